@@ -1,0 +1,61 @@
+# The one definition of what is done here; .ci/run calls these targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+EXPERIMENT ?= vae
+
+# `mlflow run` starts the first `python` on the path.
+export PATH := $(BIN):$(PATH)
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export MLFLOW_DISABLE_AGENT_HINT ?= true
+export MLFLOW_LOGGING_LEVEL ?= WARNING
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-serving lint types bench ui clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/ready ## make .venv with the pinned dependencies
+
+# conda.yaml pins every direct dependency; pip takes its lines as constraints.
+$(VENV)/ready: conda.yaml pyproject.toml
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@sed -n 's/^      - //p' conda.yaml > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)/constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+run: setup ## the main job: train, evaluate, export, check, register and promote on MNIST
+	@$(BIN)/mlflow run . --env-manager=local --experiment-name $(EXPERIMENT)
+
+test: setup ## the test suite
+	@$(BIN)/python -m pytest -q
+
+test-serving: $(VENV)-serving/ready ## the serving tests where torch and mlflow are not installed
+	@$(VENV)-serving/bin/python -m pytest -q tests/serving
+
+$(VENV)-serving/ready: conda.yaml pyproject.toml
+	@$(PYTHON) -m venv $(VENV)-serving
+	@sed -n 's/^      - //p' conda.yaml > $(VENV)-serving/constraints.txt
+	@$(VENV)-serving/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-serving/constraints.txt --editable '.[files]' pytest==9.2.0
+	@touch $@
+
+lint: setup ## style of the code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## types of the code
+	@$(BIN)/mypy
+
+bench: setup ## speed and memory, each beside the thing to beat
+	@$(BIN)/python -m tests.benchmarks
+
+ui: setup ## the MLflow UI on port 5000
+	@$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)
+
+clean: ## remove environments and caches; keeps the store and bundles
+	rm -rf $(VENV) $(VENV)-serving .mypy_cache .pytest_cache .ruff_cache build *.egg-info

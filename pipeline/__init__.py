@@ -1,0 +1,1 @@
+"""Train, evaluate, export, check, register and promote a variational autoencoder."""

@@ -1,0 +1,116 @@
+"""Render a bundle's model card: what the model is, how good, how checked, and how to call it.
+
+In: the manifest's content, the held-out metrics and, once it was checked, the parity report. Out:
+Markdown.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.bundle import SAMPLES
+
+_TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
+
+{likelihood} likelihood, latent size {latent_dim}, layers {hidden_dims}, {activation}; preset
+`{preset}`, seed {seed}.
+{picture}
+## Held-out data
+
+{rows} rows of `{source}`, in nats; ± is a standard error over rows.
+
+| quantity | value |
+|---|---|
+| ELBO | {elbo:.2f} ± {elbo_se:.2f} |
+| log-likelihood | {log_likelihood:.2f} |
+| KL | {kl:.2f} |
+| NLL ({nll_samples} importance samples) | {nll:.2f} ± {nll_se:.2f} |
+| active latents | {active_units} of {latent_dim} |
+
+## Parity of ONNX and torch
+
+{parity}
+
+## How to call it
+
+| operation | graph | inputs | outputs |
+|---|---|---|---|
+{operations}
+
+```python
+import numpy as np
+import onnxruntime
+
+encoder = onnxruntime.InferenceSession("encoder.onnx", providers=["CPUExecutionProvider"])
+decoder = onnxruntime.InferenceSession("decoder.onnx", providers=["CPUExecutionProvider"])
+z_loc, z_scale = encoder.run(None, {{"x": np.zeros({example}, np.{x_dtype})}})
+(x_loc,) = decoder.run(None, {{"z": z_loc}})
+```
+
+`x` and `x_loc` are in the data's own units: a client needs no scaler. Bounds are in nats, larger is
+better.
+
+## Origin
+
+| what | value |
+|---|---|
+| MLflow run | {run_id} |
+| git commit | {git} |
+| training rows | {train_rows}, sha256 {train_sha256} |
+| held-out rows | {rows}, sha256 {test_sha256} |
+| versions | {versions} |
+"""
+
+
+def render_card(
+    content: Mapping[str, Any], metrics: Mapping[str, Any], parity: Mapping[str, Any] | None
+) -> str:
+    """Fill the card in from the manifest's `content`, the metrics and the parity report."""
+    config = content["config"]
+    splits = content["data"]["splits"]
+    git = content["git"]
+    pictured = len(content["x_shape"]) == 2 and content["x_dtype"] == "uint8"
+    return _TEMPLATE.format(
+        **metrics,
+        shape=" by ".join(str(size) for size in content["x_shape"]),
+        x_dtype=content["x_dtype"],
+        likelihood=content["likelihood"].capitalize(),
+        latent_dim=content["latent_dim"],
+        hidden_dims="-".join(str(width) for width in config["model"]["hidden_dims"]) or "none",
+        activation=config["model"]["activation"],
+        preset=config["preset"],
+        seed=content["seed"],
+        picture=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
+        source=content["data"]["source"],
+        parity=_describe_parity(parity),
+        operations="\n".join(
+            f"| {name} | {row['graph']} | {_tensors(row['inputs'])} | {_tensors(row['outputs'])} |"
+            for name, row in content["operations"].items()
+        ),
+        example=(1, *content["x_shape"]),
+        run_id=content["run_id"],
+        git=f"{git['sha']}{' with uncommitted changes' if git['dirty'] else ''}",
+        train_rows=splits["train"]["rows"],
+        train_sha256=splits["train"]["sha256"],
+        test_sha256=splits["test"]["sha256"],
+        versions=", ".join(f"{name} {value}" for name, value in content["versions"].items()),
+    )
+
+
+def _describe_parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "Not checked yet: run `vae check`."
+    rows = parity["comparisons"]
+    return (
+        f"**{parity['verdict'].capitalize()}** on {parity['device']} "
+        f"({parity['machine']['processor']}): {len(rows)} comparisons of every output with "
+        f"torch in float64, {sum(row['passed'] for row in rows)} within the error that torch's "
+        f"float32 makes; {len(parity['weight_faults'])} weights differ. "
+        "All of them stand in `parity.json`."
+    )
+
+
+def _tensors(tensors: list[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"`{t['name']}` {t['dtype']} ({', '.join(str(axis) for axis in t['shape'])})"
+        for t in tensors
+    )

@@ -1,0 +1,232 @@
+"""The command line `vae`: wires the stages, and is the only place that does.
+
+Every command is an entry point of the same name in MLproject. Imports that take time stand inside
+the commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import promotion_cli, stages
+from pipeline.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PromoteConfig,
+    TrainConfig,
+    configure,
+)
+from pipeline.options import chosen, preset_option, settings_options
+from serving import cli as use
+from serving.cli import CONTEXT, Group, device_option, finish, say, threads_option
+from serving.errors import VaeError
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(package_name="vae-pipeline")
+def cli() -> None:
+    """Train a VAE, prove that its ONNX files are the same model, promote it, use it.
+
+    The main job is `vae run`. Each command ends stdout with one JSON line.
+    """
+
+
+@cli.command()
+@preset_option
+@settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig)
+@device_option
+@threads_option
+@promotion_cli.name_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the bundle.  [default: bundles/RUN_ID]",
+)
+@click.option("--no-promote", is_flag=True, help="Stop when the version is registered.")
+def run(
+    preset: str,
+    device: str,
+    threads: int,
+    name: str,
+    out: Path | None,
+    no_promote: bool,
+    **settings: Any,
+) -> None:
+    """Train, evaluate, export, check, register and promote.
+
+    Example: vae run --epochs 10
+    """
+    from pipeline.export import check_out
+    from pipeline.registry import register_bundle
+    from pipeline.tracking import FIGURES, tracked_run
+
+    started = time.perf_counter()
+    gate = stages.gate_settings(settings)
+    config = configure(preset, **chosen(settings))
+    if out is not None:
+        check_out(out)
+    decision = None
+    with tracked_run(run_id=stages.project_run()) as tracked:
+        trained = stages.train(tracked, config, device, threads)
+        out = out or Path("bundles", tracked.run_id)
+        bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
+        bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
+        tracked.log_json("parity.json", report.to_json())
+        stages.raise_unless_equal(report)
+        version = register_bundle(tracked, bundle, name)
+        tracked.set_tags({"model.version": version})
+        if not no_promote:
+            decision = stages.promote(name, version, gate, threads, trained.dataset.test)
+        figures = tracked.artifact_place(FIGURES)
+    stages.say_summary(name, version, trained.metrics, decision, figures)
+    finish(
+        {
+            **stages.outcome(tracked.run_id, trained.metrics, started),
+            "version": version,
+            "parity": "passed",
+            "decision": decision.decision if decision else None,
+            "bundle": str(bundle.path),
+        }
+    )
+    stages.raise_unless_promoted(decision)
+
+
+@cli.command()
+@preset_option
+@settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig)
+@device_option
+@threads_option
+def train(preset: str, device: str, threads: int, **settings: Any) -> None:
+    """Train a model and evaluate it on held-out data, as an MLflow run.
+
+    Example: vae train --preset example --epochs 10
+    """
+    from pipeline.tracking import tracked_run
+
+    started = time.perf_counter()
+    config = configure(preset, **chosen(settings))
+    with tracked_run(run_id=stages.project_run()) as tracked:
+        metrics = stages.train(tracked, config, device, threads).metrics
+    say(f"next: vae export --run-id {tracked.run_id} --out bundle")
+    finish(stages.outcome(tracked.run_id, metrics, started))
+
+
+@cli.command()
+@click.option("--run-id", help="The training run.")
+@click.option("--model", "reference", help="A bundle folder or models:/…, instead of a run.")
+@settings_options(EvaluateConfig)
+@use.seed_option
+@stages.data_option
+@device_option
+@threads_option
+def evaluate(
+    run_id: str | None,
+    reference: str | None,
+    nll_samples: int | None,
+    seed: int,
+    source: str | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Evaluate a trained model on its held-out data.
+
+    Example: vae evaluate --model models:/vae@champion --nll-samples 1000
+    """
+    from pipeline.checkpoint import checkpoint_of
+    from serving.source import open_source
+
+    started = time.perf_counter()
+    if (run_id is None) == (reference is None):
+        raise click.UsageError("give either --run-id or --model")
+    if reference is not None:
+        checkpoint = checkpoint_of(open_source(reference).bundle)
+    else:
+        checkpoint, _ = stages.fetch_checkpoint(str(run_id))
+    test = stages.load_data(checkpoint.config, checkpoint.data, source).test
+    samples = nll_samples or checkpoint.config.evaluate.nll_samples
+    metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
+    finish(stages.outcome(checkpoint.run_id, metrics, started))
+
+
+@cli.command()
+@click.option("--run-id", required=True, help="The training run.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@stages.data_option
+def export(run_id: str, out: Path, source: str | None) -> None:
+    """Export a run's model as a bundle of ONNX graphs.
+
+    Example: vae export --run-id 0a1b… --out bundle
+    """
+    from pipeline.export import check_out
+
+    check_out(out)
+    checkpoint, metrics = stages.fetch_checkpoint(run_id)
+    dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
+    bundle = stages.export(out, checkpoint, metrics, dataset)
+    say(f"next: vae check {out}")
+    finish({"bundle": str(out), "digest": bundle.manifest.digest})
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@stages.data_option
+@device_option
+@threads_option
+def check(bundle: Path, source: str | None, device: str, threads: int) -> None:
+    """Compare every output of a bundle's graphs with torch, and keep the report in it.
+
+    Example: vae check bundle
+    """
+    from pipeline.checkpoint import checkpoint_of
+    from serving.bundle import CARD, PARITY, open_bundle
+
+    opened = open_bundle(bundle, unsealed=(PARITY, CARD))
+    checkpoint = checkpoint_of(opened)
+    dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
+    opened, report = stages.check(opened, checkpoint, dataset, device, threads)
+    finish(
+        {
+            "bundle": str(bundle),
+            "digest": opened.manifest.digest,
+            "parity": "passed" if report.passed else "failed",
+            "report": str(bundle / PARITY),
+        }
+    )
+    stages.raise_unless_equal(report)
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at this machine: what is missing, and the command that mends it.
+
+    Example: vae doctor
+    """
+    from pipeline.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        mark = {"ok": " ok ", "warning": "warn", "failed": "FAIL"}[finding.status]
+        say(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
+        if finding.mend:
+            say(f"      {'':<{width}}  → {finding.mend}")
+    failed = [finding.subject for finding in findings if finding.status == "failed"]
+    finish({"ok": not failed, "failed": failed})
+    if failed:
+        raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
+
+
+for command in (*promotion_cli.COMMANDS, use.sample, use.reconstruct, use.score):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    use.run_command(cli)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Every default, its help text and its limits; presets by name.
+
+Command-line options, MLproject entry points and the README derive from these classes or are
+checked against them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_type_hints
+
+from serving.errors import UsageRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Help text and limits of one setting."""
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+    open_min: bool = False
+    """Whether `min` itself is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which data, and how it is split."""
+
+    data: Annotated[
+        str, Option("mnist, a folder in MNIST's IDX layout, or an .npy or .npz file")
+    ] = "mnist"
+    valid_fraction: Annotated[
+        float, Option("part of the training rows kept for early stopping", min=0, max=0.5)
+    ] = 0.1
+    test_fraction: Annotated[
+        float,
+        Option("part held out for the report, where the data has no test set", min=0.001, max=0.5),
+    ] = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The networks and the likelihood."""
+
+    likelihood: Annotated[
+        Literal["auto", "bernoulli", "gaussian"],
+        Option("p(x given z); auto: bernoulli for bytes and [0, 1], else gaussian"),
+    ] = "auto"
+    hidden_dims: Annotated[
+        tuple[int, ...], Option("widths of the encoder's layers, the decoder mirrors them", min=1)
+    ] = (512,)
+    latent_dim: Annotated[int, Option("size of z", min=1)] = 32
+    activation: Annotated[
+        Literal["relu", "tanh", "silu", "gelu"], Option("activation between layers")
+    ] = "silu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The optimisation: Adam on the negative ELBO."""
+
+    epochs: Annotated[int, Option("passes over the training rows, at most", min=1)] = 20
+    batch_size: Annotated[int, Option("rows a step", min=1)] = 200
+    learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
+    schedule: Annotated[Literal["constant", "cosine"], Option("course of the learning rate")] = (
+        "cosine"
+    )
+    kl_weight: Annotated[float, Option("weight of the KL in the loss", min=0)] = 1.0
+    patience: Annotated[
+        int, Option("stop after so many epochs without a better validation ELBO", min=1)
+    ] = 5
+    seed: Annotated[int, Option("seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """The held-out report."""
+
+    nll_samples: Annotated[
+        int, Option("importance samples a row for the NLL", min=1, max=100_000)
+    ] = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteConfig:
+    """The gate."""
+
+    margin: Annotated[
+        float, Option("nats by which the candidate's held-out ELBO may be lower", min=0)
+    ] = 0.0
+    gate_samples: Annotated[int, Option("noise draws a row when the gate scores", min=1)] = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All that determines a trained model, apart from the code."""
+
+    preset: str = "default"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """The settings by dotted name, as MLflow shows them."""
+        rows: dict[str, Any] = {"preset": self.preset}
+        for section, values in self.to_json().items():
+            if isinstance(values, dict):
+                rows |= {f"{section}.{name}": value for name, value in values.items()}
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings in JSON's own types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Config":
+        """The settings that `to_json` wrote."""
+        model = {**content["model"], "hidden_dims": tuple(content["model"]["hidden_dims"])}
+        return cls(
+            preset=content["preset"],
+            data=DataConfig(**content["data"]),
+            model=ModelConfig(**model),
+            train=TrainConfig(**content["train"]),
+            evaluate=EvaluateConfig(**content["evaluate"]),
+        )
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "seed": {
+        "hidden_dims": (128, 64),
+        "latent_dim": 20,
+        "activation": "relu",
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+    },
+    "example": {
+        "hidden_dims": (400,),
+        "latent_dim": 20,
+        "activation": "relu",
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "epochs": 10,
+        "valid_fraction": 0.0,
+    },
+}
+"""`seed`: 784-128-64-20. `example`: pytorch/examples' VAE, on all training rows, last weights."""
+
+
+def configure(preset: str = "default", **settings: Any) -> Config:
+    """Build the settings of a preset, with those given instead of its own."""
+    if preset not in PRESETS:
+        raise UsageRefused(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    chosen = {**PRESETS[preset], **settings}
+    config = Config(preset=preset)
+    for section in ("data", "model", "train", "evaluate"):
+        part = getattr(config, section)
+        names = {item.name for item in fields(part)} & chosen.keys()
+        part = replace(part, **{name: chosen.pop(name) for name in names})
+        config = replace(config, **{section: part})
+    if chosen:
+        raise UsageRefused(f"no such setting: {', '.join(chosen)}")
+    return config
+
+
+def settings_of(section: type) -> Iterator[tuple[str, Any, Option, Any]]:
+    """Name, type, option and default of every setting in a section."""
+    hints = get_type_hints(section, include_extras=True)
+    for item in fields(section):
+        annotated = hints[item.name]
+        yield item.name, annotated.__origin__, annotated.__metadata__[0], item.default
+
+
+def preset_settings() -> set[str]:
+    """Names of the settings that some preset changes."""
+    return {name for preset in PRESETS.values() for name in preset}

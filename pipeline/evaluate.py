@@ -1,0 +1,98 @@
+"""Evaluate a model on held-out rows: ELBO, its terms, the NLL and the active units.
+
+In: a model, rows, the number of importance samples and a seed. Out: `Metrics`, in nats.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import TrainingDiverged
+from pipeline.model import VAE
+from pipeline.objective import terms
+
+ROWS_PER_CHUNK = 256
+SAMPLES_PER_CHUNK = 16
+"""Together they bound memory: 4,096 decoded rows at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Means over rows in nats; `_se` is a standard error over rows."""
+
+    rows: int
+    elbo: float
+    elbo_se: float
+    log_likelihood: float
+    kl: float
+    nll: float
+    """-log p(x), from `nll_samples` importance samples a row; an upper bound in the mean."""
+    nll_se: float
+    nll_samples: int
+    active_units: int
+    """Latents whose posterior mean varies over rows by more than 0.01 (Burda et al., 2016)."""
+
+    def numbers(self, prefix: str) -> dict[str, float]:
+        """What MLflow shows as metrics, by prefixed name."""
+        return {f"{prefix}{name}": float(value) for name, value in self.to_json().items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics by name."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: VAE, x: NDArray[Any], *, nll_samples: int, seed: int, device: str = "cpu"
+) -> Metrics:
+    """Average the ELBO over all samples of a row; the NLL weighs the same samples.
+
+    Raises:
+        TrainingDiverged: a metric is not finite.
+    """
+    model = model.to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    chunks = [
+        _evaluate_rows(model, rows.to(device), nll_samples, generator)
+        for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK)
+    ]
+    log_likelihood, kl, log_p, z_loc = (
+        torch.cat(values).double() for values in zip(*chunks, strict=True)
+    )
+    elbo = log_likelihood - kl
+    root = len(x) ** 0.5
+    metrics = Metrics(
+        rows=len(x),
+        elbo=elbo.mean().item(),
+        elbo_se=elbo.std(correction=0).item() / root,
+        log_likelihood=log_likelihood.mean().item(),
+        kl=kl.mean().item(),
+        nll=-log_p.mean().item(),
+        nll_se=log_p.std(correction=0).item() / root,
+        nll_samples=nll_samples,
+        active_units=int((z_loc.var(0, correction=0) > 0.01).sum()),
+    )
+    model.cpu()
+    if not np.isfinite([value for value in metrics.to_json().values()]).all():
+        raise TrainingDiverged(f"a held-out metric is not finite: {metrics.to_json()}")
+    return metrics
+
+
+def _evaluate_rows(
+    model: VAE, x: Tensor, nll_samples: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Mean log_likelihood, kl and the estimate of log p(x), each (rows,); and z_loc."""
+    log_likelihood = torch.zeros(len(x), device=x.device)
+    log_sum = torch.full((len(x),), -torch.inf, device=x.device)
+    for start in range(0, nll_samples, SAMPLES_PER_CHUNK):
+        samples = min(SAMPLES_PER_CHUNK, nll_samples - start)
+        eps = torch.randn(len(x), samples, model.latent_dim, generator=generator, device=x.device)
+        row_terms = terms(model, x, eps)
+        log_likelihood += row_terms.log_likelihood.sum(-1)
+        log_sum = torch.logaddexp(log_sum, row_terms.log_weights().logsumexp(-1))
+    log_p = log_sum - float(np.log(nll_samples))
+    return log_likelihood / nll_samples, row_terms.kl, log_p, model.encode(x).loc

@@ -1,0 +1,53 @@
+"""The ELBO and the importance-weighted bound, as one value a row, in nats, larger is better.
+
+Kingma & Welling (2014), equation 3: elbo = E_q[log p(x given z)] - KL(q(z given x), p(z)).
+Burda et al. (2016), equation 8: iw_elbo = log mean_k p(x, z_k) / q(z_k given x).
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pipeline.model import VAE
+
+
+class Terms(NamedTuple):
+    """Every quantity that a bound is made of."""
+
+    log_likelihood: Tensor
+    """log p(x given z_k), (batch, num_samples)."""
+    log_ratio: Tensor
+    """log p(z_k) - log q(z_k given x), (batch, num_samples)."""
+    kl: Tensor
+    """KL(q(z given x), p(z)), (batch,), in closed form."""
+
+    def elbo(self) -> Tensor:
+        """The bound with the closed-form KL, (batch,)."""
+        return self.log_likelihood.mean(-1) - self.kl
+
+    def log_weights(self) -> Tensor:
+        """Log p(x, z_k) - log q(z_k given x), (batch, num_samples)."""
+        return self.log_likelihood + self.log_ratio
+
+    def iw_elbo(self) -> Tensor:
+        """The bound over all samples together, (batch,); with one sample, an ELBO."""
+        weights = self.log_weights()
+        top = weights.amax(-1, keepdim=True)
+        return (weights - top).exp().mean(-1).log() + top.squeeze(-1)
+
+
+def terms(model: VAE, x: Tensor, eps: Tensor) -> Terms:
+    """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim)."""
+    rows = model.px.standardize(x)
+    qz = model.encoder(rows)
+    z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
+    params = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
+    log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
+    # log N(z; 0, 1) - log N(z; loc, scale²); the constants cancel
+    log_ratio = ((eps.square() - z.square()) / 2 + qz.log_scale.unsqueeze(1)).sum(-1)
+    return Terms(log_likelihood, log_ratio, qz.kl())
+
+
+def loss(row_terms: Terms, kl_weight: float) -> Tensor:
+    """What training minimises: a mean over the batch, whose size then scales no gradient."""
+    return -(row_terms.log_likelihood.mean(-1) - kl_weight * row_terms.kl).mean()

@@ -1,0 +1,84 @@
+"""Click options from the config dataclasses, so that no default or help text is written twice."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from pipeline.config import PRESETS, Option, preset_settings, settings_of
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Comma-separated layer widths; an empty string is no layer."""
+
+    name = "widths"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Read `512,256`."""
+        try:
+            widths = tuple(int(part) for part in value.split(",")) if value else ()
+        except ValueError:
+            self.fail(f"{value!r} is no list of widths such as 512,256", param, ctx)
+        if any(width < 1 for width in widths):
+            self.fail(f"widths must be at least 1, got {value!r}", param, ctx)
+        return widths
+
+
+def settings_options(*sections: type) -> Decorator:
+    """Add an option for every setting of the sections; one not given is None: the preset's."""
+    settings = [setting for section in sections for setting in settings_of(section)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, kind, option, default in reversed(settings):
+            function = click.option(
+                f"--{name.replace('_', '-')}",
+                type=_click_type(kind, option),
+                default=None,
+                help=f"{option.help}  [default: {_describe_default(name, default)}]",
+            )(function)
+        return function
+
+    return decorate
+
+
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="A named set of settings; options given beside it win.",
+)
+
+
+def chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _describe_default(name: str, default: Any) -> str:
+    shown = (
+        ",".join(map(str, default))
+        if isinstance(default, tuple)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )
+    return f"{shown}, or the preset's" if name in preset_settings() else shown
+
+
+def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if get_origin(kind) is tuple:
+        return Widths()
+    if kind is int:
+        return click.IntRange(_whole(option.min), _whole(option.max))
+    if kind is float:
+        return click.FloatRange(option.min, option.max, min_open=option.open_min)
+    return click.STRING
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)

@@ -1,0 +1,108 @@
+"""The operations in torch: what the graphs are exported from, and what they are compared with.
+
+In: a model and arrays. Out: arrays of float64 or float32, and the error that float32 itself makes.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.model import VAE
+from pipeline.objective import terms
+from serving.noise import draw_rows
+from serving.operations import Operation
+
+Array = NDArray[Any]
+EPS = 2.0**-23
+"""Distance from 1 to the next float32."""
+
+
+def _encode(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
+    qz = model.encode(x)
+    return qz.loc, qz.scale
+
+
+def _decode(model: VAE, z: Tensor) -> tuple[Tensor, ...]:
+    return (model.decode(z),)
+
+
+def _reconstruct(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
+    return (model.decode(model.encode(x).loc),)
+
+
+def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+    row_terms = terms(model, x, eps)
+    log_likelihood = row_terms.log_likelihood.mean(-1)
+    return row_terms.elbo(), log_likelihood, row_terms.kl, row_terms.iw_elbo()
+
+
+FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
+    "encode": _encode,
+    "decode": _decode,
+    "reconstruct": _reconstruct,
+    "sample": _decode,
+    "score": _score,
+}
+"""What each operation computes, its outputs in the operation table's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How far float32 results may be from the float64 reference: derived, not picked.
+
+    Four times the largest error that torch's own float32 makes on the same rows, and twice its root
+    mean square; both with a floor of a few roundings of the largest value.
+    """
+
+    max: float
+    rms: float
+
+    @classmethod
+    def from_noise(cls, exact: Array, rounded: Array) -> "Budget":
+        """Measure the noise floor of one output, (rows, …)."""
+        error = np.abs(rounded - exact)
+        return cls(
+            max=4 * max(float(error.max()), 8 * EPS * float(np.abs(exact).max())),
+            rms=2 * max(rms(error), EPS * rms(exact)),
+        )
+
+    def wider(self, other: "Budget") -> "Budget":
+        """The larger of two: few rows can be lucky, and few rows can be hard."""
+        return Budget(max(self.max, other.max), max(self.rms, other.rms))
+
+
+@torch.no_grad()
+def run_reference(
+    model: VAE, operation: Operation, inputs: Mapping[str, Array], dtype: torch.dtype
+) -> dict[str, Array]:
+    """Run one operation of the eager module in `dtype`."""
+    model = copy.deepcopy(model).to(dtype)
+    tensors = (torch.from_numpy(np.array(inputs[tensor.name])) for tensor in operation.inputs)
+    outputs = FUNCTIONS[operation.name](
+        model, *(t.to(dtype) if t.is_floating_point() else t for t in tensors)
+    )
+    return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}
+
+
+def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:
+    """Inputs of one operation for the rows `x`: noise stands for every latent."""
+    inputs: dict[str, Array] = {}
+    for tensor in operation.inputs:
+        if tensor.name == "x":
+            inputs["x"] = x
+        else:
+            shape = [num_samples if axis == "num_samples" else axis for axis in tensor.shape[1:]]
+            width = int(np.prod([int(size) for size in shape]))
+            inputs[tensor.name] = draw_rows(seed, 0, len(x), width).reshape(len(x), *shape)
+    return inputs
+
+
+def rms(values: Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,0 +1,123 @@
+"""The MLflow registry: one registered model, one version a bundle.
+
+In: a sealed bundle whose parity passed on this machine. Out: a version with the alias `candidate`.
+Its tags carry the lineage, so that it outlives the run. Raises `ParityFailed`, and then nothing is
+registered.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import serving
+from pipeline.errors import ParityFailed
+from pipeline.parity import parity_faults
+from pipeline.tracking import Run
+from serving.bundle import METRICS, Bundle, Manifest
+from serving.source import ARTIFACT, DIGEST_TAG, store_errors
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+
+_CODE = Path(serving.__file__).parent / "pyfunc_model.py"
+
+
+def register_bundle(run: Run, bundle: Bundle, name: str) -> str:
+    """Register a bundle as a version of `name` and make it the candidate.
+
+    A bundle that is registered already keeps its version.
+    """
+    if faults := parity_faults(bundle):
+        raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
+    with store_errors():
+        _create_model(run, name)
+        version = _find_version(run, name, bundle.manifest.digest)
+        if version is None:
+            version = _create_version(run, bundle, name)
+        run.client.set_registered_model_alias(name, CANDIDATE, version)
+    return version
+
+
+def lineage_tags(bundle: Bundle) -> dict[str, str]:
+    """What a version must still say when its run is gone."""
+    manifest = bundle.manifest
+    splits = manifest.data["splits"]
+    return {
+        DIGEST_TAG: manifest.digest,
+        "run.id": str(manifest.run_id),
+        "git.sha": str(manifest.git["sha"]),
+        "git.dirty": str(manifest.git["dirty"]),
+        "data.source": str(manifest.data["source"]),
+        **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
+        "parity.status": "passed",
+        "elbo": str(bundle.read_json(METRICS)["elbo"]),
+    }
+
+
+def _create_model(run: Run, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run.client.create_registered_model(name)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _find_version(run: Run, name: str, digest: str) -> str | None:
+    query = f"name='{name}' and tags.`{DIGEST_TAG}`='{digest}'"
+    found = run.client.search_model_versions(query)
+    return str(found[0].version) if found else None
+
+
+def _create_version(run: Run, bundle: Bundle, name: str) -> str:
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # the artifact is stored under its folder's own name
+        folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(_CODE),
+            artifacts={"bundle": str(folder)},
+            signature=_signature(bundle.manifest),
+            input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
+            pip_requirements=_requirements(),
+            metadata={DIGEST_TAG: bundle.manifest.digest},
+        )
+    version = run.client.create_model_version(
+        name,
+        f"models:/{info.model_id}",
+        run_id=run.run_id,
+        tags=lineage_tags(bundle),
+        description=(bundle.path / "MODEL_CARD.md").read_text(),
+        model_id=info.model_id,
+    )
+    return str(version.version)
+
+
+def _signature(manifest: Manifest) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    x = TensorSpec(np.dtype(manifest.x_dtype), (-1, *manifest.x_shape), "x")
+    params = ParamSchema(
+        [
+            ParamSpec("operation", DataType.string, "reconstruct"),
+            ParamSpec("num_samples", DataType.long, 1),
+            ParamSpec("seed", DataType.long, 0),
+        ]
+    )
+    return ModelSignature(inputs=Schema([x]), params=params)
+
+
+def _requirements() -> list[str]:
+    import mlflow
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    runtime = "onnxruntime-gpu" if gpu else "onnxruntime"
+    packages = {"mlflow": mlflow, "numpy": np, runtime: onnxruntime}
+    return [f"{package}=={module.__version__}" for package, module in packages.items()]

@@ -1,0 +1,281 @@
+"""The stages as the command line runs them: with tracking, progress and words for a person.
+
+Each function takes what the one before it gave. Imports that take time stand inside.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.config import Config, PromoteConfig
+from pipeline.errors import GateRefused, ParityFailed, Stale
+from serving.cli import progress, say
+from serving.errors import DataRefused, DeviceUnavailable
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.data import Dataset, Split
+    from pipeline.evaluate import Metrics
+    from pipeline.model import VAE
+    from pipeline.parity import ParityReport
+    from pipeline.promotion import Decision
+    from pipeline.tracking import Run
+    from pipeline.train import TrainResult
+    from serving.bundle import Bundle, Manifest
+    from serving.engine import Device
+
+data_option = click.option(
+    "--data",
+    "source",
+    default=None,
+    help="Where the model's data is now.  [default: where it was in training]",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training hands on."""
+
+    checkpoint: "Checkpoint"
+    metrics: "Metrics"
+    dataset: "Dataset"
+
+
+def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
+    """Train, evaluate and draw, logging all of it to the run."""
+    from pipeline.checkpoint import Checkpoint, save_checkpoint
+    from pipeline.tracking import CHECKPOINT, FIGURES, describe_system, git_state
+
+    device = torch_device(device, threads)
+    dataset = load_data(config)
+    git = git_state()
+    run.log_params(config.flat())
+    run.set_tags(
+        {
+            **{f"git.{key}": value for key, value in git.items()},
+            **describe_system(device, threads),
+            **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
+        }
+    )
+    run.log_json("config.json", config.to_json())
+    result = _fit(run, dataset, config, device)
+    checkpoint = Checkpoint(
+        model=result.model,
+        config=config,
+        x_dtype=str(dataset.train.x.dtype),
+        likelihood=result.likelihood,
+        data=dataset.describe(),
+        git=git,
+        run_id=run.run_id,
+    )
+    metrics = evaluate(
+        result.model, dataset.test, config.evaluate.nll_samples, config.train.seed, device, threads
+    )
+    run.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
+    run.log_json("metrics.json", metrics.to_json())
+    with tempfile.TemporaryDirectory() as temporary:
+        save_checkpoint(Path(temporary), checkpoint)
+        run.log_folder(Path(temporary), CHECKPOINT)
+    with tempfile.TemporaryDirectory() as temporary:
+        from pipeline.figures import draw_figures
+
+        draw_figures(Path(temporary), result.model, result.history, dataset.test.x)
+        run.log_folder(Path(temporary), FIGURES)
+    return Trained(checkpoint, metrics, dataset)
+
+
+def _fit(run: "Run", dataset: "Dataset", config: Config, device: str) -> "TrainResult":
+    from pipeline import train as training
+
+    epochs = config.train.epochs
+    say(
+        f"training on {len(dataset.train.x):,} rows of {config.data.data} for at most {epochs} "
+        f"epochs, on {device}; preset {config.preset}"
+    )
+    steps = epochs * training.steps_per_epoch(dataset, config)
+    started = time.perf_counter()
+    with progress(steps, "training") as bar:
+
+        def log(epoch: int, metrics: Mapping[str, float]) -> None:
+            run.log_metrics(metrics, step=epoch)
+            held = f"  valid {metrics['valid_elbo']:.2f}" if "valid_elbo" in metrics else ""
+            seconds = time.perf_counter() - started
+            bar.say(
+                f"epoch {epoch}/{epochs}  elbo {metrics['elbo']:.2f}{held}  "
+                f"kl {metrics['kl']:.2f}  {seconds:.0f} s"
+            )
+
+        result = training.train(dataset, config, device=device, log=log, tick=bar.advance)
+    run.log_metrics({"best_epoch": result.best_epoch, "train_seconds": result.seconds})
+    return result
+
+
+def evaluate(
+    model: "VAE", test: "Split", nll_samples: int, seed: int, device: str, threads: int
+) -> "Metrics":
+    """Evaluate on held-out rows and say the figures."""
+    from pipeline.evaluate import evaluate as evaluate_rows
+
+    device = torch_device(device, threads)
+    say(f"evaluating {len(test.x):,} held-out rows with {nll_samples} samples each")
+    metrics = evaluate_rows(model, test.x, nll_samples=nll_samples, seed=seed, device=device)
+    say(
+        f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
+        f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
+        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active"
+    )
+    return metrics
+
+
+def export(out: Path, checkpoint: "Checkpoint", metrics: "Metrics", dataset: "Dataset") -> "Bundle":
+    """Write the bundle."""
+    from pipeline.export import export_bundle
+
+    say(f"exporting to {out}")
+    return export_bundle(out, checkpoint, metrics.to_json(), dataset.test.x)
+
+
+def check(
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: str, threads: int
+) -> "tuple[Bundle, ParityReport]":
+    """Check parity, print the table and seal the report into the bundle."""
+    from pipeline.manifest import add_report
+    from pipeline.parity import check_parity
+
+    where: Device = "cuda" if torch_device(device, threads) == "cuda" else "cpu"
+    say(f"checking parity with torch on {where}")
+    report = check_parity(bundle, checkpoint.model, dataset.test.x, device=where, threads=threads)
+    say(report.table())
+    return add_report(bundle, report.to_json()), report
+
+
+def promote(
+    name: str,
+    version: str,
+    gate: PromoteConfig,
+    threads: int,
+    test: "Split | None" = None,
+    source: str | None = None,
+) -> "Decision":
+    """Put a version through the gate; `test` are its held-out rows if they are loaded already."""
+    from pipeline import promotion
+
+    def load_test(manifest: "Manifest") -> "Split":
+        return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
+
+    say(f"deciding on {name} version {version}")
+    decision = promotion.promote(name, version, load_test, gate, threads=threads)
+    say(f"{decision.decision}: {'; '.join(decision.reasons)}")
+    return decision
+
+
+def load_data(
+    config: Config, known: Mapping[str, Any] | None = None, source: str | None = None
+) -> "Dataset":
+    """Load the data of a config; where digests are `known`, data that differs is refused."""
+    from pipeline.data import load_dataset
+
+    data = replace(config.data, data=source) if source else config.data
+    dataset = load_dataset(
+        data.data, valid_fraction=data.valid_fraction, test_fraction=data.test_fraction
+    )
+    if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
+        raise DataRefused(
+            f"{data.data} is not the data that the model was trained with: its test split is "
+            f"{dataset.test.sha256[:12]}, the model's {known['splits']['test']['sha256'][:12]}"
+        )
+    return dataset
+
+
+def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
+    """The model that a training run logged, and its held-out metrics."""
+    from pipeline.checkpoint import load_checkpoint
+    from pipeline.evaluate import Metrics
+    from pipeline.tracking import CHECKPOINT, fetch_artifact, fetch_json
+
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = load_checkpoint(fetch_artifact(run_id, CHECKPOINT, Path(temporary)))
+    return checkpoint, Metrics(**fetch_json(run_id, "metrics.json"))
+
+
+def torch_device(device: str, threads: int) -> str:
+    """`cpu` or `cuda`; `auto` takes CUDA where there is one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cpu":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "auto":
+        return "cpu"
+    missing = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
+    raise DeviceUnavailable(
+        f"device cuda is not available: torch {torch.__version__} {missing}; use --device cpu"
+    )
+
+
+def project_run() -> str | None:
+    """Id of the run that `mlflow run` made for this process."""
+    return os.environ.get("MLFLOW_RUN_ID")
+
+
+def gate_settings(settings: dict[str, Any]) -> PromoteConfig:
+    """Take the gate's settings out of `settings`."""
+    names = [item.name for item in fields(PromoteConfig)]
+    given = {name: settings.pop(name) for name in names}
+    return PromoteConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def outcome(run_id: str | None, metrics: "Metrics", started: float) -> dict[str, Any]:
+    """The figures that `run`, `train` and `evaluate` print."""
+    return {
+        "run_id": run_id,
+        "elbo": metrics.elbo,
+        "nll": metrics.nll,
+        "log_likelihood": metrics.log_likelihood,
+        "kl": metrics.kl,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def say_summary(
+    name: str, version: str, metrics: "Metrics", decision: "Decision | None", figures: str
+) -> None:
+    """The end of the main job: what is live now, how good it is, what to do next."""
+    promoted = decision is not None and decision.decision == "promoted"
+    model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
+    live = f"is now champion of {name}" if promoted else f"of {name} is registered as candidate"
+    say(
+        f"""
+version {version} {live}
+  held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
+  parity        passed
+  pictures      {figures}
+
+try next:
+  vae sample --model {model} --count 64 --seed 7 --out grid.png
+  vae history --name {name}
+  make ui
+"""
+    )
+
+
+def raise_unless_equal(report: "ParityReport") -> None:
+    """End with exit code 4 where parity failed."""
+    if not report.passed:
+        raise ParityFailed(f"parity failed: {report.faults()[0]}")
+
+
+def raise_unless_promoted(decision: "Decision | None") -> None:
+    """End with exit code 5 or 6 where the champion did not move."""
+    if decision is None or decision.decision == "promoted":
+        return
+    kind = Stale if decision.decision == "stale" else GateRefused
+    raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")

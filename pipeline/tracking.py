@@ -1,0 +1,164 @@
+"""MLflow runs: open or adopt one, log to it, and close it with the right status.
+
+In: the name of an experiment and, under `mlflow run`, the id of the run to adopt. A run that is
+interrupted ends as KILLED, one that fails as FAILED.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import VaeError
+from serving.source import connect, store_errors
+from serving.threads import available_cores
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "vae"
+CHECKPOINT = "checkpoint"
+FIGURES = "figures"
+"""Artifact folders of a training run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open MLflow run."""
+
+    client: "MlflowClient"
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log settings; those that `mlflow run` has logged already keep its spelling."""
+        from mlflow.entities import Param
+
+        with store_errors():
+            known = self.client.get_run(self.run_id).data.params
+            new = [Param(key, str(value)) for key, value in params.items() if key not in known]
+            self.client.log_batch(self.run_id, params=new)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics in one write."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        values = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        with store_errors():
+            self.client.log_batch(self.run_id, metrics=values)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags in one write."""
+        from mlflow.entities import RunTag
+
+        with store_errors():
+            values = [RunTag(key, str(value)) for key, value in tags.items()]
+            self.client.log_batch(self.run_id, tags=values)
+
+    def log_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Log a JSON artifact."""
+        with store_errors():
+            self.client.log_text(self.run_id, json.dumps(content, indent=1), name)
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Log every file of a folder under `name`."""
+        with store_errors():
+            self.client.log_artifacts(self.run_id, str(folder), name)
+
+    def artifact_place(self, name: str) -> str:
+        """Where a person finds an artifact: a path for a local store, else its URI."""
+        uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{name}"
+        return uri.removeprefix("file://")
+
+
+@contextmanager
+def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[Run]:
+    """Open a new run in `experiment`, or the run `run_id`, and close it when the block ends."""
+    client = connect()
+    import mlflow
+
+    with store_errors():
+        experiment_id = None if run_id else open_experiment(client, experiment)
+        mlflow.start_run(run_id=run_id, experiment_id=experiment_id)
+        active = mlflow.active_run()
+    status = "FAILED"
+    try:
+        yield Run(client, active.info.run_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with store_errors():
+            mlflow.end_run(status)
+
+
+def open_experiment(client: "MlflowClient", name: str) -> str:
+    """Id of the experiment; a new one on an sqlite store keeps its artifacts beside the store."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    store = os.environ["MLFLOW_TRACKING_URI"]
+    location = None
+    if store.startswith("sqlite:///") and "?" not in store:
+        database = Path(store.removeprefix("sqlite:///")).absolute()
+        location = (database.parent / "mlartifacts" / name).as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another process was first
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
+    """Download a run's artifact into `folder`; raises `VaeError` where the run has none."""
+    client = connect()
+    with store_errors():
+        if not any(item.path == name for item in client.list_artifacts(run_id)):
+            raise VaeError(f"run {run_id} has no {name}: did its training finish?")
+        return Path(client.download_artifacts(run_id, name, str(folder)))
+
+
+def fetch_json(run_id: str, name: str) -> Any:
+    """Read a run's JSON artifact."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return json.loads(fetch_artifact(run_id, name, Path(temporary)).read_bytes())
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source tree, and whether it has uncommitted changes."""
+    sha = _git("rev-parse", "HEAD")
+    return {"sha": sha or "unknown", "dirty": bool(sha and _git("status", "--porcelain"))}
+
+
+def describe_system(device: str, threads: int) -> dict[str, Any]:
+    """What the speed of a run depends on."""
+    import torch
+
+    return {
+        "system.platform": platform.platform(),
+        "system.python": platform.python_version(),
+        "system.torch": torch.__version__,
+        "system.cores": available_cores(),
+        "system.threads": threads,
+        "system.device": device,
+    }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,157 @@
+"""Read and verify a bundle: a directory of ONNX graphs and the manifest that seals them.
+
+In: a directory. Out: a `Bundle`. Anything missing, damaged or not listed raises
+`VerificationFailed` and names the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import VerificationFailed
+from serving.operations import Operation, operation_table
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PARITY = "parity.json"
+CARD = "MODEL_CARD.md"
+GOLDEN = "golden.npz"
+WEIGHTS = "weights.pt"
+METRICS = "metrics.json"
+SAMPLES = "samples.png"
+GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")
+REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle says of itself; `digest` names all of it, files included."""
+
+    schema_version: int
+    digest: str
+    files: Mapping[str, Mapping[str, Any]]
+    """sha256 and bytes of every file but the manifest."""
+    x_shape: tuple[int, ...]
+    x_dtype: str
+    latent_dim: int
+    likelihood: str
+    operations: Mapping[str, Any]
+    opset: int
+    versions: Mapping[str, str]
+    run_id: str | None
+    git: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A directory whose files are those of its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """The operations of this model, by name."""
+        return operation_table(
+            self.manifest.x_shape, self.manifest.x_dtype, self.manifest.latent_dim
+        )
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """A few inputs and what torch made of them: the self-check at load."""
+        with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def read_json(self, name: str) -> Any:
+        """Read one of the JSON files, `metrics.json` for example."""
+        return json.loads((self.path / name).read_bytes())
+
+
+def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
+    """Verify every file and open the bundle; files in `unsealed` may differ or be absent."""
+    manifest = read_manifest(path)
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise VerificationFailed(f"{path} is not complete: the manifest lists no {name}")
+    for name, entry in manifest.files.items():
+        if name not in unsealed:
+            _verify_file(path / name, entry)
+    present = {file.name for file in path.iterdir()}
+    for name in sorted(present - {*manifest.files, MANIFEST, *unsealed}):
+        raise VerificationFailed(f"{path / name} is not in the manifest: remove it")
+    bundle = Bundle(path, manifest)
+    if manifest.operations != describe_operations(bundle.operations):
+        raise VerificationFailed(f"{path / MANIFEST}: the operation table does not fit x_shape")
+    return bundle
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the bundle at `path` and check its digest."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise VerificationFailed(f"{path} is no bundle: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as err:
+        raise VerificationFailed(f"cannot read {path / MANIFEST}: {err}") from err
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise VerificationFailed(
+            f"{path / MANIFEST} is not of schema version {SCHEMA_VERSION}: "
+            "read it with the version of vae-pipeline that wrote it"
+        )
+    if content.get("digest") != manifest_digest(content):
+        raise VerificationFailed(f"{path / MANIFEST} was changed after it was sealed")
+    if missing := {field.name for field in fields(Manifest)} - content.keys():
+        raise VerificationFailed(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}")
+    if any(Path(name).name != name for name in content["files"]):
+        raise VerificationFailed(f"{path / MANIFEST} lists a file outside the bundle")
+    return Manifest(**{**content, "x_shape": tuple(content["x_shape"])})
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's content in canonical JSON, the digest itself left out."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file, as the manifest lists them."""
+    content = path.read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def describe_operations(operations: Mapping[str, Operation]) -> dict[str, Any]:
+    """The operation table in JSON's own types, as the manifest holds it."""
+
+    def describe(operation: Operation) -> dict[str, Any]:
+        tensors = {"inputs": operation.inputs, "outputs": operation.outputs}
+        return {
+            "graph": operation.graph,
+            "graph_inputs": list(operation.graph_inputs()),
+            **{
+                side: [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in row]
+                for side, row in tensors.items()
+            },
+        }
+
+    return {name: describe(operation) for name, operation in operations.items()}
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
+    try:
+        found = file_entry(path)
+    except OSError as err:
+        raise VerificationFailed(f"cannot read {path}: {err.strerror}") from err
+    if found != dict(entry):
+        raise VerificationFailed(
+            f"{path} is not the file that was sealed: sha256 {found['sha256'][:12]}, "
+            f"manifest says {str(entry.get('sha256'))[:12]}"
+        )

@@ -1,0 +1,330 @@
+"""What all commands share, and those that use a model: `vae sample`, `reconstruct` and `score`.
+
+stdout ends with one JSON line; everything else goes to stderr. Imports that take time stand inside
+the commands.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from serving.errors import DeviceUnavailable, VaeError
+from serving.threads import available_cores, limit_spinning
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from serving.engine import Engine
+    from serving.source import Source
+
+
+class Command(click.Command):
+    """A command that takes options the way `mlflow run -P` writes them.
+
+    MLflow passes every parameter as `--name value`, flags too: `--no-promote true`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn `--flag true` into `--flag`, and drop `--flag false`."""
+        flags = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and option.is_flag
+            for name in option.opts
+        }
+        plain: list[str] = []
+        rest = iter(args)
+        following = next(rest, None)
+        while following is not None:
+            argument, following = following, next(rest, None)
+            if argument.replace("_", "-") in flags and following in ("true", "false"):
+                if following == "true":
+                    plain.append(argument)
+                following = next(rest, None)
+            else:
+                plain.append(argument)
+        return super().parse_args(ctx, plain)
+
+
+class Group(click.Group):
+    """A group whose commands are listed in the order of their use."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of definition."""
+        return list(self.commands)
+
+
+CONTEXT: Mapping[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+model_option = click.option(
+    "--model",
+    "reference",
+    default="models:/vae@champion",
+    show_default=True,
+    help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute; cuda never falls back to the CPU.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads to compute with on the CPU.",
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write."
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the noise: the same seed gives the same bytes.",
+)
+
+
+def say(message: str) -> None:
+    """Tell a person something, on stderr."""
+    click.echo(message, err=True)
+
+
+def finish(content: Mapping[str, Any]) -> None:
+    """Print the result as stdout's last line, in JSON; a number that is not finite is null."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in content.items()
+    }
+    click.echo(json.dumps(plain, allow_nan=False))
+
+
+@contextmanager
+def progress(length: int, label: str) -> Iterator["Progress"]:
+    """A bar on a terminal; silence elsewhere, where `Progress.say` writes plain lines."""
+    if not sys.stderr.isatty():
+        yield Progress(None)
+        return
+    steps = max(1, length // 500)
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, update_min_steps=steps
+    ) as bar:
+        yield Progress(bar)
+
+
+class Progress:
+    """Advances a bar, if there is one, and prints lines above it."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def advance(self, steps: int) -> None:
+        """Move on by `steps`."""
+        if self._bar is not None:
+            self._bar.update(steps)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        say(message if self._bar is None else f"\r\033[K{message}")
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command line and exit with its code; errors that a user can act on are one line."""
+    limit_spinning()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_exit_code(command))
+
+
+def _exit_code(command: click.Command) -> int:
+    try:
+        return int(command.main(standalone_mode=False) or 0)
+    except click.ClickException as err:
+        err.show()
+        return err.exit_code
+    except VaeError as err:
+        say(f"error: {err}")
+        return err.exit_code
+    except _Terminated:
+        say("terminated")
+        return 128 + signal.SIGTERM
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted")
+        return 128 + signal.SIGINT
+    except OSError as err:
+        if err.strerror is None:
+            raise
+        place = f": {err.filename}" if err.filename else ""
+        say(f"error: {err.strerror}{place}; nothing was left half-written")
+        return VaeError.exit_code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run the way an interrupt does."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@model_option
+@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True)
+@seed_option
+@out_option
+@device_option
+@threads_option
+def sample(reference: str, count: int, seed: int, out: Path, device: str, threads: int) -> None:
+    """Draw samples from the prior and decode them.
+
+    The file is a grid (.png) or the rows themselves (.npy, .parquet).
+
+    Example: vae sample --count 64 --seed 7 --out grid.png
+    """
+    from serving.formats import check_target, write_array
+
+    check_target(out, (".png", ".npy", ".parquet"))
+    source, engine = open_engine(reference, device, threads)
+    started = time.perf_counter()
+    x_loc = engine.sample(count, seed)
+    seconds = time.perf_counter() - started
+    write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
+    _report(out, count, seconds, source)
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("data", type=click.Path(path_type=Path))
+@model_option
+@out_option
+@device_option
+@threads_option
+def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int) -> None:
+    """Encode the rows of DATA (.npy, .npz or IDX) and decode their posterior means.
+
+    The file holds the rows (.npy, .parquet), or pictures of originals and reconstructions
+    in turn (.png).
+
+    Example: vae reconstruct images.npy --out reconstructions.npy
+    """
+    import numpy as np
+
+    from serving.formats import check_target, read_array, write_array
+
+    check_target(out, (".png", ".npy", ".parquet"))
+    x = read_array(data)
+    source, engine = open_engine(reference, device, threads)
+    started = time.perf_counter()
+    x_loc = engine.reconstruct(x)
+    seconds = time.perf_counter() - started
+    if out.suffix == ".png":
+        pairs = np.stack([x.astype(np.float32), x_loc], axis=1).reshape(-1, *x_loc.shape[1:])
+        write_array(out, as_picture(source, pairs))
+    else:
+        write_array(out, x_loc)
+    _report(out, len(x), seconds, source)
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("data", type=click.Path(path_type=Path))
+@model_option
+@out_option
+@click.option(
+    "--num-samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Noise draws a row; more make iw_elbo tighter.",
+)
+@seed_option
+@device_option
+@threads_option
+def score(
+    data: Path,
+    reference: str,
+    out: Path,
+    num_samples: int,
+    seed: int,
+    device: str,
+    threads: int,
+) -> None:
+    """Score the rows of DATA (.npy, .npz or IDX): bounds on log p(x) in nats, larger is better.
+
+    Writes Parquet, a line a row: elbo, log_likelihood, kl, iw_elbo, and which version made them.
+
+    Example: vae score images.npy --out scores.parquet
+    """
+    import numpy as np
+
+    from serving.formats import check_target, read_array, write_table
+
+    check_target(out, (".parquet",))
+    x = read_array(data)
+    source, engine = open_engine(reference, device, threads)
+    started = time.perf_counter()
+    scores = engine.score(x, num_samples, seed)
+    seconds = time.perf_counter() - started
+    same = {
+        "model": source.name,
+        "version": source.version,
+        "digest": source.bundle.manifest.digest,
+        "seed": seed,
+        "num_samples": num_samples,
+    }
+    columns = {"row": np.arange(len(x)), **scores}
+    write_table(out, columns | {name: [value] * len(x) for name, value in same.items()})
+    _report(out, len(x), seconds, source)
+
+
+def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":
+    """Open a model on a device; `auto` takes CUDA where it works, and says which it took."""
+    from serving.engine import Engine
+    from serving.source import open_source
+
+    source = open_source(reference)
+    if device == "auto":
+        try:
+            engine = Engine(source.bundle, device="cuda", threads=threads)
+        except DeviceUnavailable as err:
+            say(f"using the CPU: {err}")
+            engine = Engine(source.bundle, threads=threads)
+    else:
+        engine = Engine(
+            source.bundle, device="cuda" if device == "cuda" else "cpu", threads=threads
+        )
+    return source, engine
+
+
+def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
+    """Values of images in units of bytes: floats in [0, 1] are stretched."""
+    unit = 1 if source.bundle.manifest.x_dtype == "uint8" else 255
+    return x * unit
+
+
+def _report(out: Path, rows: int, seconds: float, source: "Source") -> None:
+    manifest = source.bundle.manifest
+    finish(
+        {
+            "out": str(out),
+            "rows": rows,
+            "rows_per_s": round(rows / max(seconds, 1e-9), 1),
+            "version": source.version,
+            "digest": manifest.digest,
+        }
+    )

@@ -1,0 +1,278 @@
+"""Run a bundle's operations with onnxruntime: arrays in, arrays out.
+
+The device that was asked for is the device that runs: a CUDA session is opened without the CPU
+behind it, and every node's assignment is read back. Bad arrays raise `DataRefused`.
+"""
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
+from serving.noise import draw_rows
+from serving.operations import Operation, Tensor
+
+Array = NDArray[Any]
+Device = Literal["cpu", "cuda"]
+Level = Literal["off", "basic", "extended", "all"]
+
+MAX_BATCH = 1024
+"""Rows in one run of a graph; longer inputs are cut."""
+
+TF32_SLACK = 2.0**13
+"""TF32 keeps 10 bits of mantissa where float32 keeps 23."""
+
+_LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Engine:
+    """Sessions over the graphs of one bundle.
+
+    Args:
+        bundle: the verified bundle.
+        device: `cpu` or `cuda`; there is no fall-back from one to the other.
+        threads: threads inside one operator, on the CPU.
+        level: onnxruntime's graph optimisation level.
+        tf32: let CUDA round float32 matrix products to TF32.
+
+    Raises:
+        DeviceUnavailable: the device cannot run every node.
+        VerificationFailed: a graph does not open, or its tensors are not the table's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "cpu",
+        threads: int = 1,
+        level: Level = "all",
+        tf32: bool = True,
+    ) -> None:
+        self.bundle = bundle
+        self.device = device
+        self.operations = bundle.operations
+        self.tf32 = tf32 and device == "cuda"
+        if device == "cuda":
+            require_cuda()
+        options = _session_options(device, threads, level)
+        graphs = dict.fromkeys(operation.graph for operation in self.operations.values())
+        self._sessions = {
+            graph: _open_session(bundle.path / graph, options, device, tf32) for graph in graphs
+        }
+        for operation in self.operations.values():
+            _check_tensors(self._sessions[operation.graph], operation)
+
+    def run(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one operation; all arrays share axis 0, the batch.
+
+        Raises:
+            UsageRefused: there is no such operation.
+            DataRefused: a tensor is missing, unknown, or of the wrong dtype, shape or value.
+        """
+        if name not in self.operations:
+            raise UsageRefused(
+                f"operation must be one of {', '.join(self.operations)}, got {name!r}"
+            )
+        operation = self.operations[name]
+        rows = _check_inputs(operation, inputs, self.bundle.manifest.likelihood)
+        session = self._sessions[operation.graph]
+        names = [tensor.name for tensor in operation.outputs]
+        feeds = {
+            graph_name: inputs[tensor.name]
+            for graph_name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
+        }
+        pieces = [
+            session.run(names, {key: array[piece] for key, array in feeds.items()})
+            for piece in _pieces(rows)
+        ]
+        if len(pieces) == 1:
+            return dict(zip(names, pieces[0], strict=True))
+        return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
+
+    def encode(self, x: Array) -> dict[str, Array]:
+        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        return self.run("encode", {"x": x})
+
+    def decode(self, z: Array) -> Array:
+        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        return self.run("decode", {"z": z})["x_loc"]
+
+    def reconstruct(self, x: Array) -> Array:
+        """Decode the posterior mean of each row, (batch, *x_shape)."""
+        return self.run("reconstruct", {"x": x})["x_loc"]
+
+    def sample(self, num_samples: int, seed: int, *, start: int = 0) -> Array:
+        """Samples `start` to `start + num_samples` of `seed`, (num_samples, *x_shape)."""
+        eps = draw_rows(seed, start, start + num_samples, self.bundle.manifest.latent_dim)
+        return self.run("sample", {"eps": eps})["x_loc"]
+
+    def score(self, x: Array, num_samples: int, seed: int) -> dict[str, Array]:
+        """Bounds on log p(x) of each row in nats, over `num_samples` draws.
+
+        All rows share the draws of `seed`, so that a row's score depends on nothing but the row.
+        """
+        noise = draw_rows(seed, 0, num_samples, self.bundle.manifest.latent_dim)
+        eps = np.broadcast_to(noise, (len(x), *noise.shape))
+        return self.run("score", {"x": x, "eps": eps})
+
+    def self_check(self) -> None:
+        """Compare every output with the torch outputs that the bundle carries.
+
+        Raises:
+            VerificationFailed: an output is off by more than the budget stored beside it.
+        """
+        golden = self.bundle.golden()
+        slack = TF32_SLACK if self.tf32 else 1.0
+        for operation in self.operations.values():
+            inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
+            for name, value in self.run(operation.name, inputs).items():
+                key = f"{operation.name}.{name}"
+                error = float(np.abs(value - golden[key]).max())
+                if not error <= slack * golden[f"{key}.budget"]:
+                    raise VerificationFailed(
+                        f"self-check of {self.bundle.path} failed: {operation.name} puts {name} "
+                        f"off by {error:.3g}, allowed {golden[f'{key}.budget']:.3g}"
+                    )
+
+    def placement(self) -> dict[str, int]:
+        """Number of nodes that each provider was given, over all graphs."""
+        counts: dict[str, int] = {}
+        for session in self._sessions.values():
+            for part in session.get_provider_graph_assignment_info():
+                counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        return counts
+
+
+def _session_options(device: Device, threads: int, level: Level) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[level]
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if device == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def require_cuda() -> None:
+    """Load the driver and the CUDA libraries; raise `DeviceUnavailable` naming what is missing."""
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise DeviceUnavailable(
+            "device cuda is not available: this onnxruntime has no CUDA provider; "
+            "install onnxruntime-gpu"
+        )
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # preload_dlls prints what it cannot load
+        ort.preload_dlls()
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as err:
+        raise DeviceUnavailable(
+            f"device cuda is not available: no NVIDIA driver ({err}); "
+            "use --device cpu, or a machine with a GPU"
+        ) from err
+    if missing := [line for line in said.getvalue().splitlines() if "Failed to load" in line]:
+        raise DeviceUnavailable(f"device cuda is not available: {missing[0]}")
+
+
+def _open_session(
+    path: Path, options: ort.SessionOptions, device: Device, tf32: bool
+) -> ort.InferenceSession:
+    config = {"use_tf32": str(int(tf32))} if device == "cuda" else {}
+    try:
+        session = ort.InferenceSession(path, options, providers=[(_PROVIDERS[device], config)])
+    except Exception as err:
+        # onnxruntime's exceptions share no base class below Exception
+        if device == "cuda":
+            raise DeviceUnavailable(f"device cuda cannot run {path.name}: {err}") from err
+        raise VerificationFailed(f"onnxruntime cannot open {path}: {err}") from err
+    placed = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    if placed - {_PROVIDERS[device]} or session.get_providers()[0] != _PROVIDERS[device]:
+        raise DeviceUnavailable(
+            f"device {device} was asked for, but {path.name} runs on {', '.join(sorted(placed))}"
+        )
+    return session
+
+
+def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
+    """The graph must have the table's tensors: names, dtypes and shapes."""
+    graph_inputs = tuple(
+        replace(tensor, name=name)
+        for name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
+    )
+    for side, expected, found in (
+        ("inputs", graph_inputs, session.get_inputs()),
+        ("outputs", operation.outputs, session.get_outputs()),
+    ):
+        got = tuple(Tensor(n.name, _numpy_dtype(n.type), tuple(n.shape)) for n in found)
+        if got != expected:
+            raise VerificationFailed(
+                f"{operation.graph} has {side} {got}, the operation table says {expected}"
+            )
+
+
+def _numpy_dtype(onnx_type: str) -> str:
+    return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(onnx_type, onnx_type)
+
+
+def _check_inputs(operation: Operation, inputs: Mapping[str, Array], likelihood: str) -> int:
+    """Compare arrays with the table; return the number of rows."""
+    names = {tensor.name for tensor in operation.inputs}
+    if inputs.keys() != names:
+        raise DataRefused(
+            f"{operation.name} takes {', '.join(sorted(names))}, got {', '.join(sorted(inputs))}"
+        )
+    sizes: dict[str, int] = {}
+    for tensor in operation.inputs:
+        array = inputs[tensor.name]
+        if str(array.dtype) != tensor.dtype:
+            raise DataRefused(f"{tensor.name} must be {tensor.dtype}, got {array.dtype}")
+        fits = len(array.shape) == len(tensor.shape) and all(
+            sizes.setdefault(axis, size) == size if isinstance(axis, str) else axis == size
+            for axis, size in zip(tensor.shape, array.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(str(axis) for axis in tensor.shape)
+            raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
+        _check_values(
+            tensor.name, array, unit_range=tensor.name == "x" and likelihood == "bernoulli"
+        )
+    if sizes.get("num_samples") == 0:
+        raise DataRefused("num_samples must be at least 1, got 0")
+    return sizes["batch"]
+
+
+def _check_values(name: str, array: Array, *, unit_range: bool) -> None:
+    if array.dtype.kind != "f" or array.size == 0:
+        return
+    finite = np.isfinite(array).reshape(len(array), -1).all(1)
+    if not finite.all():
+        raise DataRefused(f"{name} must be finite, row {int(finite.argmin())} is not")
+    if unit_range and (array.min() < 0 or array.max() > 1):
+        raise DataRefused(
+            f"{name} must be from 0 to 1 for a bernoulli likelihood, "
+            f"got {array.min():g} to {array.max():g}"
+        )
+
+
+def _pieces(rows: int) -> Iterator[slice]:
+    for start in range(0, max(rows, 1), MAX_BATCH):
+        yield slice(start, min(start + MAX_BATCH, rows))

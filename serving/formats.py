@@ -1,0 +1,165 @@
+"""Files of arrays: read IDX, `.npy` and `.npz`; write `.npy`, Parquet and PNG, each in one step.
+
+Reading raises `DataRefused`. Writing goes to a temporary file beside the target and renames it, so
+that a target is whole or absent.
+"""
+
+import contextlib
+import gzip
+import math
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DataRefused, UsageRefused
+
+Array = NDArray[Any]
+
+_IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile)
+
+
+def read_array(path: Path) -> Array:
+    """Read a file's array: `.npy`, `.npz` with one array or one named `x`, or IDX, also gzipped."""
+    if path.suffix == ".npz":
+        arrays = read_npz(path)
+        if "x" in arrays:
+            return arrays["x"]
+        if len(arrays) == 1:
+            return next(iter(arrays.values()))
+        raise DataRefused(f"{path} must hold one array, or one named x; got {', '.join(arrays)}")
+    with _reading(path):
+        if path.suffix == ".npy":
+            array: Array = np.load(path, allow_pickle=False)
+            return array
+        return _read_idx(path)
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Read all arrays of an `.npz` file."""
+    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a target of another kind or in no writable folder, before the work is done."""
+    if path.suffix not in suffixes:
+        raise UsageRefused(f"--out must end in {', '.join(suffixes)}, got {str(path)!r}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as err:
+        raise UsageRefused(f"cannot write {path}: {err.strerror}") from err
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(path: Path, array: Array) -> None:
+    """Write rows of data as `.npy`, `.parquet` (one list column) or `.png` (a grid of images)."""
+    if path.suffix == ".npy":
+        with writing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    elif path.suffix == ".parquet":
+        write_table(path, {"x_loc": array.reshape(len(array), -1)})
+    else:
+        write_grid(path, array)
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write named columns as Parquet; a two-dimensional array becomes a column of lists."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as err:
+        raise UsageRefused("Parquet needs pyarrow: pip install 'vae-pipeline[files]'") from err
+    table = pa.table({name: _column(pa, values) for name, values in columns.items()})
+    with writing(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
+    """Write gray images (rows, height, width) in units of bytes as one PNG, `columns` a line."""
+    try:
+        from PIL import Image
+    except ImportError as err:
+        raise UsageRefused("PNG needs pillow: pip install 'vae-pipeline[files]'") from err
+    if images.ndim != 3:
+        raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
+    with writing(path) as temporary:
+        Image.fromarray(tile(images, columns)).save(temporary, format="PNG")
+
+
+def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
+    """Lay images (rows, height, width) in units of bytes out as one image, 2 pixels apart."""
+    count, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    lines = math.ceil(count / columns)
+    canvas = np.full((lines * (height + 2) + 2, columns * (width + 2) + 2), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (
+            2 + place * (size + 2)
+            for place, size in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        canvas[top : top + height, left : left + width] = np.rint(image).clip(0, 255)
+    return canvas
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataRefused(f"no file {path}") from None
+    except _READ_ERRORS as err:
+        raise DataRefused(f"cannot read {path}: {err}") from err
+
+
+def _read_idx(path: Path) -> Array:
+    """IDX as of the MNIST page: two zero bytes, a type, a rank, big-endian sizes, the values."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_DTYPES:
+        raise ValueError(f"no IDX file, it starts with 0x{content[:4].hex()}")
+    dtype, rank = np.dtype(_IDX_DTYPES[content[2]]), content[3]
+    header = 4 + 4 * rank
+    if len(content) < header:
+        raise ValueError(f"the IDX header is cut off after {len(content)} bytes")
+    shape = struct.unpack(f">{rank}I", content[4:header])
+    wanted = header + math.prod(shape) * dtype.itemsize
+    if len(content) != wanted:
+        raise ValueError(f"IDX shape {shape} needs {wanted} bytes, got {len(content)}")
+    values = np.frombuffer(content, dtype, offset=header).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))
+
+
+def _column(pa: Any, values: Any) -> Any:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,57 @@
+"""The one table of operations: names, graphs, and the tensors that go in and come out.
+
+Exports, parity, requests and Parquet columns derive from it. Axis 0 of every tensor is `batch`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+OperationName = Literal["encode", "decode", "reconstruct", "sample", "score"]
+Axis = int | Literal["batch", "num_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array; a string in `shape` is an axis of free length."""
+
+    name: str
+    dtype: str
+    shape: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A pure row-wise function of arrays: one graph, named inputs and outputs."""
+
+    name: OperationName
+    graph: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def graph_inputs(self) -> tuple[str, ...]:
+        """Names of the graph's own inputs, in order: `sample` feeds `eps` to `z`."""
+        return ("z",) if self.name == "sample" else tuple(tensor.name for tensor in self.inputs)
+
+
+def operation_table(
+    x_shape: tuple[int, ...], x_dtype: str, latent_dim: int
+) -> Mapping[str, Operation]:
+    """All operations of a model that takes `x` as (batch, *x_shape) of `x_dtype`."""
+    x = Tensor("x", x_dtype, ("batch", *x_shape))
+    x_loc = Tensor("x_loc", "float32", ("batch", *x_shape))
+    z, z_loc, z_scale, eps = (
+        Tensor(name, "float32", ("batch", latent_dim)) for name in ("z", "z_loc", "z_scale", "eps")
+    )
+    score_eps = Tensor("eps", "float32", ("batch", "num_samples", latent_dim))
+    scores = tuple(
+        Tensor(name, "float32", ("batch",)) for name in ("elbo", "log_likelihood", "kl", "iw_elbo")
+    )
+    rows = (
+        Operation("encode", "encoder.onnx", (x,), (z_loc, z_scale)),
+        Operation("decode", "decoder.onnx", (z,), (x_loc,)),
+        Operation("reconstruct", "reconstruct.onnx", (x,), (x_loc,)),
+        Operation("sample", "decoder.onnx", (eps,), (x_loc,)),
+        Operation("score", "score.onnx", (x, score_eps), scores),
+    )
+    return {row.name: row for row in rows}
