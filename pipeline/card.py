@@ -99,12 +99,12 @@ def render_card(
 def _describe_parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "Not checked yet: run `vae check`."
-    rows = parity["comparisons"]
+    rows, machine = parity["comparisons"], parity["machine"]
     return (
-        f"**{parity['verdict'].capitalize()}** on {parity['device']} "
-        f"({parity['machine']['processor']}): {len(rows)} comparisons of every output with "
-        f"torch in float64, {sum(row['passed'] for row in rows)} within the error that torch's "
-        f"float32 makes; {len(parity['weight_faults'])} weights differ. "
+        f"**{str(parity['verdict']).capitalize()}** on {parity['device']} "
+        f"({machine.get('processor', 'unknown')}): {len(rows)} comparisons of every output "
+        f"with torch in float64, {sum(row['passed'] for row in rows)} within the error that "
+        f"torch's float32 makes; {len(parity['weight_faults'])} weights differ. "
         "All of them stand in `parity.json`."
     )
 

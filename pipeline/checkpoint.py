@@ -6,6 +6,7 @@ back from either.
 
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _build(content: Mapping[str, Any], weights: Path) -> Checkpoint:
     )
     try:
         model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    except (RuntimeError, OSError) as err:
+    except (RuntimeError, OSError, pickle.UnpicklingError) as err:
         raise VerificationFailed(f"{weights} does not fit the model: {err}") from err
     model.eval().requires_grad_(False)
     return Checkpoint(

@@ -112,7 +112,8 @@ def _idx_file(folder: Path, split: str) -> Path:
 def _check_rows(source: str, x: Array) -> Array:
     """Rows of uint8 or finite float32, at least one of each size."""
     if x.dtype == np.float64:
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):  # too large a value becomes inf, refused below
+            x = x.astype(np.float32)
     if x.dtype not in (np.uint8, np.float32):
         raise DataRefused(f"{source} must be uint8, float32 or float64, got {x.dtype}")
     if x.ndim < 2 or x.size == 0:

@@ -29,7 +29,7 @@ def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
     content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}
     content["digest"] = manifest_digest(content)
     with writing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False))
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
     return read_manifest(folder)
 
 

@@ -203,7 +203,7 @@ def _weight_faults(bundle: Bundle, model: VAE) -> Iterator[str]:
         "encoder.onnx": ("encoder.",),
         "decoder.onnx": ("decoder.",),
         "reconstruct.onnx": ("decoder.",),  # of the encoder it keeps what leads to z_loc
-        "score.onnx": ("encoder.", "decoder.", "likelihood."),
+        "score.onnx": ("encoder.", "decoder."),  # scalars of a likelihood may be folded
     }
     for graph, prefixes in parts.items():
         proto = onnx.load(bundle.path / graph)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from serving.errors import DeviceUnavailable, VaeError
+from serving.errors import DataRefused, DeviceUnavailable, VaeError
 from serving.threads import available_cores, limit_spinning
 
 if TYPE_CHECKING:
@@ -162,10 +162,10 @@ def _exit_code(command: click.Command) -> int:
     except VaeError as err:
         say(f"error: {err}")
         return err.exit_code
-    except _Terminated:
-        say("terminated")
-        return 128 + signal.SIGTERM
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as err:
+        if _Terminated in (type(err), type(err.__cause__)):  # click turns both into Abort
+            say("terminated")
+            return 128 + signal.SIGTERM
         say("interrupted")
         return 128 + signal.SIGINT
     except OSError as err:
@@ -225,10 +225,10 @@ def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int
     """
     import numpy as np
 
-    from serving.formats import check_target, read_array, write_array
+    from serving.formats import check_target, write_array
 
     check_target(out, (".png", ".npy", ".parquet"))
-    x = read_array(data)
+    x = read_rows(data)
     source, engine = open_engine(reference, device, threads)
     started = time.perf_counter()
     x_loc = engine.reconstruct(x)
@@ -272,10 +272,10 @@ def score(
     """
     import numpy as np
 
-    from serving.formats import check_target, read_array, write_table
+    from serving.formats import check_target, write_table
 
     check_target(out, (".parquet",))
-    x = read_array(data)
+    x = read_rows(data)
     source, engine = open_engine(reference, device, threads)
     started = time.perf_counter()
     scores = engine.score(x, num_samples, seed)
@@ -290,6 +290,16 @@ def score(
     columns = {"row": np.arange(len(x)), **scores}
     write_table(out, columns | {name: [value] * len(x) for name, value in same.items()})
     _report(out, len(x), seconds, source)
+
+
+def read_rows(path: Path) -> "NDArray[Any]":
+    """Read the rows of a file; refuse a file that holds none."""
+    from serving.formats import read_array
+
+    x = read_array(path)
+    if x.ndim == 0 or len(x) == 0:
+        raise DataRefused(f"{path} must hold at least one row, got {x.shape}")
+    return x
 
 
 def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":

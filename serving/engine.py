@@ -91,6 +91,8 @@ class Engine:
             )
         operation = self.operations[name]
         rows = _check_inputs(operation, inputs, self.bundle.manifest.likelihood)
+        if rows == 0:
+            return {tensor.name: _empty(tensor) for tensor in operation.outputs}
         session = self._sessions[operation.graph]
         names = [tensor.name for tensor in operation.outputs]
         feeds = {
@@ -273,6 +275,10 @@ def _check_values(name: str, array: Array, *, unit_range: bool) -> None:
         )
 
 
+def _empty(tensor: Tensor) -> Array:
+    return np.empty([0 if isinstance(axis, str) else axis for axis in tensor.shape], tensor.dtype)
+
+
 def _pieces(rows: int) -> Iterator[slice]:
-    for start in range(0, max(rows, 1), MAX_BATCH):
+    for start in range(0, rows, MAX_BATCH):
         yield slice(start, min(start + MAX_BATCH, rows))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import DataRefused, UsageRefused
+from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]
 
@@ -38,14 +38,15 @@ def read_array(path: Path) -> Array:
         raise DataRefused(f"{path} must hold one array, or one named x; got {', '.join(arrays)}")
     with _reading(path):
         if path.suffix == ".npy":
-            array: Array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array
         return _read_idx(path)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Read all arrays of an `.npz` file."""
-    with _reading(path), np.load(path, allow_pickle=False) as arrays:
+    with _reading(path), path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
         return dict(arrays)
 
 
@@ -69,6 +70,8 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as err:
+        raise VaeError(f"cannot write {path}: {err.strerror or err}") from err
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,7 +79,8 @@ def writing(path: Path) -> Iterator[Path]:
 def write_array(path: Path, array: Array) -> None:
     """Write rows of data as `.npy`, `.parquet` (one list column) or `.png` (a grid of images)."""
     if path.suffix == ".npy":
-        with writing(path) as temporary, temporary.open("wb") as file:
+        # not "wb": numpy writes to such a file past Python, and cannot say why a write failed
+        with writing(path) as temporary, temporary.open("w+b") as file:
             np.save(file, array)
     elif path.suffix == ".parquet":
         write_table(path, {"x_loc": array.reshape(len(array), -1)})

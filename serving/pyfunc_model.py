@@ -29,7 +29,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(
         self,
         context: Any,
-        model_input: np.ndarray,  # type: ignore[type-arg]
+        model_input: np.ndarray,
         params: Any = None,
     ) -> dict[str, Any]:
         """Run the operation in `params`; return its outputs by name."""

@@ -27,6 +27,7 @@ ARTIFACT = "bundle"
 DIGEST_TAG = "bundle.sha256"
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+_STORE_MODULES = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "urllib3")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
@@ -129,26 +130,28 @@ def connect() -> "MlflowClient":
         except ImportError as err:
             raise UsageRefused("models:/ needs mlflow: pip install 'vae-pipeline[train]'") from err
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # its import sets it to INFO
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
         with _first_use(uri):
+            client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
     return client
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what mlflow, SQLAlchemy and requests raise into one line that names the store."""
+    """Turn what mlflow, SQLAlchemy and the system raise into one line that names the store."""
     try:
         yield
     except (VaeError, KeyboardInterrupt):
         raise
     except Exception as err:
         module = type(err).__module__.split(".")[0]
-        if module not in ("mlflow", "sqlalchemy", "sqlite3", "requests", "alembic", "urllib3"):
+        if not isinstance(err, OSError) and module not in _STORE_MODULES:
             raise
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        first_line = str(err).strip().splitlines()[0]
+        cause = getattr(err.__cause__, "orig", err)  # of an SQL error, what the driver said
+        first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise VaeError(f"the MLflow store {uri} refused: {first_line}") from err
 
 
@@ -159,6 +162,7 @@ def _first_use(uri: str) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     import filelock
 
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(f"{path}.lock")
 
 

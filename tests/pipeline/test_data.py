@@ -1,0 +1,361 @@
+import gzip
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.data import MNIST, Dataset, digest, load_dataset
+from serving.errors import DataRefused
+
+Array = NDArray[Any]
+
+BYTES = np.arange(40 * 3 * 2, dtype=np.uint8).reshape(40, 3, 2)
+FLOATS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+
+def load(source: Path | str, valid_fraction: float = 0.1, test_fraction: float = 0.1) -> Dataset:
+    return load_dataset(str(source), valid_fraction=valid_fraction, test_fraction=test_fraction)
+
+
+def count_rows(*arrays: Array) -> Counter[bytes]:
+    return Counter(row.tobytes() for x in arrays for row in x)
+
+
+def idx_bytes(x: Array, code: int = 0x08) -> bytes:
+    header = struct.pack(f">HBB{x.ndim}I", 0, code, x.ndim, *x.shape)
+    return header + x.tobytes()
+
+
+def save(path: Path, x: Array) -> Path:
+    np.save(path, x)
+    return path
+
+
+def save_idx_folder(folder: Path, train: bytes, test: bytes, suffix: str = "") -> Path:
+    pack = gzip.compress if suffix == ".gz" else bytes
+    (folder / f"train-images-idx3-ubyte{suffix}").write_bytes(pack(train))
+    (folder / f"t10k-images-idx3-ubyte{suffix}").write_bytes(pack(test))
+    return folder
+
+
+def read_mnist(name: str) -> Array:
+    """The images of a file of MNIST, read without the code under test."""
+    content = gzip.decompress((MNIST / f"{name}-images-idx3-ubyte.gz").read_bytes())
+    return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def mnist() -> Dataset:
+    return load("mnist")
+
+
+def test_mnist_has_its_rows_and_a_tenth_for_validation(mnist: Dataset) -> None:
+    assert [len(split.x) for split in (mnist.train, mnist.valid, mnist.test)] == [
+        54_000,
+        6_000,
+        10_000,
+    ]
+    assert mnist.x_shape == (28, 28)
+    assert mnist.train.x.dtype == mnist.test.x.dtype == np.uint8
+
+
+def test_mnist_splits_are_disjoint_and_complete(mnist: Dataset) -> None:
+    assert count_rows(mnist.train.x, mnist.valid.x) == count_rows(read_mnist("train"))
+    np.testing.assert_array_equal(mnist.test.x, read_mnist("t10k"))
+
+
+def test_mnist_loads_the_same_from_another_path_under_another_seed(
+    mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.random.seed(1)
+    assert load(MNIST).digests() == mnist.digests()
+    assert len(set(mnist.digests().values())) == 3
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_reads_an_idx_folder_with_its_own_test_set(tmp_path: Path, suffix: str) -> None:
+    folder = save_idx_folder(tmp_path, idx_bytes(BYTES[:30]), idx_bytes(BYTES[30:]), suffix)
+    dataset = load(folder, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
+    assert (len(dataset.train.x), len(dataset.valid.x)) == (27, 3)
+    assert count_rows(dataset.train.x, dataset.valid.x) == count_rows(BYTES[:30])
+
+
+def test_plain_files_of_an_idx_folder_go_before_zipped_ones(tmp_path: Path) -> None:
+    save_idx_folder(tmp_path, idx_bytes(BYTES), idx_bytes(BYTES), ".gz")
+    save_idx_folder(tmp_path, idx_bytes(BYTES[:20]), idx_bytes(BYTES[:5]))
+    np.testing.assert_array_equal(load(tmp_path, 0).train.x, BYTES[:20])
+
+
+@pytest.mark.parametrize("x", [BYTES, FLOATS], ids=["uint8 images", "float32 table"])
+def test_cuts_npy_rows_into_three_parts(tmp_path: Path, x: Array) -> None:
+    dataset = load(save(tmp_path / "x.npy", x), valid_fraction=0.25, test_fraction=0.2)
+    parts = [split.x for split in (dataset.train, dataset.valid, dataset.test)]
+    assert [len(part) for part in parts] == [24, 8, 8]
+    assert count_rows(*parts) == count_rows(x)
+    assert all(part.dtype == x.dtype for part in parts)
+    assert dataset.x_shape == x.shape[1:]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{"x": FLOATS, "labels": np.arange(40)}, {"rows": FLOATS}],
+    ids=["x among others", "one array"],
+)
+def test_reads_the_rows_of_an_npz(tmp_path: Path, arrays: dict[str, Array]) -> None:
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    expected = load(save(tmp_path / "x.npy", FLOATS))
+    assert load(tmp_path / "x.npz").digests() == expected.digests()
+
+
+def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=BYTES[:30], x_test=BYTES[30:], x=BYTES)
+    dataset = load(tmp_path / "x.npz", valid_fraction=0, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.train.x, BYTES[:30])
+    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
+
+
+def test_without_a_valid_fraction_all_rows_train(tmp_path: Path) -> None:
+    dataset = load(save(tmp_path / "x.npy", BYTES), valid_fraction=0, test_fraction=0.1)
+    assert dataset.valid.x.shape == (0, 3, 2)
+    assert count_rows(dataset.train.x, dataset.test.x) == count_rows(BYTES)
+
+
+def test_a_split_is_random_and_keeps_the_order_of_rows(tmp_path: Path) -> None:
+    x = np.arange(1000, dtype=np.float32).reshape(-1, 1)
+    dataset = load(save(tmp_path / "x.npy", x))
+    for split in (dataset.train, dataset.valid, dataset.test):
+        assert (np.diff(split.x[:, 0]) > 0).all()
+    assert abs(dataset.test.x.mean() - x.mean()) < 100
+    assert abs(dataset.valid.x.mean() - x.mean()) < 100
+
+
+def test_a_small_fraction_takes_at_least_one_row(tmp_path: Path) -> None:
+    dataset = load(save(tmp_path / "x.npy", BYTES[:3]), 0.001, 0.001)
+    assert [len(split.x) for split in (dataset.train, dataset.valid, dataset.test)] == [1, 1, 1]
+
+
+def test_splits_depend_on_the_rows_alone(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    first = load(save(tmp_path / "a.npy", FLOATS))
+    np.random.seed(7)
+    second = load(save(tmp_path / "elsewhere" / "b.npy", FLOATS))
+    changed = FLOATS.copy()
+    changed[0, 0] += 1
+    third = load(save(tmp_path / "c.npy", changed))
+    assert first.digests() == second.digests()
+    assert sum(first.digests()[name] != third.digests()[name] for name in first.digests()) == 1
+
+
+def test_float64_is_rounded_to_float32(tmp_path: Path) -> None:
+    dataset = load(save(tmp_path / "x.npy", FLOATS.astype(np.float64) + 1e-12))
+    assert dataset.train.x.dtype == np.float32
+    assert dataset.digests() == load(save(tmp_path / "y.npy", FLOATS)).digests()
+
+
+def test_describe_names_source_rows_and_digests(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", BYTES)
+    dataset = load(path)
+    assert dataset.describe() == {
+        "source": str(path),
+        "splits": {
+            "train": {"rows": 32, "sha256": digest(dataset.train.x)},
+            "valid": {"rows": 4, "sha256": digest(dataset.valid.x)},
+            "test": {"rows": 4, "sha256": digest(dataset.test.x)},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("x", "name"),
+    [
+        (BYTES, "uint8(40, 3, 2)"),
+        (FLOATS, "float32(40, 3)"),
+        (FLOATS[::2, ::-1], "float32(20, 3)"),
+        (FLOATS.astype(">f4"), "float32(40, 3)"),
+        (FLOATS[:0], "float32(0, 3)"),
+    ],
+    ids=["bytes", "floats", "strided", "big-endian", "empty"],
+)
+def test_digest_is_sha256_of_dtype_shape_and_bytes(x: Array, name: str) -> None:
+    little_endian = x.astype(x.dtype.newbyteorder("<")).tobytes()
+    assert digest(x) == hashlib.sha256(name.encode() + little_endian).hexdigest()
+
+
+def test_digest_tells_dtypes_and_shapes_with_the_same_bytes_apart() -> None:
+    views = (BYTES, BYTES.reshape(40, 2, 3), BYTES.reshape(40, 6), BYTES.view(np.int8))
+    assert len({digest(view) for view in views}) == 4
+
+
+def spoil(*cells: tuple[int, int, float]) -> Array:
+    x = FLOATS.astype(np.float64)
+    for row, column, value in cells:
+        x[row, column] = value
+    return x
+
+
+def write(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def write_npy(x: Array, name: str = "x.npy") -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with (folder / name).open("wb") as file:
+            np.save(file, x)
+        return folder / name
+
+    return make
+
+
+def write_npz(name: str = "x.npz", **arrays: Array) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with (folder / name).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        return folder / name
+
+    return make
+
+
+def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
+    return lambda folder: save_idx_folder(folder, train, test)
+
+
+IMAGES = idx_bytes(BYTES[:4])
+REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (
+        lambda folder: folder / "none.npy",
+        "no data at '{path}': give mnist, an IDX folder, a .npy or a .npz file",
+    ),
+    "folder without IDX": (
+        lambda folder: folder,
+        "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
+    ),
+    "wrong magic": (
+        write("x", b"\x89PNG\r\n\x1a\n"),
+        "cannot read {path}: no IDX file, it starts with 0x89504e47",
+    ),
+    "unknown IDX type": (
+        write("x", idx_bytes(BYTES, code=7)),
+        "cannot read {path}: no IDX file, it starts with 0x00000703",
+    ),
+    "empty file": (write("x", b""), "cannot read {path}: no IDX file, it starts with 0x"),
+    "IDX header cut off": (
+        write("x", IMAGES[:10]),
+        "cannot read {path}: the IDX header is cut off after 10 bytes",
+    ),
+    "IDX too short": (
+        write("x", IMAGES[:-1]),
+        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 39",
+    ),
+    "IDX too long": (
+        write("x", IMAGES + b"\0"),
+        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 41",
+    ),
+    "npz without x": (
+        write_npz(a=BYTES, b=BYTES),
+        "{path} must hold one array, or one named x; got a, b",
+    ),
+    "NaN": (
+        write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
+        "{path} must be finite: 2 of 40 rows are not, the first is row 3",
+    ),
+    "infinite": (
+        write_npy(spoil((5, 0, -np.inf))),
+        "{path} must be finite: 1 of 40 rows are not, the first is row 5",
+    ),
+    "too large for float32": (
+        write_npy(spoil((7, 2, 1e300))),
+        "{path} must be finite: 1 of 40 rows are not, the first is row 7",
+    ),
+    "wrong dtype": (
+        write_npy(BYTES.astype(np.int64)),
+        "{path} must be uint8, float32 or float64, got int64",
+    ),
+    "no rows": (
+        write_npy(FLOATS[:0]),
+        "{path} must be rows of features, at least one of each; got (0, 3)",
+    ),
+    "no features": (
+        write_npy(FLOATS[:, :0]),
+        "{path} must be rows of features, at least one of each; got (40, 0)",
+    ),
+    "one-dimensional": (
+        write_npy(FLOATS[0]),
+        "{path} must be rows of features, at least one of each; got (3,)",
+    ),
+    "one row": (write_npy(FLOATS[:1]), "{path} has 1 rows, too few to split"),
+    "nothing left for validation": (
+        write_npz(x_train=FLOATS[:1], x_test=FLOATS),
+        "{path} has 1 rows, too few to split",
+    ),
+    "test rows of another shape": (
+        write_npz(x_train=BYTES, x_test=BYTES.reshape(40, 2, 3)),
+        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "test rows of another shape in a folder": (
+        write_folder(IMAGES, idx_bytes(BYTES.reshape(40, 2, 3))),
+        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "test rows of another dtype": (
+        write_npz(x_train=FLOATS, x_test=FLOATS.astype(np.uint8)),
+        "{path}: test rows are uint8 (3,), training rows float32 (3,)",
+    ),
+    "NaN in the test rows": (
+        write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
+        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refuses_and_says_why(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DataRefused) as caught:
+        load(path)
+    assert str(caught.value) == message.format(path=path)
+    assert caught.value.exit_code == 3
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "truncated gz": (write("x.gz", gzip.compress(IMAGES)[:-9]), "ended before the end"),
+    "damaged gz": (write("x.gz", gzip.compress(IMAGES)[:-8] + bytes(8)), "CRC check failed"),
+    "npy cut off": (
+        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
+        "Expected (40, 3, 2) = 240 elements, could only read 239",
+    ),
+    "empty npy": (write("x.npy", b""), "expected 8 bytes got 0"),
+    "npz named npy": (write_npz("x.npy", x=BYTES), "the magic string is not correct"),
+    "npy named npz": (write_npy(BYTES, "x.npz"), "not a zip file"),
+    "npz cut off": (
+        lambda folder: write("x.npz", write_npz(x=BYTES)(folder).read_bytes()[:-30])(folder),
+        "not a zip file",
+    ),
+    "objects": (
+        write_npy(np.array([{"a": 1}], object)),
+        "Object arrays cannot be loaded when allow_pickle=False",
+    ),
+}
+"""What a library says of a file; the words are its own."""
+
+
+@pytest.mark.parametrize(("make", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_refuses_what_a_library_cannot_read(
+    tmp_path: Path, make: Callable[[Path], Path], said: str
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DataRefused) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"cannot read {path}: ")
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 3

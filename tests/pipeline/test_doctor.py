@@ -1,0 +1,67 @@
+import os
+from collections import namedtuple
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+from pipeline import doctor
+from pipeline.doctor import Finding, examine
+
+pytestmark = pytest.mark.usefixtures("store")
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def find(subject: str) -> Finding:
+    return next(finding for finding in examine() if finding.subject == subject)
+
+
+def test_a_good_machine_has_no_failure() -> None:
+    findings = examine()
+    assert [finding for finding in findings if finding.status == "failed"] == []
+    subjects = {finding.subject for finding in findings}
+    assert {"Python", "torch", "mlflow", "onnx", "CUDA", "MLflow store"} <= subjects
+    assert find("torch").detail == metadata.version("torch")
+    assert find("MLflow store").detail == os.environ["MLFLOW_TRACKING_URI"]
+
+
+def test_a_missing_or_old_package_comes_with_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxscript":
+            raise metadata.PackageNotFoundError
+        return "1.0" if name == "mlflow" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert find("onnxscript").detail == "is not installed"
+    assert find("onnxscript").mend.startswith("pip install 'onnxscript")
+    assert find("mlflow").status == "failed"
+    assert find("mlflow").detail.startswith("1.0, wanted ")
+
+
+def test_a_full_disk_and_a_broken_store_fail(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(1, 1, 10**6))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+    assert find("working folder").status == "failed"
+    assert find("MLflow store").status == "failed"
+    assert find("MLflow store").mend == "set MLFLOW_TRACKING_URI"
+
+
+def test_requirements_are_read_from_a_checkout_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = {Requirement(line).name for line in doctor._requirements()}
+
+    def requires(name: str) -> None:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    plain = {Requirement(line).name for line in doctor._requirements()}
+    assert plain <= installed
+    assert {"torch", "numpy", "pillow"} <= plain

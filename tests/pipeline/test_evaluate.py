@@ -1,0 +1,70 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import evaluate as evaluation
+from pipeline.errors import TrainingDiverged
+from pipeline.evaluate import evaluate
+from pipeline.objective import terms
+from tests.pipeline.conftest import Trained
+
+
+def test_equals_one_pass_over_all_samples_of_a_row(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of rows and samples: the same noise drawn at once gives the same values."""
+    model, x = trained[0].model, trained[1].test.x[:5]
+    monkeypatch.setattr(evaluation, "SAMPLES_PER_CHUNK", 8)
+    metrics = evaluate(model, x, nll_samples=20, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    eps = torch.cat([torch.randn(5, n, 3, generator=generator) for n in (8, 8, 4)], 1)
+    row_terms = terms(model.double(), torch.from_numpy(x), eps.double())
+    model.float()
+    log_weights = row_terms.log_weights()
+    assert metrics.elbo == pytest.approx(row_terms.elbo().mean().item(), rel=1e-5)
+    expected = -(log_weights.logsumexp(-1) - math.log(20)).mean().item()
+    assert metrics.nll == pytest.approx(expected, rel=1e-5)
+    assert metrics.elbo == pytest.approx(metrics.log_likelihood - metrics.kl, rel=1e-6)
+    assert metrics.elbo_se == pytest.approx(
+        row_terms.elbo().std(correction=0).item() / math.sqrt(5), rel=1e-4
+    )
+
+
+def test_a_ragged_last_chunk_weighs_by_its_rows(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = trained[0].model, trained[1].test.x[:7]
+    monkeypatch.setattr(evaluation, "ROWS_PER_CHUNK", 3)
+    metrics = evaluate(model, x, nll_samples=1, seed=0)
+    kl = model.encode(torch.from_numpy(x)).kl()
+    assert metrics.kl == pytest.approx(kl.mean().item(), rel=1e-5)
+    assert metrics.rows == 7
+
+
+def test_more_samples_tighten_the_nll(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    nll = [evaluate(model, x, nll_samples=n, seed=0).nll for n in (1, 10, 300)]
+    assert nll == sorted(nll, reverse=True)
+
+
+def test_counts_latents_whose_posterior_mean_varies(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    z_loc = model.encode(torch.from_numpy(x)).loc.numpy()
+    with torch.no_grad():
+        rows = model.encoder.z_loc.weight[0].clone()
+        model.encoder.z_loc.weight[0] = 0
+        silenced = evaluate(model, x, nll_samples=1, seed=0).active_units
+        model.encoder.z_loc.weight[0] = rows
+    assert silenced == int((np.var(z_loc, 0)[1:] > 0.01).sum())
+
+
+def test_a_metric_that_is_not_finite_is_refused(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    with torch.no_grad():
+        weight = model.decoder.x_params.bias.clone()
+        model.decoder.x_params.bias[0] = torch.nan
+        with pytest.raises(TrainingDiverged, match="not finite"):
+            evaluate(model, x, nll_samples=1, seed=0)
+        model.decoder.x_params.bias.copy_(weight)

@@ -1,0 +1,125 @@
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import train as training
+from pipeline.data import Dataset, Split
+from pipeline.errors import TrainingDiverged
+from pipeline.likelihoods import choose_likelihood
+from pipeline.train import build_model, elbo_terms, train
+from serving.errors import DataRefused
+from tests.pipeline.conftest import tiny_config
+
+
+def weights(model: torch.nn.Module) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_training_raises_the_elbo(images: Dataset) -> None:
+    config = tiny_config(images, epochs=8)
+    before = build_model(images, config)
+    result = train(images, config)
+    x = torch.from_numpy(images.test.x)
+    assert elbo_terms(result.model, x, seed=0)["elbo"] > elbo_terms(before, x, seed=0)["elbo"] + 1
+    assert result.history[-1]["elbo"] > result.history[0]["elbo"]
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(images: Dataset) -> None:
+    first, again, other = (
+        weights(train(images, tiny_config(images, epochs=2, seed=seed)).model) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_training_leaves_the_global_generator_alone(images: Dataset) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(images, tiny_config(images, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_logs_every_epoch_and_ticks_every_step(images: Dataset) -> None:
+    epochs: list[tuple[int, Mapping[str, float]]] = []
+    steps: list[int] = []
+    config = tiny_config(images, epochs=2, batch_size=64)
+    result = train(
+        images,
+        config,
+        log=lambda epoch, metrics: epochs.append((epoch, metrics)),
+        tick=steps.append,
+    )
+    assert [epoch for epoch, _ in epochs] == [1, 2]
+    assert tuple(metrics for _, metrics in epochs) == result.history
+    assert sum(steps) == 2 * training.steps_per_epoch(images, config) == 2 * 5  # 270 rows
+
+
+def test_keeps_the_weights_of_the_best_validation_elbo_and_stops(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elbos = iter([-10.0, -5.0, -7.0, -6.0, -1.0])
+    copies: list[bytes] = []
+
+    def scripted(model: torch.nn.Module, x: torch.Tensor, *, seed: int) -> dict[str, float]:
+        copies.append(weights(model))
+        return {"elbo": next(elbos)}
+
+    monkeypatch.setattr(training, "elbo_terms", scripted)
+    result = train(images, tiny_config(images, epochs=5, patience=2))
+    assert result.best_epoch == 2
+    assert len(result.history) == 4
+    assert weights(result.model) == copies[1]
+
+
+def test_without_validation_rows_the_last_weights_are_kept(images: Dataset) -> None:
+    empty = replace(images, valid=Split(images.valid.x[:0], ""))
+    result = train(empty, tiny_config(images, epochs=3, patience=1))
+    assert result.best_epoch == len(result.history) == 3
+    assert "valid_elbo" not in result.history[0]
+
+
+def test_divergence_names_the_epoch_and_the_way_out(images: Dataset) -> None:
+    with pytest.raises(TrainingDiverged, match=r"epoch 1: \w+ is (nan|-?inf); try a lower"):
+        train(images, tiny_config(images, learning_rate=1e30))
+
+
+def test_data_outside_the_support_is_refused_before_training(table: Dataset) -> None:
+    with pytest.raises(
+        DataRefused, match=r"bernoulli likelihood needs .* use --likelihood gaussian"
+    ):
+        train(table, tiny_config(table, likelihood="bernoulli"))
+
+
+@pytest.mark.parametrize(
+    ("x", "likelihood"),
+    [
+        pytest.param(np.array([[0, 255]], np.uint8), "bernoulli", id="bytes"),
+        pytest.param(np.array([[0.0, 1.0]], np.float32), "bernoulli", id="unit"),
+        pytest.param(np.array([[-0.1, 1.0]], np.float32), "gaussian", id="reals"),
+    ],
+)
+def test_likelihood_follows_the_data(x: np.ndarray, likelihood: str) -> None:
+    assert choose_likelihood(x) == likelihood
+
+
+def test_table_is_standardized_by_column(table: Dataset) -> None:
+    model = build_model(table, tiny_config(table))
+    rows = model.px.standardize(torch.from_numpy(table.train.x)).numpy()
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(rows.std(0), 1, atol=1e-4)
+
+
+def test_schedule_ends_at_zero_where_it_is_cosine(images: Dataset) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    for schedule, last in (("cosine", 0.0), ("constant", 1e-3)):
+        optimizer = torch.optim.SGD([parameter], lr=1e-3)
+        settings = tiny_config(images, schedule=schedule, epochs=2, learning_rate=1e-3).train
+        steps = training._schedule(optimizer, settings, steps=5)
+        for _ in range(10):
+            optimizer.step()
+            steps.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(last)

@@ -1,0 +1,300 @@
+import gzip
+import os
+import resource
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
+
+from serving.errors import DataRefused, UsageRefused, VaeError
+from serving.formats import (
+    check_target,
+    read_array,
+    read_npz,
+    tile,
+    write_array,
+    write_grid,
+    write_table,
+    writing,
+)
+
+Array = NDArray[Any]
+
+ROWS = np.arange(5 * 3 * 2, dtype=np.float32).reshape(5, 3, 2) * 8
+IDX_CODES = {
+    "uint8": (0x08, ">u1"),
+    "int8": (0x09, ">i1"),
+    "int16": (0x0B, ">i2"),
+    "int32": (0x0C, ">i4"),
+    "float32": (0x0D, ">f4"),
+    "float64": (0x0E, ">f8"),
+}
+
+
+def idx_bytes(x: Array, code: int, dtype: str) -> bytes:
+    header = struct.pack(f">HBB{x.ndim}I", 0, code, x.ndim, *x.shape)
+    return header + x.astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "X.npy"], ids=["relative", "other name"])
+def test_reads_an_npy(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save(name, ROWS)
+    np.testing.assert_array_equal(read_array(Path(name)), ROWS, strict=True)
+
+
+def test_reads_an_npy_in_fortran_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.asfortranarray(ROWS))
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), ROWS, strict=True)
+
+
+def test_reads_the_x_or_the_one_array_of_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", y=ROWS[:1], x=ROWS)
+    np.savez_compressed(tmp_path / "one.npz", rows=ROWS)
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npz"), ROWS, strict=True)
+    np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), ROWS, strict=True)
+
+
+def test_refuses_an_npz_without_a_clear_choice(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS)
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / "x.npz")
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.npz'} must hold one array, or one named x; got a, b"
+    )
+
+
+def test_reads_every_array_of_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS[:1])
+    arrays = read_npz(tmp_path / "x.npz")
+    assert list(arrays) == ["a", "b"]
+    np.testing.assert_array_equal(arrays["a"], ROWS, strict=True)
+    np.testing.assert_array_equal(arrays["b"], ROWS[:1], strict=True)
+
+
+@pytest.mark.parametrize("name", IDX_CODES)
+def test_reads_idx_of_every_type_into_native_order(tmp_path: Path, name: str) -> None:
+    code, dtype = IDX_CODES[name]
+    x = (ROWS / 2).astype(name)
+    (tmp_path / "plain").write_bytes(idx_bytes(x, code, dtype))
+    (tmp_path / "zipped.gz").write_bytes(gzip.compress(idx_bytes(x, code, dtype)))
+    for file in ("plain", "zipped.gz"):
+        read = read_array(tmp_path / file)
+        np.testing.assert_array_equal(read, x, strict=True)
+        assert read.dtype.isnative
+
+
+def test_knows_a_zipped_idx_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "t10k").write_bytes(gzip.compress(idx_bytes(ROWS, *IDX_CODES["uint8"])))
+    np.testing.assert_array_equal(read_array(tmp_path / "t10k"), ROWS.astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value) == f"no file {tmp_path / name}"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0", b"\x89PNG\r\n\x1a\n" + bytes(64), b"\x1f\x8b", b"\x93NUMPY", b"PK\x03\x04"],
+    ids=["empty", "one byte", "picture", "gz magic", "npy magic", "zip magic"],
+)
+def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value).startswith(f"cannot read {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x"])
+def test_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataRefused, match=r"cannot read .*Is a directory"):
+        read_array(tmp_path / name)
+
+
+def test_writes_npy(tmp_path: Path) -> None:
+    write_array(tmp_path / "x.npy", ROWS)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), ROWS, strict=True)
+
+
+def test_writes_rows_of_data_as_a_column_of_lists(tmp_path: Path) -> None:
+    write_array(tmp_path / "x.parquet", ROWS)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.column_names == ["x_loc"]
+    assert str(table.schema.field("x_loc").type) == "fixed_size_list<element: float>[6]"
+    assert table["x_loc"].to_pylist() == ROWS.reshape(5, 6).tolist()
+
+
+def test_writes_columns_as_parquet(tmp_path: Path) -> None:
+    columns = {
+        "row": np.arange(3),
+        "elbo": np.array([-1.5, np.inf, 0.25], np.float32),
+        "z_loc": np.array([[1, 2], [3, 4], [5, 6]], np.float32)[:, ::-1],
+        "version": ["7", "7", "7"],
+        "model": [None, None, None],
+    }
+    write_table(tmp_path / "x.parquet", columns)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.to_pydict() == {
+        "row": [0, 1, 2],
+        "elbo": [-1.5, np.inf, 0.25],
+        "z_loc": [[2, 1], [4, 3], [6, 5]],
+        "version": ["7", "7", "7"],
+        "model": [None, None, None],
+    }
+    assert [str(table.schema.field(name).type) for name in ("row", "elbo")] == ["int64", "float"]
+
+
+def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:
+    write_array(tmp_path / "a.png", ROWS)
+    write_grid(tmp_path / "b.png", ROWS, columns=5)
+    for name, columns in (("a.png", None), ("b.png", 5)):
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "L")
+            np.testing.assert_array_equal(np.asarray(picture), tile(ROWS, columns), strict=True)
+
+
+def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
+    images = np.array([[[-5.0, 0.4]], [[1.6, 254.6]], [[300.0, 7.0]]])
+    expected = np.full((8, 10), 255)
+    expected[2, 2:4] = [0, 0]
+    expected[2, 6:8] = [2, 255]
+    expected[5, 2:4] = [255, 7]
+    np.testing.assert_array_equal(tile(images, columns=2), expected.astype(np.uint8), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "lines", "columns"),
+    [(1, 1, 1), (4, 2, 2), (5, 2, 3), (64, 8, 8)],
+    ids=["one", "square", "ragged", "many"],
+)
+def test_tiles_make_about_a_square(count: int, lines: int, columns: int) -> None:
+    assert tile(np.zeros((count, 3, 4))).shape == (lines * 5 + 2, columns * 6 + 2)
+
+
+def test_a_table_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(UsageRefused, match=r"a picture needs rows of \(height, width\), got \(6,"):
+        write_array(tmp_path / "x.png", ROWS.reshape(5, 6))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [
+        ("x.parquet", "pyarrow", "Parquet needs pyarrow: pip install 'vae-pipeline[files]'"),
+        ("x.png", "PIL", "PNG needs pillow: pip install 'vae-pipeline[files]'"),
+    ],
+    ids=["pyarrow", "pillow"],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageRefused) as caught:
+        write_array(tmp_path / name, ROWS)
+    assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with writing(target) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == target.parent
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def fail_to_write(target: Path, error: BaseException) -> None:
+    with writing(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["old target", "no target"])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("bad"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), VaeError),
+    ],
+    ids=["error", "interrupt", "full disk"],
+)
+def test_a_failed_write_leaves_everything_as_it_was(
+    tmp_path: Path, exists: bool, error: BaseException, raised: type[BaseException]
+) -> None:
+    target = tmp_path / "x.txt"
+    if exists:
+        target.write_text("old")
+    with pytest.raises(raised):
+        fail_to_write(target, error)
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")] * exists
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 4 kB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "x.png"])
+def test_a_full_disk_is_named_with_the_target(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).uniform(0, 255, (400, 8, 8))
+    with pytest.raises(VaeError, match=r"File too large$") as caught:
+        write_array(tmp_path / name, noise)
+    assert str(caught.value).startswith(f"cannot write {tmp_path / name}: ")
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_array(tmp_path / "x.npy", ROWS)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.npy").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
+    target = tmp_path / "x.npy"
+    target.write_text("old")
+    check_target(target, (".npy", ".png"))
+    check_target(tmp_path / "new.png", (".npy", ".png"))
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("x.csv", "--out must end in .npy, .png, got 'x.csv'"),
+        ("npy", "--out must end in .npy, .png, got 'npy'"),
+        ("/no/such/folder/x.npy", "cannot write /no/such/folder/x.npy: No such file or directory"),
+        ("/dev/null/x.npy", "cannot write /dev/null/x.npy: Not a directory"),
+    ],
+    ids=["other suffix", "no suffix", "no folder", "file for a folder"],
+)
+def test_a_bad_target_is_refused_before_the_work(target: str, message: str) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        check_target(Path(target), (".npy", ".png"))
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2
