@@ -1,5 +1,6 @@
 """Click options from the config dataclasses, so that no default or help text is written twice."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,6 +25,17 @@ class Widths(click.ParamType[tuple[int, ...]]):
         if any(width < 1 for width in widths):
             self.fail(f"widths must be at least 1, got {value!r}", param, ctx)
         return widths
+
+
+class Number(click.FloatRange):
+    """A finite number within limits, which NaN passes unseen."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Read `0.1`."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def settings_options(*sections: type) -> Decorator:
@@ -76,7 +88,7 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
     if kind is int:
         return click.IntRange(_whole(option.min), _whole(option.max))
     if kind is float:
-        return click.FloatRange(option.min, option.max, min_open=option.open_min)
+        return Number(option.min, option.max, min_open=option.open_min)
     return click.STRING
 
 

@@ -1,0 +1,34 @@
+"""Speed, each beside the thing to beat, in one run: `make bench`.
+
+Machines are noisy: what is measured side by side takes turns, and the best of each is compared.
+Every line is a ratio with what it should be; nothing here is a test.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+
+from serving.threads import limit_spinning
+
+limit_spinning()
+
+from tests.benchmarks import engine, startup, tracking, training  # noqa: E402  after the spin limit
+from tests.benchmarks.measure import Row  # noqa: E402
+
+BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
+    "startup": startup.measure,
+    "training": training.measure,
+    "tracking": tracking.measure,
+    "engine": engine.measure,
+}
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all."""
+    print(f"{'what':<58} {'measured':>10}  {'beside':>10}  {'ratio':>6}  goal")
+    for name in names or BENCHMARKS:
+        for row in BENCHMARKS[name]():
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

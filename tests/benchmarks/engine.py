@@ -1,0 +1,55 @@
+"""The engine beside onnxruntime in a loop, and beside torch."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import configure
+from pipeline.data import load_dataset
+from pipeline.export import export_bundle
+from pipeline.reference import _reconstruct
+from pipeline.train import build_model
+from serving.engine import Engine
+from tests.benchmarks.measure import Row, best_in_turns
+
+
+def measure() -> Iterator[Row]:
+    """Reconstruction of 2,048 rows by the untrained default model, one thread."""
+    torch.set_num_threads(1)
+    config = configure()
+    mnist = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
+    model = build_model(mnist, config).eval().requires_grad_(False)
+    git = {"sha": "unknown", "dirty": False}
+    checkpoint = Checkpoint(model, config, "uint8", "bernoulli", mnist.describe(), git)
+    metrics = dict.fromkeys(("elbo", "elbo_se", "log_likelihood", "kl", "nll", "nll_se"), 0.0)
+    metrics |= {"rows": 0, "nll_samples": 0, "active_units": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export_bundle(Path(folder, "bundle"), checkpoint, metrics, mnist.test.x)
+        engine = Engine(bundle)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            bundle.path / "reconstruct.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        for batch in (1, 64, 1024):
+            x = mnist.test.x[:batch]
+            feeds, rows = {"x": x}, torch.from_numpy(x)
+            ours, floor, eager = best_in_turns(
+                partial(repeat, partial(engine.reconstruct, x), 2048 // batch),
+                partial(repeat, partial(session.run, None, feeds), 2048 // batch),
+                partial(repeat, partial(_reconstruct, model, rows), 2048 // batch),
+                rounds=5,
+            )
+            yield Row(f"engine, batch {batch} / onnxruntime in a loop", ours, floor, "close to 1x")
+            yield Row(f"engine, batch {batch} / torch eager", ours, eager, "below 1x")
+
+
+def repeat(function: Callable[[], object], times: int) -> None:
+    """Call often enough to be measured."""
+    for _ in range(times):
+        function()

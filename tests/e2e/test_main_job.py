@@ -1,0 +1,182 @@
+"""The main job as users start it: `mlflow run`, a store in a file, a tracking server over HTTP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = {"epochs": 2, "hidden-dims": 16, "latent-dim": 3, "nll-samples": 4, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 40, (400, 6, 5), dtype=np.uint8)
+    x[np.arange(400), generator.integers(0, 6, 400)] = 230
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, x)
+    return path
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """As in a shell with the environment active and a store in `folder`."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    return {
+        **env,
+        "PATH": f"{Path(sys.executable).parent}:{env['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        **variables,
+    }
+
+
+def start(command: list[str], env: dict[str, str], cwd: Path) -> dict[str, Any]:
+    """Run to the end; return what the last line of stdout says."""
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    content: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return content
+
+
+def vae(arguments: list[str], env: dict[str, str], cwd: Path) -> dict[str, Any]:
+    return start([sys.executable, "-m", "pipeline.cli", *arguments], env, cwd)
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def project(entry_point: str, settings: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+    parameters = [part for key, value in settings.items() for part in ("-P", f"{key}={value}")]
+    command = ["mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager=local", *parameters]
+    return start(command, env, ROOT)
+
+
+def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    settings = {**TINY, "data": data, "out": tmp_path / "bundle-1"}
+    first = project("main", settings, env)
+    assert (first["version"], first["parity"], first["decision"]) == ("1", "passed", "promoted")
+    assert (tmp_path / "bundle-1" / "manifest.json").exists()
+
+    second = project(
+        "run",
+        {**settings, "out": tmp_path / "bundle-2", "learning_rate": "1e-2", "no-promote": "true"},
+        env,
+    )
+    assert (second["version"], second["decision"]) == ("2", None)
+    assert second["elbo"] > first["elbo"]
+
+    promoted = project("promote", {}, env)
+    assert (promoted["version"], promoted["decision"], promoted["previous"]) == (
+        "2",
+        "promoted",
+        "1",
+    )
+    assert project("rollback", {}, env)["version"] == "1"
+    decisions = vae(["history"], env, tmp_path)["decisions"]
+    assert [(row["action"], row["version"]) for row in decisions] == [
+        ("rollback", "1"),
+        ("promote", "2"),
+        ("promote", "1"),
+    ]
+    assert project("verify", {"version": 2}, env)["verified"] is True
+    scores = project("score", {"data": data, "out": tmp_path / "scores.parquet"}, env)
+    assert (scores["rows"], scores["version"]) == (400, "1")
+
+
+def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    settings = options({**TINY, "data": data})
+    trained = vae(["train", *settings], env, tmp_path)
+    again = vae(["evaluate", "--run-id", trained["run_id"], "--nll-samples", "4"], env, tmp_path)
+    assert {key: again[key] for key in ("elbo", "nll", "kl", "run_id")} == {
+        key: trained[key] for key in ("elbo", "nll", "kl", "run_id")
+    }
+    bundle = ["bundle"]
+    exported = vae(["export", "--run-id", trained["run_id"], "--out", *bundle], env, tmp_path)
+    checked = vae(["check", *bundle], env, tmp_path)
+    assert checked["parity"] == "passed"
+    assert checked["digest"] != exported["digest"]
+    registered = vae(["register", *bundle, "--name", "mine"], env, tmp_path)
+    assert registered == {"name": "mine", "version": "1", "digest": checked["digest"]}
+    promoted = vae(["promote", "--name", "mine"], env, tmp_path)
+    assert promoted["decision"] == "promoted"
+
+    whole = vae(["run", *settings, "--out", "whole", "--name", "mine"], env, tmp_path)
+    assert whole["elbo"] == trained["elbo"]
+    assert (whole["version"], whole["decision"]) == ("2", "promoted")
+    for graph in ("encoder.onnx", "decoder.onnx"):  # only the run's id differs
+        sizes = {(tmp_path / folder / graph).stat().st_size for folder in ("bundle", "whole")}
+        assert len(sizes) == 1
+    by_path = vae(["sample", "--model", "whole", "--seed", "7", "--out", "a.npy"], env, tmp_path)
+    by_alias = vae(
+        ["sample", "--model", "models:/mine@champion", "--seed", "7", "--out", "b.npy"],
+        env,
+        tmp_path,
+    )
+    assert (by_path["version"], by_alias["version"]) == (None, "2")
+    assert by_path["digest"] == by_alias["digest"]
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real tracking server on a free port, with a store and artifacts of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path / 'server.db'}",
+        "--artifacts-destination",
+        str(tmp_path / "server-artifacts"),
+    ]
+    env = environment(tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, *store], env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(url):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=1):
+            return True
+    except OSError:
+        time.sleep(0.2)
+        return False
+
+
+def test_the_main_job_works_with_a_tracking_server(data: Path, tmp_path: Path, server: str) -> None:
+    env = environment(tmp_path, MLFLOW_TRACKING_URI=server)
+    done = vae(["run", *options({**TINY, "data": data, "out": "bundle"})], env, tmp_path)
+    assert (done["version"], done["decision"]) == ("1", "promoted")
+    sampled = vae(["sample", "--count", "4", "--seed", "7", "--out", "s.npy"], env, tmp_path)
+    assert (sampled["version"], sampled["rows"]) == ("1", 4)
+    assert np.load(tmp_path / "s.npy").shape == (4, 6, 5)
+    assert vae(["verify"], env, tmp_path)["digest"] == sampled["digest"]
+    assert not (tmp_path / "mlflow.db").exists()
