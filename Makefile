@@ -24,7 +24,7 @@ $(VENV)/ready: conda.yaml pyproject.toml
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@sed -n 's/^      - //p' conda.yaml > $(VENV)/constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 		--constraint $(VENV)/constraints.txt --editable '.[train,dev]'
 	@touch $@
 
@@ -40,7 +40,7 @@ test-serving: $(VENV)-serving/ready ## the serving tests where torch and mlflow 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
 	@$(PYTHON) -m venv $(VENV)-serving
 	@sed -n 's/^      - //p' conda.yaml > $(VENV)-serving/constraints.txt
-	@$(VENV)-serving/bin/python -m pip install --quiet --disable-pip-version-check \
+	@$(VENV)-serving/bin/python -m pip install -qq --disable-pip-version-check \
 		--constraint $(VENV)-serving/constraints.txt --editable '.[files]' pytest==9.2.0
 	@touch $@
 

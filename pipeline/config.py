@@ -59,7 +59,7 @@ class ModelConfig:
 class TrainConfig:
     """The optimisation: Adam on the negative ELBO."""
 
-    epochs: Annotated[int, Option("passes over the training rows, at most", min=1)] = 20
+    epochs: Annotated[int, Option("passes over the training rows, at most", min=1)] = 25
     batch_size: Annotated[int, Option("rows a step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
     schedule: Annotated[Literal["constant", "cosine"], Option("course of the learning rate")] = (

@@ -16,7 +16,7 @@ import serving
 from pipeline.errors import ParityFailed
 from pipeline.parity import parity_faults
 from pipeline.tracking import Run
-from serving.bundle import METRICS, Bundle, Manifest
+from serving.bundle import CARD, METRICS, Bundle, Manifest
 from serving.source import ARTIFACT, DIGEST_TAG, store_errors
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -92,10 +92,16 @@ def _create_version(run: Run, bundle: Bundle, name: str) -> str:
         f"models:/{info.model_id}",
         run_id=run.run_id,
         tags=lineage_tags(bundle),
-        description=(bundle.path / "MODEL_CARD.md").read_text(),
+        description=_description(bundle),
         model_id=info.model_id,
     )
     return str(version.version)
+
+
+def _description(bundle: Bundle) -> str:
+    """The card without its picture, which the registry's page would not find."""
+    lines = (bundle.path / CARD).read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("!["))
 
 
 def _signature(manifest: Manifest) -> Any:

@@ -15,7 +15,7 @@ import click
 
 from pipeline.config import Config, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.cli import progress, say
+from serving.cli import engine_device, progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest
-    from serving.engine import Device
 
 data_option = click.option(
     "--data",
@@ -63,6 +62,7 @@ def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
             **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
         }
     )
+    run.log_dataset(dataset.describe())
     run.log_json("config.json", config.to_json())
     result = _fit(run, dataset, config, device)
     checkpoint = Checkpoint(
@@ -148,7 +148,8 @@ def check(
     from pipeline.manifest import add_report
     from pipeline.parity import check_parity
 
-    where: Device = "cuda" if torch_device(device, threads) == "cuda" else "cpu"
+    torch_device("cpu", threads)  # the reference; only the engine goes to the device
+    where = engine_device(device)
     say(f"checking parity with torch on {where}")
     report = check_parity(bundle, checkpoint.model, dataset.test.x, device=where, threads=threads)
     say(report.table())

@@ -62,6 +62,22 @@ class Run:
             values = [RunTag(key, str(value)) for key, value in tags.items()]
             self.client.log_batch(self.run_id, tags=values)
 
+    def log_dataset(self, description: Mapping[str, Any]) -> None:
+        """Log the splits that `Dataset.describe` tells of, as inputs of the run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": description["source"]})
+        inputs = [
+            DatasetInput(
+                # the store takes 36 characters; the whole digest stands in the tags
+                Dataset(Path(description["source"]).name, row["sha256"][:36], "local", source),
+                [InputTag("mlflow.data.context", split)],
+            )
+            for split, row in description["splits"].items()
+        ]
+        with store_errors():
+            self.client.log_inputs(self.run_id, inputs)
+
     def log_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Log a JSON artifact."""
         with store_errors():

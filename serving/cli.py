@@ -6,6 +6,7 @@ the commands.
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from serving.threads import available_cores, limit_spinning
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.engine import Engine
+    from serving.engine import Device, Engine
     from serving.source import Source
 
 
@@ -149,6 +150,7 @@ class Progress:
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; errors that a user can act on are one line."""
     limit_spinning()
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports to Microsoft
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_exit_code(command))
 
@@ -303,22 +305,27 @@ def read_rows(path: Path) -> "NDArray[Any]":
 
 
 def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":
-    """Open a model on a device; `auto` takes CUDA where it works, and says which it took."""
+    """Open a model on a device."""
     from serving.engine import Engine
     from serving.source import open_source
 
     source = open_source(reference)
+    return source, Engine(source.bundle, device=engine_device(device), threads=threads)
+
+
+def engine_device(device: str) -> "Device":
+    """`cpu` or `cuda`; `auto` takes CUDA where it loads, and says why where it does not."""
+    from serving.engine import require_cuda
+
+    if device == "cpu":
+        return "cpu"
     if device == "auto":
         try:
-            engine = Engine(source.bundle, device="cuda", threads=threads)
+            require_cuda()
         except DeviceUnavailable as err:
             say(f"using the CPU: {err}")
-            engine = Engine(source.bundle, threads=threads)
-    else:
-        engine = Engine(
-            source.bundle, device="cuda" if device == "cuda" else "cpu", threads=threads
-        )
-    return source, engine
+            return "cpu"
+    return "cuda"
 
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":

@@ -26,10 +26,14 @@ def test_a_run_keeps_what_is_logged(tmp_path: Path) -> None:
         run.log_metrics({"elbo": -3.5, "kl": 1}, step=2)
         run.set_tags({"git.dirty": True})
         run.log_json("config.json", {"a": 1})
+        run.log_dataset({"source": "/data/x.npy", "splits": {"test": {"sha256": "ab" * 32}}})
         run.log_folder(tmp_path / "things", "figures")
         place = run.artifact_place("figures")
         assert status(run.run_id) == "RUNNING"
-    data = connect().get_run(run.run_id).data
+    whole = connect().get_run(run.run_id)
+    data, (logged,) = whole.data, whole.inputs.dataset_inputs
+    assert (logged.dataset.name, logged.dataset.digest) == ("x.npy", "ab" * 18)
+    assert logged.tags[0].value == "test"
     assert status(run.run_id) == "FINISHED"
     assert data.params == {"train.epochs": "3", "note": "hello world"}
     assert data.metrics == {"elbo": -3.5, "kl": 1.0}

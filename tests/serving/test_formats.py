@@ -106,8 +106,16 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"\x89PNG\r\n\x1a\n" + bytes(64), b"\x1f\x8b", b"\x93NUMPY", b"PK\x03\x04"],
-    ids=["empty", "one byte", "picture", "gz magic", "npy magic", "zip magic"],
+    [
+        b"",
+        b"\0\0",
+        b"\0\0\x08\x03\0",
+        b"\x89PNG\r\n\x1a\n" + bytes(64),
+        b"\x1f\x8b",
+        b"\x93NUMPY",
+        b"PK\x03\x04",
+    ],
+    ids=["empty", "two bytes", "cut header", "picture", "gz magic", "npy magic", "zip magic"],
 )
 def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
@@ -210,10 +218,12 @@ def test_a_missing_package_is_named(
 def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "x.txt"
     target.write_text("old")
-    with writing(target) as temporary:
-        temporary.write_text("new")
-        assert temporary.parent == target.parent
-        assert target.read_text() == "old"
+    with target.open() as reader:
+        with writing(target) as temporary:
+            temporary.write_text("new")
+            assert temporary.parent == target.parent
+            assert target.read_text() == "old"
+        assert reader.read() == "old"  # replaced, not overwritten
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
 

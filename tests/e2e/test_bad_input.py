@@ -1,0 +1,410 @@
+"""What a user sees who gives bad input: one line, the right exit code, nothing half-written."""
+
+import gzip
+import hashlib
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.e2e.conftest import TINY, VAE, clean_environment, draw_images, run_vae
+
+IDX = struct.pack(">HBB3I", 0, 8, 3, 4, 6, 5) + bytes(120)
+FILES = (
+    "encoder.onnx",
+    "decoder.onnx",
+    "reconstruct.onnx",
+    "score.onnx",
+    "weights.pt",
+    "golden.npz",
+    "metrics.json",
+    "parity.json",
+    "MODEL_CARD.md",
+    "samples.png",
+    "manifest.json",
+)
+needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every path in a folder, with a digest of what it holds."""
+    return {
+        str(path.relative_to(folder)): ""
+        if path.is_dir()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+    }
+
+
+def refusal(
+    result: "subprocess.CompletedProcess[str]", exit_code: int, before: tuple[str, ...] = ()
+) -> str:
+    """The one line of the error; `before` are the lines of progress that may precede it."""
+    assert result.returncode == exit_code, result.stderr
+    assert result.stdout == ""
+    *progress, line = result.stderr.splitlines()
+    assert tuple(progress) == before
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: void((folder / name).write_bytes(content))
+
+
+def save(name: str, x: np.ndarray) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / name, x)
+
+
+def void(value: object) -> None:
+    """Forget a value."""
+
+
+BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("none.npy", lambda folder: None, "no file none.npy"),
+    "folder": ("x", lambda folder: (folder / "x").mkdir(), "cannot read x: "),
+    "wrong magic": (
+        "x.bin",
+        write("x.bin", b"\x89PNG\r\n\x1a\n"),
+        "cannot read x.bin: no IDX file, it starts with 0x89504e47",
+    ),
+    "text": (
+        "x.csv",
+        write("x.csv", b"1,2,3\n"),
+        "cannot read x.csv: no IDX file, it starts with 0x312c322c",
+    ),
+    "truncated gz": (
+        "x.gz",
+        write("x.gz", gzip.compress(IDX)[:-9]),
+        "cannot read x.gz: Compressed file ended before the end-of-stream marker was reached",
+    ),
+    "IDX cut off": (
+        "x.idx",
+        write("x.idx", IDX[:-1]),
+        "cannot read x.idx: IDX shape (4, 6, 5) needs 136 bytes, got 135",
+    ),
+    "wrong shape": (
+        "x.npy",
+        save("x.npy", np.zeros((4, 5, 6), np.uint8)),
+        "x must be (batch, 6, 5), got (4, 5, 6)",
+    ),
+    "wrong dtype": (
+        "x.npy",
+        save("x.npy", np.zeros((4, 6, 5), np.float32)),
+        "x must be uint8, got float32",
+    ),
+    "empty set": (
+        "x.npy",
+        save("x.npy", np.zeros((0, 6, 5), np.uint8)),
+        "x.npy must hold at least one row, got (0, 6, 5)",
+    ),
+    "one number": (
+        "x.npy",
+        save("x.npy", np.zeros((), np.uint8)),
+        "x.npy must hold at least one row, got ()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_rows_that_cannot_be_scored_are_refused(
+    bundle: Path, tmp_path: Path, name: str, make: Callable[[Path], object], message: str
+) -> None:
+    make(tmp_path)
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "score", name, "--model", "bundle", "--out", "scores.parquet")
+    assert refusal(result, 3).startswith(message)
+    assert tree(tmp_path) == before
+
+
+def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((0, 6, 5), np.uint8))
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "reconstruct", "x.npy", "--model", "bundle", "--out", "y.png")
+    assert refusal(result, 3) == "x.npy must hold at least one row, got (0, 6, 5)"
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("y.csv", "--out must end in .parquet, got 'y.csv'"),
+        ("none/y.parquet", "cannot write none/y.parquet: No such file or directory"),
+        ("/dev/null/y.parquet", "cannot write /dev/null/y.parquet: Not a directory"),
+    ],
+    ids=["another kind", "no folder", "no place"],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    bundle: Path, tmp_path: Path, out: str, message: str
+) -> None:
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "score", "none.npy", "--model", "bundle", "--out", out)
+    assert refusal(result, 2) == message
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("reference", "exit_code", "message"),
+    [
+        ("none", 7, "none is no bundle: it has no manifest.json"),
+        (
+            "models:/vae",
+            2,
+            "model must be a bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION, "
+            "got 'models:/vae'",
+        ),
+        (
+            "models:/vae/latest",
+            2,
+            "model must be a bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION, "
+            "got 'models:/vae/latest'",
+        ),
+    ],
+    ids=["no bundle", "no version", "no number"],
+)
+def test_a_reference_to_no_model_is_refused(
+    tmp_path: Path, reference: str, exit_code: int, message: str
+) -> None:
+    result = run_vae(tmp_path, "sample", "--model", reference, "--out", "y.npy")
+    assert refusal(result, exit_code) == message
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.usefixtures("store")
+def test_a_model_that_nobody_promoted_is_refused(tmp_path: Path) -> None:
+    result = run_vae(tmp_path, "sample", "--model", "models:/nothing@champion", "--out", "y.npy")
+    message = "nothing has no champion: run `vae run`, or promote a version"
+    assert refusal(result, 2) == message
+    assert not (tmp_path / "y.npy").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_byte_is_found_and_its_file_is_named(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    result = run_vae(tmp_path, "sample", "--model", "bundle", "--out", "y.npy")
+    assert f"bundle/{name} " in refusal(result, 7).replace(f"{name}:", f"{name} ")
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_the_bytes_of_every_file_of_a_bundle_are_changed_once(bundle: Path) -> None:
+    assert sorted(FILES) == sorted(path.name for path in bundle.iterdir())
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.parquet", "y.png"])
+def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
+    """No file may grow beyond 4 kB; Python then sees the error that a full disk gives."""
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "from pipeline.cli import main; main()"
+    )
+    before = tree(tmp_path)
+    result = run_vae(
+        tmp_path,
+        *("sample", "--model", "bundle", "--count", "400", "--out", name),
+        command=(sys.executable, "-c", limited),
+    )
+    message = refusal(result, 1)
+    assert message.startswith(f"cannot write {name}: ")
+    assert message.endswith("File too large")
+    assert tree(tmp_path) == before
+
+
+def test_an_unknown_preset_is_a_usage_error(tmp_path: Path) -> None:
+    result = run_vae(tmp_path, "run", "--preset", "exmaple")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == (
+        "Error: Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', 'example'."
+    )
+    assert tree(tmp_path) == {}
+
+
+TRAINING = "training on 243 rows of x.npy for at most 1 epochs, on cpu; preset default"
+NORMAL = np.random.default_rng(0).normal(size=(300, 4)).clip(-2, 2).astype(np.float32)
+BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
+    "missing": (
+        lambda folder: None,
+        (),
+        "no data at 'x.npy': give mnist, an IDX folder, a .npy or a .npz file",
+    ),
+    "NaN": (
+        save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),
+        (),
+        "x.npy must be finite: 1 of 300 rows are not, the first is row 17",
+    ),
+    "out of support": (
+        save("x.npy", NORMAL),
+        (TRAINING,),
+        "a bernoulli likelihood needs bytes, or floats from 0 to 1; got -2 to 2: "
+        "use --likelihood gaussian",
+    ),
+}
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(("make", "before", "message"), BAD_DATA.values(), ids=BAD_DATA.keys())
+def test_data_that_cannot_be_learned_from_ends_the_run_as_failed(
+    made: Path,
+    tmp_path: Path,
+    make: Callable[[Path], object],
+    before: tuple[str, ...],
+    message: str,
+) -> None:
+    make(tmp_path)
+    arguments = ("--data", "x.npy", "--likelihood", "bernoulli", "--epochs", "1")
+    result = run_vae(tmp_path, "run", *arguments, "--out", "other", *TINY)
+    assert refusal(result, 3, before) == message
+    assert not (tmp_path / "other").exists()
+    assert run_statuses(tmp_path) == ["FAILED", *run_statuses(made)]
+    assert versions(tmp_path) == ["1"]
+
+
+def test_data_that_has_moved_is_named_by_check(made: Path, bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", draw_images(300)[::-1])
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "check", "bundle", "--data", "x.npy")
+    assert refusal(result, 3).startswith("x.npy is not the data that the model was trained with: ")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("bundle", "--out bundle exists: name a new folder"),
+        ("/dev/null/other", "cannot write to /dev/null: File exists"),
+    ],
+    ids=["exists", "no place"],
+)
+def test_a_bundle_is_not_exported_over_something(
+    bundle: Path, tmp_path: Path, out: str, message: str
+) -> None:
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "export", "--run-id", "0" * 32, "--out", out)
+    assert refusal(result, 2) == message
+    assert tree(tmp_path) == before
+
+
+def test_a_store_that_cannot_be_written_is_named(made: Path, store: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///file:{store}?mode=ro&uri=true"
+    before = store.read_bytes()
+    arguments = ("--data", str(made / "x.npy"), "--epochs", "1", *TINY)
+    result = run_vae(tmp_path, "run", *arguments, MLFLOW_TRACKING_URI=uri)
+    assert refusal(result, 1) == (
+        f"the MLflow store {uri} refused: attempt to write a readonly database"
+    )
+    assert store.read_bytes() == before
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_a_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    uri = "sqlite:////dev/null/store/mlflow.db"
+    result = run_vae(tmp_path, "history", MLFLOW_TRACKING_URI=uri)
+    assert "/dev/null/store" in refusal(result, 1)
+    assert tree(tmp_path) == {}
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    uri = "http://127.0.0.1:9"
+    result = run_vae(
+        tmp_path, "history", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"
+    )
+    message = refusal(result, 1)
+    assert message.startswith(f"the MLflow store {uri} refused: ")
+    assert "Connection refused" in message
+    assert tree(tmp_path) == {}
+
+
+@needs_no_cuda
+@pytest.mark.usefixtures("store")
+def test_training_on_a_gpu_that_is_not_there_ends_with_8(made: Path, tmp_path: Path) -> None:
+    arguments = ("--data", str(made / "x.npy"), "--epochs", "1", "--device", "cuda")
+    result = run_vae(tmp_path, "train", *arguments)
+    assert refusal(result, 8).startswith("device cuda is not available: torch ")
+    assert run_statuses(tmp_path)[0] == "FAILED"
+
+
+@needs_no_cuda
+def test_checking_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    result = run_vae(tmp_path, "check", "bundle", "--device", "cuda")
+    assert refusal(result, 8).startswith("device cuda is not available: torch ")
+    assert tree(tmp_path) == before
+
+
+@needs_no_cuda
+def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    arguments = ("--model", "bundle", "--device", "cuda", "--out", "y.npy")
+    result = run_vae(tmp_path, "sample", *arguments)
+    assert refusal(result, 8).startswith("device cuda is not available: ")
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Programs started here react to SIGINT, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize(
+    ("number", "exit_code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_training_that_is_stopped_ends_its_run_as_killed(
+    made: Path, tmp_path: Path, number: signal.Signals, exit_code: int, word: str
+) -> None:
+    slow = ("--epochs", "1000", "--patience", "1000", "--batch-size", "1")
+    process = subprocess.Popen(
+        [*VAE, "run", "--data", str(made / "x.npy"), *slow, *TINY],
+        cwd=tmp_path,
+        env=clean_environment(tmp_path, {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = []
+        for line in process.stderr:
+            said.append(line.rstrip("\n"))
+            if line.startswith("epoch 1/"):
+                process.send_signal(number)
+        assert process.stdout.read() == ""
+    assert process.returncode == exit_code
+    assert said[-1] == word
+    assert not any(line.startswith(("error", "Traceback")) for line in said)
+    assert run_statuses(tmp_path) == ["KILLED"]
+    assert versions(tmp_path) == []
+    assert not (tmp_path / "bundles").exists()
+
+
+def run_statuses(folder: Path) -> list[str]:
+    """Of every training run in the store of `folder`, the newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("vae")
+    assert experiment is not None
+    return [str(run.info.status) for run in client.search_runs([experiment.experiment_id])]
+
+
+def versions(folder: Path) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(registry_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return [str(version.version) for version in client.search_model_versions()]

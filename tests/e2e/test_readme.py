@@ -1,0 +1,100 @@
+"""The README's commands and code do what it says, on tiny data."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cli import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TINY = {"data": "x.npy", "epochs": "2", "hidden-dims": "16", "latent-dim": "3", "nll-samples": "4"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "".join(blocks("sh")).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def shrink(words: list[str], folder: Path) -> list[str]:
+    """The command on tiny data, where it trains; the later training is the better one."""
+    settings = {**TINY, "data": str(folder / "x.npy")}
+    if words[:2] == ["mlflow", "run"]:
+        settings["out"] = str(folder / "first")
+        parameters = [part for key, value in settings.items() for part in ("-P", f"{key}={value}")]
+        keep = [word for word in words[2:] if word not in (".", "-P", "epochs=3")]
+        return [*words[:2], str(ROOT), *keep, *parameters]
+    if words[1] == "train":
+        settings |= {"epochs": "8", "learning-rate": "1e-2"}
+        keep = words[: words.index("--epochs")]
+        return [*keep, *(part for key, value in settings.items() for part in (f"--{key}", value))]
+    return words
+
+
+def test_every_command_runs(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 40, (300, 6, 5), dtype=np.uint8)
+    x[np.arange(300), generator.integers(0, 6, 300)] = 230
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "images.npy", x[:9])
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env |= {
+        "PATH": f"{Path(sys.executable).parent}:{env['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    users = [words for words in commands() if words[0] != "make"]
+    users.sort(key=lambda words: words[1] in ("sample", "reconstruct", "score"))  # need a champion
+    run_id = ""
+    for words in users:
+        command = [run_id if word == "RUN_ID" else word for word in shrink(words, tmp_path)]
+        result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        assert result.returncode == 0, (words, result.stderr)
+        if words[1] == "train":
+            run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]
+    ran = {words[1] for words in users}
+    assert {"train", "evaluate", "export", "check", "register", "promote", "rollback"} <= ran
+    assert {"grid.png", "reconstructions.npy", "scores.parquet"} <= set(os.listdir(tmp_path))
+    for code in blocks("python"):
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in commands():
+        if words[0] == "make":
+            for target in words[1:]:
+                assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", list(cli.commands))
+def test_every_command_is_listed_and_has_an_example(name: str) -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `vae")]
+    assert any(re.search(rf"`(vae )?{name}`", row) for row in rows)
+    help_text = cli.commands[name].help or ""
+    assert f"Example: vae {name}" in help_text
+
+
+def test_the_plain_onnxruntime_code_is_six_lines() -> None:
+    code = blocks("python")[0].strip().splitlines()
+    assert len(code) == 6
+    assert "serving" not in "".join(code)
+
+
+def test_it_is_short_and_its_pictures_exist() -> None:
+    assert len(README.splitlines()) <= 200
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    assert all((ROOT / picture).exists() for picture in pictures)

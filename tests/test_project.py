@@ -1,0 +1,127 @@
+"""What is written in two places agrees: requirements, entry points, targets."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml  # type: ignore[import-untyped]
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from pipeline.cli import cli
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+CONDA: dict[str, Any] = yaml.safe_load((ROOT / "conda.yaml").read_text())
+MLPROJECT: dict[str, Any] = yaml.safe_load((ROOT / "MLproject").read_text())
+ENTRY_POINTS: dict[str, Any] = MLPROJECT["entry_points"]
+
+
+def by_name(lines: list[str]) -> dict[str, Requirement]:
+    requirements = [Requirement(line) for line in lines]
+    return {requirement.name: requirement for requirement in requirements}
+
+
+def wanted() -> dict[str, Requirement]:
+    """What pyproject.toml asks for to run everything, its own extras resolved."""
+    extras = PROJECT["optional-dependencies"]
+    found = by_name([*PROJECT["dependencies"], *extras["files"], *extras["train"]])
+    assert found.pop(PROJECT["name"]).extras == {"files"}
+    return found
+
+
+def pinned() -> dict[str, Requirement]:
+    (pip,) = (entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict))
+    assert len(by_name(pip)) == len(pip)
+    return by_name(pip)
+
+
+def test_conda_pins_every_package_of_the_project_and_no_other() -> None:
+    assert pinned().keys() == wanted().keys()
+
+
+@pytest.mark.parametrize("name", sorted(wanted()))
+def test_a_pin_is_one_version_within_the_project_s_range(name: str) -> None:
+    pin, want = pinned()[name], wanted()[name]
+    (specifier,) = pin.specifier
+    assert specifier.operator == "=="
+    assert want.specifier.contains(Version(specifier.version))
+    assert str(pin.marker) == str(want.marker)
+
+
+def test_python_is_the_same_everywhere() -> None:
+    (python,) = (entry for entry in CONDA["dependencies"] if str(entry).startswith("python="))
+    version = python.removeprefix("python=")
+    assert PROJECT["requires-python"] == f">={version}"
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{version.replace('.', '')}"
+    assert f"PYTHON ?= python{version}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_project_has_one_name() -> None:
+    assert PROJECT["name"] == CONDA["name"] == MLPROJECT["name"] == "vae-pipeline"
+    assert MLPROJECT["conda_env"] == "conda.yaml"
+    assert PROJECT["scripts"] == {"vae": "pipeline.cli:main"}
+
+
+def test_there_is_an_entry_point_for_each_command_and_main() -> None:
+    assert ENTRY_POINTS.keys() == {"main", *cli.commands}
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_an_entry_point_runs_its_command(entry: str) -> None:
+    command = "run" if entry == "main" else entry
+    arguments = [
+        f"{{{param.name}}}"
+        for param in cli.commands[command].params
+        if isinstance(param, click.Argument)
+    ]
+    words = ENTRY_POINTS[entry]["command"].split()
+    assert words == ["python", "-m", "pipeline.cli", command, *arguments]
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_a_declared_parameter_is_one_of_the_command_with_its_default(entry: str) -> None:
+    command = cli.commands["run" if entry == "main" else entry]
+    params = {param.name: param for param in command.params}
+    arguments = {name for name, param in params.items() if isinstance(param, click.Argument)}
+    declared = ENTRY_POINTS[entry].get("parameters", {})
+    assert declared.keys() == arguments  # mlflow hands options on without a declaration
+    for name, content in declared.items():
+        if isinstance(content, str):
+            assert params[name].required
+        else:
+            assert content["default"] == params[name].default
+
+
+def phony_targets(makefile: str) -> list[str]:
+    (line,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    return str(line).split()
+
+
+def make(*targets: str) -> str:
+    command = ["make", "--no-print-directory", *targets]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_help_lists_every_target_with_what_it_does() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    listed = dict(line.split(maxsplit=1) for line in make("help").splitlines())
+    assert sorted(listed) == sorted(phony_targets(makefile))
+    for target, words in listed.items():
+        assert re.search(rf"^{target}:.*## {re.escape(words)}$", makefile, re.MULTILINE)
+
+
+def test_make_alone_gives_help_and_makes_nothing() -> None:
+    assert make() == make("help")
+
+
+def test_help_lists_every_command_with_an_example() -> None:
+    listed = cli.get_help(click.Context(cli, info_name="vae"))
+    for name, command in cli.commands.items():
+        assert re.search(rf"^  {name} ", listed, re.MULTILINE)
+        assert str(command.help).count(f"Example: vae {name}") == 1
