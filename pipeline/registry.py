@@ -29,7 +29,7 @@ def register_bundle(run: Run, bundle: Bundle, name: str) -> str:
 
     A bundle that is registered already keeps its version.
     """
-    if faults := parity_faults(bundle):
+    if faults := parity_faults(bundle, on_this_machine=True):
         raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
     with store_errors():
         _create_model(run, name)

@@ -266,9 +266,13 @@ def _change_report(**changes: Any) -> Callable[[Bundle], Bundle]:
     ],
 )
 def test_faults_of_a_report(bundle: Bundle, change: Callable[[Bundle], Bundle], fault: str) -> None:
-    faults = parity_faults(change(bundle))
+    faults = parity_faults(change(bundle), on_this_machine=True)
     assert len(faults) == 1
     assert fault in faults[0]
+
+
+def test_a_report_of_another_machine_counts_where_that_is_not_asked(bundle: Bundle) -> None:
+    assert parity_faults(_change_report(machine={})(bundle)) == []
 
 
 def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
