@@ -206,30 +206,35 @@ def _lease(client: "MlflowClient", name: str) -> Iterator[None]:
     deadline = time.monotonic() + LEASE_WAIT_S
     while True:
         try:
-            expires = time.time() + LEASE_S
-            client.create_registered_model(lease, tags={"owner": owner, "expires": str(expires)})
+            client.create_registered_model(lease, tags={"owner": owner})
             break
         except MlflowException as err:
             if err.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        _drop_expired(client, lease)
+        _drop_lease(client, lease, expired=True)
         if time.monotonic() > deadline:
             raise Stale(f"another promotion of {name} is under way: try again")
         time.sleep(_RETRY_S)
     try:
         yield
     finally:
-        client.delete_registered_model(lease)
+        _drop_lease(client, lease, owner=owner)
 
 
-def _drop_expired(client: "MlflowClient", lease: str) -> None:
+def _drop_lease(
+    client: "MlflowClient", lease: str, *, owner: str | None = None, expired: bool = False
+) -> None:
+    """Delete the lease if it is the owner's, or if its process died long ago."""
     from mlflow.exceptions import MlflowException
 
     try:
-        if float(client.get_registered_model(lease).tags["expires"]) < time.time():
+        held = client.get_registered_model(lease)
+        # the store's own time stamp is there as soon as the lease is; its tags may come later
+        old = held.creation_timestamp / 1000 + LEASE_S < time.time()
+        if (expired and old) or (owner is not None and held.tags.get("owner") == owner):
             client.delete_registered_model(lease)
     except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":  # released meanwhile
+        if err.error_code != "RESOURCE_DOES_NOT_EXIST":  # dropped meanwhile
             raise
 
 

@@ -319,12 +319,13 @@ def engine_device(device: str) -> "Device":
 
     if device == "cpu":
         return "cpu"
-    if device == "auto":
-        try:
-            require_cuda()
-        except DeviceUnavailable as err:
-            say(f"using the CPU: {err}")
-            return "cpu"
+    try:
+        require_cuda()
+    except DeviceUnavailable as err:
+        if device == "cuda":
+            raise
+        say(f"using the CPU: {err}")
+        return "cpu"
     return "cuda"
 
 

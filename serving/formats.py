@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,17 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 Array = NDArray[Any]
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile)
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    MemoryError,
+    RuntimeError,  # zipfile: encrypted, or packed in a way that it does not know
+    SyntaxError,
+    tokenize.TokenError,  # numpy, as SyntaxError: a header that is no Python literal
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def read_array(path: Path) -> Array:

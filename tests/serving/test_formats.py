@@ -124,6 +124,35 @@ def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content
     assert str(caught.value).startswith(f"cannot read {tmp_path / name}: ")
 
 
+def test_an_npy_with_a_broken_header_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", ROWS)
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(content.replace(b"(5, 3, 2)", b"(5, 3, 2 "))
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npy: "):
+        read_array(tmp_path / "x.npy")
+
+
+def test_an_npy_that_claims_more_than_memory_is_refused(tmp_path: Path) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**58, 4)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npy: "):
+        read_array(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"]
+)
+def test_an_npz_that_cannot_be_unpacked_is_refused(tmp_path: Path, offset: int, value: int) -> None:
+    """One field of the entry in zip's central directory is changed."""
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npz: "):
+        read_array(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x"])
 def test_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
