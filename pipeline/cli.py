@@ -66,8 +66,7 @@ def run(
     started = time.perf_counter()
     gate = stages.gate_settings(settings)
     config = configure(preset, **chosen(settings))
-    if out is not None:
-        check_out(out)
+    check_out(out or Path("bundles", "new"))
     decision = None
     with tracked_run(run_id=stages.project_run()) as tracked:
         trained = stages.train(tracked, config, device, threads)

@@ -88,7 +88,9 @@ class PromoteConfig:
     margin: Annotated[
         float, Option("nats by which the candidate's held-out ELBO may be lower", min=0)
     ] = 0.0
-    gate_samples: Annotated[int, Option("noise draws a row when the gate scores", min=1)] = 8
+    gate_samples: Annotated[
+        int, Option("noise draws a row when the gate scores", min=1, max=1000)
+    ] = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

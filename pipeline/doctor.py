@@ -4,10 +4,12 @@ In: nothing. Out: findings. A finding that fails keeps the main job from running
 does not.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
+import sqlite3
 import sys
 import tempfile
 import tomllib
@@ -55,7 +57,9 @@ def _packages() -> Iterator[Finding]:
         marker = requirement.marker
         if requirement.name == "vae-pipeline" or (
             marker is not None
-            and not any(marker.evaluate({"extra": extra}) for extra in ("train", "files"))
+            and not any(
+                marker.evaluate({"extra": extra}) for extra in ("train", "files", "registry")
+            )
         ):
             continue
         mend = f"pip install '{requirement.name}{requirement.specifier}'"
@@ -78,29 +82,50 @@ def _requirements() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
-        return [*project["dependencies"], *extras["files"], *extras["train"]]
+        return [*project["dependencies"], *extras["files"], *extras["registry"], *extras["train"]]
 
 
 def _cuda() -> Iterator[Finding]:
-    from serving.engine import require_cuda
+    try:
+        import onnxruntime
 
+        from serving.engine import require_cuda
+    except ImportError:
+        return  # the packages say so
+    yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))
     try:
         require_cuda()
     except VaeError as err:
-        yield Finding("CUDA", "warning", str(err), "only --device cuda needs it")
+        mend = "for a GPU: install its driver and pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        yield Finding("CUDA", "warning", str(err), mend)
     else:
         yield Finding("CUDA", "ok", "driver and libraries load")
 
 
 def _store() -> Iterator[Finding]:
-    from serving.source import connect
+    from serving.source import connect, store_name
 
+    mend = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
         connect()
     except VaeError as err:
-        yield Finding("MLflow store", "failed", str(err), "set MLFLOW_TRACKING_URI")
+        yield Finding("MLflow store", "failed", str(err), mend)
+        return
+    path = store_name().removeprefix("sqlite:///").removeprefix("file:").split("?")[0]
+    if store_name().startswith("sqlite:") and not _writable(Path(path)):
+        yield Finding("MLflow store", "failed", f"cannot write to {store_name()}", mend)
     else:
-        yield Finding("MLflow store", "ok", os.environ["MLFLOW_TRACKING_URI"])
+        yield Finding("MLflow store", "ok", store_name())
+
+
+def _writable(database: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except sqlite3.Error:
+        return False
+    return os.access(database, os.W_OK)
 
 
 def _disk() -> Iterator[Finding]:

@@ -21,7 +21,10 @@ class Likelihood(Protocol):
     """What the model asks of a likelihood."""
 
     def fit(self, train: NDArray[Any]) -> None:
-        """Set the scaling from training data; refuse data outside the support."""
+        """Set the scaling from training data."""
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Refuse rows outside the support."""
 
     def standardize(self, x: Tensor) -> Tensor:
         """Data (batch, *x_shape) to network units (batch, features)."""
@@ -50,10 +53,13 @@ class Bernoulli(nn.Module):
         """Bytes are divided by 255, floats are taken as they are."""
         if train.dtype == np.uint8:
             self.x_unit.fill_(255.0)
-        elif not (train.min() >= 0 and train.max() <= 1):
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Bytes, or floats from 0 to 1."""
+        if x.dtype != np.uint8 and x.size and not (x.min() >= 0 and x.max() <= 1):
             raise DataRefused(
                 "a bernoulli likelihood needs bytes, or floats from 0 to 1; "
-                f"got {train.min():g} to {train.max():g}: use --likelihood gaussian"
+                f"got {x.min():g} to {x.max():g}: use --likelihood gaussian"
             )
 
     def standardize(self, x: Tensor) -> Tensor:
@@ -78,7 +84,7 @@ class Gaussian(nn.Module):
 
     x_shift: Tensor
     x_unit: Tensor
-    min_log_scale = -6.0  # as sigma-VAE (Rybkin et al., 2021) clips it
+    min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -95,6 +101,9 @@ class Gaussian(nn.Module):
         unit = rows.std(0)
         self.x_shift.copy_(torch.from_numpy(rows.mean(0)))
         self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Any finite number will do."""
 
     def standardize(self, x: Tensor) -> Tensor:
         """(x - shift) / unit, (batch, features)."""
@@ -118,8 +127,7 @@ LIKELIHOODS: Mapping[str, type[Bernoulli] | type[Gaussian]] = {
 }
 
 
-def choose_likelihood(train: NDArray[Any]) -> str:
+def choose_likelihood(*splits: NDArray[Any]) -> str:
     """Bytes and values in [0, 1] are Bernoulli; other reals are Gaussian."""
-    if train.dtype == np.uint8 or (train.min() >= 0 and train.max() <= 1):
-        return "bernoulli"
-    return "gaussian"
+    bits = all(x.dtype == np.uint8 or not x.size or (x.min() >= 0 and x.max() <= 1) for x in splits)
+    return "bernoulli" if bits else "gaussian"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -65,8 +66,11 @@ preset_option = click.option(
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given."""
-    return {name: value for name, value in settings.items() if value is not None}
+    """The settings that were given; a path to data is made whole, for use from other folders."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "data" in given and Path(given["data"]).expanduser().exists():
+        given["data"] = str(Path(given["data"]).expanduser().absolute())
+    return given
 
 
 def _describe_default(name: str, default: Any) -> str:

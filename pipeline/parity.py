@@ -119,12 +119,10 @@ def check_parity(
 ) -> ParityReport:
     """Compare every output at every batch size, and every weight.
 
-    On CUDA, TF32 is off: what is compared is float32.
-
     Raises:
         DeviceUnavailable: the device cannot run every node.
     """
-    engine = Engine(bundle, device=device, threads=threads, tf32=False)
+    engine = Engine(bundle, device=device, threads=threads)
     rows = x[np.arange(max(BATCHES)) % len(x)]
     comparisons = tuple(
         comparison

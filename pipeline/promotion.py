@@ -6,12 +6,15 @@ is read again before it moves. Raises `VerificationFailed` when files are not th
 """
 
 import getpass
+import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,7 +30,14 @@ from serving.bundle import Manifest
 from serving.engine import Engine
 from serving.errors import UsageRefused, VaeError
 from serving.noise import draw_rows
-from serving.source import Source, alias_version, connect, open_version, store_errors
+from serving.source import (
+    Source,
+    alias_version,
+    connect,
+    fetch_version,
+    registered_version,
+    store_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,32 +93,24 @@ def promote(
     client = connect()
     with store_errors():
         base = alias_version(client, name, CHAMPION)
-    decision = Decision(
-        name=name,
-        action="promote",
-        version=version,
-        previous=base,
-        decision="refused",
-        reasons=(),
-    )
-    try:
-        candidate = open_version(client, name, version)
-        champion = open_version(client, name, base) if base else None
+    registered_version(client, name, version)  # there must be one to decide on
+    decision = _begin("promote", name, version, base)
+    if version == base:
+        reason = f"version {version} is the champion already"
+        return _record(client, decision, lambda folder: replace(decision, reasons=(reason,)))
+
+    def decide(folder: Path) -> Decision:
+        candidate = fetch_version(client, name, version, folder)
+        champion = fetch_version(client, name, base, folder) if base else None
         test = load_test(candidate.bundle.manifest)
         faults = [*_faults(candidate, champion, test.sha256)]
         judgement = None if faults else _judge(candidate, champion, test.x, config, threads)
-    except VaeError as err:
-        _record(client, replace(decision, reasons=(str(err),)))
-        raise
-    if judgement is not None:
-        faults = [judgement.refusal] if judgement.refusal else []
-    decision = replace(
-        decision,
-        decision="refused" if faults else "promoted",
-        reasons=tuple(faults) or (str(judgement),),
-        judgement=judgement,
-    )
-    return _record(client, decision if faults else _flip(client, decision))
+        if judgement is not None and judgement.refusal is not None:
+            faults = [judgement.refusal]
+        made = replace(decision, judgement=judgement, reasons=tuple(faults) or (str(judgement),))
+        return replace(made, decision="refused") if faults else _flip(client, made)
+
+    return _record(client, decision, decide)
 
 
 def rollback(name: str, *, threads: int) -> Decision:
@@ -118,16 +120,13 @@ def rollback(name: str, *, threads: int) -> Decision:
         base, target = (alias_version(client, name, alias) for alias in (CHAMPION, PREVIOUS))
     if target is None or target == base:
         raise UsageRefused(f"{name} has no previous champion to go back to")
-    Engine(open_version(client, name, target).bundle, threads=threads).self_check()
-    decision = Decision(
-        name=name,
-        action="rollback",
-        version=target,
-        previous=base,
-        decision="promoted",
-        reasons=(f"back from version {base}",),
-    )
-    return _record(client, _flip(client, decision))
+    decision = _begin("rollback", name, target, base)
+
+    def decide(folder: Path) -> Decision:
+        Engine(fetch_version(client, name, target, folder).bundle, threads=threads).self_check()
+        return _flip(client, replace(decision, reasons=(f"back from version {base}",)))
+
+    return _record(client, decision, decide)
 
 
 def history(name: str) -> list[dict[str, Any]]:
@@ -136,7 +135,9 @@ def history(name: str) -> list[dict[str, Any]]:
     keys = ("time", "action", "version", "previous", "decision", "reasons", "operator")
     with store_errors():
         experiment = client.get_experiment_by_name(audit_experiment(name))
-        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        runs = (
+            client.search_runs([experiment.experiment_id], max_results=10_000) if experiment else []
+        )
     return [
         {key: run.data.tags.get(key) for key in keys} | {"run_id": run.info.run_id} for run in runs
     ]
@@ -155,8 +156,6 @@ def _faults(candidate: Source, champion: Source | None, test_sha256: str) -> Ite
         yield "the held-out rows are not those that the version was evaluated on"
     if champion is None:
         return
-    if champion.version == candidate.version:
-        yield f"version {candidate.version} is the champion already"
     old = champion.bundle.manifest
     for field in ("x_shape", "x_dtype", "likelihood"):
         if getattr(new, field) != getattr(old, field):
@@ -187,13 +186,12 @@ def _flip(client: "MlflowClient", decision: Decision) -> Decision:
     name = decision.name
     with store_errors(), _lease(client, name):
         if alias_version(client, name, CHAMPION) != decision.previous:
-            reason = "the champion was moved meanwhile: run the gate again"
-            return replace(decision, decision="stale", reasons=(reason,))
+            raise Stale("the champion was moved meanwhile: run the gate again")
         if decision.action == "promote" and decision.previous is not None:
             client.set_registered_model_alias(name, PREVIOUS, decision.previous)
         client.set_registered_model_alias(name, CHAMPION, decision.version)
         if alias_version(client, name, CHAMPION) != decision.version:
-            raise Stale(f"the champion of {name} was moved by another program")
+            raise Stale("the champion was moved by another program at the same time")
     return decision
 
 
@@ -238,27 +236,68 @@ def _drop_lease(
             raise
 
 
-def _record(client: "MlflowClient", decision: Decision) -> Decision:
-    """Keep the decision as a run, and on the version that it is about."""
-    decision = replace(
-        decision,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
-        operator=getpass.getuser(),
-    )
-    tags = {key: str(value) for key, value in asdict(decision).items() if key != "judgement"}
-    tags["reasons"] = "; ".join(decision.reasons)
+def _record(
+    client: "MlflowClient", decision: Decision, decide: Callable[[Path], Decision]
+) -> Decision:
+    """Open the audit record, decide with a folder for the versions' files, close the record.
+
+    The record is there before the champion moves, so that nothing moves without one.
+    """
     with store_errors():
         experiment = open_experiment(client, audit_experiment(decision.name))
-        run = client.create_run(
-            experiment, tags=tags, run_name=f"{decision.action} {decision.version}"
-        )
-        client.log_dict(run.info.run_id, asdict(decision), "decision.json")
-        client.set_terminated(run.info.run_id)
-        client.set_model_version_tag(
-            decision.name, decision.version, "gate.status", decision.decision
-        )
+        tags = {**_tags(decision), "decision": "deciding", "reasons": "the process ended early"}
+        label = f"{decision.action} {decision.version}"
+        run_id = client.create_run(experiment, tags=tags, run_name=label).info.run_id
+    error: BaseException | None = None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            decision = decide(Path(folder))
+    except Stale as err:
+        decision = replace(decision, decision="stale", reasons=(str(err),))
+    except (VaeError, KeyboardInterrupt) as err:
+        error = err
+        reason = str(err) or "interrupted"
+        with store_errors():
+            moved = alias_version(client, decision.name, CHAMPION) == decision.version
+        decision = replace(decision, decision="promoted" if moved else "refused", reasons=(reason,))
+    with store_errors():
+        client.log_dict(run_id, asdict(decision), "decision.json")
+        for key, value in _tags(decision).items():
+            client.set_tag(run_id, key, value)
+        client.set_terminated(run_id)
+        if error is not None:
+            raise error
+        status: dict[str, str] = {"gate.status": decision.decision}
         if decision.decision == "promoted":
-            client.set_model_version_tag(
-                decision.name, decision.version, "promoted.at", decision.time
-            )
+            status["promoted.at"] = decision.time
+        for key, value in status.items():
+            client.set_model_version_tag(decision.name, decision.version, key, value)
     return decision
+
+
+def _begin(
+    action: Literal["promote", "rollback"], name: str, version: str, previous: str | None
+) -> Decision:
+    """The decision as it stands if nothing speaks against it."""
+    return Decision(
+        name=name,
+        action=action,
+        version=version,
+        previous=previous,
+        decision="promoted",
+        reasons=(),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        operator=_operator(),
+    )
+
+
+def _tags(decision: Decision) -> dict[str, str]:
+    tags = {key: str(value) for key, value in asdict(decision).items() if key != "judgement"}
+    return tags | {"reasons": "; ".join(decision.reasons)}
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

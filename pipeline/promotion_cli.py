@@ -1,5 +1,7 @@
 """The commands of the registry: `vae register`, `promote`, `rollback`, `history`, `verify`."""
 
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,20 @@ from pipeline.config import PromoteConfig
 from pipeline.options import settings_options
 from serving.cli import CONTEXT, Command, finish, say, threads_option
 
+
+def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
+    """MLflow takes other characters for a model and then refuses them for its versions."""
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise click.BadParameter(f"must be of letters, digits, _ and -, got {name!r}")
+    return name
+
+
 name_option = click.option(
-    "--name", default="vae", show_default=True, help="Registered model in MLflow."
+    "--name",
+    default="vae",
+    show_default=True,
+    callback=_check_name,
+    help="Registered model in MLflow.",
 )
 
 
@@ -28,7 +42,8 @@ def register(bundle: Path, name: str) -> None:
     from serving.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    with tracked_run(run_id=opened.manifest.run_id) as tracked:
+    with tracked_run(run_id=stages.project_run()) as tracked:
+        tracked.set_tags({"training.run_id": opened.manifest.run_id})
         version = register_bundle(tracked, opened, name)
     say(f"version {version} of {name} is candidate; next: vae promote {version} --name {name}")
     finish({"name": name, "version": version, "digest": opened.manifest.digest})
@@ -98,10 +113,12 @@ def verify(version: str, name: str) -> None:
     Example: vae verify @champion
     """
     from pipeline.promotion import resolve_version
-    from serving.source import verify_version
+    from serving.source import connect, fetch_version
 
     number = resolve_version(name, version)
-    digest = verify_version(name, number)
+    with tempfile.TemporaryDirectory() as folder:
+        source = fetch_version(connect(), name, number, Path(folder))
+    digest = source.bundle.manifest.digest
     say(f"version {number} of {name} is whole: {digest}")
     finish({"name": name, "version": number, "digest": digest, "verified": True})
 

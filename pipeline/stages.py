@@ -4,6 +4,7 @@ Each function takes what the one before it gave. Imports that take time stand in
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest
+
+EVALUATION_SEED = 0
+"""The same for every training, so that models are compared on the same noise."""
 
 data_option = click.option(
     "--data",
@@ -74,9 +78,8 @@ def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
         git=git,
         run_id=run.run_id,
     )
-    metrics = evaluate(
-        result.model, dataset.test, config.evaluate.nll_samples, config.train.seed, device, threads
-    )
+    samples = config.evaluate.nll_samples
+    metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
     run.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
     run.log_json("metrics.json", metrics.to_json())
     with tempfile.TemporaryDirectory() as temporary:
@@ -252,7 +255,15 @@ def say_summary(
     """The end of the main job: what is live now, how good it is, what to do next."""
     promoted = decision is not None and decision.decision == "promoted"
     model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
-    live = f"is now champion of {name}" if promoted else f"of {name} is registered as candidate"
+    if promoted:
+        live = f"is now champion of {name}"
+    elif decision is None:
+        live = f"of {name} is registered as candidate"
+    else:
+        live = f"of {name} was {decision.decision}; champion is version {decision.previous}"
+    # a virtual environment that started this without being activated
+    hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
+    activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
     say(
         f"""
 version {version} {live}
@@ -261,9 +272,9 @@ version {version} {live}
   pictures      {figures}
 
 try next:
-  vae sample --model {model} --count 64 --seed 7 --out grid.png
+{activate}  vae sample --model {model} --count 64 --seed 7 --out grid.png
   vae history --name {name}
-  make ui
+  vae doctor
 """
     )
 

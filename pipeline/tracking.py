@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "vae"
+STATUS_TAG = "vae.status"
 CHECKPOINT = "checkpoint"
 FIGURES = "figures"
 """Artifact folders of a training run."""
@@ -113,6 +114,8 @@ def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> I
         raise
     finally:
         with store_errors():
+            # under `mlflow run`, MLflow 3.17 writes FAILED over any status when the command ends
+            client.set_tag(active.info.run_id, STATUS_TAG, status)
             mlflow.end_run(status)
 
 

@@ -9,8 +9,10 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Config, TrainConfig
@@ -41,14 +43,13 @@ class TrainResult:
 
 
 def resolve_likelihood(dataset: Dataset, config: Config) -> str:
-    """Name of the likelihood; `auto` follows the training rows."""
+    """Name of the likelihood; `auto` follows the rows of all splits."""
     name = config.model.likelihood
-    return choose_likelihood(dataset.train.x) if name == "auto" else name
+    return choose_likelihood(*_rows(dataset)) if name == "auto" else name
 
 
 def build_model(dataset: Dataset, config: Config) -> VAE:
     """Build the model with its initial weights, its scaling fitted to the training rows."""
-    train = dataset.train.x
     likelihood = resolve_likelihood(dataset, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -59,7 +60,9 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
             latent_dim=config.model.latent_dim,
             activation=config.model.activation,
         )
-    model.px.fit(train)
+    for x in _rows(dataset):
+        model.px.check(x)
+    model.px.fit(dataset.train.x)
     return model
 
 
@@ -106,6 +109,10 @@ def train(
         best_epoch,
         time.perf_counter() - started,
     )
+
+
+def _rows(dataset: Dataset) -> tuple[NDArray[Any], ...]:
+    return dataset.train.x, dataset.valid.x, dataset.test.x
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:

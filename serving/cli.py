@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from serving.errors import DataRefused, DeviceUnavailable, VaeError
+from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VaeError
 from serving.threads import available_cores, limit_spinning
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ class Command(click.Command):
         following = next(rest, None)
         while following is not None:
             argument, following = following, next(rest, None)
-            if argument.replace("_", "-") in flags and following in ("true", "false"):
-                if following == "true":
+            if (
+                argument.replace("_", "-") in flags
+                and following
+                and following.lower() in ("true", "false")
+            ):
+                if following.lower() == "true":
                     plain.append(argument)
                 following = next(rest, None)
             else:
@@ -170,11 +174,14 @@ def _exit_code(command: click.Command) -> int:
             return 128 + signal.SIGTERM
         say("interrupted")
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as err:
+        say(f"error: this command needs {err.name}: pip install 'vae-pipeline[train]'")
+        return UsageRefused.exit_code
     except OSError as err:
         if err.strerror is None:
             raise
         place = f": {err.filename}" if err.filename else ""
-        say(f"error: {err.strerror}{place}; nothing was left half-written")
+        say(f"error: {err.strerror}{place}")
         return VaeError.exit_code
 
 
@@ -249,7 +256,7 @@ def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int
 @out_option
 @click.option(
     "--num-samples",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 4096),
     default=1,
     show_default=True,
     help="Noise draws a row; more make iw_elbo tighter.",

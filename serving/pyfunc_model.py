@@ -14,6 +14,8 @@ import numpy as np
 import onnxruntime
 
 _MAX_BATCH = 1024
+_MAX_DECODED = 4096
+_NOISE_BLOCK = 1024
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -39,28 +41,32 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError(
                 f"operation must be encode, reconstruct, sample or score, got {name!r}"
             )
+        draws = params["num_samples"] if name == "score" else 1
+        if not 1 <= draws <= _MAX_DECODED:
+            raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {draws}")
         operation = self._manifest["operations"][name]
         x = next(iter(model_input.values())) if isinstance(model_input, dict) else model_input
+        feeds = self._feeds(operation, np.asarray(x), draws, params["seed"])
+        session, step = self._session(operation["graph"]), min(_MAX_BATCH, _MAX_DECODED // draws)
         pieces = [
-            self._run(operation, x[start : start + _MAX_BATCH], start, params)
-            for start in range(0, max(len(x), 1), _MAX_BATCH)
+            session.run(None, {key: value[start : start + step] for key, value in feeds.items()})
+            for start in range(0, len(x), step)
         ]
         names = [output["name"] for output in operation["outputs"]]
         return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
 
-    def _run(self, operation: Any, x: Any, start: int, params: Any) -> list[Any]:
-        latent_dim, seed = self._manifest["latent_dim"], params["seed"]
+    def _feeds(self, operation: Any, x: Any, draws: int, seed: int) -> dict[str, Any]:
+        latent_dim = self._manifest["latent_dim"]
         feeds: dict[str, Any] = {}
         for tensor, graph_name in zip(operation["inputs"], operation["graph_inputs"], strict=True):
             if tensor["name"] == "x":
                 feeds[graph_name] = x
-            elif len(tensor["shape"]) == 2:  # sample: a block of noise for each 1,024 rows
-                feeds[graph_name] = _draw(seed, start // _MAX_BATCH, len(x), latent_dim)
+            elif len(tensor["shape"]) == 2:  # sample
+                feeds[graph_name] = _draw(seed, len(x), latent_dim)
             else:  # score: all rows share their draws
-                eps = _draw(seed, 0, params["num_samples"], latent_dim)
+                eps = _draw(seed, draws, latent_dim)
                 feeds[graph_name] = np.broadcast_to(eps, (len(x), *eps.shape))
-        outputs: list[Any] = self._session(operation["graph"]).run(None, feeds)
-        return outputs
+        return feeds
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
@@ -72,10 +78,14 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return self._sessions[graph]
 
 
-def _draw(seed: int, block: int, rows: int, width: int) -> Any:
-    """The noise of `serving.noise.draw_rows`, at most one block of it."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, block]))
-    return generator.standard_normal((rows, width), np.float32)
+def _draw(seed: int, rows: int, width: int) -> Any:
+    """The noise of `serving.noise.draw_rows`, from its first row on."""
+    blocks = []
+    for block, start in enumerate(range(0, rows, _NOISE_BLOCK)):
+        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, block]))
+        size = (min(_NOISE_BLOCK, rows - start), width)
+        blocks.append(generator.standard_normal(size, np.float32))
+    return np.concatenate(blocks)
 
 
 mlflow.models.set_model(BundleModel())

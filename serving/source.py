@@ -10,11 +10,13 @@ import logging
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -67,33 +69,52 @@ def open_source(reference: str) -> Source:
         if version is None:
             version = alias_version(client, name, match["alias"])
     if version is None:
-        raise UsageRefused(f"{name} has no {match['alias']}: run `vae run`, or promote a version")
+        raise UsageRefused(
+            f"{name} has no {match['alias']} in {store_name()}: run vae run, or promote a version"
+        )
     return open_version(client, name, version)
 
 
 def open_version(client: "MlflowClient", name: str, version: str) -> Source:
-    """Fetch a version's bundle into the cache and verify it against the registered digest."""
-    with store_errors():
-        registered = client.get_model_version(name, version)
-        digest = registered.tags.get(DIGEST_TAG)
-        if digest is None:
-            raise VerificationFailed(f"{name} version {version} was not registered by vae register")
-        folder = _cache_folder() / digest
+    """Open a version's bundle from the cache, or fetch it there; verified either way."""
+    digest, model_uri = registered_version(client, name, version)
+    import filelock
+
+    folder = _cache_folder() / digest
+    with filelock.FileLock(f"{folder}.lock"):
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
-        shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged in the cache
-        _download(registered.source, folder)
-    return Source(_open_sealed(folder, digest), name, version)
+        shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
+        _download(model_uri, folder)
+        return Source(_open_sealed(folder, digest), name, version)
 
 
-def verify_version(name: str, version: str) -> str:
-    """Fetch a version's files anew, past the cache, and verify them; return the digest."""
-    client = connect()
-    with store_errors(), tempfile.TemporaryDirectory() as temporary:
-        registered = client.get_model_version(name, version)
-        folder = Path(temporary) / ARTIFACT
-        _download(registered.source, folder)
-        return _open_sealed(folder, registered.tags.get(DIGEST_TAG, "")).manifest.digest
+def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
+    """Fetch a version's files past the cache into `folder` and verify them."""
+    digest, model_uri = registered_version(client, name, version)
+    target = folder / f"{name}-{version}"
+    _download(model_uri, target)
+    return Source(_open_sealed(target, digest), name, version)
+
+
+def registered_version(client: "MlflowClient", name: str, version: str) -> tuple[str, str]:
+    """Digest and model URI of a version."""
+    from mlflow.exceptions import MlflowException
+
+    with store_errors():
+        try:
+            registered = client.get_model_version(name, version)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UsageRefused(f"{name} has no version {version} in {store_name()}") from err
+    digest = registered.tags.get(DIGEST_TAG, "")
+    if not re.fullmatch("[0-9a-f]{64}", digest):  # it names a folder: nothing else may
+        raise VerificationFailed(
+            f"{name} version {version} has no digest in its tag {DIGEST_TAG}: "
+            "it was not registered by vae register"
+        )
+    return digest, str(registered.source)
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:
@@ -128,7 +149,9 @@ def connect() -> "MlflowClient":
         try:
             import mlflow
         except ImportError as err:
-            raise UsageRefused("models:/ needs mlflow: pip install 'vae-pipeline[train]'") from err
+            raise UsageRefused(
+                "models:/ needs mlflow: pip install 'vae-pipeline[registry]'"
+            ) from err
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # its import sets it to INFO
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
         mlflow.set_tracking_uri(uri)
@@ -149,21 +172,54 @@ def store_errors() -> Iterator[None]:
         module = type(err).__module__.split(".")[0]
         if not isinstance(err, OSError) and module not in _STORE_MODULES:
             raise
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
         cause = getattr(err.__cause__, "orig", err)  # of an SQL error, what the driver said
         first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise VaeError(f"the MLflow store {uri} refused: {first_line}") from err
+        raise VaeError(
+            f"the MLflow store {store_name()} refused: {_without_password(first_line)}"
+        ) from err
 
 
-def _first_use(uri: str) -> contextlib.AbstractContextManager[Any]:
-    """A lock around opening an sqlite store: two processes that create it at once break it."""
+def store_name() -> str:
+    """The store's URI without a password."""
+    return _without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+@contextlib.contextmanager
+def _first_use(uri: str) -> Iterator[None]:
+    """Open an sqlite store alone and to the end: half made, it never opens again."""
     path = uri.removeprefix("sqlite:///")
     if path == uri or "?" in path:
-        return contextlib.nullcontext()
+        yield
+        return
     import filelock
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(f"{path}.lock")
+    with filelock.FileLock(f"{path}.lock"), _uninterrupted():
+        yield
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [
+        signal.signal(number, lambda number, frame: came.append(number)) for number in numbers
+    ]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        for interrupt in came[:1]:
+            signal.raise_signal(signal.Signals(interrupt))
 
 
 def _cache_folder() -> Path:
@@ -176,10 +232,6 @@ def _cache_folder() -> Path:
 def _download(model_uri: str, folder: Path) -> None:
     from mlflow.artifacts import download_artifacts
 
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".download."))
-    try:
-        fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=str(temporary)))
-        if not folder.exists():  # else another process was first
-            (fetched / "artifacts" / ARTIFACT).rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
+        (fetched / "artifacts" / ARTIFACT).rename(folder)

@@ -21,6 +21,8 @@ CONDA: dict[str, Any] = yaml.safe_load((ROOT / "conda.yaml").read_text())
 MLPROJECT: dict[str, Any] = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS: dict[str, Any] = MLPROJECT["entry_points"]
 
+RUNTIME = ("files", "registry", "train")
+
 
 def by_name(lines: list[str]) -> dict[str, Requirement]:
     requirements = [Requirement(line) for line in lines]
@@ -30,8 +32,10 @@ def by_name(lines: list[str]) -> dict[str, Requirement]:
 def wanted() -> dict[str, Requirement]:
     """What pyproject.toml asks for to run everything, its own extras resolved."""
     extras = PROJECT["optional-dependencies"]
-    found = by_name([*PROJECT["dependencies"], *extras["files"], *extras["train"]])
-    assert found.pop(PROJECT["name"]).extras == {"files"}
+    found = by_name(
+        [*PROJECT["dependencies"], *(line for extra in RUNTIME for line in extras[extra])]
+    )
+    assert found.pop(PROJECT["name"]).extras == {"files", "registry"}
     return found
 
 

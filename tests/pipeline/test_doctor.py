@@ -1,6 +1,8 @@
 import os
+import sqlite3
 from collections import namedtuple
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -50,7 +52,24 @@ def test_a_full_disk_and_a_broken_store_fail(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     assert find("working folder").status == "failed"
     assert find("MLflow store").status == "failed"
-    assert find("MLflow store").mend == "set MLFLOW_TRACKING_URI"
+    assert find("MLflow store").mend.startswith("export MLFLOW_TRACKING_URI=")
+
+
+def test_a_store_that_cannot_be_written_fails(store: Path) -> None:
+    with sqlite3.connect(store) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert not doctor._writable(store)
+    assert doctor._writable(store)
+    assert not doctor._writable(store.parent / "no" / "mlflow.db")
+
+
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    finding = find("MLflow store")
+    assert finding.status == "failed"
+    assert "http://127.0.0.1:9" in finding.detail
+    assert "secret" not in finding.detail
 
 
 def test_requirements_are_read_from_a_checkout_that_is_not_installed(

@@ -1,5 +1,7 @@
 import json
 import multiprocessing
+import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pipeline.registry import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle, Manifest
 from serving.errors import UsageRefused, VaeError, VerificationFailed
-from serving.source import alias_version, connect, open_source, verify_version
+from serving.source import alias_version, connect, fetch_version, open_source
 from tests.pipeline.conftest import Trained, make_bundle, tiny_config, train_checkpoint
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -42,6 +44,10 @@ def put(trained: Trained, version: str, **changes: Any) -> Decision:
         return replace(trained[1].test, **changes)
 
     return promote("vae", version, load_test, GATE, threads=1)
+
+
+def verify_version(version: str, folder: Path) -> str:
+    return fetch_version(connect(), "vae", version, folder).bundle.manifest.digest
 
 
 def champion() -> str | None:
@@ -135,11 +141,13 @@ def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
         rollback("vae", threads=1)
 
 
-def test_the_champion_is_not_promoted_again(sealed: Bundle, trained: Trained) -> None:
+def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: Trained) -> None:
     put(trained, register(sealed))
     decision = put(trained, "1")
-    assert decision.decision == "refused"
+    assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
+    assert connect().get_model_version("vae", "1").tags["gate.status"] == "promoted"
+    assert alias_version(connect(), "vae", "previous") is None
 
 
 def test_other_held_out_rows_are_refused(sealed: Bundle, trained: Trained) -> None:
@@ -190,15 +198,18 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
     assert history("vae")[0]["decision"] == "stale"
 
 
-def test_changed_files_in_the_registry_are_found(sealed: Bundle, trained: Trained) -> None:
+def test_changed_files_in_the_registry_are_found(
+    sealed: Bundle, trained: Trained, tmp_path: Path
+) -> None:
     version = register(sealed)
-    assert verify_version("vae", version) == sealed.manifest.digest
+    assert verify_version(version, tmp_path) == sealed.manifest.digest
+    assert open_source("models:/vae/1").version == "1"  # a good copy in the cache helps nobody
     graph = stored_files(version) / "decoder.onnx"
     content = bytearray(graph.read_bytes())
     content[-1] ^= 1
     graph.write_bytes(content)
     with pytest.raises(VerificationFailed, match=r"decoder.onnx is not the file that was sealed"):
-        verify_version("vae", version)
+        verify_version(version, Path(tempfile.mkdtemp(dir=tmp_path)))
     with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
         put(trained, version)
     assert champion() is None
@@ -207,13 +218,15 @@ def test_changed_files_in_the_registry_are_found(sealed: Bundle, trained: Traine
     assert "decoder.onnx" in str(row["reasons"])
 
 
-def test_a_resealed_bundle_in_the_registry_is_found(sealed: Bundle, worse: Bundle) -> None:
+def test_a_resealed_bundle_in_the_registry_is_found(
+    sealed: Bundle, worse: Bundle, tmp_path: Path
+) -> None:
     """Someone who writes files and manifest alike still cannot write the registered digest."""
     version = register(sealed)
     for file in worse.path.iterdir():
         (stored_files(version) / file.name).write_bytes(file.read_bytes())
     with pytest.raises(VerificationFailed, match="registered was"):
-        verify_version("vae", version)
+        verify_version(version, tmp_path)
 
 
 def test_a_damaged_cache_is_fetched_again(sealed: Bundle) -> None:
@@ -235,8 +248,11 @@ def test_references(sealed: Bundle) -> None:
         open_source("models:/vae")
     with pytest.raises(UsageRefused, match="vae has no champion"):
         open_source("models:/vae@champion")
-    with pytest.raises(VaeError, match=r"Model Version .* not found"):
+    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
         open_source("models:/vae/99")
+    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
+        promote("vae", "99", lambda manifest: Split(np.zeros(0), ""), GATE, threads=1)
+    assert history("vae") == []
 
 
 def test_an_abandoned_lease_is_taken_over(
@@ -256,9 +272,86 @@ def test_a_held_lease_is_respected(
     version = register(sealed)
     monkeypatch.setattr(promotion, "LEASE_WAIT_S", 0.3)
     connect().create_registered_model("vae--promotion-lease")  # not even its tags are there yet
-    with pytest.raises(VaeError, match="another promotion of vae is under way"):
+    decision = put(trained, version)
+    assert decision.decision == "stale"
+    assert "another promotion of vae is under way" in decision.reasons[0]
+    assert champion() is None
+    assert history("vae")[0]["decision"] == "stale"
+
+
+def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(store: Path) -> None:
+    client, lease = connect(), "vae--promotion-lease"
+    with promotion._lease(client, "vae"):
+        client.delete_registered_model(lease)
+        client.create_registered_model(lease, tags={"owner": "other"})
+    assert client.get_registered_model(lease).tags["owner"] == "other"
+
+
+@pytest.mark.parametrize("digest", ["", "/", "../../mine", "0" * 63], ids=str)
+def test_a_tag_that_is_no_digest_never_becomes_a_path(
+    sealed: Bundle, tmp_path: Path, digest: str
+) -> None:
+    register(sealed)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    connect().set_model_version_tag("vae", "1", "bundle.sha256", digest or str(mine))
+    with pytest.raises(VerificationFailed, match=r"has no digest in its tag bundle.sha256"):
+        open_source("models:/vae/1")
+    assert mine.exists()
+
+
+def test_nothing_moves_without_a_record(
+    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the audit cannot be written, the champion stays."""
+    version = register(sealed)
+    client = connect()
+    client.delete_experiment(client.create_experiment("vae-promotions"))
+    with pytest.raises(VaeError, match="the MLflow store"):
         put(trained, version)
     assert champion() is None
+
+
+def test_an_interrupted_promotion_says_whether_it_moved(
+    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(sealed)
+    real = promotion._flip
+
+    def flip_then_interrupt(*arguments: Any) -> Decision:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    for flip, outcome in ((promotion._score, "refused"), (flip_then_interrupt, "promoted")):
+        with monkeypatch.context() as patch:
+            if outcome == "refused":
+                patch.setattr(
+                    promotion, "_score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+                )
+            else:
+                patch.setattr(promotion, "_flip", flip)
+            with pytest.raises(KeyboardInterrupt):
+                put(trained, version)
+        assert history("vae")[0]["decision"] == outcome
+        assert champion() == (version if outcome == "promoted" else None)
+
+
+def test_a_refused_rollback_is_recorded(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
+    put(trained, register(worse))
+    put(trained, register(sealed))
+    (stored_files("1") / "decoder.onnx").write_bytes(b"rot")
+    with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
+        rollback("vae", threads=1)
+    assert champion() == "2"
+    assert (history("vae")[0]["action"], history("vae")[0]["decision"]) == ("rollback", "refused")
+
+
+def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    assert promotion._operator() == str(os.getuid())
 
 
 def _promote_in_process(start: Any, results: Any, version: str, data: tuple[Any, str]) -> None:

@@ -44,12 +44,29 @@ def test_predicts_what_the_engine_does(registered: str, sealed: Bundle, trained:
     assert model.predict(x)["x_loc"].tobytes() == engine.reconstruct(x).tobytes()
 
 
+def test_more_draws_than_a_block_of_noise(
+    registered: str, sealed: Bundle, trained: Trained
+) -> None:
+    import mlflow
+
+    x = trained[1].test.x[:3]
+    got = mlflow.pyfunc.load_model(registered).predict(
+        x, params={"operation": "score", "seed": 7, "num_samples": 1025}
+    )
+    for name, value in Engine(sealed).score(x, 1025, 7).items():
+        assert got[name].tobytes() == value.tobytes()
+
+
 def test_an_unknown_operation_and_a_wrong_shape_are_refused(registered: str) -> None:
     import mlflow
 
     model = mlflow.pyfunc.load_model(registered)
     with pytest.raises(ValueError, match="operation must be encode, reconstruct, sample or score"):
         model.predict(np.zeros((1, 6, 5), np.uint8), params={"operation": "x"})
+    with pytest.raises(ValueError, match="num_samples must be from 1 to 4096, got 0"):
+        model.predict(
+            np.zeros((1, 6, 5), np.uint8), params={"operation": "score", "num_samples": 0}
+        )
     with pytest.raises(mlflow.exceptions.MlflowException, match="Shape of input"):
         model.predict(np.zeros((1, 5, 6), np.uint8))
 

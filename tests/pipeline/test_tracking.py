@@ -59,6 +59,7 @@ def test_a_run_that_breaks_off_says_how(error: type[BaseException], expected: st
         run_id = run.run_id
         raise error
     assert status(run_id) == expected
+    assert connect().get_run(run_id).data.tags["vae.status"] == expected
 
 
 def test_params_that_mlflow_run_has_logged_keep_their_spelling() -> None:

@@ -94,6 +94,19 @@ def test_data_outside_the_support_is_refused_before_training(table: Dataset) -> 
         train(table, tiny_config(table, likelihood="bernoulli"))
 
 
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_one_value_outside_the_support_in_any_split_counts(images: Dataset, split: str) -> None:
+    unit = {
+        name: Split((getattr(images, name).x / 255).astype(np.float32), "")
+        for name in ("train", "valid", "test")
+    }
+    unit[split].x[-1, 0, 0] = 50.0
+    dataset = Dataset("unit", **unit)
+    with pytest.raises(DataRefused, match="got 0 to 50"):
+        train(dataset, tiny_config(images, likelihood="bernoulli"))
+    assert training.resolve_likelihood(dataset, tiny_config(images)) == "gaussian"
+
+
 @pytest.mark.parametrize(
     ("x", "likelihood"),
     [

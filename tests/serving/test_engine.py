@@ -189,3 +189,17 @@ def test_graphs_in_each_others_place_are_refused(bundle: Bundle) -> None:
 
 def test_the_bundle_of_these_tests_is_sealed() -> None:
     assert open_bundle(Path(__file__).parent / "bundle").manifest.x_shape == (6, 5)
+
+
+def test_many_draws_are_cut_into_runs_of_bounded_size(engine: Engine, x: Any) -> None:
+    noise = draw_rows(0, 0, 3000, 3)
+    pieces = list(engines._pieces(5, {"eps": np.broadcast_to(noise, (5, 3000, 3))}))
+    assert pieces == [slice(row, row + 1) for row in range(5)]
+    assert list(engines._pieces(1500, {"x": x})) == [slice(0, 1024), slice(1024, 1500)]
+    assert engine.score(x[:5], 3000, 0)["elbo"].shape == (5,)
+
+
+def test_one_bad_value_in_broadcast_noise_is_found() -> None:
+    eps = np.broadcast_to(np.array([[np.nan]], np.float32), (5, 1, 1))
+    with pytest.raises(DataRefused, match="eps must be finite, row 0 is not"):
+        engines._check_values("eps", eps, unit_range=False)
