@@ -43,9 +43,9 @@ def cli() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the bundle.  [default: bundles/RUN_ID]",
+    help="Folder of the bundle  [default: bundles/RUN_ID]",
 )
-@click.option("--no-promote", is_flag=True, help="Stop when the version is registered.")
+@click.option("--no-promote", is_flag=True, help="Stop when the version is registered")
 def run(
     preset: str,
     device: str,
@@ -114,8 +114,8 @@ def train(preset: str, device: str, threads: int, **settings: Any) -> None:
 
 
 @cli.command()
-@click.option("--run-id", help="The training run.")
-@click.option("--model", "reference", help="A bundle folder or models:/…, instead of a run.")
+@click.option("--run-id", help="The training run")
+@click.option("--model", "reference", help="A bundle folder or models:/…, instead of a run")
 @settings_options(EvaluateConfig)
 @use.seed_option
 @stages.data_option
@@ -151,8 +151,8 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--run-id", required=True, help="The training run.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--run-id", required=True, help="The training run")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make")
 @stages.data_option
 def export(run_id: str, out: Path, source: str | None) -> None:
     """Export a run's model as a bundle of ONNX graphs.

@@ -30,11 +30,11 @@ class DataConfig:
         str, Option("mnist, a folder in MNIST's IDX layout, or an .npy or .npz file")
     ] = "mnist"
     valid_fraction: Annotated[
-        float, Option("part of the training rows kept for early stopping", min=0, max=0.5)
+        float, Option("Part of the training rows kept for early stopping", min=0, max=0.5)
     ] = 0.1
     test_fraction: Annotated[
         float,
-        Option("part held out for the report, where the data has no test set", min=0.001, max=0.5),
+        Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
     ] = 0.1
 
 
@@ -47,11 +47,11 @@ class ModelConfig:
         Option("p(x given z); auto: bernoulli for bytes and [0, 1], else gaussian"),
     ] = "auto"
     hidden_dims: Annotated[
-        tuple[int, ...], Option("widths of the encoder's layers, the decoder mirrors them", min=1)
+        tuple[int, ...], Option("Widths of the encoder's layers, the decoder mirrors them", min=1)
     ] = (512,)
-    latent_dim: Annotated[int, Option("size of z", min=1)] = 32
+    latent_dim: Annotated[int, Option("Size of z", min=1)] = 32
     activation: Annotated[
-        Literal["relu", "tanh", "silu", "gelu"], Option("activation between layers")
+        Literal["relu", "tanh", "silu", "gelu"], Option("Activation between layers")
     ] = "silu"
 
 
@@ -59,17 +59,17 @@ class ModelConfig:
 class TrainConfig:
     """The optimisation: Adam on the negative ELBO."""
 
-    epochs: Annotated[int, Option("passes over the training rows, at most", min=1)] = 25
-    batch_size: Annotated[int, Option("rows a step", min=1)] = 200
+    epochs: Annotated[int, Option("Passes over the training rows, at most", min=1)] = 25
+    batch_size: Annotated[int, Option("Rows a step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
-    schedule: Annotated[Literal["constant", "cosine"], Option("course of the learning rate")] = (
+    schedule: Annotated[Literal["constant", "cosine"], Option("Course of the learning rate")] = (
         "cosine"
     )
-    kl_weight: Annotated[float, Option("weight of the KL in the loss", min=0)] = 1.0
+    kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
     patience: Annotated[
-        int, Option("stop after so many epochs without a better validation ELBO", min=1)
+        int, Option("Stop after so many epochs without a better validation ELBO", min=1)
     ] = 5
-    seed: Annotated[int, Option("seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
+    seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class EvaluateConfig:
     """The held-out report."""
 
     nll_samples: Annotated[
-        int, Option("importance samples a row for the NLL", min=1, max=100_000)
+        int, Option("Importance samples a row for the NLL", min=1, max=100_000)
     ] = 100
 
 
@@ -86,10 +86,10 @@ class PromoteConfig:
     """The gate."""
 
     margin: Annotated[
-        float, Option("nats by which the candidate's held-out ELBO may be lower", min=0)
+        float, Option("Nats by which the candidate's held-out ELBO may be lower", min=0)
     ] = 0.0
     gate_samples: Annotated[
-        int, Option("noise draws a row when the gate scores", min=1, max=1000)
+        int, Option("Noise draws a row when the gate scores", min=1, max=1000)
     ] = 8
 
 

@@ -63,6 +63,7 @@ def export_bundle(
     model = checkpoint.model
     operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
     content = _manifest_content(checkpoint, operations)
+    out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         weights = weights_bytes(model)
@@ -89,11 +90,11 @@ def check_out(out: Path) -> None:
     """Refuse an output folder that exists or cannot be made, before the work is done."""
     if out.exists():
         raise UsageRefused(f"--out {out} exists: name a new folder")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as err:
-        raise UsageRefused(f"cannot write to {out.parent}: {err.strerror}") from err
+        raise UsageRefused(f"cannot write to {folder}: {err.strerror}") from err
 
 
 def save_graph(path: Path, model: VAE, operation: Operation, metadata: Mapping[str, str]) -> None:

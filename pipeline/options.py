@@ -61,7 +61,7 @@ preset_option = click.option(
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="A named set of settings; options given beside it win.",
+    help="A named set of settings; options given beside it win",
 )
 
 

@@ -25,7 +25,7 @@ name_option = click.option(
     default="vae",
     show_default=True,
     callback=_check_name,
-    help="Registered model in MLflow.",
+    help="Registered model in MLflow",
 )
 
 

@@ -37,7 +37,7 @@ data_option = click.option(
     "--data",
     "source",
     default=None,
-    help="Where the model's data is now.  [default: where it was in training]",
+    help="Where the model's data is now  [default: where it was in training]",
 )
 
 

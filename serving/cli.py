@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,31 +81,31 @@ model_option = click.option(
     "reference",
     default="models:/vae@champion",
     show_default=True,
-    help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION.",
+    help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
 )
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
     show_default=True,
-    help="Where to compute; cuda never falls back to the CPU.",
+    help="Where to compute; cuda never falls back to the CPU",
 )
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=available_cores,
     show_default="available cores",
-    help="Threads to compute with on the CPU.",
+    help="Threads to compute with on the CPU",
 )
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write."
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write"
 )
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Seed of the noise: the same seed gives the same bytes.",
+    help="Seed of the noise: the same seed gives the same bytes",
 )
 
 
@@ -156,6 +157,7 @@ def run_command(command: click.Command) -> NoReturn:
     limit_spinning()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime reports to Microsoft
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))
 
 
@@ -193,9 +195,23 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
+def _interrupt_again(unraisable: Any) -> None:
+    """Repeat an interrupt that came while garbage was collected: Python only reports it there."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.1, signal.pthread_kill, [main, number])
+    timer.daemon = True
+    timer.start()
+
+
 @click.command(cls=Command, context_settings=CONTEXT)
 @model_option
-@click.option("--count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples to draw"
+)
 @seed_option
 @out_option
 @device_option
@@ -259,7 +275,7 @@ def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int
     type=click.IntRange(1, 4096),
     default=1,
     show_default=True,
-    help="Noise draws a row; more make iw_elbo tighter.",
+    help="Noise draws a row; more make iw_elbo tighter",
 )
 @seed_option
 @device_option

@@ -1,8 +1,10 @@
 """What a user sees who gives bad input: one line, the right exit code, nothing half-written."""
 
+import contextlib
 import gzip
 import hashlib
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -179,8 +181,9 @@ def test_a_reference_to_no_model_is_refused(
 @pytest.mark.usefixtures("store")
 def test_a_model_that_nobody_promoted_is_refused(tmp_path: Path) -> None:
     result = run_vae(tmp_path, "sample", "--model", "models:/nothing@champion", "--out", "y.npy")
-    message = "nothing has no champion: run `vae run`, or promote a version"
-    assert refusal(result, 2) == message
+    message = refusal(result, 2)
+    assert message.startswith("nothing has no champion in sqlite:")
+    assert message.endswith("/mlflow.db: run vae run, or promote a version")
     assert not (tmp_path / "y.npy").exists()
 
 
@@ -238,7 +241,7 @@ def test_an_unknown_preset_is_a_usage_error(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-TRAINING = "training on 243 rows of x.npy for at most 1 epochs, on cpu; preset default"
+TRAINING = "training on 243 rows of {folder}/x.npy for at most 1 epochs, on cpu; preset default"
 NORMAL = np.random.default_rng(0).normal(size=(300, 4)).clip(-2, 2).astype(np.float32)
 BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "missing": (
@@ -249,7 +252,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),
         (),
-        "x.npy must be finite: 1 of 300 rows are not, the first is row 17",
+        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17",
     ),
     "out of support": (
         save("x.npy", NORMAL),
@@ -272,7 +275,8 @@ def test_data_that_cannot_be_learned_from_ends_the_run_as_failed(
     make(tmp_path)
     arguments = ("--data", "x.npy", "--likelihood", "bernoulli", "--epochs", "1")
     result = run_vae(tmp_path, "run", *arguments, "--out", "other", *TINY)
-    assert refusal(result, 3, before) == message
+    lines = tuple(line.format(folder=tmp_path) for line in before)
+    assert refusal(result, 3, lines) == message.format(folder=tmp_path)
     assert not (tmp_path / "other").exists()
     assert run_statuses(tmp_path) == ["FAILED", *run_statuses(made)]
     assert versions(tmp_path) == ["1"]
@@ -290,7 +294,7 @@ def test_data_that_has_moved_is_named_by_check(made: Path, bundle: Path, tmp_pat
     ("out", "message"),
     [
         ("bundle", "--out bundle exists: name a new folder"),
-        ("/dev/null/other", "cannot write to /dev/null: File exists"),
+        ("/dev/null/other", "cannot write to /dev/null: Not a directory"),
     ],
     ids=["exists", "no place"],
 )
@@ -400,6 +404,59 @@ def test_a_training_that_is_stopped_ends_its_run_as_killed(
     assert run_statuses(tmp_path) == ["KILLED"]
     assert versions(tmp_path) == []
     assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_an_interrupt_while_garbage_is_collected_is_not_lost(
+    tmp_path: Path, number: signal.Signals, exit_code: int, word: str
+) -> None:
+    """Python cannot raise out of a callback of the collector, where SQLAlchemy spends its time."""
+    code = f"""
+import signal, threading, weakref, click
+from serving.cli import run_command
+
+@click.command()
+def work():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    thing = threading.Event()
+    reference = weakref.ref(thing, lambda gone: signal.raise_signal({int(number)}))
+    del thing
+    threading.Event().wait(60)
+    click.echo("worked on")
+
+run_command(work)
+"""
+    result = run_vae(tmp_path, command=(sys.executable, "-c", code))
+    assert result.returncode == exit_code
+    assert result.stdout == ""
+    assert result.stderr.split() == [word]
+
+
+def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) -> None:
+    """The signal comes when the database is opened for the first time."""
+    code = """
+import signal, sys
+from pipeline.cli import main
+
+def interrupt(event, arguments, came=[]):
+    if event == "sqlite3.connect" and not came:
+        came.append(event)
+        signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.addaudithook(interrupt)
+main()
+"""
+    result = run_vae(tmp_path, "history", command=(sys.executable, "-c", code))
+    assert result.returncode == 130
+    assert result.stderr.split() == ["interrupted"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        tables = {name for (name,) in store.execute("select name from sqlite_master")}
+    assert {"runs", "model_versions", "registered_model_aliases", "guardrails"} <= tables
 
 
 def run_statuses(folder: Path) -> list[str]:
