@@ -207,7 +207,8 @@ def _lease(client: "MlflowClient", name: str) -> Iterator[None]:
             client.create_registered_model(lease, tags={"owner": owner})
             break
         except MlflowException as err:
-            if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            # where the lease is dropped meanwhile, mlflow says that it does not exist
+            if err.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                 raise
         _drop_lease(client, lease, expired=True)
         if time.monotonic() > deadline:
