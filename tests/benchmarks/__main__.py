@@ -24,7 +24,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
 
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
-    print(f"{'what':<58} {'measured':>10}  {'beside':>10}  {'ratio':>6}  goal")
+    print(f"{'what':<58} {'measured':>10}  {'beside':>10}  {'ratio':>7}  goal")
     for name in names or BENCHMARKS:
         for row in BENCHMARKS[name]():
             print(row, flush=True)

@@ -18,7 +18,7 @@ class Row:
         """A line of the table."""
         ratio = self.measured_s / self.beside_s
         times = f"{_show(self.measured_s):>10}  {_show(self.beside_s):>10}"
-        return f"{self.what:<58} {times}  {ratio:>5.2f}x  {self.goal}"
+        return f"{self.what:<58} {times}  {ratio:>6.3f}x  {self.goal}"
 
 
 def best_in_turns(*functions: Callable[[], object], rounds: int) -> list[float]:
