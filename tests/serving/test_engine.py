@@ -138,7 +138,9 @@ def test_self_check_passes_and_sees_a_changed_output(
 def test_every_optimisation_level_passes_the_self_check(
     bundle: Bundle, level: engines.Level
 ) -> None:
-    Engine(bundle, level=level, threads=2).self_check()
+    engine = Engine(bundle, level=level, threads=2)
+    engine.self_check()
+    assert engine.placement().keys() == {"CPUExecutionProvider"}
 
 
 def test_every_node_runs_on_the_cpu(engine: Engine) -> None:
