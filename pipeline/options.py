@@ -68,8 +68,10 @@ preset_option = click.option(
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given; a path to data is made whole, for use from other folders."""
     given = {name: value for name, value in settings.items() if value is not None}
-    if "data" in given and Path(given["data"]).expanduser().exists():
-        given["data"] = str(Path(given["data"]).expanduser().absolute())
+    source = given.get("data", "mnist")
+    path = Path(source).expanduser()
+    if source != "mnist" and path.exists():  # the name stays a name, whatever lies here
+        given["data"] = str(path.absolute())
     return given
 
 

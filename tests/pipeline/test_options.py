@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import click
@@ -17,6 +18,7 @@ from pipeline.config import (
     preset_settings,
     settings_of,
 )
+from pipeline.options import chosen
 from serving.cli import CONTEXT, Command
 
 SECTIONS = {
@@ -246,3 +248,16 @@ def test_a_flag_takes_true_and_false_and_leaves_arguments(
     promote.main(arguments.split(), standalone_mode=False)
     absent = {"version": "@candidate", "flag": False, "dry_run": False, "out": None}
     assert seen == absent | expected
+
+
+def test_a_path_to_data_is_made_whole_and_the_name_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "x.npy").touch()
+    assert chosen({"data": "mnist", "epochs": None}) == {"data": "mnist"}
+    assert chosen({"data": "x.npy"}) == {"data": str(tmp_path / "x.npy")}
+    assert chosen({"data": "./mnist"}) == {"data": str(tmp_path / "mnist")}
+    assert chosen({"data": "typo.npy"}) == {"data": "typo.npy"}
+    assert chosen({}) == {}
