@@ -68,7 +68,7 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Sum of x·l - softplus(l) over features: finite for any logit l."""
-        return (x * params - F.softplus(params)).sum(-1)
+        return (x * params - _softplus(params)).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
         """Probability of one, times the unit."""
@@ -125,6 +125,13 @@ LIKELIHOODS: Mapping[str, type[Bernoulli] | type[Gaussian]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
 }
+
+
+def _softplus(logits: Tensor) -> Tensor:
+    """Log(1 + exp(logits)); in float64 by operations that onnxruntime has for it."""
+    if logits.dtype == torch.float32:
+        return F.softplus(logits)
+    return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
 
 
 def choose_likelihood(*splits: NDArray[Any]) -> str:

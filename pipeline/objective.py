@@ -6,9 +6,10 @@ Burda et al. (2016), equation 8: iw_elbo = log mean_k p(x, z_k) / q(z_k given x)
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from pipeline.model import VAE
+from pipeline.model import VAE, Posterior
 
 
 class Terms(NamedTuple):
@@ -36,12 +37,18 @@ class Terms(NamedTuple):
         return (weights - top).exp().mean(-1).log() + top.squeeze(-1)
 
 
-def terms(model: VAE, x: Tensor, eps: Tensor) -> Terms:
-    """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim)."""
+def terms(model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None) -> Terms:
+    """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim).
+
+    What follows the networks is computed in `dtype`, by default theirs.
+    """
     rows = model.px.standardize(x)
     qz = model.encoder(rows)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
     params = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
+    if dtype is not None:
+        rows, z, eps, params = (tensor.to(dtype) for tensor in (rows, z, eps, params))
+        qz = Posterior(*(tensor.to(dtype) for tensor in qz))
     log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
     # log N(z; 0, 1) - log N(z; loc, scale²); the constants cancel
     log_ratio = ((eps.square() - z.square()) / 2 + qz.log_scale.unsqueeze(1)).sum(-1)

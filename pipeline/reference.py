@@ -37,9 +37,16 @@ def _reconstruct(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
-    row_terms = terms(model, x, eps)
-    log_likelihood = row_terms.log_likelihood.mean(-1)
-    return row_terms.elbo(), log_likelihood, row_terms.kl, row_terms.iw_elbo()
+    # onnxruntime sums, and takes logarithms, a little differently at other places of a batch;
+    # rounded from float64, a row's score is the same bytes in any batch and on any thread
+    row_terms = terms(model, x, eps, dtype=torch.float64)
+    scores = (
+        row_terms.elbo(),
+        row_terms.log_likelihood.mean(-1),
+        row_terms.kl,
+        row_terms.iw_elbo(),
+    )
+    return tuple(score.to(eps.dtype) for score in scores)
 
 
 FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
