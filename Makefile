@@ -25,7 +25,7 @@ $(VENV)/ready: conda.yaml pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@sed -n 's/^      - //p' conda.yaml > $(VENV)/constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
-		--constraint $(VENV)/constraints.txt --editable '.[train,dev]'
+		--constraint $(VENV)/constraints.txt --editable '.[train,dev,serving-test]'
 	@touch $@
 
 run: setup ## the main job: train, evaluate, export, check, register and promote on MNIST
@@ -41,7 +41,7 @@ $(VENV)-serving/ready: conda.yaml pyproject.toml
 	@$(PYTHON) -m venv $(VENV)-serving
 	@sed -n 's/^      - //p' conda.yaml > $(VENV)-serving/constraints.txt
 	@$(VENV)-serving/bin/python -m pip install -qq --disable-pip-version-check \
-		--constraint $(VENV)-serving/constraints.txt --editable '.[files]' pytest==9.2.0
+		--constraint $(VENV)-serving/constraints.txt --editable '.[serving-test]'
 	@touch $@
 
 lint: setup ## style of the code

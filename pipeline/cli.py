@@ -21,7 +21,9 @@ from pipeline.config import (
 )
 from pipeline.options import chosen, preset_option, settings_options
 from serving import cli as use
-from serving.cli import CONTEXT, Group, device_option, finish, say, threads_option
+from serving import serve_cli
+from serving.cli import device_option, threads_option
+from serving.command import CONTEXT, Group, finish, run_command, say
 from serving.errors import VaeError
 
 
@@ -218,13 +220,20 @@ def doctor() -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (*promotion_cli.COMMANDS, use.sample, use.reconstruct, use.score):
+for command in (
+    *promotion_cli.COMMANDS,
+    use.sample,
+    use.reconstruct,
+    use.score,
+    serve_cli.serve,
+    serve_cli.deploy,
+):
     cli.add_command(command)
 
 
 def main() -> None:
     """Run the command line."""
-    use.run_command(cli)
+    run_command(cli)
 
 
 if __name__ == "__main__":

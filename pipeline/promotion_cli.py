@@ -10,7 +10,8 @@ import click
 from pipeline import stages
 from pipeline.config import PromoteConfig
 from pipeline.options import settings_options
-from serving.cli import CONTEXT, Command, finish, say, threads_option
+from serving.cli import threads_option
+from serving.command import CONTEXT, Command, finish, say
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:

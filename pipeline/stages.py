@@ -16,7 +16,8 @@ import click
 
 from pipeline.config import Config, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.cli import engine_device, progress, say
+from serving.cli import engine_device
+from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
 if TYPE_CHECKING:

@@ -1,4 +1,24 @@
-"""Use a bundle: run its graphs with onnxruntime, from the command line or from Python.
+"""Everything that uses a bundle: nothing here needs torch or the pipeline.
 
-This package imports neither `pipeline` nor torch, and mlflow in `source` alone.
+`Client` and `AsyncClient` call a server; see `serving.client`.
 """
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.client import AsyncClient as AsyncClient
+    from serving.client import Client as Client
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it at its import
+
+__all__ = ["AsyncClient", "Client"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the clients when they are asked for: they need httpx, which a server does not."""
+    if name in __all__:
+        from serving import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'serving' has no attribute {name!r}")

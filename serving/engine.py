@@ -77,7 +77,12 @@ class Engine:
             _check_tensors(self._sessions[operation.graph], operation)
 
     def run(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one operation; all arrays share axis 0, the batch.
+        """Check the inputs and run one operation; all arrays share axis 0, the batch."""
+        self.check(name, inputs)
+        return self.compute(name, inputs)
+
+    def check(self, name: str, inputs: Mapping[str, Array]) -> int:
+        """Refuse what the operation does not take; return the number of rows.
 
         Raises:
             UsageRefused: there is no such operation.
@@ -87,8 +92,12 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
+        return _check_inputs(self.operations[name], inputs, self.bundle.manifest.likelihood)
+
+    def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one operation on inputs that `check` has passed, in pieces that bound memory."""
         operation = self.operations[name]
-        rows = _check_inputs(operation, inputs, self.bundle.manifest.likelihood)
+        rows = len(inputs[operation.inputs[0].name])
         if rows == 0:
             return {tensor.name: _empty(tensor) for tensor in operation.outputs}
         session = self._sessions[operation.graph]
@@ -127,9 +136,12 @@ class Engine:
 
         All rows share the draws of `seed`, so that a row's score depends on nothing but the row.
         """
+        return self.run("score", {"x": x, "eps": self.score_noise(len(x), num_samples, seed)})
+
+    def score_noise(self, rows: int, num_samples: int, seed: int) -> Array:
+        """The `eps` of `score`: the same draws for every row, without a copy a row."""
         noise = draw_rows(seed, 0, num_samples, self.bundle.manifest.latent_dim)
-        eps = np.broadcast_to(noise, (len(x), *noise.shape))
-        return self.run("score", {"x": x, "eps": eps})
+        return np.broadcast_to(noise, (rows, *noise.shape))
 
     def self_check(self) -> None:
         """Compare every output with the torch outputs that the bundle carries.
@@ -233,15 +245,15 @@ def _numpy_dtype(onnx_type: str) -> str:
 
 def _check_inputs(operation: Operation, inputs: Mapping[str, Array], likelihood: str) -> int:
     """Compare arrays with the table; return the number of rows."""
-    names = {tensor.name for tensor in operation.inputs}
-    if inputs.keys() != names:
+    names = [tensor.name for tensor in operation.inputs]
+    if len(inputs) != len(names) or any(name not in inputs for name in names):
         raise DataRefused(
             f"{operation.name} takes {', '.join(sorted(names))}, got {', '.join(sorted(inputs))}"
         )
     sizes: dict[str, int] = {}
     for tensor in operation.inputs:
         array = inputs[tensor.name]
-        if str(array.dtype) != tensor.dtype:
+        if array.dtype != tensor.dtype:
             raise DataRefused(f"{tensor.name} must be {tensor.dtype}, got {array.dtype}")
         fits = len(array.shape) == len(tensor.shape) and all(
             sizes.setdefault(axis, size) == size if isinstance(axis, str) else axis == size

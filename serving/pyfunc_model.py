@@ -6,11 +6,14 @@ that have the version and not the package. `params` choose the operation:
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it at its import
 import onnxruntime
 
 _MAX_BATCH = 1024

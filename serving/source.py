@@ -6,6 +6,8 @@ not those that were registered, `VaeError` when the store cannot be reached.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.formats import writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,26 +56,71 @@ class Source:
     version: str | None = None
 
 
-def open_source(reference: str) -> Source:
-    """Open the bundle at a path or a `models:/` reference; an alias is resolved once."""
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a `models:/` reference names: an alias of a model, or one version of it."""
+
+    name: str
+    alias: str | None
+    version: str | None
+
+
+def parse_reference(reference: str) -> Registered | None:
+    """Take `models:/NAME@ALIAS` or `models:/NAME/VERSION` apart; a path gives None."""
     if not reference.startswith("models:"):
-        return Source(open_bundle(Path(reference)))
+        return None
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise UsageRefused(
             f"model must be a bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION, "
             f"got {reference!r}"
         )
+    return Registered(match["name"], match["alias"], match["version"])
+
+
+def open_source(reference: str) -> Source:
+    """Open the bundle at a path or a `models:/` reference; an alias is resolved once."""
+    registered = parse_reference(reference)
+    if registered is None:
+        return Source(open_bundle(Path(reference)))
     client = connect()
-    name, version = match["name"], match["version"]
-    with store_errors():
-        if version is None:
-            version = alias_version(client, name, match["alias"])
+    name, version = registered.name, registered.version
+    if registered.alias is not None:
+        with store_errors():
+            version = alias_version(client, name, registered.alias)
     if version is None:
         raise UsageRefused(
-            f"{name} has no {match['alias']} in {store_name()}: run vae run, or promote a version"
+            f"{name} has no {registered.alias} in {store_name()}: run vae run, or promote a version"
         )
     return open_version(client, name, version)
+
+
+def open_cached(reference: str) -> Source | None:
+    """Open what `remember` noted for a reference, without asking the registry."""
+    registered = parse_reference(reference)
+    if registered is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, VerificationFailed):
+        note = json.loads(_note(reference).read_bytes())
+        digest = str(note["digest"])
+        if re.fullmatch("[0-9a-f]{64}", digest):
+            bundle = _open_sealed(_cache_folder() / digest, digest)
+            return Source(bundle, registered.name, str(note["version"]))
+    return None
+
+
+def remember(reference: str, source: Source) -> None:
+    """Note in the cache what a reference stands for, so that `open_cached` finds it."""
+    note = {"version": source.version, "digest": source.bundle.manifest.digest}
+    with writing(_note(reference)) as temporary:
+        temporary.write_text(json.dumps(note))
+
+
+def _note(reference: str) -> Path:
+    key = hashlib.sha256(f"{tracking_uri()}\n{reference}".encode()).hexdigest()
+    folder = _cache_folder() / "references"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{key}.json"
 
 
 def open_version(client: "MlflowClient", name: str, version: str) -> Source:
@@ -142,7 +190,7 @@ def connect() -> "MlflowClient":
     """Open the store of `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri())
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with store_errors():
@@ -159,6 +207,11 @@ def connect() -> "MlflowClient":
             client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
     return client
+
+
+def tracking_uri() -> str:
+    """Where the store is: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 @contextlib.contextmanager

@@ -417,7 +417,7 @@ def test_an_interrupt_while_garbage_is_collected_is_not_lost(
     """Python cannot raise out of a callback of the collector, where SQLAlchemy spends its time."""
     code = f"""
 import signal, threading, weakref, click
-from serving.cli import run_command
+from serving.command import run_command
 
 @click.command()
 def work():

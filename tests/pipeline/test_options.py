@@ -19,7 +19,7 @@ from pipeline.config import (
     settings_of,
 )
 from pipeline.options import chosen
-from serving.cli import CONTEXT, Command
+from serving.command import CONTEXT, Command
 
 SECTIONS = {
     "run": (DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig),

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""`mlflow models serve`: a pyfunc around onnxruntime, with a signature; run once to save the model."""
+"""`mlflow models serve`: a pyfunc with a signature; run once to save it."""
 
 import os
 import sys
@@ -29,8 +29,8 @@ if __name__ == "__main__":
         artifacts={"graph": os.environ["GRAPH"]},
         code_paths=[str(Path(__file__).with_name("session.py"))],
         signature=ModelSignature(
-            Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28), "x")]),
-            Schema([TensorSpec(np.dtype(np.float32), (-1, 28, 28), "x_loc")]),
+            Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
+            Schema([TensorSpec(np.dtype(np.float32), (-1, 28, 28))]),
         ),
         pip_requirements=["mlflow", "onnxruntime"],
     )

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The session that every peer runs: one thread, as the floor does. Imported in the peer's process."""
+"""The session that every peer runs: one thread, as the floor does."""
 
 import os
 

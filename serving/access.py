@@ -1,0 +1,52 @@
+"""Who may ask: an API key for all requests but health, and the signature of MLflow's webhooks."""
+
+import base64
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import Unauthorized
+
+MAX_AGE_S = 300
+"""A signed webhook that is older may be a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The secrets of one server; without a key, everyone may ask."""
+
+    api_key: str = ""
+    webhook_secret: str = ""
+
+    def check(self, authorization: str | None, api_key: str | None) -> None:
+        """Compare `Authorization: Bearer KEY`, or `X-API-Key: KEY`, with the key.
+
+        Raises:
+            Unauthorized: neither is the key.
+        """
+        if not self.api_key:
+            return
+        scheme, _, token = (authorization or "").partition(" ")
+        given = token if scheme.lower() == "bearer" else api_key or ""
+        if not hmac.compare_digest(given.encode(), self.api_key.encode()):
+            raise Unauthorized("this server needs an API key: send Authorization: Bearer KEY")
+
+    def check_webhook(self, headers: Any, body: bytes) -> None:
+        """Check MLflow's signature, or the API key where no webhook secret is set.
+
+        Raises:
+            Unauthorized: the body was not signed with the secret, or long ago.
+        """
+        if not self.webhook_secret:
+            self.check(headers.get("authorization"), headers.get("x-api-key"))
+            return
+        delivery, stamp = headers.get("x-mlflow-delivery-id"), headers.get("x-mlflow-timestamp")
+        signed = f"{delivery}.{stamp}.".encode() + body
+        digest = hmac.new(self.webhook_secret.encode(), signed, hashlib.sha256).digest()
+        expected = f"v1,{base64.b64encode(digest).decode()}"
+        given = headers.get("x-mlflow-signature") or ""
+        fresh = (stamp or "").isdigit() and abs(time.time() - int(stamp)) <= MAX_AGE_S
+        if not (fresh and hmac.compare_digest(given.encode(), expected.encode())):
+            raise Unauthorized("the webhook is not signed with this server's secret, or is old")

@@ -1,0 +1,118 @@
+"""What the processes of one server share: counters and flags in a memory-mapped file.
+
+Each process writes its own row of float64 cells and reads all of them, so that no lock is needed
+and nothing is lost when a worker dies. Row 0 belongs to the parent.
+"""
+
+import mmap
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import get_args
+
+from serving.operations import OperationName
+
+OPERATIONS: tuple[str, ...] = get_args(OperationName)
+TRANSPORTS = ("rest", "grpc")
+STATUSES = (200, 400, 401, 404, 405, 408, 413, 429, 499, 500, 503, 504)
+"""Answers that are counted; gRPC's are counted under the status of REST. 499: the client left."""
+SECONDS = (
+    1e-4,
+    2.5e-4,
+    5e-4,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
+    "request": SECONDS,
+    "queue": SECONDS,
+    "compute": SECONDS,
+    "encode": SECONDS,
+    "batch_rows": ROWS,
+}
+"""Distributions of each operation, by name, with the upper bounds of their buckets."""
+GAUGES = ("ready", "queued_rows", "queued_bytes", "loaded_at")
+COUNTERS = ("reloads", "reload_failures", "registry_failures")
+FLAGS = ("draining", "hints", *(f"unloaded.{operation}" for operation in OPERATIONS))
+
+
+def _fields() -> Iterator[tuple[object, ...]]:
+    for name in (*GAUGES, *COUNTERS, *FLAGS):
+        yield (name,)
+    for operation in OPERATIONS:
+        for transport in TRANSPORTS:
+            for status in STATUSES:
+                yield ("requests", operation, transport, status)
+        for name in ("rows", "last_inference"):
+            yield (name, operation)
+        for name, bounds in HISTOGRAMS.items():
+            for place in range(len(bounds) + 1):
+                yield (name, operation, place)
+            yield (name, operation, "sum")
+
+
+CELLS: Mapping[tuple[object, ...], int] = {field: place for place, field in enumerate(_fields())}
+
+
+class Board:
+    """A view on the shared file; `row` is the one that this process writes.
+
+    Args:
+        path: the file, made where it is missing.
+        rows: one for the parent and one for each worker.
+        row: 0 for the parent, from 1 on for workers.
+    """
+
+    def __init__(self, path: Path, rows: int, row: int) -> None:
+        size = rows * len(CELLS) * 8
+        with path.open("a+b") as file:
+            file.truncate(size)
+            self._cells = memoryview(mmap.mmap(file.fileno(), size)).cast("d")
+        self.rows = rows
+        self._first = row * len(CELLS)
+        self._histograms = {
+            (name, operation): self._first + CELLS[(name, operation, 0)]
+            for name in HISTOGRAMS
+            for operation in OPERATIONS
+        }
+
+    def add(self, *field: object, value: float = 1.0) -> None:
+        """Add to a cell of this process."""
+        self._cells[self._first + CELLS[field]] += value
+
+    def put(self, *field: object, value: float) -> None:
+        """Set a cell of this process."""
+        self._cells[self._first + CELLS[field]] = value
+
+    def observe(self, name: str, operation: str, value: float) -> None:
+        """Count a value in a histogram of this process."""
+        bounds, place = HISTOGRAMS[name], self._histograms[(name, operation)]
+        self._cells[place + bisect_left(bounds, value)] += 1
+        self._cells[place + len(bounds) + 1] += value
+
+    def total(self, *field: object) -> float:
+        """Sum of a cell over all processes."""
+        return sum(self._cells[CELLS[field] :: len(CELLS)])
+
+    def top(self, *field: object) -> float:
+        """Largest value of a cell over all processes."""
+        return max(self._cells[CELLS[field] :: len(CELLS)])
+
+    def get(self, *field: object, row: int = 0) -> float:
+        """A cell of one process; the parent's where none is named."""
+        return self._cells[row * len(CELLS) + CELLS[field]]
+
+    def tell(self, *field: object, value: float) -> None:
+        """Set a flag, which stands in the parent's row and which any process may set."""
+        self._cells[CELLS[field]] = value

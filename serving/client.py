@@ -1,0 +1,199 @@
+"""A small client of a server: arrays in, arrays out, binary on the wire.
+
+`Client` blocks, `AsyncClient` awaits; both keep their connections. What the server refuses comes
+back with the server's message as the error that its status stands for: `UsageRefused` for 400,
+`NotFound`, `Overloaded`, `NotReady`, `DeadlineExceeded` and so on.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import httpx
+import numpy as np
+
+from serving import errors
+from serving.errors import DataRefused, UsageRefused, VaeError
+from serving.protocol import DATATYPES, Array, InferRequest, InferResponse, Parameter
+from serving.rest_codec import BINARY, HEADER_LENGTH, decode_response, encode_request
+
+_ERRORS: Mapping[int, type[VaeError]] = {
+    400: UsageRefused,
+    401: errors.Unauthorized,
+    404: errors.NotFound,
+    408: errors.BodyTimeout,
+    413: errors.TooLarge,
+    429: errors.Overloaded,
+    503: errors.NotReady,
+    504: errors.DeadlineExceeded,
+}
+
+
+class _Calls:
+    """What both clients share: which request a call makes, and what its answer means."""
+
+    def _options(self, url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+        key = api_key or os.environ.get("VAE_API_KEY")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return {"base_url": url, "headers": headers, "timeout": timeout_s}
+
+    def _request(
+        self,
+        operation: str,
+        inputs: Mapping[str, Array],
+        parameters: Mapping[str, Parameter],
+        version: str,
+    ) -> dict[str, Any]:
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        for name, array in arrays.items():
+            if array.dtype == np.float64:
+                arrays[name] = array.astype(np.float32)
+            elif array.dtype not in DATATYPES:
+                raise DataRefused(f"{name} must be uint8 or float32, got {array.dtype}")
+        body, length = encode_request(InferRequest(operation, arrays, parameters=parameters))
+        place = f"/versions/{version}" if version else ""
+        return {
+            "method": "POST",
+            "url": f"/v2/models/{operation}{place}/infer",
+            "content": body,
+            "headers": {"content-type": BINARY, HEADER_LENGTH: str(length)},
+        }
+
+    def _response(self, answer: httpx.Response) -> InferResponse:
+        if answer.status_code != httpx.codes.OK:
+            try:
+                message = str(answer.json()["error"])
+            except (ValueError, KeyError, TypeError):
+                message = answer.text[:200]
+            raise _ERRORS.get(answer.status_code, VaeError)(message)
+        return decode_response(answer.content, answer.headers.get(HEADER_LENGTH))
+
+
+class Client(_Calls):
+    """A blocking client.
+
+    Args:
+        url: of REST, `http://127.0.0.1:8080` for example.
+        api_key: by default the variable `VAE_API_KEY`.
+        timeout_s: for each step of a request.
+        version: ask for this version and no other.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        version: str = "",
+    ) -> None:
+        self._http = httpx.Client(**self._options(url, api_key, timeout_s))
+        self._version = version
+
+    def infer(
+        self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
+    ) -> InferResponse:
+        """Run any operation; the answer names the version that made it."""
+        return self._response(
+            self._http.request(**self._request(operation, inputs, parameters, self._version))
+        )
+
+    def encode(self, x: Array) -> Mapping[str, Array]:
+        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        return self.infer("encode", {"x": x}).outputs
+
+    def decode(self, z: Array) -> Array:
+        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        return self.infer("decode", {"z": z}).outputs["x_loc"]
+
+    def reconstruct(self, x: Array) -> Array:
+        """Decode the posterior mean of each row, (batch, *x_shape)."""
+        return self.infer("reconstruct", {"x": x}).outputs["x_loc"]
+
+    def sample(self, num_samples: int, seed: int = 0) -> Array:
+        """Draw from the prior and decode, (num_samples, *x_shape)."""
+        response = self.infer("sample", {}, num_samples=num_samples, seed=seed)
+        return response.outputs["x_loc"]
+
+    def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
+        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        return self.infer("score", {"x": x}, num_samples=num_samples, seed=seed).outputs
+
+    def ready(self) -> bool:
+        """Whether the server takes requests; False too where none answers."""
+        try:
+            return self._http.get("/v2/health/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Calls):
+    """The same, to be awaited; takes what `Client` takes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        version: str = "",
+    ) -> None:
+        self._http = httpx.AsyncClient(**self._options(url, api_key, timeout_s))
+        self._version = version
+
+    async def infer(
+        self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
+    ) -> InferResponse:
+        """Run any operation; the answer names the version that made it."""
+        return self._response(
+            await self._http.request(**self._request(operation, inputs, parameters, self._version))
+        )
+
+    async def encode(self, x: Array) -> Mapping[str, Array]:
+        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        return (await self.infer("encode", {"x": x})).outputs
+
+    async def decode(self, z: Array) -> Array:
+        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        return (await self.infer("decode", {"z": z})).outputs["x_loc"]
+
+    async def reconstruct(self, x: Array) -> Array:
+        """Decode the posterior mean of each row, (batch, *x_shape)."""
+        return (await self.infer("reconstruct", {"x": x})).outputs["x_loc"]
+
+    async def sample(self, num_samples: int, seed: int = 0) -> Array:
+        """Draw from the prior and decode, (num_samples, *x_shape)."""
+        response = await self.infer("sample", {}, num_samples=num_samples, seed=seed)
+        return response.outputs["x_loc"]
+
+    async def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
+        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        response = await self.infer("score", {"x": x}, num_samples=num_samples, seed=seed)
+        return response.outputs
+
+    async def ready(self) -> bool:
+        """Whether the server takes requests; False too where none answers."""
+        try:
+            return (await self._http.get("/v2/health/ready")).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()

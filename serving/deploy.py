@@ -1,0 +1,249 @@
+"""Write what deploys a model elsewhere: a Triton repository, a KServe resource, a Docker context.
+
+In: a verified `Source`. Out: a folder, whole or absent. Names come from a registry: each is quoted
+for the file that holds it, and none stands in a comment. Raises `UsageRefused` where the folder is
+taken or a name or number cannot be used, `VaeError` where the folder cannot be written.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from serving.bundle import MANIFEST
+from serving.errors import UsageRefused, VaeError
+from serving.operations import Operation, Tensor
+from serving.source import Source
+
+Target = Literal["triton", "kserve", "docker"]
+
+MAX_BATCH_SIZE = 1024  # rows that Triton puts into one call
+REST_PORT = 8080
+GRPC_PORT = 8081
+BUNDLE_IN_IMAGE = "/srv/bundle"
+USER_ID = 10001  # a number, so that Kubernetes can tell that it is not root
+
+_TRITON_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
+_HEALTH_CHECK = (
+    "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open("  # never by a proxy
+    f"'http://127.0.0.1:{REST_PORT}/v2/health/ready', timeout=2)"
+)
+
+
+def write_deployment(
+    source: Source, target: Target, out: Path, *, image: str | None = None
+) -> tuple[str, ...]:
+    """Write the files of `target` to `out`, new or empty; give their names relative to it, sorted.
+
+    `image` is what KServe runs, `vae-serve:TAG` by default; Triton and Docker take none.
+    """
+    image = default_image(source) if image is None else image
+    if _IMAGE.fullmatch(image) is None:
+        raise UsageRefused(f"image must be REPOSITORY:TAG or REPOSITORY@DIGEST, got {image!r}")
+    place = out.resolve()
+    try:
+        _check_place(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+        try:
+            TARGETS[target](source, folder, image)
+            files = (path for path in folder.rglob("*") if path.is_file())
+            names = tuple(sorted(path.relative_to(folder).as_posix() for path in files))
+            folder.chmod(0o755)
+            folder.replace(place)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as err:
+        raise VaeError(f"cannot write {out}: {err.strerror or err}") from err
+    return names
+
+
+def default_image(source: Source) -> str:
+    """Name of the image: tagged by the bundle where it is inside, else by the package's version."""
+    digest = source.bundle.manifest.digest
+    return f"vae-serve:{metadata.version('vae-pipeline') if source.name else digest[:12]}"
+
+
+def _check_place(place: Path) -> None:
+    if place == Path.cwd():  # a shell that stands in it would be left in a removed folder
+        raise UsageRefused(f"--out {place} is the working folder: name a new folder")
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise UsageRefused(f"--out {place} exists and is no empty folder: name a new folder")
+
+
+def _write_triton(source: Source, folder: Path, image: str) -> None:
+    """A model repository: a model an operation, under the version's own number."""
+    number = _version_number(source)
+    for operation in source.bundle.operations.values():
+        version_folder = folder / operation.name / str(number)
+        version_folder.mkdir(parents=True)
+        shutil.copyfile(source.bundle.path / operation.graph, version_folder / "model.onnx")
+        config = _triton_config(source, operation, number)
+        (folder / operation.name / "config.pbtxt").write_text(config, encoding="ascii")
+
+
+def _triton_config(source: Source, operation: Operation, number: int) -> str:
+    notes = {
+        "sample": "# The graph is the decoder: its input is z. Draw it from a standard normal.\n",
+        "score": "# Draw eps from a standard normal. Each output has the shape (batch, 1).\n",
+    }
+    inputs = zip(operation.graph_inputs(), operation.inputs, strict=True)
+    tensors = [_triton_tensor("input", name, tensor) for name, tensor in inputs]
+    tensors += [_triton_tensor("output", tensor.name, tensor) for tensor in operation.outputs]
+    parameters = {"bundle.sha256": source.bundle.manifest.digest}
+    if source.name is not None:
+        parameters["registered_model"] = source.name
+    lines = [
+        f'name: "{operation.name}"\nbackend: "onnxruntime"\nmax_batch_size: {MAX_BATCH_SIZE}',
+        *tensors,
+        f"dynamic_batching {{ }}\nversion_policy {{ specific {{ versions: [ {number} ] }} }}",
+    ]
+    for key, value in parameters.items():
+        lines.append(f'parameters {{ key: "{key}" value {{ string_value: {_protobuf(value)} }} }}')
+    return notes.get(operation.name, "") + "\n".join(lines) + "\n"
+
+
+def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
+    """A tensor without its batch axis; Triton wants one value a row to be written as [1]."""
+    if tensor.dtype not in _TRITON_TYPES:
+        raise UsageRefused(f"Triton gets {', '.join(_TRITON_TYPES)} here, got {tensor.dtype!r}")
+    dims = ", ".join(str(-1 if isinstance(axis, str) else axis) for axis in tensor.shape[1:])
+    shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape { shape: [ ] }"
+    return f'{side} {{ name: "{name}" data_type: {_TRITON_TYPES[tensor.dtype]} {shape} }}'
+
+
+def _write_kserve(source: Source, folder: Path, image: str) -> None:
+    """One InferenceService whose container is the image that `--target docker` builds."""
+    # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
+    command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source)]
+    store = """\
+          # Your tracking server: the version is fetched from it when the container starts.
+          - name: MLFLOW_TRACKING_URI
+            value: "http://mlflow.example.com:5000"
+"""
+    text = f"""\
+# Build and push the image first: vae deploy --target docker writes what it is made of.
+# Knative opens one port a container, and probes that one: it is REST here. For gRPC, make it
+# {{name: h2c, containerPort: {GRPC_PORT}}}, and both httpGet tcpSocket: {{port: {GRPC_PORT}}}.
+# PROTOCOL stays v2 then: of a custom container, KServe takes no grpc-v2.
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: {_yaml(_resource_name(source.name))}
+  annotations:
+    vae-pipeline/model: {_yaml(_reference(source))}
+    vae-pipeline/bundle-sha256: {_yaml(source.bundle.manifest.digest)}
+spec:
+  predictor:
+    containers:
+      - name: kserve-container
+        image: {_yaml(image)}
+        command: [{", ".join(command[:2])}]
+        args: [{", ".join(command[2:])}]
+        env:
+          - {{name: PROTOCOL, value: v2}}  # a custom container's protocolVersion
+{"" if source.name is None else store}\
+        ports:
+          - {{name: http1, containerPort: {REST_PORT}, protocol: TCP}}
+        readinessProbe:
+          httpGet: {{path: /v2/health/ready, port: {REST_PORT}}}
+          periodSeconds: 5
+          timeoutSeconds: 2
+          failureThreshold: 3
+          successThreshold: 1
+        livenessProbe:
+          httpGet: {{path: /v2/health/live, port: {REST_PORT}}}
+          initialDelaySeconds: 60
+          periodSeconds: 10
+          timeoutSeconds: 2
+        resources:
+          requests: {{cpu: "1", memory: 1Gi}}
+          limits: {{cpu: "2", memory: 2Gi}}
+"""
+    (folder / "inferenceservice.yaml").write_text(text, encoding="ascii")
+
+
+def _write_docker(source: Source, folder: Path, image: str) -> None:
+    """A build context: Dockerfile, .dockerignore and, of a bundle folder, its files."""
+    ignored = "*\n!vae_pipeline-*.whl\n"  # all but what the image needs
+    if source.name is not None:
+        extra = "[registry]"
+        copy = "# Start it with -e MLFLOW_TRACKING_URI=...: the model is fetched from there."
+    else:
+        extra, ignored = "", f"{ignored}!bundle\n"
+        copy = f"COPY --chown={USER_ID}:{USER_ID} bundle/ {BUNDLE_IN_IMAGE}/"
+        (folder / "bundle").mkdir()
+        for name in (*source.bundle.manifest.files, MANIFEST):
+            shutil.copyfile(source.bundle.path / name, folder / "bundle" / name)
+    text = f"""\
+# The package comes as a wheel beside this file. In a checkout of vae-pipeline, make it with
+#   pip wheel --no-deps -w DIR .
+# where DIR is this folder. Then: docker build -t NAME:TAG DIR
+FROM python:3.11-slim
+COPY vae_pipeline-*.whl /tmp/
+RUN pip install --no-cache-dir "$(echo /tmp/vae_pipeline-*.whl){extra}" && rm /tmp/*.whl
+RUN useradd --create-home --uid {USER_ID} vae
+USER {USER_ID}
+WORKDIR /home/vae
+{copy}
+ENV ORT_DISABLE_TELEMETRY=1
+EXPOSE {REST_PORT} {GRPC_PORT}
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \\
+    CMD {json.dumps(["python", "-c", _HEALTH_CHECK])}
+STOPSIGNAL SIGTERM
+CMD {json.dumps(_serve_command(source))}
+"""
+    (folder / "Dockerfile").write_text(text, encoding="ascii")
+    (folder / ".dockerignore").write_text(ignored, encoding="ascii")
+
+
+TARGETS: Mapping[Target, Callable[[Source, Path, str], None]] = {
+    "triton": _write_triton,
+    "kserve": _write_kserve,
+    "docker": _write_docker,
+}
+"""What writes each target's files: of a source, into a folder, for an image."""
+
+
+def _serve_command(source: Source) -> list[str]:
+    ports = ["--port", str(REST_PORT), "--grpc-port", str(GRPC_PORT)]
+    return ["vae", "serve", "--model", _reference(source), "--host", "0.0.0.0", *ports]
+
+
+def _reference(source: Source) -> str:
+    """The model as the container names it: this very version, or the bundle in the image."""
+    if source.name is None:
+        return BUNDLE_IN_IMAGE
+    return f"models:/{source.name}/{_version_number(source)}"
+
+
+def _version_number(source: Source) -> int:
+    """The registry's number, or 1; it names a folder, so nothing but a number may pass."""
+    version = "1" if source.version is None else source.version
+    if re.fullmatch("0*[1-9][0-9]{0,17}", version) is None:
+        raise UsageRefused(f"version must be a positive whole number, got {version!r}")
+    return int(version)
+
+
+def _resource_name(name: str | None) -> str:
+    """A name that KServe takes: lower-case letters, digits and dashes, a letter first."""
+    plain = re.sub("[^a-z0-9]+", "-", (name or "").lower()).strip("-")
+    label = plain if plain[:1].isalpha() else f"vae-{plain}"
+    return label[:40].rstrip("-")  # KServe appends to it, and 63 is Kubernetes' limit
+
+
+def _protobuf(text: str) -> str:
+    """A string of protobuf's text format: UTF-8 with octal escapes."""
+    plain = (chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode())
+    return f'"{"".join(plain)}"'
+
+
+def _yaml(text: str) -> str:
+    r"""A double-quoted YAML string; YAML takes no surrogate pairs of JSON's, but \UXXXXXXXX."""
+    plain = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(plain)}"'

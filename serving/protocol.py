@@ -1,0 +1,125 @@
+"""The Open Inference Protocol, version 2, apart from any transport: requests, answers, datatypes.
+
+A transport makes an `InferRequest` of what came, gives it to `serving.service`, and writes the
+`InferResponse`. What does not fit raises `DataRefused` or `UsageRefused`.
+Source: the Open Inference Protocol specification, required API and tensor data sections.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DataRefused
+from serving.operations import Tensor
+
+Array = NDArray[Any]
+Parameter = str | int | float | bool
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
+"""Names of the protocol for the dtypes of graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """Tensors for one operation; `outputs` names those to answer with, none for all."""
+
+    model: str
+    inputs: Mapping[str, Array]
+    version: str = ""
+    id: str = ""
+    outputs: Sequence[str] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """What one version made of a request."""
+
+    model: str
+    version: str
+    outputs: Mapping[str, Array]
+    id: str = ""
+
+
+def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
+    """The little-endian dtype of a datatype that any graph takes."""
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
+        raise DataRefused(f"datatype of {name} must be {' or '.join(_DTYPES)}, got {datatype!r}")
+    return _DTYPES[datatype]
+
+
+def wire_shape(name: str, shape: object) -> tuple[int, ...]:
+    """A shape of whole numbers that are not negative."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
+    if any(type(size) is not int or size < 0 for size in shape) or len(shape) > 8:
+        raise DataRefused(f"shape of {name} must be at most 8 sizes from 0 on, got {list(shape)}")
+    return tuple(shape)
+
+
+def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:
+    """Row-major little-endian bytes to an array, without a copy where they lie aligned."""
+    dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
+    wanted = math.prod(sizes) * dtype.itemsize
+    if wanted != len(content):
+        raise DataRefused(
+            f"{name} of {datatype} {list(sizes)} needs {wanted} bytes, got {len(content)}"
+        )
+    array = np.frombuffer(content, dtype).reshape(sizes)
+    return array if array.flags.aligned else array.copy()
+
+
+def from_values(name: str, datatype: object, shape: object, values: object) -> Array:
+    """A list of numbers, flat or nested, to an array; a number that does not fit is refused."""
+    dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError) as err:
+        raise DataRefused(f"data of {name} must be numbers in rows of one length: {err}") from err
+    if array.dtype.kind not in "iuf" and array.size:
+        raise DataRefused(f"data of {name} must be numbers, got {array.dtype}")
+    if array.size != math.prod(sizes) or (array.ndim > 1 and array.shape != sizes):
+        raise DataRefused(f"data of {name} has shape {array.shape}, shape says {list(sizes)}")
+    return exact(name, array, dtype).reshape(sizes)
+
+
+def exact(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Cast to `dtype`; whole numbers must stay what they are."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind == "u" and not np.array_equal(cast, array):
+        wrong = array[cast != array].flat[0]
+        raise DataRefused(f"{name} must be whole numbers from 0 to 255, got {wrong}")
+    return cast
+
+
+def match_tensor(tensor: Tensor, array: Array) -> Array:
+    """The array in the graph's dtype: floats stand for bytes where nothing is lost."""
+    if array.dtype == tensor.dtype:
+        return array
+    if tensor.dtype == "uint8":
+        return exact(tensor.name, array, np.dtype("u1"))
+    raise DataRefused(
+        f"datatype of {tensor.name} must be {datatype_of(tensor)}, got {DATATYPES[array.dtype]}"
+    )
+
+
+def datatype_of(tensor: Tensor) -> str:
+    """The protocol's name for the dtype of a tensor."""
+    return DATATYPES[np.dtype(tensor.dtype)]
+
+
+def wire_tensor(tensor: Tensor) -> dict[str, Any]:
+    """A tensor of the operation table as metadata has it; -1 stands for a free size."""
+    return {
+        "name": tensor.name,
+        "datatype": datatype_of(tensor),
+        "shape": [axis if isinstance(axis, int) else -1 for axis in tensor.shape],
+    }

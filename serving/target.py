@@ -1,0 +1,169 @@
+"""Which version the workers of a server should serve: a file that the parent writes, they watch.
+
+`Follower` runs in the parent. It looks where the alias points, fetches and verifies a new version,
+and only then names it as the target; a version that fails is noted and never served.
+"""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.board import Board
+from serving.errors import VaeError, VerificationFailed
+from serving.formats import writing
+from serving.source import (
+    Registered,
+    Source,
+    alias_version,
+    connect,
+    open_version,
+    remember,
+    store_errors,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOG = logging.getLogger(__name__)
+TICK_S = 0.2
+"""How often hints, the file and the parent are looked at."""
+RETRY_S = 60.0
+"""A refused version is tried again after this time, or at a hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A version to serve; `refused` says which one was not taken up, and why."""
+
+    path: str
+    name: str | None
+    version: str | None
+    refused: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "Target":
+        """The target for an open source."""
+        return cls(str(source.bundle.path.absolute()), source.name, source.version, refused)
+
+    def write(self, file: Path) -> None:
+        """Put it in place in one step."""
+        with writing(file) as temporary:
+            temporary.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, file: Path) -> "Target":
+        """What the parent wrote last."""
+        return cls(**json.loads(file.read_bytes()))
+
+
+class Follower:
+    """Keeps the target at the version that an alias names.
+
+    Args:
+        reference: the reference as the user gave it, under which versions are remembered.
+        registered: the same, taken apart.
+        source: the version that is served now.
+        file: the target file.
+        check: opens a source's graphs and compares them with torch's outputs.
+        board: where hints come in and failures are counted.
+        poll_s: mean seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        registered: Registered,
+        source: Source,
+        file: Path,
+        check: Callable[[Source], None],
+        board: Board,
+        poll_s: float,
+    ) -> None:
+        self._reference = reference
+        self._registered = registered
+        self._source = source
+        self._file = file
+        self._check = check
+        self._board = board
+        self._poll_s = poll_s
+        self._client: MlflowClient | None = None
+        self._refused: str | None = None
+        self._retry_at = 0.0
+        self._reachable = True
+
+    def run(self) -> None:
+        """Look again and again; ends with the process."""
+        while True:
+            self.look()
+            self._wait()
+
+    def look(self) -> None:
+        """Look once where the alias points, and take up what is new."""
+        try:
+            version = self._resolve()
+            if version is None or version == self._source.version:
+                self._accept_current(version)
+                return
+            if version == self._refused and time.monotonic() < self._retry_at:
+                return
+            LOG.info("%s now names version %s", self._reference, version)
+            self._take_up(version)
+        except VerificationFailed as err:
+            self._refuse(str(version), err)
+        except VaeError as err:
+            self._unreachable(err)
+
+    def _resolve(self) -> str | None:
+        if self._client is None:
+            self._client = connect()
+        alias = self._registered.alias
+        assert alias is not None
+        with store_errors():
+            version = alias_version(self._client, self._registered.name, alias)
+        if not self._reachable:
+            LOG.info("the registry answers again")
+            self._reachable = True
+        return version
+
+    def _take_up(self, version: str) -> None:
+        assert self._client is not None
+        source = open_version(self._client, self._registered.name, version)
+        self._check(source)
+        self._source, self._refused = source, None
+        Target.of(source).write(self._file)
+        remember(self._reference, source)
+
+    def _accept_current(self, version: str | None) -> None:
+        if version is not None:
+            remember(self._reference, self._source)
+        if self._refused is not None:
+            self._refused = None
+            Target.of(self._source).write(self._file)
+
+    def _refuse(self, version: str, err: VaeError) -> None:
+        LOG.error("version %s is refused, %s goes on: %s", version, self._source.version, err)
+        self._board.add("reload_failures")
+        self._refused, self._retry_at = version, time.monotonic() + RETRY_S
+        refused = {"version": version, "reason": str(err)}
+        Target.of(self._source, refused).write(self._file)
+
+    def _unreachable(self, err: VaeError) -> None:
+        self._board.add("registry_failures")
+        if self._reachable:
+            LOG.warning("version %s goes on: %s", self._source.version, err)
+        self._reachable = False
+
+    def _wait(self) -> None:
+        """Wait for the next look: the interval, a little more or less, or a hint."""
+        until = time.monotonic() + self._poll_s * random.uniform(0.8, 1.2)
+        hints = self._board.get("hints")
+        while time.monotonic() < until:
+            time.sleep(TICK_S)
+            if self._board.get("hints") != hints:
+                self._retry_at = 0.0
+                return

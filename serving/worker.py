@@ -1,0 +1,174 @@
+"""A worker process of the server: loads the target, serves it over both transports, follows."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving import logs
+from serving.access import Access
+from serving.board import Board
+from serving.bundle import open_bundle
+from serving.engine import Device, Engine
+from serving.errors import VaeError
+from serving.grpc_server import GrpcServer
+from serving.rest_server import Limits, RestServer
+from serving.service import Served, Service
+from serving.target import RETRY_S, TICK_S, Target
+from serving.tracing import open_tracer
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the parent tells its workers."""
+
+    folder: Path
+    """Where the board and the target are."""
+    host: str
+    port: int
+    grpc_port: int
+    workers: int
+    device: Device
+    threads: int
+    max_queue: int
+    max_connections: int
+    timeout_s: float
+    drain_s: float
+    limits: Limits
+    access: Access
+    tls: tuple[Path, Path] | None
+    """Certificate chain and key."""
+    log_format: logs.LogFormat
+    access_log: bool
+
+    @property
+    def board(self) -> Path:
+        """The shared counters."""
+        return self.folder / "board"
+
+    @property
+    def target(self) -> Path:
+        """The version to serve."""
+        return self.folder / "target.json"
+
+    def open_board(self, row: int) -> Board:
+        """The board with one row a worker, and the parent's."""
+        return Board(self.board, self.workers + 1, row)
+
+
+class Worker:
+    """The application that granian runs in one process.
+
+    Args:
+        settings: what the parent says.
+        index: 0 for the first worker.
+    """
+
+    def __init__(self, settings: Settings, index: int) -> None:
+        logs.configure(settings.log_format)
+        self._settings = settings
+        self._parent = os.getppid()
+        self._tracer = open_tracer()
+        self._board = settings.open_board(index + 1)
+        for gauge in ("ready", "queued_rows", "queued_bytes"):
+            self._board.put(gauge, value=0)
+        self._service = Service(
+            self._board, max_rows=settings.max_queue, timeout_s=settings.timeout_s
+        )
+        self._changed = 0
+        self._target = self._read_target()
+        self._service.serve(self._open(self._target))
+        rest = RestServer(
+            self._service,
+            settings.access,
+            settings.limits,
+            self._tracer,
+            access_log=settings.access_log,
+        )
+        self.__rsgi__ = rest.__rsgi__
+        self._grpc: GrpcServer | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start what lives beside HTTP; granian listens once this returns."""
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        loop.run_until_complete(self._start())
+        self._following = loop.create_task(self._follow())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop gRPC; the requests of HTTP have ended."""
+        loop.run_until_complete(self._stop())
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self._grpc = GrpcServer(
+            self._service,
+            settings.access,
+            self._tracer,
+            max_bytes=settings.limits.body_bytes,
+            max_calls=settings.max_connections,
+        )
+        certificate = None
+        if settings.tls is not None:
+            chain, key = (path.read_bytes() for path in settings.tls)
+            certificate = (key, chain)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        await self._grpc.start(f"{host}:{settings.grpc_port}", certificate)
+        self._board.put("ready", value=1)
+
+    async def _stop(self) -> None:
+        self._board.put("ready", value=0)
+        if self._following is not None:
+            self._following.cancel()
+        if self._grpc is not None:
+            await self._grpc.stop(self._settings.drain_s)
+        self._tracer.close()
+
+    def _read_target(self) -> Target:
+        self._changed = self._settings.target.stat().st_mtime_ns
+        return Target.read(self._settings.target)
+
+    def _open(self, target: Target) -> Served:
+        engine = Engine(
+            open_bundle(Path(target.path)),
+            device=self._settings.device,
+            threads=self._settings.threads,
+        )
+        self._service.refused = target.refused
+        return self._service.open(engine, target.name, target.version)
+
+    async def _follow(self) -> None:
+        """Take up each new target; end when the parent is gone."""
+        retry_at = float("inf")
+        while True:
+            await asyncio.sleep(TICK_S)
+            if os.getppid() != self._parent:
+                LOG.error("the parent process is gone: stopping")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            if self._settings.target.stat().st_mtime_ns == self._changed:
+                if time.monotonic() < retry_at:
+                    continue
+            retry_at = float("inf")
+            target = self._read_target()
+            self._service.refused = target.refused
+            if (target.path, target.version) == (self._target.path, self._target.version):
+                continue
+            try:
+                served = await asyncio.to_thread(self._open, target)
+            except VaeError as err:
+                LOG.error("version %s is refused: %s", target.version, err)
+                self._board.add("reload_failures")
+                reason = {"version": str(target.version), "reason": str(err)}
+                self._service.refused = reason
+                retry_at = time.monotonic() + RETRY_S
+            else:
+                self._service.serve(served)
+                self._target = target
+                LOG.info("serving version %s", served.version)

@@ -1,0 +1,104 @@
+"""Our server beside others, in one run: `make bench-serve`.
+
+The same graph, machine and client for all; every server alone on the first core, the load on the
+second. Machines are noisy: the servers take turns, and the best of each cell is compared. Nothing
+here is a test.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+
+from tests.benchmarks.serve import cells, inputs, overload, rates, report
+from tests.benchmarks.serve.catalog import OURS, PEERS
+from tests.benchmarks.serve.load import two_cores
+from tests.benchmarks.serve.servers import NotMeasured, install, running
+
+NAMES = (*PEERS, "rates", "overload")
+
+
+def main() -> None:
+    """Install, measure in turns, print."""
+    given = parse()
+    server_core, load_core = two_cores()
+    unknown = set(given.only) - set(NAMES)
+    if unknown:
+        print(f"--only takes {', '.join(NAMES)}, got {', '.join(unknown)}", file=sys.stderr)
+        sys.exit(2)
+    peers = [peer for name, peer in PEERS.items() if name in given.only]
+    absent: dict[str, str] = {}
+    for peer in peers:
+        say(f"installing {peer.name}")
+        try:
+            install(peer)
+        except NotMeasured as err:
+            absent[peer.name] = str(err)
+    bench = inputs.prepare_inputs(given.preset)
+    os.sched_setaffinity(0, {load_core})
+    what = f"real MNIST rows of 784 bytes; reconstruct.onnx of preset {given.preset}, one epoch"
+    show("", report.header(peers, server_core, load_core, what))
+
+    results, floor = cells.Results(), dict.fromkeys(cells.ROWS, 0.0)
+    found: dict[str, report.Footprint] = {}
+    for turn in range(given.turns):
+        for rows in cells.ROWS:
+            os.sched_setaffinity(0, {server_core})
+            floor[rows] = max(floor[rows], inputs.floor(bench, rows, given.seconds))
+            os.sched_setaffinity(0, {load_core})
+        for peer in peers:
+            if peer.name in absent:
+                continue
+            say(f"turn {turn + 1} of {given.turns}: {peer.name}")
+            try:
+                with running(peer, bench, server_core) as server:
+                    before = server.rss_mib()
+                    cells.measure(peer, server, bench, given.seconds, results)
+                    times = server.ready_s, server.announced_s
+                    found[peer.name] = report.Footprint(*times, before, server.rss_mib())
+            except NotMeasured as err:
+                absent[peer.name] = str(err)
+    show("peak", report.loads(peers, results, absent, floor))
+    show("readiness and memory", report.footprints(found))
+
+    at_half: list[rates.Rate] = []
+    if OURS in peers and OURS.name not in absent and "rates" in given.only:
+        say("half of the peak")
+        with running(OURS, bench, server_core) as server:
+            at_half = rates.measure(OURS, server, bench, given.seconds, results, given.turns)
+        show("vae at half of its peak, one row a request, open loop", report.rates(at_half))
+    show("must hold", report.goals(results, floor, at_half))
+    if OURS.name not in absent and "overload" in given.only:
+        seconds = 120 if given.full else 20
+        say(f"overload, {seconds} s for each wire")
+        show("overload", overload.measure(OURS, bench, server_core, seconds, overload.WIRES))
+
+
+def parse() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description="Our server beside others")
+    parser.add_argument("--seconds", type=int, default=3, help="of each cell  [default: 3]")
+    parser.add_argument("--turns", type=int, default=2, help="of each server  [default: 2]")
+    parser.add_argument("--preset", default="seed", help="of the model  [default: seed]")
+    parser.add_argument("--full", action="store_true", help="overload for 120 s, not for 20 s")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), default=list(NAMES), help=", ".join(NAMES)
+    )
+    return parser.parse_args()
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(title: str, lines: Iterable[str]) -> None:
+    """One section."""
+    if title:
+        print(f"\n{title}", flush=True)
+    for line in lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What is measured of each server, and the best of several turns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tests.benchmarks.serve.catalog import Peer
+from tests.benchmarks.serve.inputs import Inputs, check_answer
+from tests.benchmarks.serve.load import Load, run_h2load, run_wrk
+from tests.benchmarks.serve.openloop import ask
+from tests.benchmarks.serve.servers import Server
+from tests.benchmarks.serve.wires import Request, Wire
+
+ROWS = (1, 64)
+CONNECTIONS = (1, 32)
+WARM_UP_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One line of the table."""
+
+    server: str
+    wire: str
+    rows: int
+    connections: int
+
+
+@dataclass(slots=True)
+class Results:
+    """The best load of every cell, or why there is none."""
+
+    best: dict[Cell, Load] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
+
+    def add(self, cell: Cell, load: Load) -> None:
+        """Keep the faster."""
+        if cell not in self.best or load.requests_s > self.best[cell].requests_s:
+            self.best[cell] = load
+
+    def rate(self, server: str, wire: str, rows: int, connections: int) -> float:
+        """Requests a second; NaN where not measured."""
+        found = self.best.get(Cell(server, wire, rows, connections))
+        return found.requests_s if found else float("nan")
+
+
+def cells_of(peer: Peer) -> Iterator[tuple[Wire, Cell]]:
+    """Every wire, number of rows and number of connections."""
+    for wire in peer.wires:
+        for rows in ROWS:
+            for connections in CONNECTIONS:
+                yield wire, Cell(peer.name, wire.name, rows, connections)
+
+
+def measure(peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results) -> None:
+    """Check one answer of each kind, then load; what fails is kept as such."""
+    for wire, cell in cells_of(peer):
+        try:
+            request, answer_bytes = checked_request(server, wire, inputs, cell.rows)
+            for turn_s in (WARM_UP_S, seconds):
+                load = peak(server, wire, request, cell.connections, turn_s, answer_bytes)
+            if not load.requests_s:
+                raise ValueError(f"no answer in {seconds} s")
+            results.add(cell, load)
+        except (ValueError, KeyError, OSError) as err:
+            results.failed[cell] = f"{type(err).__name__}: {err}"
+
+
+def checked_request(server: Server, wire: Wire, inputs: Inputs, rows: int) -> tuple[Request, int]:
+    """The request, once its answer is right, and the bytes of that answer."""
+    request = wire.encode(inputs.x[:rows])
+    answer = ask(server.port_of(wire), request, grpc=wire.grpc)
+    if answer.status != 200:
+        raise ValueError(f"status {answer.status}: {answer.body[:200]!r}")
+    check_answer(inputs, rows, wire.decode(answer.headers, answer.body))
+    return request, len(answer.body)
+
+
+def peak(
+    server: Server, wire: Wire, request: Request, connections: int, seconds: int, answer_bytes: int
+) -> Load:
+    """As many requests as it can take."""
+    port = server.port_of(wire)
+    if wire.grpc:
+        return run_h2load(port, request, connections, seconds, answer_bytes)
+    return run_wrk(port, request, connections, seconds)

@@ -1,0 +1,89 @@
+"""What every server gets: one graph, real MNIST rows, and onnxruntime's own answers to them."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from pipeline.config import configure
+from pipeline.data import load_dataset
+
+Array = NDArray[Any]
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae-pipeline" / "bench"
+ROOT = Path(__file__).parents[3]
+GRAPH = "reconstruct.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A bundle folder and held-out rows (rows, 28, 28), as bytes."""
+
+    bundle: Path
+    x: Array
+
+    @property
+    def graph(self) -> Path:
+        """The file that all servers run."""
+        return self.bundle / GRAPH
+
+    def session(self) -> onnxruntime.InferenceSession:
+        """One thread, as every server has."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(self.graph, options, providers=providers)
+
+
+def prepare_inputs(preset: str) -> Inputs:
+    """Train one epoch and export, unless this code has done so before."""
+    config = configure(preset, epochs=1)
+    dataset = load_dataset(config.data.data, valid_fraction=0.1, test_fraction=0.1)
+    folder = CACHE / f"bundle-{preset}-{_digest_of_sources()}"
+    if not folder.exists():
+        # imported here, because it brings torch
+        from tests.pipeline.conftest import make_bundle, train_checkpoint
+
+        for old in CACHE.glob(f"bundle-{preset}-*"):
+            shutil.rmtree(old)
+        new = CACHE / f"new-{os.getpid()}"
+        make_bundle(new, (train_checkpoint(dataset, config), dataset))
+        new.rename(folder)
+    return Inputs(folder, dataset.test.x[:64])
+
+
+def floor(inputs: Inputs, rows: int, seconds: float) -> float:
+    """Runs a second of onnxruntime in a loop, on the calling thread."""
+    session, feeds = inputs.session(), {"x": inputs.x[:rows]}
+    session.run(None, feeds)
+    runs, started = 0, perf_counter()
+    while perf_counter() - started < seconds:
+        session.run(None, feeds)
+        runs += 1
+    return runs / (perf_counter() - started)
+
+
+def check_answer(inputs: Inputs, rows: int, answer: Array) -> None:
+    """Refuse what is not the graph's answer."""
+    (right,) = inputs.session().run(None, {"x": inputs.x[:rows]})
+    if answer.shape != right.shape:
+        raise ValueError(f"wrong answer: shape {answer.shape}, should be {right.shape}")
+    diff = float(np.abs(answer.astype(np.float64) - right).max())
+    if not diff <= 1e-5:
+        raise ValueError(f"wrong answer: differs by {diff:.3g} from onnxruntime's")
+
+
+def _digest_of_sources() -> str:
+    digest = sha256()
+    names = ("checkpoint", "config", "data", "export", "manifest", "model", "parity", "train")
+    files = [ROOT / "pipeline" / f"{name}.py" for name in names]
+    for path in (*files, ROOT / "serving" / "bundle.py", ROOT / "serving" / "operations.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,105 @@
+"""Our server under ten times the load that it can take: who is served, who is refused, and after.
+
+`python -m tests.benchmarks.serve.overload [--seconds N | --full]`. The flood is open loop: a
+request that is due while all connections wait for an answer is not sent, and counted. One core in
+Python offers some ten thousand requests a second; what was reached is printed.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from tests.benchmarks.serve.catalog import OURS, Peer
+from tests.benchmarks.serve.cells import checked_request, peak
+from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
+from tests.benchmarks.serve.load import two_cores
+from tests.benchmarks.serve.openloop import Offered, offer
+from tests.benchmarks.serve.servers import Server, running
+from tests.benchmarks.serve.wires import Wire
+
+FACTOR = 10
+CONNECTIONS = 512
+ROWS = {"JSON": 64, "binary": 1, "gRPC": 1}
+"""JSON with 64 rows is the flood that one core can offer tenfold."""
+WIRES = tuple(ROWS)
+CALM_S = 5
+
+
+def measure(
+    peer: Peer, inputs: Inputs, core: int, seconds: float, wires: tuple[str, ...]
+) -> Iterator[str]:
+    """A few lines for each wire, each on a fresh server."""
+    for wire in peer.wires:
+        if wire.name in wires:
+            with running(peer, inputs, core) as server:
+                yield from flood(server, wire, inputs, seconds)
+
+
+def flood(server: Server, wire: Wire, inputs: Inputs, seconds: float) -> Iterator[str]:
+    """Calm, flood, and calm again."""
+    rows, port = ROWS[wire.name], server.port_of(wire)
+    request, size = checked_request(server, wire, inputs, rows)
+    top = peak(server, wire, request, 32, 3, size).requests_s
+
+    def calm() -> Offered:
+        return offer(port, request, top / 2, CALM_S, connections=32, grpc=wire.grpc)
+
+    before, rss_before = calm(), server.rss_mib()
+    many = offer(
+        port, request, FACTOR * top, seconds, connections=CONNECTIONS, grpc=wire.grpc, drop=True
+    )
+    rss_flood = server.rss_mib()
+    after, rss_after = calm(), server.rss_mib()
+    again = peak(server, wire, request, 32, 3, size).requests_s
+    accepted, refused = many.accepted, many.refused
+    other = len(many.status) - int(accepted.sum()) - int(refused.sum())
+    ratio = _p(many.latency_ms[accepted], 99) / _p(before.latency_ms, 99)
+    yield f"{wire.name}, {rows} rows a request, peak {top:,.0f} requests/s"
+    yield (
+        f"  offered   {many.sent_s:,.0f} requests/s for {seconds:.0f} s, {many.sent_s / top:.3g}x "
+        f"the peak (wanted {FACTOR}x), on {CONNECTIONS} connections; "
+        f"{many.unsent:,} due when none was free, not sent"
+    )
+    yield (
+        f"  accepted  {accepted.sum():,} ({accepted.sum() / seconds:,.0f}/s), "
+        f"{_show(many.latency_ms[accepted])}; calm: {_show(before.latency_ms)}; "
+        f"p99 / calm p99 {ratio:.3g}"
+    )
+    yield f"  refused   {refused.sum():,} with 429 or 503, {_show(many.latency_ms[refused])}"
+    yield f"  others    {other:,} other answers, {many.broken:,} without an answer"
+    yield f"  memory    {rss_before:.0f} MiB, {rss_flood:.0f} MiB in it, {rss_after:.0f} MiB after"
+    yield (
+        f"  after     {_show(after.latency_ms)} right after, "
+        f"{len(after.status) - int(after.accepted.sum()) + after.broken} failed; "
+        f"peak {again:,.0f} requests/s, {again / top:.3g}x of before"
+    )
+
+
+def _p(values: Array, percent: float) -> float:
+    return float(np.percentile(values, percent)) if len(values) else float("nan")
+
+
+def _show(values: Array) -> str:
+    return f"p50 {_p(values, 50):.3g} ms, p99 {_p(values, 99):.3g} ms"
+
+
+def main() -> None:
+    """Print the lines."""
+    parser = argparse.ArgumentParser(description="Flood our server")
+    parser.add_argument("--seconds", type=int, default=20, help="of the flood")
+    parser.add_argument("--full", action="store_true", help="120 seconds")
+    parser.add_argument("--preset", default="seed", help="of the model")
+    parser.add_argument("--only", default=",".join(WIRES), help="wires, by commas")
+    given = parser.parse_args()
+    server_core, load_core = two_cores()
+    inputs = prepare_inputs(given.preset)
+    os.sched_setaffinity(0, {load_core})
+    seconds = 120 if given.full else given.seconds
+    for line in measure(OURS, inputs, server_core, seconds, tuple(given.only.split(","))):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

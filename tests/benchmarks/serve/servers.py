@@ -1,0 +1,192 @@
+"""Start a server on its own core, wait until it is ready, measure its memory, stop it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.serve.catalog import Peer
+from tests.benchmarks.serve.inputs import CACHE, ROOT, Inputs
+from tests.benchmarks.serve.wires import Wire
+
+READY_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 15
+PEERS = Path(__file__).with_name("peers")
+
+
+class NotMeasured(Exception):
+    """A server could not be installed or started; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and the processes that it started."""
+
+    pid: int
+    port: int
+    grpc_port: int
+    ready_s: float
+    """From the start to the first 200 of its health route."""
+    announced_s: float | None
+    """From the start to a line of JSON on stdout, which only ours prints."""
+
+    def port_of(self, wire: Wire) -> int:
+        """Where it takes such requests."""
+        return self.grpc_port if wire.grpc else self.port
+
+    def rss_mib(self) -> float:
+        """Resident memory of all its processes."""
+        return sum(_resident(pid) for pid in _family(self.pid)) / 2**20
+
+
+def install(peer: Peer) -> Path:
+    """The folder of the peer's programs; made on first use, and again when its pins change."""
+    if not peer.requirements:
+        return Path(sys.executable).parent
+    folder, wanted = CACHE / peer.folder, "\n".join(peer.requirements)
+    marker = folder / "installed.txt"
+    if not marker.exists() or marker.read_text() != wanted:
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq"]
+        for command in (
+            ["python3.11", "-m", "venv", "--clear", str(folder)],
+            [*pip, "--disable-pip-version-check", *peer.requirements],
+        ):
+            _run(command, f"cannot install {peer.name}")
+        marker.write_text(wanted)
+    return folder / "bin"
+
+
+@contextmanager
+def running(peer: Peer, inputs: Inputs, core: int) -> Iterator[Server]:
+    """Start the server, and stop all of its processes afterwards."""
+    bin_folder = install(peer)
+    with tempfile.TemporaryDirectory() as work:
+        port, grpc_port, metrics_port = free_ports(3)
+        names = {"bin": bin_folder, "bundle": inputs.bundle, "work": work, "peers": PEERS}
+        names |= {"port": port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+        env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "TMPDIR": work}
+        env |= {"GRAPH": str(inputs.graph), "PYTHONPATH": str(PEERS), "OMP_NUM_THREADS": "1"}
+        env |= {key: value.format(**names) for key, value in peer.env.items()}
+        if not peer.requirements:
+            env["PYTHONPATH"] = str(ROOT)
+        if peer.prepare:
+            _run([part.format(**names) for part in peer.prepare], "cannot save its model", env)
+        command = ["taskset", "-c", str(core), *(part.format(**names) for part in peer.command)]
+        out, err = Path(work, "stdout.log"), Path(work, "stderr.log")
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                command, stdout=stdout, stderr=stderr, env=env, cwd=work, start_new_session=True
+            )
+        try:
+            health = f"http://127.0.0.1:{port}{peer.health}"
+            ready_s, announced_s = _wait(process, health, out, err, started)
+            yield Server(process.pid, port, grpc_port, ready_s, announced_s)
+        finally:
+            _stop(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _run(command: Sequence[str], what: str, env: dict[str, str] | None = None) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+    except OSError as err:
+        raise NotMeasured(f"{what}: {err}") from err
+    if done.returncode:
+        raise NotMeasured(f"{what}: {_last_line(done.stderr)}")
+
+
+def _wait(
+    process: subprocess.Popen[bytes], health: str, out: Path, err: Path, started: float
+) -> tuple[float, float | None]:
+    """Seconds to the first 200, and to the line of JSON if there is one by then."""
+    announced_s: float | None = None
+    while time.perf_counter() - started < READY_TIMEOUT_S:
+        if announced_s is None and out.read_bytes().startswith(b'{"'):
+            announced_s = time.perf_counter() - started
+        if process.poll() is not None:
+            reason = _last_line(err.read_text() + out.read_text())
+            raise NotMeasured(f"exit code {process.returncode}: {reason}")
+        try:
+            with urllib.request.urlopen(health, timeout=2):
+                return time.perf_counter() - started, announced_s
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.01)
+    raise NotMeasured(f"not ready after {READY_TIMEOUT_S} s: {_last_line(err.read_text())}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to end, and make those end who outlive it."""
+    family = _family(process.pid)
+    _signal(process.pid, signal.SIGTERM)
+    deadline = time.perf_counter() + STOP_TIMEOUT_S
+    while time.perf_counter() < deadline and any(_born(pid) == at for pid, at in family.items()):
+        process.poll()  # or it would stay, as a zombie
+        time.sleep(0.05)
+    for pid, at in family.items():
+        if _born(pid) == at:  # not another process with its number
+            _signal(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _family(pid: int) -> dict[int, int]:
+    """A process and its descendants, with when they were born."""
+    parents = {int(path.name): _stat(int(path.name))[1] for path in Path("/proc").glob("[0-9]*")}
+    found = [pid]
+    for parent in found:  # which grows as it is read
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return {each: _born(each) for each in found}
+
+
+def _born(pid: int) -> int:
+    """Clock ticks from boot to its start; 0 if it is gone."""
+    return _stat(pid)[19]
+
+
+def _stat(pid: int) -> list[int]:
+    """The numbers of /proc/pid/stat after the name; all 0 if it is gone."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [0] * 50
+    return [0] * 50 if state == "Z" else [0, *map(int, numbers)]
+
+
+def _resident(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][-200:] if lines else "it said nothing"
