@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,15 +28,14 @@ Key = tuple[str, int]
 Outputs = Mapping[str, Array]
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A request's rows in the queue."""
 
     inputs: Mapping[str, Array]
     rows: int
     deadline: float
     arrived: float
-    result: asyncio.Future[Outputs] = field(repr=False)
+    result: "asyncio.Future[Outputs]"
 
 
 class Batcher:
@@ -64,14 +63,15 @@ class Batcher:
         self._max_rows = max_rows
         self._board = board
         self._queues: dict[Key, deque[Waiting]] = {}
-        self._queued = 0
+        self.queued = 0
+        """Rows times draws that wait."""
         self._scheduled = False
         self._running = False
 
     @property
     def full(self) -> bool:
         """Whether not one more row may wait."""
-        return self._queued >= self._max_rows
+        return self.queued >= self._max_rows
 
     def submit(
         self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
@@ -82,14 +82,14 @@ class Batcher:
             Overloaded: as many rows wait as may.
         """
         cost = rows * draws
-        if self._queued and self._queued + cost > self._max_rows:
+        if self.queued and self.queued + cost > self._max_rows:
             raise Overloaded(
-                f"{self._queued} rows wait, at most {self._max_rows} may: try again in a moment"
+                f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
             )
         loop = asyncio.get_running_loop()
         waiting = Waiting(inputs, rows, deadline, time.perf_counter(), loop.create_future())
         self._queues.setdefault((operation, draws), deque()).append(waiting)
-        self._count(cost)
+        self.queued += cost
         if not (self._scheduled or self._running):
             self._scheduled = True
             loop.call_soon(self._next)
@@ -116,7 +116,7 @@ class Batcher:
         rows, now = 0, time.perf_counter()
         while queue and (not batch or rows + queue[0].rows <= most):
             waiting = queue.popleft()
-            self._count(-waiting.rows * key[1])
+            self.queued -= waiting.rows * key[1]
             if waiting.result.done():  # its client left
                 continue
             if now > waiting.deadline:
@@ -170,6 +170,7 @@ class Batcher:
         board.observe("compute", operation, time.perf_counter() - started)
         board.observe("batch_rows", operation, rows)
         board.add("rows", operation, value=rows)
+        board.put("last_inference", operation, value=time.time())
         start = 0
         for waiting in batch:
             board.observe("queue", operation, started - waiting.arrived)
@@ -187,7 +188,3 @@ class Batcher:
     def _schedule(self) -> None:
         self._scheduled = True
         asyncio.get_running_loop().call_soon(self._next)
-
-    def _count(self, cost: int) -> None:
-        self._queued += cost
-        self._board.add("queued_rows", value=cost)

@@ -82,8 +82,8 @@ class Board:
         self.rows = rows
         self._first = row * len(CELLS)
         self._histograms = {
-            (name, operation): self._first + CELLS[(name, operation, 0)]
-            for name in HISTOGRAMS
+            (name, operation): (bounds, self._first + CELLS[(name, operation, 0)])
+            for name, bounds in HISTOGRAMS.items()
             for operation in OPERATIONS
         }
 
@@ -97,7 +97,7 @@ class Board:
 
     def observe(self, name: str, operation: str, value: float) -> None:
         """Count a value in a histogram of this process."""
-        bounds, place = HISTOGRAMS[name], self._histograms[(name, operation)]
+        bounds, place = self._histograms[(name, operation)]
         self._cells[place + bisect_left(bounds, value)] += 1
         self._cells[place + len(bounds) + 1] += value
 

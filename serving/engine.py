@@ -255,10 +255,10 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], likelihood:
         array = inputs[tensor.name]
         if array.dtype != tensor.dtype:
             raise DataRefused(f"{tensor.name} must be {tensor.dtype}, got {array.dtype}")
-        fits = len(array.shape) == len(tensor.shape) and all(
-            sizes.setdefault(axis, size) == size if isinstance(axis, str) else axis == size
-            for axis, size in zip(tensor.shape, array.shape, strict=True)
-        )
+        fits = len(array.shape) == len(tensor.shape)
+        for axis, size in zip(tensor.shape, array.shape, strict=False):
+            wanted_size = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+            fits = fits and size == wanted_size
         if not fits:
             wanted = ", ".join(str(axis) for axis in tensor.shape)
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")

@@ -85,7 +85,7 @@ class GrpcServer:
     def _handler(self, call: Call, request: Any, needs_key: bool) -> Any:
         async def answer(message: Any, context: Any) -> Any:
             try:
-                if needs_key:
+                if self.access.api_key and needs_key:
                     metadata = dict(context.invocation_metadata())
                     self.access.check(metadata.get("authorization"), metadata.get("x-api-key"))
                 return await call(self, message, context)
@@ -190,8 +190,7 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
         if served.batcher.full:
             raise Overloaded("the queue is full: try again in a moment")
         request = decode_request(message)
-        traceparent = dict(context.invocation_metadata()).get("traceparent")
-        with server.tracer.span(traceparent, operation.name) as span:
+        with server.tracer.span(context.invocation_metadata(), operation.name) as span:
             response = await service.infer(request, context.time_remaining())
             span.tell(response.version, request)
         encoded = time.perf_counter()

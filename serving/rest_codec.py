@@ -6,8 +6,7 @@ body is one raw tensor.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -30,8 +29,7 @@ BINARY = "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
 
 
-@dataclass(frozen=True, slots=True)
-class BinaryOutputs:
+class BinaryOutputs(NamedTuple):
     """Which outputs a request wants in binary: those named, else what `default` says."""
 
     default: bool = False
@@ -58,17 +56,17 @@ def decode_request(
             return _raw_request(operation, version, body), BinaryOutputs(default=True)
         head, tail = body[:split], memoryview(body)[split:]
     content = _load_object(head)
-    outputs = _list(content, "outputs")
-    default, names, named = _binary_outputs(content, outputs)
+    parameters = _parameters(content, "the request")
+    binary = _binary_outputs(parameters, _list(content, "outputs"))
     request = InferRequest(
         model=operation.name,
         version=version,
         id=_text(content.get("id", ""), "id"),
-        inputs=_decode_inputs(_list(content, "inputs"), tail),
-        outputs=names,
-        parameters=_parameters(content, "the request"),
+        inputs=_decode_tensors(_list(content, "inputs"), tail),
+        outputs=[*(binary.named or ())],
+        parameters=parameters,
     )
-    return request, BinaryOutputs(default, named)
+    return request, binary
 
 
 def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
@@ -130,7 +128,7 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
         model=content["model_name"],
         version=content["model_version"],
         id=content.get("id", ""),
-        outputs=_decode_inputs(content["outputs"], memoryview(body)[split:]),
+        outputs=_decode_tensors(content["outputs"], memoryview(body)[split:]),
     )
 
 
@@ -155,7 +153,7 @@ def _raw_request(operation: Operation, version: str, body: bytes) -> InferReques
     return InferRequest(operation.name, {tensor.name: array}, version)
 
 
-def _decode_inputs(entries: Sequence[Any], tail: memoryview) -> dict[str, Array]:
+def _decode_tensors(entries: Sequence[Any], tail: memoryview) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     start = 0
     for entry in entries:
@@ -182,10 +180,8 @@ def _decode_inputs(entries: Sequence[Any], tail: memoryview) -> dict[str, Array]
     return arrays
 
 
-def _binary_outputs(
-    content: Mapping[str, Any], entries: Sequence[Any]
-) -> tuple[bool, list[str], dict[str, bool]]:
-    default = _parameters(content, "the request").get("binary_data_output", False)
+def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any]) -> BinaryOutputs:
+    default = parameters.get("binary_data_output", False)
     if type(default) is not bool:
         raise UsageRefused(f"binary_data_output must be true or false, got {default!r}")
     named: dict[str, bool] = {}
@@ -195,7 +191,7 @@ def _binary_outputs(
         if type(binary) is not bool:
             raise UsageRefused(f"binary_data of {name} must be true or false, got {binary!r}")
         named[name] = binary
-    return default, list(named), named
+    return BinaryOutputs(default, named)
 
 
 def _load_object(head: bytes) -> dict[str, Any]:

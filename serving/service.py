@@ -32,9 +32,11 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 WARM_UP_ROWS = (1, 64)
 MAX_ROWS = 4096
 """Rows times draws of one request; what is more belongs in several, or in a batch job."""
-_ALWAYS = {"timeout", "binary_data_output"}
 _NOISE = {"seed", "num_samples"}
-_PARAMETERS: Mapping[str, set[str]] = {"sample": _NOISE, "score": _NOISE}
+_PARAMETERS: Mapping[str, set[str]] = {
+    name: {"timeout", "binary_data_output", *(_NOISE if name in ("sample", "score") else ())}
+    for name in OPERATIONS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,6 @@ class Service:
         self.board.add("requests", operation, transport, status)
         if status == 200:
             self.board.observe("request", operation, time.perf_counter() - started)
-            self.board.put("last_inference", operation, value=time.time())
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and extensions of the server."""
@@ -251,18 +252,21 @@ class Service:
 
     def _timeout(self, request: InferRequest) -> float:
         """The deadline that a request names, in microseconds as Triton has it."""
-        timeout = request.parameters.get("timeout", 0)
+        timeout = request.parameters.get("timeout")
+        if timeout is None:
+            return self.timeout_s
         if type(timeout) is not int or timeout < 0:
             raise UsageRefused(f"timeout must be microseconds from 0 on, got {timeout!r}")
         return min(timeout / 1e6, self.timeout_s) if timeout else self.timeout_s
 
 
 def _check_names(operation: Operation, request: InferRequest) -> None:
-    outputs = [tensor.name for tensor in operation.outputs]
-    for name in request.outputs:
-        if name not in outputs:
-            raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
-    allowed = _ALWAYS | _PARAMETERS.get(operation.name, set())
+    if request.outputs:
+        outputs = [tensor.name for tensor in operation.outputs]
+        for name in request.outputs:
+            if name not in outputs:
+                raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
+    allowed = _PARAMETERS[operation.name]
     for name in request.parameters:
         if name not in allowed:
             known = ", ".join(sorted(allowed))

@@ -36,11 +36,9 @@ class Tracer:
     def __init__(self, provider: Any = None) -> None:
         self._provider = provider
 
-    def span(
-        self, traceparent: str | None, operation: str
-    ) -> contextlib.AbstractContextManager[Span]:
-        """A span around one inference."""
-        return _NO_SPAN if self._provider is None else self._span(traceparent, operation)
+    def span(self, headers: Any, operation: str) -> contextlib.AbstractContextManager[Span]:
+        """A span around one inference; `headers` are those of HTTP, or gRPC's metadata."""
+        return _NO_SPAN if self._provider is None else self._span(headers, operation)
 
     def close(self) -> None:
         """Send what is left."""
@@ -48,12 +46,12 @@ class Tracer:
             self._provider.shutdown()
 
     @contextlib.contextmanager
-    def _span(self, traceparent: str | None, operation: str) -> Iterator[Span]:
+    def _span(self, headers: Any, operation: str) -> Iterator[Span]:
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        carrier = {"traceparent": traceparent} if traceparent else {}
-        context = TraceContextTextMapPropagator().extract(carrier)
+        pairs = headers.items() if hasattr(headers, "items") else headers
+        context = TraceContextTextMapPropagator().extract(dict(pairs))
         tracer = self._provider.get_tracer("vae-pipeline")
         with tracer.start_as_current_span(
             f"infer {operation}", context=context, kind=SpanKind.SERVER

@@ -1,6 +1,7 @@
 """A worker process of the server: loads the target, serves it over both transports, follows."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -90,6 +91,7 @@ class Worker:
             self._tracer,
             access_log=settings.access_log,
         )
+        self._rest = rest
         self.__rsgi__ = rest.__rsgi__
         self._grpc: GrpcServer | None = None
         self._following: asyncio.Task[None] | None = None
@@ -99,6 +101,8 @@ class Worker:
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         loop.run_until_complete(self._start())
+        gc.freeze()  # what is there stays: the collector need not look at it again
+        gc.set_threshold(50_000, 20, 100)
         self._following = loop.create_task(self._follow())
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -148,6 +152,8 @@ class Worker:
         retry_at = float("inf")
         while True:
             await asyncio.sleep(TICK_S)
+            self._board.put("queued_rows", value=self._service.served.batcher.queued)
+            self._board.put("queued_bytes", value=self._rest.held)
             if os.getppid() != self._parent:
                 LOG.error("the parent process is gone: stopping")
                 os.kill(os.getpid(), signal.SIGTERM)

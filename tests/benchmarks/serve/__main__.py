@@ -9,10 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 
 from tests.benchmarks.serve import cells, inputs, overload, rates, report
 from tests.benchmarks.serve.catalog import OURS, PEERS
-from tests.benchmarks.serve.load import two_cores
+from tests.benchmarks.serve.load import Load, two_cores
+from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.servers import NotMeasured, install, running
 
 NAMES = (*PEERS, "rates", "overload")
@@ -39,13 +41,15 @@ def main() -> None:
     what = f"real MNIST rows of 784 bytes; reconstruct.onnx of preset {given.preset}, one epoch"
     show("", report.header(peers, server_core, load_core, what))
 
-    results, floor = cells.Results(), dict.fromkeys(cells.ROWS, 0.0)
+    quiet, results = Quiet((server_core, load_core)), cells.Results()
+    floor = dict.fromkeys(cells.ROWS, Load(0, 0, 0))
     found: dict[str, report.Footprint] = {}
     for turn in range(given.turns):
         for rows in cells.ROWS:
-            os.sched_setaffinity(0, {server_core})
-            floor[rows] = max(floor[rows], inputs.floor(bench, rows, given.seconds))
-            os.sched_setaffinity(0, {load_core})
+            run = partial(inputs.floor, bench, rows, given.seconds, server_core)
+            runs_s, others = quiet.measure(run)
+            load = Load(runs_s, 0, 0, others)
+            floor[rows] = max(floor[rows], load, key=lambda each: each.requests_s)
         for peer in peers:
             if peer.name in absent:
                 continue
@@ -53,7 +57,7 @@ def main() -> None:
             try:
                 with running(peer, bench, server_core) as server:
                     before = server.rss_mib()
-                    cells.measure(peer, server, bench, given.seconds, results)
+                    cells.measure(peer, server, bench, given.seconds, results, quiet)
                     times = server.ready_s, server.announced_s
                     found[peer.name] = report.Footprint(*times, before, server.rss_mib())
             except NotMeasured as err:
@@ -65,13 +69,13 @@ def main() -> None:
     if OURS in peers and OURS.name not in absent and "rates" in given.only:
         say("half of the peak")
         with running(OURS, bench, server_core) as server:
-            at_half = rates.measure(OURS, server, bench, given.seconds, results, given.turns)
+            at_half = rates.measure(OURS, server, bench, given.seconds, results, quiet)
         show("vae at half of its peak, one row a request, open loop", report.rates(at_half))
     show("must hold", report.goals(results, floor, at_half))
     if OURS.name not in absent and "overload" in given.only:
         seconds = 120 if given.full else 20
         say(f"overload, {seconds} s for each wire")
-        show("overload", overload.measure(OURS, bench, server_core, seconds, overload.WIRES))
+        show("overload", overload.measure(OURS, bench, quiet, seconds, overload.WIRES))
 
 
 def parse() -> argparse.Namespace:

@@ -1,11 +1,13 @@
 """What is measured of each server, and the best of several turns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tests.benchmarks.serve.catalog import Peer
 from tests.benchmarks.serve.inputs import Inputs, check_answer
 from tests.benchmarks.serve.load import Load, run_h2load, run_wrk
+from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.openloop import ask
 from tests.benchmarks.serve.servers import Server
 from tests.benchmarks.serve.wires import Request, Wire
@@ -51,16 +53,19 @@ def cells_of(peer: Peer) -> Iterator[tuple[Wire, Cell]]:
                 yield wire, Cell(peer.name, wire.name, rows, connections)
 
 
-def measure(peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results) -> None:
+def measure(
+    peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results, quiet: Quiet
+) -> None:
     """Check one answer of each kind, then load; what fails is kept as such."""
     for wire, cell in cells_of(peer):
         try:
             request, answer_bytes = checked_request(server, wire, inputs, cell.rows)
-            for turn_s in (WARM_UP_S, seconds):
-                load = peak(server, wire, request, cell.connections, turn_s, answer_bytes)
+            run = partial(peak, server, wire, request, cell.connections)
+            run(WARM_UP_S, answer_bytes)
+            load, others = quiet.measure(partial(run, seconds, answer_bytes), server)
             if not load.requests_s:
                 raise ValueError(f"no answer in {seconds} s")
-            results.add(cell, load)
+            results.add(cell, replace(load, others=others))
         except (ValueError, KeyError, OSError) as err:
             results.failed[cell] = f"{type(err).__name__}: {err}"
 

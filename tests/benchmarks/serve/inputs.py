@@ -59,15 +59,18 @@ def prepare_inputs(preset: str) -> Inputs:
     return Inputs(folder, dataset.test.x[:64])
 
 
-def floor(inputs: Inputs, rows: int, seconds: float) -> float:
-    """Runs a second of onnxruntime in a loop, on the calling thread."""
+def floor(inputs: Inputs, rows: int, seconds: float, core: int) -> float:
+    """Runs a second of onnxruntime in a loop, on this thread and the given core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
     session, feeds = inputs.session(), {"x": inputs.x[:rows]}
     session.run(None, feeds)
     runs, started = 0, perf_counter()
-    while perf_counter() - started < seconds:
+    while (elapsed := perf_counter() - started) < seconds:
         session.run(None, feeds)
         runs += 1
-    return runs / (perf_counter() - started)
+    os.sched_setaffinity(0, cores)
+    return runs / elapsed
 
 
 def check_answer(inputs: Inputs, rows: int, answer: Array) -> None:

@@ -41,6 +41,8 @@ class Load:
     requests_s: float
     p50_ms: float
     p99_ms: float
+    others: float = 0.0
+    """Cores that other programs took meanwhile."""
 
 
 def run_wrk(port: int, request: Request, connections: int, seconds: float) -> Load:

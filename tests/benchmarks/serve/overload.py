@@ -8,6 +8,7 @@ Python offers some ten thousand requests a second; what was reached is printed.
 import argparse
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from tests.benchmarks.serve.catalog import OURS, Peer
 from tests.benchmarks.serve.cells import checked_request, peak
 from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
 from tests.benchmarks.serve.load import two_cores
-from tests.benchmarks.serve.openloop import Offered, offer
+from tests.benchmarks.serve.noise import Quiet
+from tests.benchmarks.serve.openloop import offer
 from tests.benchmarks.serve.servers import Server, running
 from tests.benchmarks.serve.wires import Wire
 
@@ -28,28 +30,28 @@ CALM_S = 5
 
 
 def measure(
-    peer: Peer, inputs: Inputs, core: int, seconds: float, wires: tuple[str, ...]
+    peer: Peer, inputs: Inputs, quiet: Quiet, seconds: float, wires: tuple[str, ...]
 ) -> Iterator[str]:
     """A few lines for each wire, each on a fresh server."""
     for wire in peer.wires:
         if wire.name in wires:
-            with running(peer, inputs, core) as server:
-                yield from flood(server, wire, inputs, seconds)
+            with running(peer, inputs, quiet.cores[0]) as server:
+                yield from flood(server, wire, inputs, quiet, seconds)
 
 
-def flood(server: Server, wire: Wire, inputs: Inputs, seconds: float) -> Iterator[str]:
+def flood(
+    server: Server, wire: Wire, inputs: Inputs, quiet: Quiet, seconds: float
+) -> Iterator[str]:
     """Calm, flood, and calm again."""
     rows, port = ROWS[wire.name], server.port_of(wire)
     request, size = checked_request(server, wire, inputs, rows)
-    top = peak(server, wire, request, 32, 3, size).requests_s
-
-    def calm() -> Offered:
-        return offer(port, request, top / 2, CALM_S, connections=32, grpc=wire.grpc)
-
-    before, rss_before = calm(), server.rss_mib()
-    many = offer(
-        port, request, FACTOR * top, seconds, connections=CONNECTIONS, grpc=wire.grpc, drop=True
-    )
+    load = partial(offer, port, request, grpc=wire.grpc)
+    top = quiet.measure(partial(peak, server, wire, request, 32, 3, size), server)[0].requests_s
+    calm = partial(load, top / 2, CALM_S, connections=32)
+    before, _ = quiet.measure(calm, server)
+    rss_before = server.rss_mib()
+    run = partial(load, FACTOR * top, seconds, connections=CONNECTIONS, drop=True)
+    many, others = quiet.once(run, server)
     rss_flood = server.rss_mib()
     after, rss_after = calm(), server.rss_mib()
     again = peak(server, wire, request, 32, 3, size).requests_s
@@ -60,7 +62,7 @@ def flood(server: Server, wire: Wire, inputs: Inputs, seconds: float) -> Iterato
     yield (
         f"  offered   {many.sent_s:,.0f} requests/s for {seconds:.0f} s, {many.sent_s / top:.3g}x "
         f"the peak (wanted {FACTOR}x), on {CONNECTIONS} connections; "
-        f"{many.unsent:,} due when none was free, not sent"
+        f"{many.unsent:,} due when none was free, not sent; others took {others:.2f} cores"
     )
     yield (
         f"  accepted  {accepted.sum():,} ({accepted.sum() / seconds:,.0f}/s), "
@@ -93,11 +95,11 @@ def main() -> None:
     parser.add_argument("--preset", default="seed", help="of the model")
     parser.add_argument("--only", default=",".join(WIRES), help="wires, by commas")
     given = parser.parse_args()
-    server_core, load_core = two_cores()
+    quiet = Quiet(two_cores())
     inputs = prepare_inputs(given.preset)
-    os.sched_setaffinity(0, {load_core})
+    os.sched_setaffinity(0, {quiet.cores[1]})
     seconds = 120 if given.full else given.seconds
-    for line in measure(OURS, inputs, server_core, seconds, tuple(given.only.split(","))):
+    for line in measure(OURS, inputs, quiet, seconds, tuple(given.only.split(","))):
         print(line, flush=True)
 
 

@@ -1,13 +1,15 @@
 """Our latency at half of the peak, with arrivals at even distances and at random ones."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
 
 from tests.benchmarks.serve.catalog import Peer
-from tests.benchmarks.serve.cells import Results, checked_request
+from tests.benchmarks.serve.cells import WARM_UP_S, Results, checked_request
 from tests.benchmarks.serve.inputs import Inputs
+from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.openloop import Arrivals, offer
 from tests.benchmarks.serve.servers import Server
 
@@ -26,6 +28,8 @@ class Rate:
     late_ms: float
     """By how much the client itself was late, p99."""
     failed: int
+    others: float
+    """Cores that other programs took meanwhile."""
 
     @property
     def spread(self) -> float:
@@ -34,32 +38,24 @@ class Rate:
 
 
 def measure(
-    peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results, turns: int
+    peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results, quiet: Quiet
 ) -> list[Rate]:
-    """One row a request; of several turns, the one with the lowest p99."""
+    """One row a request, each wire that has a peak."""
     found = []
     for wire in peer.wires:
         half = results.rate(peer.name, wire.name, 1, CONNECTIONS) / 2
         if not half > 0:
             continue
         request, _ = checked_request(server, wire, inputs, 1)
+        load = partial(offer, server.port_of(wire), request, half, connections=CONNECTIONS)
+        load(WARM_UP_S, grpc=wire.grpc)
         for arrivals in get_args(Arrivals):
-            best: Rate | None = None
-            for _ in range(turns):
-                got = offer(
-                    server.port_of(wire),
-                    request,
-                    half,
-                    seconds,
-                    connections=CONNECTIONS,
-                    grpc=wire.grpc,
-                    arrivals=arrivals,
-                )
-                p50, p99 = np.percentile(got.latency_ms, (50, 99))
-                late = float(np.percentile(got.late_ms, 99))
-                failed = int((~got.accepted).sum()) + got.broken
-                rate = Rate(wire.name, arrivals, half, float(p50), float(p99), late, failed)
-                best = rate if best is None or rate.p99_ms < best.p99_ms else best
-            if best:
-                found.append(best)
+            run = partial(load, seconds, grpc=wire.grpc, arrivals=arrivals)
+            got, others = quiet.measure(run, server)
+            p50, p99 = np.percentile(got.latency_ms, (50, 99))
+            late = float(np.percentile(got.late_ms, 99))
+            failed = int((~got.accepted).sum()) + got.broken
+            found.append(
+                Rate(wire.name, arrivals, half, float(p50), float(p99), late, failed, others)
+            )
     return found

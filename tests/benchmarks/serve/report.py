@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.serve.catalog import MLSERVER, ONNXRUNTIME, OURS, Peer
 from tests.benchmarks.serve.cells import Results, cells_of
+from tests.benchmarks.serve.load import Load
 from tests.benchmarks.serve.rates import Rate
 
 
@@ -32,37 +33,38 @@ def header(peers: Sequence[Peer], server_core: int, load_core: int, what: str) -
     yield f"          load average before: {load_average}"
     yield f"payload   {what}"
     yield f"client    {wrk} (REST), {_first_line('h2load', '--version')} (gRPC), closed loop"
-    yield f"versions  python {platform.python_version()}, vae-pipeline {version('vae-pipeline')}, "
-    yield f"          {', '.join(pins)}; theirs with {ONNXRUNTIME.replace('==', ' ')}"
+    yield f"versions  python {platform.python_version()}, vae-pipeline {version('vae-pipeline')}"
+    yield f"          {', '.join(pins) or 'no peers'}; theirs with {ONNXRUNTIME.replace('==', ' ')}"
     for peer in peers:
         yield f"setting   {peer.name}: {peer.setting}"
 
 
 def loads(
-    peers: Sequence[Peer], results: Results, absent: Mapping[str, str], floor: Mapping[int, float]
+    peers: Sequence[Peer], results: Results, absent: Mapping[str, str], floor: Mapping[int, Load]
 ) -> Iterator[str]:
     """Every cell, and beside it MLServer's JSON at the same rows and connections."""
+    yield "others: cores that other programs took meanwhile; what was disturbed was tried again"
     yield (
         f"{'server':<20} {'wire':<6} {'rows':>4} {'conns':>5} {'req/s':>8} {'rows/s':>9}"
-        f" {'p50 ms':>8} {'p99 ms':>8}  / mlserver JSON"
+        f" {'p50 ms':>8} {'p99 ms':>8} {'others':>7}  / mlserver JSON"
     )
-    for rows, runs_s in floor.items():
-        name = "floor (one thread)"
-        yield f"{name:<20} {'-':<6} {rows:>4} {'-':>5} {runs_s:>8,.0f} {runs_s * rows:>9,.0f}"
+    for rows, load in floor.items():
+        line = f"{'floor (one thread)':<20} {'-':<6} {rows:>4} {'-':>5} {load.requests_s:>8,.0f}"
+        yield f"{line} {load.requests_s * rows:>9,.0f} {'-':>8} {'-':>8} {load.others:>7.2f}"
     for peer in peers:
         if peer.name in absent:
             yield f"{peer.name:<20} not measured: {absent[peer.name]}"
             continue
         for wire, cell in cells_of(peer):
             start = f"{peer.name:<20} {wire.name:<6} {cell.rows:>4} {cell.connections:>5}"
-            load = results.best.get(cell)
-            if load is None:
+            if cell not in results.best:
                 yield f"{start} not measured: {results.failed.get(cell, 'unknown')}"
                 continue
+            load = results.best[cell]
             beside = results.rate(MLSERVER.name, "JSON", cell.rows, cell.connections)
             yield (
                 f"{start} {load.requests_s:>8,.0f} {load.requests_s * cell.rows:>9,.0f}"
-                f" {load.p50_ms:>8.2f} {load.p99_ms:>8.2f}  {ratio(load.requests_s, beside)}"
+                f" {load.p50_ms:>8.2f} {load.p99_ms:>8.2f} {load.others:>7.2f}  {ratio(load.requests_s, beside)}"
             )
             if cell in results.failed:
                 yield f"{'':<20} failed in another turn: {results.failed[cell]}"
@@ -81,28 +83,28 @@ def rates(found: Sequence[Rate]) -> Iterator[str]:
     """Latency at half of the peak."""
     yield (
         f"{'wire':<6} {'arrivals':<8} {'req/s':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99/p50':>8}"
-        f" {'failed':>7} {'client late, p99 ms':>20}"
+        f" {'failed':>7} {'others':>7} {'client late, p99 ms':>20}"
     )
     for one in found:
         yield (
             f"{one.wire:<6} {one.arrivals:<8} {one.rate:>7,.0f} {one.p50_ms:>8.3f}"
-            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.failed:>7} {one.late_ms:>20.3f}"
+            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.failed:>7} {one.others:>7.2f} {one.late_ms:>20.3f}"
         )
 
 
-def goals(results: Results, floor: Mapping[int, float], found: Sequence[Rate]) -> Iterator[str]:
+def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) -> Iterator[str]:
     """What must hold, and what was reached."""
     rate = results.rate
     theirs = rate(MLSERVER.name, "JSON", 1, 32)
     their_grpc = rate(MLSERVER.name, "gRPC", 1, 32)
-    rows_s = floor.get(64, float("nan"))
+    runs_s = floor[64].requests_s
     lines = [
         ("JSON, 1 row, 32 connections / MLServer JSON", rate(OURS.name, "JSON", 1, 32) / theirs, 6),
         ("binary, the same / MLServer JSON", rate(OURS.name, "binary", 1, 32) / theirs, 15),
         ("gRPC, the same / MLServer gRPC", rate(OURS.name, "gRPC", 1, 32) / their_grpc, 3),
         (
             "binary, 64 rows, 32 connections / floor",
-            rate(OURS.name, "binary", 64, 32) / rows_s,
+            rate(OURS.name, "binary", 64, 32) / runs_s,
             0.5,
         ),
     ]

@@ -43,9 +43,13 @@ class Server:
         """Where it takes such requests."""
         return self.grpc_port if wire.grpc else self.port
 
+    def processes(self) -> list[int]:
+        """All that it consists of now."""
+        return list(_family(self.pid))
+
     def rss_mib(self) -> float:
         """Resident memory of all its processes."""
-        return sum(_resident(pid) for pid in _family(self.pid)) / 2**20
+        return sum(_resident(pid) for pid in self.processes()) / 2**20
 
 
 def install(peer: Peer) -> Path:
@@ -158,7 +162,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 def _family(pid: int) -> dict[int, int]:
     """A process and its descendants, with when they were born."""
-    parents = {int(path.name): _stat(int(path.name))[1] for path in Path("/proc").glob("[0-9]*")}
+    parents = {int(path.name): stat_of(int(path.name))[1] for path in Path("/proc").glob("[0-9]*")}
     found = [pid]
     for parent in found:  # which grows as it is read
         found += [child for child, its_parent in parents.items() if its_parent == parent]
@@ -167,11 +171,11 @@ def _family(pid: int) -> dict[int, int]:
 
 def _born(pid: int) -> int:
     """Clock ticks from boot to its start; 0 if it is gone."""
-    return _stat(pid)[19]
+    return stat_of(pid)[19]
 
 
-def _stat(pid: int) -> list[int]:
-    """The numbers of /proc/pid/stat after the name; all 0 if it is gone."""
+def stat_of(pid: int) -> list[int]:
+    """The numbers of /proc/pid/stat from the state on, which is 0; all 0 if it is gone."""
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

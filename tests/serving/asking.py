@@ -1,0 +1,219 @@
+"""Clients that ask a server again and again and compare every answer with the version it names."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+
+from serving import Client
+from serving import open_inference_pb2 as pb
+from serving.engine import Engine
+from serving.protocol import DATATYPES
+from tests.serving.running import Running
+
+PATIENCE_S = 30
+PAUSE_S = 0.002
+"""Between two requests of a client: the server is asked, not drowned."""
+RENEW = 10
+"""Requests on a connection, so that each client meets all workers."""
+
+Answer = tuple[str, Mapping[str, bytes]]
+"""The version that an answer names, and the bytes of its outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request to any operation."""
+
+    operation: str
+    inputs: Mapping[str, np.ndarray]
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    def answer_of(self, engine: Engine) -> dict[str, bytes]:
+        """What a version must answer, to the byte."""
+        if self.operation == "sample":
+            outputs = {"x_loc": engine.sample(**self.parameters)}
+        elif self.operation == "score":
+            outputs = engine.score(self.inputs["x"], **self.parameters)
+        else:
+            outputs = engine.run(self.operation, self.inputs)
+        return {name: array.tobytes() for name, array in outputs.items()}
+
+
+_X = np.random.default_rng(5).integers(0, 256, (9, 6, 5), dtype=np.uint8)
+CASES = (
+    Case("encode", {"x": _X[:2]}),
+    Case("decode", {"z": np.random.default_rng(6).standard_normal((3, 3)).astype(np.float32)}),
+    Case("reconstruct", {"x": _X[2:3]}),
+    Case("sample", {}, {"num_samples": 2, "seed": 11}),
+    Case("score", {"x": _X[3:7]}, {"num_samples": 3, "seed": 12}),
+)
+
+Ask = Callable[[Case], Answer]
+
+
+@contextmanager
+def binary(server: Running) -> Iterator[Ask]:
+    """Ask over REST in binary, with our own client."""
+    with Client(server.rest) as client:
+
+        def ask(case: Case) -> Answer:
+            answer = client.infer(case.operation, case.inputs, **case.parameters)
+            return answer.version, {n: array.tobytes() for n, array in answer.outputs.items()}
+
+        yield ask
+
+
+@contextmanager
+def plain(server: Running) -> Iterator[Ask]:
+    """Ask over REST in JSON, as anyone would."""
+    with httpx.Client(base_url=server.rest, timeout=PATIENCE_S) as client:
+
+        def ask(case: Case) -> Answer:
+            answer = client.post(f"/v2/models/{case.operation}/infer", json=body(case))
+            assert answer.status_code == 200, f"{answer.status_code} {answer.text}"
+            content = answer.json()
+            outputs = {
+                output["name"]: np.array(output["data"], np.float32).tobytes()
+                for output in content["outputs"]
+            }
+            return content["model_version"], outputs
+
+        yield ask
+
+
+@contextmanager
+def over_grpc(server: Running) -> Iterator[Ask]:
+    """Ask over gRPC with raw tensors."""
+    # a channel of its own: grpc shares connections between channels to one address
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(server.grpc, options=options) as channel:
+        call: Any = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+
+        def ask(case: Case) -> Answer:
+            reply = call(message(case), timeout=PATIENCE_S)
+            names = [output.name for output in reply.outputs]
+            return reply.model_version, dict(
+                zip(names, reply.raw_output_contents, strict=True)
+            )
+
+        yield ask
+
+
+Door = Callable[[Running], AbstractContextManager[Ask]]
+DOORS: Mapping[str, Door] = {"binary": binary, "json": plain, "grpc": over_grpc}
+
+
+def body(case: Case) -> dict[str, Any]:
+    """The request in JSON."""
+    inputs = [
+        {
+            "name": name,
+            "datatype": DATATYPES[array.dtype],
+            "shape": array.shape,
+            "data": array.ravel().tolist(),
+        }
+        for name, array in case.inputs.items()
+    ]
+    return {"inputs": inputs, "parameters": dict(case.parameters)}
+
+
+def message(case: Case) -> pb.ModelInferRequest:
+    """The request for gRPC."""
+    request = pb.ModelInferRequest(model_name=case.operation)
+    for name, array in case.inputs.items():
+        request.inputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    for name, value in case.parameters.items():
+        request.parameters[name].int64_param = value
+    return request
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the requests."""
+
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Right answers by door and version."""
+    wrong: list[str] = field(default_factory=list)
+    """Answers whose bytes are not those of the version that they name."""
+    failed: list[str] = field(default_factory=list)
+    """Requests that had no answer, or an error."""
+
+    def by(self, door: str) -> set[str]:
+        """The versions that answered at one door."""
+        return {version for name, version in self.answers if name == door}
+
+
+@contextmanager
+def asking(
+    server: Running, engines: Mapping[str, Engine], doors: Sequence[str] = tuple(DOORS)
+) -> Iterator[Tally]:
+    """Ask at every door at once while the block runs; `engines` are those of all versions."""
+    expected = {
+        version: [case.answer_of(engine) for case in CASES] for version, engine in engines.items()
+    }
+    tally, stop = Tally(), threading.Event()
+
+    def ask_on(door: str) -> None:
+        number = 0
+        while not stop.is_set():
+            with DOORS[door](server) as ask:
+                for _ in range(RENEW):
+                    number += 1
+                    place = number % len(CASES)
+                    try:
+                        version, outputs = ask(CASES[place])
+                    except Exception as err:  # noqa: BLE001 - whatever it is, it failed
+                        tally.failed.append(f"{door}, {CASES[place].operation}: {err!r}")
+                        break
+                    if outputs == expected.get(version, [{}] * len(CASES))[place]:
+                        tally.answers[(door, version)] += 1
+                    else:
+                        tally.wrong.append(f"{door}, {CASES[place].operation}, {version}")
+                    if stop.wait(PAUSE_S):
+                        break
+
+    threads = [threading.Thread(target=ask_on, args=(door,)) for door in doors]
+    with ExitStack() as stack:
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(stop.set)
+        yield tally
+
+
+def wait_for(what: str, condition: Callable[[], object], server: Running | None = None) -> None:
+    """Wait until the condition holds; what raises does not hold yet."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError, OSError):
+            if condition():
+                return
+        time.sleep(0.02)
+    log = server.log.read_text() if server else ""
+    raise AssertionError(f"within {PATIENCE_S} s it never came true that {what}\n{log}")
+
+
+def metrics(server: Running) -> dict[str, float]:
+    """Every sample of `/metrics` by name and labels."""
+    text = httpx.get(f"{server.rest}/metrics").text
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def ready(server: Running) -> dict[str, Any]:
+    """The body of the readiness route, over a connection of its own."""
+    return dict(httpx.get(f"{server.rest}/v2/health/ready").json())
