@@ -68,11 +68,6 @@ class Batcher:
         self._scheduled = False
         self._running = False
 
-    @property
-    def full(self) -> bool:
-        """Whether not one more row may wait."""
-        return self.queued >= self._max_rows
-
     def submit(
         self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
     ) -> asyncio.Future[Outputs]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from serving import open_inference_pb2 as pb
 from serving.access import Access
-from serving.errors import DataRefused, NotFound, NotReady, Overloaded, UsageRefused, VaeError
+from serving.errors import DataRefused, NotFound, NotReady, UsageRefused, VaeError
 from serving.protocol import (
     DATATYPES,
     Array,
@@ -186,18 +186,16 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
     started = time.perf_counter()
     status = 499
     try:
-        served, operation = service.operation(message.model_name, message.model_version)
-        if served.batcher.full:
-            raise Overloaded("the queue is full: try again in a moment")
-        request = decode_request(message)
-        with server.tracer.span(context.invocation_metadata(), operation.name) as span:
-            response = await service.infer(request, context.time_remaining())
-            span.tell(response.version, request)
-        encoded = time.perf_counter()
-        reply = encode_response(
-            response, raw=not message.inputs or bool(message.raw_input_contents)
-        )
-        service.board.observe("encode", operation.name, time.perf_counter() - encoded)
+        with service.admission:
+            _, operation = service.operation(message.model_name, message.model_version)
+            request = decode_request(message)
+            with server.tracer.span(context.invocation_metadata(), operation.name) as span:
+                response = await service.infer(request, context.time_remaining())
+                span.tell(response.version, request)
+            encoded = time.perf_counter()
+            typed = message.inputs and not message.raw_input_contents
+            reply = encode_response(response, raw=not typed)
+            service.board.observe("encode", operation.name, time.perf_counter() - encoded)
         status = 200
         return reply
     except VaeError as err:

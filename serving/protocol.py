@@ -61,9 +61,9 @@ def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
 
 def wire_shape(name: str, shape: object) -> tuple[int, ...]:
     """A shape of whole numbers that are not negative."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
+    if not isinstance(shape, (list, tuple)):
         raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
-    if any(type(size) is not int or size < 0 for size in shape) or len(shape) > 8:
+    if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
         raise DataRefused(f"shape of {name} must be at most 8 sizes from 0 on, got {list(shape)}")
     return tuple(shape)
 

@@ -242,18 +242,17 @@ class RestServer:
 async def infer(server: RestServer, request: Request) -> Answer:
     """Run one operation."""
     service = server.service
-    served, operation = service.operation(request.name, request.version)
-    if served.batcher.full:
-        raise Overloaded("the queue is full: try again in a moment")
-    header_length = request.headers.get(HEADER_LENGTH)
-    body = await server.read_body(request)
-    decoded, binary = decode_request(operation, request.version, body, header_length)
-    with server.tracer.span(request.headers, operation.name) as span:
-        response = await service.infer(decoded)
-        span.tell(response.version, decoded)
-    started = time.perf_counter()
-    content, length = encode_response(response, binary)
-    service.board.observe("encode", operation.name, time.perf_counter() - started)
+    with service.admission:
+        _, operation = service.operation(request.name, request.version)
+        header_length = request.headers.get(HEADER_LENGTH)
+        body = await server.read_body(request)
+        decoded, binary = decode_request(operation, request.version, body, header_length)
+        with server.tracer.span(request.headers, operation.name) as span:
+            response = await service.infer(decoded)
+            span.tell(response.version, decoded)
+        started = time.perf_counter()
+        content, length = encode_response(response, binary)
+        service.board.observe("encode", operation.name, time.perf_counter() - started)
     if length is None:
         return Answer(content)
     return Answer(content, BINARY, headers=((HEADER_LENGTH, str(length)),))

@@ -66,6 +66,13 @@ _MIB = 2**20
     help="Seconds that a request may wait in the queue, and that its body may take",
 )
 @click.option(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Requests under way in a worker; beyond it they are refused (429)",
+)
+@click.option(
     "--max-queue",
     type=click.IntRange(min=1),
     default=8192,
@@ -143,6 +150,7 @@ def serve(**options: Any) -> None:
             workers=options["workers"],
             device=engine_device(options["device"]),
             threads=options["threads"],
+            max_requests=options["max_requests"],
             max_queue=options["max_queue"],
             max_connections=options["max_connections"],
             timeout_s=options["timeout_s"],

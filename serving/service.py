@@ -15,7 +15,7 @@ from serving.batching import Batcher
 from serving.board import OPERATIONS, Board
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
+from serving.errors import DataRefused, NotFound, NotReady, Overloaded, UsageRefused
 from serving.metrics import statistics
 from serving.noise import draw_rows
 from serving.operations import Operation
@@ -54,17 +54,41 @@ class Served:
         return self.engine.bundle
 
 
+class Admission:
+    """Counts the requests under way, and lets no more in than there may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.under_way = 0
+
+    def __enter__(self) -> None:
+        """Let a request in.
+
+        Raises:
+            Overloaded: as many are under way as may be.
+        """
+        if self.under_way >= self.most:
+            raise Overloaded(f"{self.most} requests are under way: try again in a moment")
+        self.under_way += 1
+
+    def __exit__(self, *error: object) -> None:
+        """A request has its answer."""
+        self.under_way -= 1
+
+
 class Service:
     """Answers requests with the version that is loaded.
 
     Args:
         board: where everything is counted, and where flags of all workers stand.
+        max_requests: requests that may be under way.
         max_rows: rows times draws that may wait for one version.
         timeout_s: deadline of a request that names none.
     """
 
-    def __init__(self, board: Board, *, max_rows: int, timeout_s: float) -> None:
+    def __init__(self, board: Board, *, max_requests: int, max_rows: int, timeout_s: float) -> None:
         self.board = board
+        self.admission = Admission(max_requests)
         self.max_rows = max_rows
         self.timeout_s = timeout_s
         self.refused: Mapping[str, str] | None = None

@@ -36,6 +36,7 @@ class Settings:
     workers: int
     device: Device
     threads: int
+    max_requests: int
     max_queue: int
     max_connections: int
     timeout_s: float
@@ -79,7 +80,10 @@ class Worker:
         for gauge in ("ready", "queued_rows", "queued_bytes"):
             self._board.put(gauge, value=0)
         self._service = Service(
-            self._board, max_rows=settings.max_queue, timeout_s=settings.timeout_s
+            self._board,
+            max_requests=settings.max_requests,
+            max_rows=settings.max_queue,
+            timeout_s=settings.timeout_s,
         )
         self._changed = 0
         self._target = self._read_target()
