@@ -36,11 +36,17 @@ _HEALTH_CHECK = (
 
 
 def write_deployment(
-    source: Source, target: Target, out: Path, *, image: str | None = None
+    source: Source,
+    target: Target,
+    out: Path,
+    *,
+    alias: str | None = None,
+    image: str | None = None,
 ) -> tuple[str, ...]:
     """Write the files of `target` to `out`, new or empty; give their names relative to it, sorted.
 
-    `image` is what KServe runs, `vae-serve:TAG` by default; Triton and Docker take none.
+    `alias` is what a container follows, if it should; Triton gets this very version. `image` is
+    what KServe runs, `vae-serve:TAG` by default; Triton and Docker take none.
     """
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
@@ -51,7 +57,7 @@ def write_deployment(
         place.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
         try:
-            TARGETS[target](source, folder, image)
+            TARGETS[target](source, folder, image, alias)
             files = (path for path in folder.rglob("*") if path.is_file())
             names = tuple(sorted(path.relative_to(folder).as_posix() for path in files))
             folder.chmod(0o755)
@@ -76,7 +82,7 @@ def _check_place(place: Path) -> None:
         raise UsageRefused(f"--out {place} exists and is no empty folder: name a new folder")
 
 
-def _write_triton(source: Source, folder: Path, image: str) -> None:
+def _write_triton(source: Source, folder: Path, image: str, alias: str | None) -> None:
     """A model repository: a model an operation, under the version's own number."""
     number = _version_number(source)
     for operation in source.bundle.operations.values():
@@ -117,10 +123,10 @@ def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
     return f'{side} {{ name: "{name}" data_type: {_TRITON_TYPES[tensor.dtype]} {shape} }}'
 
 
-def _write_kserve(source: Source, folder: Path, image: str) -> None:
+def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -> None:
     """One InferenceService whose container is the image that `--target docker` builds."""
     # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
-    command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source)]
+    command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source, alias)]
     store = """\
           # Your tracking server: the version is fetched from it when the container starts.
           - name: MLFLOW_TRACKING_URI
@@ -136,7 +142,7 @@ kind: InferenceService
 metadata:
   name: {_yaml(_resource_name(source.name))}
   annotations:
-    vae-pipeline/model: {_yaml(_reference(source))}
+    vae-pipeline/model: {_yaml(_reference(source, alias))}
     vae-pipeline/bundle-sha256: {_yaml(source.bundle.manifest.digest)}
 spec:
   predictor:
@@ -168,7 +174,7 @@ spec:
     (folder / "inferenceservice.yaml").write_text(text, encoding="ascii")
 
 
-def _write_docker(source: Source, folder: Path, image: str) -> None:
+def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -> None:
     """A build context: Dockerfile, .dockerignore and, of a bundle folder, its files."""
     ignored = "*\n!vae_pipeline-*.whl\n"  # all but what the image needs
     if source.name is not None:
@@ -196,29 +202,31 @@ EXPOSE {REST_PORT} {GRPC_PORT}
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \\
     CMD {json.dumps(["python", "-c", _HEALTH_CHECK])}
 STOPSIGNAL SIGTERM
-CMD {json.dumps(_serve_command(source))}
+CMD {json.dumps(_serve_command(source, alias))}
 """
     (folder / "Dockerfile").write_text(text, encoding="ascii")
     (folder / ".dockerignore").write_text(ignored, encoding="ascii")
 
 
-TARGETS: Mapping[Target, Callable[[Source, Path, str], None]] = {
+TARGETS: Mapping[Target, Callable[[Source, Path, str, str | None], None]] = {
     "triton": _write_triton,
     "kserve": _write_kserve,
     "docker": _write_docker,
 }
-"""What writes each target's files: of a source, into a folder, for an image."""
+"""What writes each target's files: of a source, into a folder, for an image and an alias."""
 
 
-def _serve_command(source: Source) -> list[str]:
+def _serve_command(source: Source, alias: str | None) -> list[str]:
     ports = ["--port", str(REST_PORT), "--grpc-port", str(GRPC_PORT)]
-    return ["vae", "serve", "--model", _reference(source), "--host", "0.0.0.0", *ports]
+    return ["vae", "serve", "--model", _reference(source, alias), "--host", "0.0.0.0", *ports]
 
 
-def _reference(source: Source) -> str:
-    """The model as the container names it: this very version, or the bundle in the image."""
+def _reference(source: Source, alias: str | None) -> str:
+    """The model as the container names it: an alias, this very version, the bundle in the image."""
     if source.name is None:
         return BUNDLE_IN_IMAGE
+    if alias is not None:
+        return f"models:/{source.name}@{alias}"
     return f"models:/{source.name}/{_version_number(source)}"
 
 

@@ -11,9 +11,9 @@ from serving.command import CONTEXT, Command, finish, say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
+    from serving.deploy import Target
     from serving.source import Source
 
-TARGETS = ("triton", "kserve", "docker")
 _MIB = 2**20
 
 
@@ -185,21 +185,26 @@ def serve(**options: Any) -> None:
 @model_option
 @click.option(
     "--target",
-    type=click.Choice(TARGETS),
+    type=click.Choice(["triton", "kserve", "docker"]),
     required=True,
     help="Triton's model repository, KServe's InferenceService, or a Dockerfile",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write")
-def deploy(reference: str, target: str, out: Path) -> None:
+def deploy(reference: str, target: "Target", out: Path) -> None:
     """Write deployment files, for those who outgrow one machine.
+
+    With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that it
+    names now.
 
     Example: vae deploy --model models:/vae@champion --target triton --out repository
     """
     from serving.deploy import write_deployment
-    from serving.source import open_source
+    from serving.source import open_source, parse_reference
 
+    registered = parse_reference(reference)
     source = open_source(reference)
-    files = write_deployment(source, target, out)  # type: ignore[arg-type]
+    alias = registered.alias if registered else None
+    files = write_deployment(source, target, out, alias=alias)
     manifest = source.bundle.manifest
     finish(
         {

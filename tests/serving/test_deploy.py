@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import click
 import onnxruntime
 import pytest
 
@@ -395,7 +396,6 @@ def test_docker_context_of_a_bundle_holds_the_bundle(bundle: Bundle, tmp_path: P
     assert "[registry]" not in (out / "Dockerfile").read_text()
 
 
-@pytest.mark.xfail("serve" not in cli.commands, reason="vae serve is not there yet", strict=True)
 @pytest.mark.parametrize("target", ["docker", "kserve"])
 def test_the_command_is_one_that_vae_takes(
     registered: Source, tmp_path: Path, target: Target
@@ -492,3 +492,25 @@ def test_a_hostile_name_stays_a_string_for_docker(bundle: Bundle, tmp_path: Path
     found, plain = instructions(tmp_path / "out"), instructions(tmp_path / "plain")
     assert json.loads(argument(tmp_path / "out", "CMD"))[3] == f"models:/{HOSTILE}/7"
     assert found[:-1] == plain[:-1]
+
+
+@pytest.mark.parametrize("target", ["docker", "kserve"])
+def test_a_container_of_an_alias_follows_it(
+    registered: Source, tmp_path: Path, target: Target
+) -> None:
+    write_deployment(registered, target, tmp_path / "out", alias="champion")
+    (file,) = (f for f in (tmp_path / "out").iterdir() if f.name != ".dockerignore")
+    assert f'"models:/{registered.name}@champion"' in file.read_text()
+
+
+def test_triton_gets_the_version_that_the_alias_names_now(
+    registered: Source, tmp_path: Path
+) -> None:
+    names = write_deployment(registered, "triton", tmp_path / "out", alias="champion")
+    assert f"encode/{registered.version}/model.onnx" in names
+
+
+def test_the_command_line_offers_every_target() -> None:
+    (option,) = (o for o in cli.commands["deploy"].params if o.name == "target")
+    assert isinstance(option.type, click.Choice)
+    assert [*option.type.choices] == [*TARGETS]
