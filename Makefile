@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_AGENT_HINT ?= true
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-serving lint types bench ui clean
+.PHONY: help setup run test test-serving lint types bench bench-serve serve ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,12 @@ types: setup ## types of the code
 
 bench: setup ## speed and memory, each beside the thing to beat
 	@$(BIN)/python -m tests.benchmarks
+
+bench-serve: setup ## the server beside its peers, each in an environment of its own (minutes)
+	@$(BIN)/python -m tests.benchmarks.serve
+
+serve: setup ## REST on port 8080 and gRPC on 8081, for the champion
+	@$(BIN)/vae serve
 
 ui: setup ## the MLflow UI on port 5000
 	@$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from serving.board import Board
 from serving.errors import VaeError, VerificationFailed
@@ -25,9 +25,6 @@ from serving.source import (
     remember,
     store_errors,
 )
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 LOG = logging.getLogger(__name__)
 TICK_S = 0.2
@@ -91,7 +88,7 @@ class Follower:
         self._check = check
         self._board = board
         self._poll_s = poll_s
-        self._client: MlflowClient | None = None
+        self._client: Any = None
         self._refused: str | None = None
         self._retry_at = 0.0
         self._reachable = True
@@ -131,7 +128,6 @@ class Follower:
         return version
 
     def _take_up(self, version: str) -> None:
-        assert self._client is not None
         source = open_version(self._client, self._registered.name, version)
         self._check(source)
         self._source, self._refused = source, None

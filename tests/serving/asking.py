@@ -22,7 +22,7 @@ from tests.serving.running import Running
 PATIENCE_S = 30
 PAUSE_S = 0.002
 """Between two requests of a client: the server is asked, not drowned."""
-RENEW = 10
+RENEW = 25
 """Requests on a connection, so that each client meets all workers."""
 
 Answer = tuple[str, Mapping[str, bytes]]
@@ -195,16 +195,22 @@ def asking(
         yield tally
 
 
-def wait_for(what: str, condition: Callable[[], object], server: Running | None = None) -> None:
-    """Wait until the condition holds; what raises does not hold yet."""
-    until = time.monotonic() + PATIENCE_S
+def wait_for(
+    what: str,
+    condition: Callable[[], object],
+    server: Running | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
+) -> None:
+    """Wait until the condition holds; where the server cannot be reached, it does not hold yet."""
+    until = time.monotonic() + patience_s
     while time.monotonic() < until:
         with contextlib.suppress(httpx.TransportError, OSError):
             if condition():
                 return
         time.sleep(0.02)
     log = server.log.read_text() if server else ""
-    raise AssertionError(f"within {PATIENCE_S} s it never came true that {what}\n{log}")
+    raise AssertionError(f"within {patience_s} s it never came true that {what}\n{log}")
 
 
 def metrics(server: Running) -> dict[str, float]:

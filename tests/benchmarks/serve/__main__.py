@@ -74,8 +74,8 @@ def main() -> None:
     show("must hold", report.goals(results, floor, at_half))
     if OURS.name not in absent and "overload" in given.only:
         seconds = 120 if given.full else 20
-        say(f"overload, {seconds} s for each wire")
-        show("overload", overload.measure(OURS, bench, quiet, seconds, overload.WIRES))
+        say(f"overload, {seconds} s for each flood")
+        show("overload", overload.measure(bench, quiet, seconds))
 
 
 def parse() -> argparse.Namespace:

@@ -26,6 +26,9 @@ class Peer:
     setting: str
     env: Mapping[str, str] = field(default_factory=dict)
     prepare: tuple[str, ...] = ()
+    """A command to run before, once."""
+    announces: bool = False
+    """Whether it prints a line to stdout when it is ready."""
 
     @property
     def folder(self) -> str:
@@ -43,6 +46,7 @@ OURS = Peer(
     health="/v2/health/ready",
     wires=(V2_JSON, V2_BINARY, V2_GRPC),
     setting="defaults",
+    announces=True,
 )
 
 MLSERVER = Peer(

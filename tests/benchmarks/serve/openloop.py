@@ -75,6 +75,8 @@ class Connection:
             self.unsent = data[self.socket.send(data) :] if data else b""
         except BlockingIOError:
             self.unsent = data
+        except ConnectionError:  # closed by the server; its last words are still to be read
+            self.unsent = b""
 
     def receive(self) -> Answer | None:
         """Read what there is; `ConnectionError` if the server closed."""

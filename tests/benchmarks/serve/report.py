@@ -64,7 +64,8 @@ def loads(
             beside = results.rate(MLSERVER.name, "JSON", cell.rows, cell.connections)
             yield (
                 f"{start} {load.requests_s:>8,.0f} {load.requests_s * cell.rows:>9,.0f}"
-                f" {load.p50_ms:>8.2f} {load.p99_ms:>8.2f} {load.others:>7.2f}  {ratio(load.requests_s, beside)}"
+                f" {load.p50_ms:>8.2f} {load.p99_ms:>8.2f} {load.others:>7.2f}"
+                f"  {ratio(load.requests_s, beside)}"
             )
             if cell in results.failed:
                 yield f"{'':<20} failed in another turn: {results.failed[cell]}"
@@ -88,7 +89,8 @@ def rates(found: Sequence[Rate]) -> Iterator[str]:
     for one in found:
         yield (
             f"{one.wire:<6} {one.arrivals:<8} {one.rate:>7,.0f} {one.p50_ms:>8.3f}"
-            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.failed:>7} {one.others:>7.2f} {one.late_ms:>20.3f}"
+            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.failed:>7} {one.others:>7.2f}"
+            f" {one.late_ms:>20.3f}"
         )
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,7 +92,7 @@ def running(peer: Peer, inputs: Inputs, core: int) -> Iterator[Server]:
             )
         try:
             health = f"http://127.0.0.1:{port}{peer.health}"
-            ready_s, announced_s = _wait(process, health, out, err, started)
+            ready_s, announced_s = _wait(process, health, peer.announces, out, err, started)
             yield Server(process.pid, port, grpc_port, ready_s, announced_s)
         finally:
             _stop(process)
@@ -121,22 +120,36 @@ def _run(command: Sequence[str], what: str, env: dict[str, str] | None = None) -
 
 
 def _wait(
-    process: subprocess.Popen[bytes], health: str, out: Path, err: Path, started: float
+    process: subprocess.Popen[bytes],
+    health: str,
+    announces: bool,
+    out: Path,
+    err: Path,
+    started: float,
 ) -> tuple[float, float | None]:
-    """Seconds to the first 200, and to the line of JSON if there is one by then."""
+    """Seconds to the first 200, and to the line of JSON."""
+    ready_s: float | None = None
     announced_s: float | None = None
-    while time.perf_counter() - started < READY_TIMEOUT_S:
-        if announced_s is None and out.read_bytes().startswith(b'{"'):
-            announced_s = time.perf_counter() - started
+    while (now := time.perf_counter() - started) < READY_TIMEOUT_S:
         if process.poll() is not None:
-            reason = _last_line(err.read_text() + out.read_text())
+            reason = _last_line(out.read_text() + err.read_text())
             raise NotMeasured(f"exit code {process.returncode}: {reason}")
-        try:
-            with urllib.request.urlopen(health, timeout=2):
-                return time.perf_counter() - started, announced_s
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.01)
+        if announced_s is None and announces and b"\n" in out.read_bytes():
+            announced_s = now
+        if ready_s is None and _healthy(health):
+            ready_s = time.perf_counter() - started
+        if ready_s is not None and (announced_s is not None or not announces):
+            return ready_s, announced_s
+        time.sleep(0.01)
     raise NotMeasured(f"not ready after {READY_TIMEOUT_S} s: {_last_line(err.read_text())}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:  # URLError is one
+        return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,446 @@
+"""A server that follows an alias: moves, bad versions, a registry that goes away."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from mlflow import MlflowClient
+from onnx import numpy_helper
+
+from pipeline import registry
+from pipeline.manifest import seal
+from pipeline.tracking import tracked_run
+from serving.bundle import GOLDEN, GRAPHS, Bundle, open_bundle
+from serving.engine import Engine
+from serving.source import DIGEST_TAG, connect
+from tests.serving.asking import DOORS, asking, metrics, ready, wait_for
+from tests.serving.conftest import SEALED
+from tests.serving.running import SERVE, Running, serve
+
+REFERENCE = "models:/vae@champion"
+SECRET = "a secret of the webhook"
+NO_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""MLflow asks a server that is gone for a quarter of a minute, by default."""
+ALL_LOOK = 20
+"""Connections of which some reach each of two workers."""
+
+
+def other_model(folder: Path) -> Bundle:
+    """A model with other answers: one bias is changed, and the golden outputs with it."""
+    shutil.copytree(SEALED, folder)
+    for name in GRAPHS:
+        graph = onnx.load(folder / name)
+        for tensor in graph.graph.initializer:
+            if tensor.name in ("encoder.z_loc.bias", "decoder.x_params.bias"):
+                moved = numpy_helper.to_array(tensor) + np.float32(0.25)
+                tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+        onnx.save(graph, folder / name)
+    bundle = reseal(folder)
+    engine, golden = Engine(bundle), bundle.golden()
+    for operation in bundle.operations.values():
+        inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
+        for name, value in engine.run(operation.name, inputs).items():
+            golden[f"{operation.name}.{name}"] = value
+    np.savez(folder / GOLDEN, **golden)  # type: ignore[arg-type]
+    return reseal(folder)
+
+
+def reseal(folder: Path, **changes: Any) -> Bundle:
+    """Seal what lies in the folder, as it is; another seed makes another digest."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    manifest = seal(folder, {**content, **changes})
+    return Bundle(folder, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An sqlite store with two good versions of `vae`, 1 and 2."""
+
+    folder: Path
+    client: MlflowClient
+    engines: dict[str, Engine]
+
+    @property
+    def uri(self) -> str:
+        """For `MLFLOW_TRACKING_URI`."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def point(self, version: str) -> None:
+        """Move the alias."""
+        self.client.set_registered_model_alias("vae", "champion", version)
+
+    def add(self, name: str, spoil: Callable[[Path], str | None]) -> str:
+        """Add a version whose bundle `spoil` has spoilt; it gives the digest to register."""
+        folder = self.folder / name / "artifacts" / "bundle"
+        shutil.copytree(SEALED, folder)
+        digest = spoil(folder)
+        tags = {DIGEST_TAG: digest} if digest else {}
+        source = str(self.folder / name)
+        return str(self.client.create_model_version("vae", source, tags=tags).version)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    folder = tmp_path_factory.mktemp("store")
+    bundles = [open_bundle(SEALED), other_model(folder / "other")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # artifacts go below it
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        # parity was checked where the bundle was made
+        patch.setattr(registry, "parity_faults", lambda *_, **__: [])
+        client = connect()
+        with tracked_run("test") as run:
+            versions = [registry.register_bundle(run, bundle, "vae") for bundle in bundles]
+    assert versions == ["1", "2"]
+    engines = {v: Engine(bundle) for v, bundle in zip(versions, bundles, strict=True)}
+    answers = [engine.sample(1, 0).tobytes() for engine in engines.values()]
+    assert answers[0] != answers[1]
+    store = Store(folder, client, engines)
+    store.point("1")
+    yield store
+
+
+@pytest.fixture(scope="module")
+def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two workers that follow the alias."""
+    folder = tmp_path_factory.mktemp("server")
+    arguments = ("--poll", "0.2", "--workers", "2", "--drain", "1", "--log-format", "json")
+    variables = {"MLFLOW_TRACKING_URI": store.uri}
+    with serve(folder, REFERENCE, *arguments, **variables) as running:
+        assert running.version == "1"
+        yield running
+
+
+def all_ready(server: Running) -> list[dict[str, Any]]:
+    """What several connections are told, so that every worker is asked."""
+    return [ready(server) for _ in range(ALL_LOOK)]
+
+
+def move(store: Store, server: Running, version: str) -> None:
+    """Point the alias at a version, and wait until both workers serve it."""
+    if ready(server)["version"] == version:
+        store.point(version)
+        return
+    before = metrics(server)["vae_reloads_total"]
+    store.point(version)
+    wait_for(
+        f"version {version} is served",
+        lambda: metrics(server)["vae_reloads_total"] == before + 2,
+        server,
+    )
+
+
+def test_moves_under_load_lose_no_request_and_mix_no_versions(
+    store: Store, server: Running
+) -> None:
+    move(store, server, "1")
+    before = metrics(server)["vae_reloads_total"]
+    with asking(server, store.engines) as tally:
+        for number, version in enumerate(("2", "1", "2", "1"), 1):
+            move(store, server, version)
+            told = {"ready": True, "name": "vae", "version": version}
+            assert all_ready(server) == [told] * ALL_LOOK
+            assert metrics(server)["vae_reloads_total"] == before + 2 * number
+            seen = tally.answers.copy()
+            wait_for(
+                "all doors answer with it",
+                lambda seen=seen, version=version: all(
+                    tally.answers[(door, version)] > seen[(door, version)] + 3 for door in DOORS
+                ),
+                server,
+            )
+    assert tally.failed == []
+    assert tally.wrong == []
+    assert tally.answers.total() > 100
+
+
+def test_metrics_and_metadata_name_the_version(store: Store, server: Running) -> None:
+    for version in ("2", "1"):
+        move(store, server, version)
+        digest = store.engines[version].bundle.manifest.digest
+        label = f'vae_model_info{{digest="{digest}",model="vae",version="{version}"}}'
+        assert metrics(server)[label] == 1
+        metadata = httpx.get(f"{server.rest}/v2/models/encode").json()
+        assert metadata["versions"] == [version]
+        assert metadata["parameters"] == {"model": "vae", "digest": digest}
+
+
+def damage(folder: Path) -> str:
+    """One byte of a graph changes after the bundle was registered."""
+    bundle = reseal(folder, seed=1001)
+    content = bytearray((folder / "decoder.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "decoder.onnx").write_bytes(content)
+    return bundle.manifest.digest
+
+
+def put_golden_off(folder: Path) -> str:
+    """All digests fit, and the outputs are not torch's."""
+    with np.load(folder / GOLDEN) as arrays:
+        golden = dict(arrays)
+    golden["decode.x_loc"] = golden["decode.x_loc"] + 1
+    np.savez(folder / GOLDEN, **golden)
+    return reseal(folder).manifest.digest
+
+
+def leave_golden_out(folder: Path) -> str:
+    """All digests fit, and an output has nothing to be compared with."""
+    with np.load(folder / GOLDEN) as arrays:
+        golden = {name: array for name, array in arrays.items() if name != "score.elbo"}
+    np.savez(folder / GOLDEN, **golden)
+    return reseal(folder).manifest.digest
+
+
+def replace(folder: Path) -> str:
+    """A bundle that is whole, but another than was registered."""
+    return "0" * len(reseal(folder, seed=1002).manifest.digest)
+
+
+def untag(folder: Path) -> None:
+    """Something that `vae register` did not register."""
+
+
+BAD = [
+    (damage, "decoder.onnx is not the file that was sealed"),
+    (put_golden_off, "decode puts x_loc off by 1"),
+    (replace, "registered was 000000000000"),
+    (untag, "no digest in its tag bundle.sha256"),
+    (leave_golden_out, "score.elbo"),  # the last: a server that it breaks follows no more
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
+def test_a_bad_version_is_refused_and_said_until_the_alias_moves_on(
+    store: Store, server: Running, spoil: Callable[[Path], str | None], reason: str
+) -> None:
+    current = ready(server)["version"]
+    other = {"1": "2", "2": "1"}[current]
+    bad = store.add(spoil.__name__, spoil)
+    before = metrics(server)
+    with asking(server, store.engines, ["binary"]) as tally:
+        store.point(bad)
+        wait_for(
+            "all workers tell of it",
+            lambda: all(told.get("refused", {}).get("version") == bad for told in all_ready(server)),
+            server,
+            patience_s=15,
+        )
+        told = ready(server)
+        assert (told["ready"], told["version"]) == (True, current)
+        assert reason in told["refused"]["reason"]
+        move(store, server, other)
+    assert all("refused" not in told for told in all_ready(server))
+    assert (tally.failed, tally.wrong) == ([], [])
+    assert tally.by("binary") <= {current, other}
+    after = metrics(server)
+    # it was tried once, though looked at again and again
+    assert after["vae_reload_failures_total"] == before["vae_reload_failures_total"] + 1
+    said = [json.loads(line) for line in server.log.read_text().splitlines()]
+    (line,) = [line for line in said if f"version {bad} is refused" in line["message"]]
+    assert line["level"] == "error"
+    assert reason in line["message"]
+
+
+def test_the_alias_back_at_the_version_served_ends_the_refusal(
+    store: Store, server: Running
+) -> None:
+    current = ready(server)["version"]
+    before = metrics(server)["vae_reloads_total"]
+    bad = store.add("back", damage)
+    store.point(bad)
+    wait_for("it is refused", lambda: "refused" in ready(server), server)
+    store.point(current)
+    wait_for(
+        "no worker tells of it",
+        lambda: not any("refused" in told for told in all_ready(server)),
+        server,
+    )
+    assert metrics(server)["vae_reloads_total"] == before
+
+
+def test_an_alias_that_is_deleted_leaves_the_version_and_comes_back(
+    store: Store, server: Running
+) -> None:
+    current = ready(server)["version"]
+    other = {"1": "2", "2": "1"}[current]
+    with asking(server, store.engines, ["json"]) as tally:
+        store.client.delete_registered_model_alias("vae", "champion")
+        looked = len(tally.answers), tally.answers.total()
+        wait_for("it is asked for long", lambda: tally.answers.total() > looked[1] + 100, server)
+        assert tally.by("json") == {current}
+        assert ready(server) == {"ready": True, "name": "vae", "version": current}
+        move(store, server, other)
+    assert (tally.failed, tally.wrong) == ([], [])
+
+
+@dataclass(slots=True)
+class Remote:
+    """An MLflow server with a store of its own, version 1 and the alias on it."""
+
+    uri: str
+    client: MlflowClient
+    process: "subprocess.Popen[bytes]"
+    engines: dict[str, Engine]
+    folder: Path
+
+    def kill(self) -> None:
+        """End all of its processes."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`mlflow server` over HTTP, artifacts too; it may send webhooks to this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    shutil.copy(database, folder / "mlflow.db")
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env |= {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    env |= {"MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": "A" * 43 + "="}
+    log = folder / "mlflow.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for("MLflow answers", lambda: httpx.get(f"{uri}/health").status_code == 200)
+        yield uri, process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def remote(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """Versions 1 and 2 of `far`, whose artifacts come over HTTP."""
+    folder = tmp_path_factory.mktemp("remote")
+    with mlflow_server(folder, store.folder / "mlflow.db") as (uri, process):
+        client = MlflowClient(uri)
+        client.create_registered_model("far")
+        run = client.create_run(client.create_experiment("far")).info.run_id
+        for version, engine in store.engines.items():
+            bundle = engine.bundle
+            client.log_artifacts(run, str(bundle.path), f"{version}/artifacts/bundle")
+            tags = {DIGEST_TAG: bundle.manifest.digest}
+            source = f"runs:/{run}/{version}"
+            client.create_model_version("far", source, run_id=run, tags=tags)
+        client.set_registered_model_alias("far", "champion", "1")
+        yield Remote(uri, client, process, store.engines, folder)
+
+
+@pytest.fixture(scope="module")
+def patient(remote: Remote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that looks only every ten minutes by itself."""
+    folder = tmp_path_factory.mktemp("patient")
+    variables = {"MLFLOW_TRACKING_URI": remote.uri, "VAE_WEBHOOK_SECRET": SECRET, **NO_PATIENCE}
+    arguments = ("--poll", "600", "--drain", "0.5", "--log-format", "json")
+    with serve(folder, "models:/far@champion", *arguments, **variables) as running:
+        yield running
+
+
+def test_a_webhook_of_mlflow_has_the_server_look_at_once(remote: Remote, patient: Running) -> None:
+    assert patient.version == ready(patient)["version"] == "1"
+    remote.client.create_webhook(
+        "vae",
+        f"{patient.rest}/webhooks/mlflow",
+        ["model_version_alias.created"],
+        secret=SECRET,
+    )
+    with asking(patient, remote.engines, ["binary"]) as tally:
+        remote.client.set_registered_model_alias("far", "champion", "2")
+        wait_for("it follows", lambda: ready(patient)["version"] == "2", patient)
+    assert (tally.failed, tally.wrong) == ([], [])
+
+
+def test_loading_an_operation_has_the_server_look_at_once(
+    remote: Remote, patient: Running
+) -> None:
+    current = ready(patient)["version"]
+    other = {"1": "2", "2": "1"}[current]
+    for hook in remote.client.list_webhooks():
+        remote.client.delete_webhook(hook.webhook_id)
+    remote.client.set_registered_model_alias("far", "champion", other)
+    assert ready(patient)["version"] == current
+    httpx.post(f"{patient.rest}/v2/repository/models/encode/load").raise_for_status()
+    wait_for("it follows", lambda: ready(patient)["version"] == other, patient)
+
+
+def test_a_registry_that_goes_away_is_counted_and_changes_nothing(
+    remote: Remote, patient: Running
+) -> None:
+    """The last of these three: the registry stays away."""
+    current = ready(patient)["version"]
+    remote.kill()
+    with asking(patient, remote.engines, ["binary"]) as tally:
+        for times in (1, 2):
+            httpx.post(f"{patient.rest}/v2/repository/models/encode/load").raise_for_status()
+            wait_for(
+                "it has looked",
+                lambda times=times: metrics(patient)["vae_registry_failures_total"] == times,
+                patient,
+            )
+    assert (tally.failed, tally.wrong) == ([], [])
+    assert ready(patient) == {"ready": True, "name": "far", "version": current}
+    assert metrics(patient)["vae_reload_failures_total"] == 0
+    said = [json.loads(line) for line in patient.log.read_text().splitlines()]
+    (line,) = [line for line in said if f"version {current} goes on" in line["message"]]
+    assert line["level"] == "warning"
+    assert remote.uri in line["message"]
+
+
+def test_without_the_registry_a_server_starts_with_what_it_served_last(
+    remote: Remote, patient: Running, tmp_path: Path
+) -> None:
+    current = ready(patient)["version"]
+    remote.kill()
+    shutil.copytree(patient.log.parent / "cache", tmp_path / "cache")
+    variables = {"MLFLOW_TRACKING_URI": remote.uri, **NO_PATIENCE}
+    with serve(tmp_path, "models:/far@champion", "--drain", "0.2", **variables) as running:
+        assert running.version == current
+        assert running.digest == remote.engines[current].bundle.manifest.digest
+        with asking(running, remote.engines, ["binary"]) as tally:
+            wait_for("it answers", lambda: tally.answers.total() > 20)
+        assert (tally.failed, tally.wrong) == ([], [])
+        assert tally.by("binary") == {current}
+
+
+def test_without_registry_and_cache_the_start_ends_with_one_line(
+    remote: Remote, tmp_path: Path
+) -> None:
+    remote.kill()
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    env |= {"MLFLOW_TRACKING_URI": remote.uri, "XDG_CACHE_HOME": str(tmp_path), **NO_PATIENCE}
+    result = subprocess.run(
+        [*SERVE, "--model", "models:/far@champion", "--port", "0", "--grpc-port", "0"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: the MLflow store {remote.uri} refused: ")

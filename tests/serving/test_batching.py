@@ -1,0 +1,379 @@
+"""The batcher on an event loop of its own: what goes together, what is dropped, what is refused."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.batching import INLINE_S, Batcher
+from serving.board import HISTOGRAMS, Board
+from serving.engine import MAX_BATCH, MAX_DECODED
+from serving.errors import DeadlineExceeded, Overloaded
+
+FAR = math.inf
+INLINE: Mapping[str, float] = {"encode": 0.0, "score": 0.0, "decode": 0.0}
+"""Seconds a row: such runs hold the event loop."""
+THREADED: Mapping[str, float] = {}
+"""No measurement: such runs go to the thread."""
+Inputs = Mapping[str, np.ndarray]
+
+
+class Recorder:
+    """Stands for an engine: gives each row its double and its negative, and notes every run."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, list[float]]] = []
+        self.threads: list[threading.Thread] = []
+        self.error: Exception | None = None
+        self.began, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def compute(self, operation: str, inputs: Inputs) -> dict[str, np.ndarray]:
+        self.threads.append(threading.current_thread())
+        self.began.set()
+        assert self.go.wait(10)
+        x = inputs["x"]
+        self.runs.append((operation, x.tolist()))
+        if self.error is not None:
+            raise self.error
+        return {"double": x * 2, "negative": -x}
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board", 2, 1)
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1, "engine") as executor:
+        yield executor
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+Make = Callable[..., Batcher]
+
+
+@pytest.fixture
+def make(recorder: Recorder, executor: Executor, board: Board) -> Make:
+    def make(row_s: Mapping[str, float] = INLINE, max_rows: int = 10_000) -> Batcher:
+        return Batcher(recorder.compute, row_s, executor, max_rows, board)
+
+    return make
+
+
+def rows(*values: float) -> dict[str, np.ndarray]:
+    return {"x": np.array(values, np.float64)}
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+async def began(recorder: Recorder) -> None:
+    while not recorder.began.is_set():
+        await asyncio.sleep(0)
+
+
+def test_requests_of_one_turn_go_together_and_get_their_own_rows(
+    make: Make, recorder: Recorder
+) -> None:
+    async def test() -> None:
+        batcher = make()
+        futures = [
+            batcher.submit("encode", rows(*values), len(values), 1, FAR)
+            for values in ([1.0], [2.0, 3.0], [], [4.0])
+        ]
+        assert recorder.runs == []
+        found = [await future for future in futures]
+        assert recorder.runs == [("encode", [1, 2, 3, 4])]
+        assert [outputs["double"].tolist() for outputs in found] == [[2], [4, 6], [], [8]]
+        assert [outputs["negative"].tolist() for outputs in found] == [[-1], [-2, -3], [], [-4]]
+
+    run(test())
+
+
+def test_nothing_is_delayed_for_a_fuller_batch(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make()
+        future = batcher.submit("encode", rows(1), 1, 1, FAR)
+        await asyncio.sleep(0)
+        assert future.done()
+        assert recorder.runs == [("encode", [1])]
+
+    run(test())
+
+
+def test_what_comes_during_a_run_goes_together_after_it(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make(THREADED)
+        recorder.go.clear()
+        first = batcher.submit("encode", rows(1), 1, 1, FAR)
+        await began(recorder)
+        others = []
+        for value in (2, 3, 4):
+            others.append(batcher.submit("encode", rows(value), 1, 1, FAR))
+            await asyncio.sleep(0)
+        recorder.go.set()
+        assert (await first)["double"].tolist() == [2]
+        assert [(await other)["double"].tolist() for other in others] == [[4], [6], [8]]
+        assert recorder.runs == [("encode", [1]), ("encode", [2, 3, 4])]
+
+    run(test())
+
+
+def test_operations_and_draws_never_share_a_batch(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make()
+        asked = [("score", 1), ("score", 2), ("encode", 1), ("score", 1), ("encode", 1)]
+        futures = [
+            batcher.submit(operation, rows(place), 1, draws, FAR)
+            for place, (operation, draws) in enumerate(asked)
+        ]
+        for place, future in enumerate(futures):
+            assert (await future)["double"].tolist() == [2 * place]
+        assert recorder.runs == [("score", [0, 3]), ("score", [1]), ("encode", [2, 4])]
+
+    run(test())
+
+
+def test_one_kind_of_request_does_not_keep_another_waiting(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make()
+        many = [
+            batcher.submit("encode", rows(*([0.0] * MAX_BATCH)), MAX_BATCH, 1, FAR)
+            for _ in range(3)
+        ]
+        other = batcher.submit("decode", rows(1), 1, 1, FAR)
+        await asyncio.gather(*many, other)
+        assert [operation for operation, _ in recorder.runs] == [
+            "encode",
+            "decode",
+            "encode",
+            "encode",
+        ]
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("draws", "sizes", "expected"),
+    [
+        (1, [MAX_BATCH - 1, 1, 1], [MAX_BATCH, 1]),
+        (1, [600, 600, 400], [600, 1000]),
+        (1, [3000, 1], [3000, 1]),
+        (MAX_DECODED // 8, [5, 3, 1], [8, 1]),
+        (MAX_DECODED, [1, 1], [1, 1]),
+        (MAX_DECODED + 1, [1, 1], [1, 1]),
+    ],
+    ids=str,
+)
+def test_a_batch_is_bounded_in_rows_and_in_rows_times_draws(
+    make: Make, recorder: Recorder, draws: int, sizes: list[int], expected: list[int]
+) -> None:
+    async def test() -> None:
+        batcher = make(max_rows=10**9)
+        futures = [
+            batcher.submit("score", rows(*[float(place)] * size), size, draws, FAR)
+            for place, size in enumerate(sizes)
+        ]
+        for place, future in enumerate(futures):
+            assert (await future)["double"].tolist() == [2.0 * place] * sizes[place]
+        assert [len(values) for _, values in recorder.runs] == expected
+
+    run(test())
+
+
+def test_the_queue_is_bounded_in_rows_times_draws(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make(max_rows=10)
+        first = batcher.submit("score", rows(1, 2), 2, 4, FAR)
+        assert batcher.queued == 8
+        with pytest.raises(Overloaded, match="8 rows wait, at most 10 may"):
+            batcher.submit("score", rows(3), 1, 3, FAR)
+        second = batcher.submit("score", rows(3), 1, 2, FAR)
+        assert batcher.queued == 10
+        with pytest.raises(Overloaded):
+            batcher.submit("encode", rows(4), 1, 1, FAR)
+        await asyncio.gather(first, second)
+        assert batcher.queued == 0
+        await batcher.submit("encode", rows(4), 1, 1, FAR)
+        assert [values for _, values in recorder.runs] == [[1, 2], [3], [4]]
+
+    run(test())
+
+
+def test_a_request_larger_than_the_queue_runs_when_nothing_waits(make: Make) -> None:
+    async def test() -> None:
+        batcher = make(max_rows=2)
+        outputs = await batcher.submit("encode", rows(1, 2, 3), 3, 1, FAR)
+        assert outputs["double"].tolist() == [2, 4, 6]
+
+    run(test())
+
+
+def test_what_waited_too_long_is_not_computed(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make(THREADED)
+        recorder.go.clear()
+        first = batcher.submit("encode", rows(1), 1, 1, FAR)
+        await began(recorder)
+        soon = time.perf_counter() + 0.01
+        late = batcher.submit("encode", rows(2), 1, 1, soon)
+        other = batcher.submit("encode", rows(3), 1, 1, FAR)
+        while time.perf_counter() <= soon:
+            await asyncio.sleep(0)
+        recorder.go.set()
+        with pytest.raises(DeadlineExceeded, match="the deadline passed in the queue, after 0.0"):
+            await late
+        assert (await other)["double"].tolist() == [6]
+        await first
+        assert recorder.runs == [("encode", [1]), ("encode", [3])]
+        assert batcher.queued == 0
+
+    run(test())
+
+
+def test_a_queue_of_nothing_but_late_requests_does_not_stop_the_rest(
+    make: Make, recorder: Recorder
+) -> None:
+    async def test() -> None:
+        batcher = make()
+        late = batcher.submit("encode", rows(1), 1, 1, 0.0)
+        other = batcher.submit("decode", rows(2), 1, 1, FAR)
+        assert (await other)["double"].tolist() == [4]
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert recorder.runs == [("decode", [2])]
+
+    run(test())
+
+
+def test_what_nobody_waits_for_is_not_computed(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make()
+        futures = [batcher.submit("encode", rows(v), 1, 1, FAR) for v in (1, 2, 3)]
+        futures[1].cancel()
+        assert (await futures[0])["double"].tolist() == [2]
+        assert (await futures[2])["double"].tolist() == [6]
+        assert recorder.runs == [("encode", [1, 3])]
+        assert batcher.queued == 0
+
+    run(test())
+
+
+def test_a_client_that_leaves_during_its_run_disturbs_nobody(
+    make: Make, recorder: Recorder
+) -> None:
+    async def test() -> None:
+        batcher = make(THREADED)
+        recorder.go.clear()
+        futures = [batcher.submit("encode", rows(v, -v), 2, 1, FAR) for v in (1, 2, 3)]
+        await began(recorder)
+        futures[1].cancel()
+        recorder.go.set()
+        assert (await futures[0])["double"].tolist() == [2, -2]
+        assert (await futures[2])["double"].tolist() == [6, -6]
+
+    run(test())
+
+
+@pytest.mark.parametrize("row_s", [INLINE, THREADED], ids=["inline", "threaded"])
+def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
+    make: Make, recorder: Recorder, row_s: Mapping[str, float]
+) -> None:
+    async def test() -> None:
+        batcher = make(row_s)
+        recorder.error = ValueError("no memory")
+        futures = [batcher.submit("encode", rows(v), 1, 1, FAR) for v in (1, 2)]
+        for future in futures:
+            with pytest.raises(ValueError, match="no memory"):
+                await future
+        recorder.error = None
+        outputs = await batcher.submit("encode", rows(3), 1, 1, FAR)
+        assert outputs["double"].tolist() == [6]
+        assert batcher.queued == 0
+
+    run(test())
+
+
+def test_short_runs_stay_on_the_loop_and_long_ones_go_to_the_thread(
+    make: Make, recorder: Recorder
+) -> None:
+    async def test() -> None:
+        batcher = make({"encode": INLINE_S / 4, "score": INLINE_S / 4})
+        await batcher.submit("encode", rows(1, 2, 3, 4), 4, 1, FAR)
+        await batcher.submit("encode", rows(1, 2, 3, 4, 5), 5, 1, FAR)
+        await batcher.submit("score", rows(1, 2), 2, 2, FAR)
+        await batcher.submit("score", rows(1, 2), 2, 3, FAR)
+        main = threading.main_thread()
+        assert [thread is main for thread in recorder.threads] == [True, False, True, False]
+        assert recorder.threads[1].name.startswith("engine")
+
+    run(test())
+
+
+def test_the_loop_is_free_during_a_long_run(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make(THREADED)
+        recorder.go.clear()
+        future = batcher.submit("encode", rows(1), 1, 1, FAR)
+        await began(recorder)
+        # the run cannot end before the loop sets this: a blocked loop would never come here
+        asyncio.get_running_loop().call_soon(recorder.go.set)
+        assert (await future)["double"].tolist() == [2]
+
+    run(test())
+
+
+def test_one_long_run_at_a_time(make: Make, recorder: Recorder) -> None:
+    async def test() -> None:
+        batcher = make(THREADED)
+        recorder.go.clear()
+        futures = [batcher.submit("encode", rows(1), 1, 1, FAR)]
+        await began(recorder)
+        for operation in ("decode", "score", "encode"):
+            futures.append(batcher.submit(operation, rows(2), 1, 1, FAR))
+            await asyncio.sleep(0)
+        assert len(recorder.threads) == 1
+        assert batcher.queued == 3
+        recorder.go.set()
+        await asyncio.gather(*futures)
+        assert [operation for operation, _ in recorder.runs[1:]] == ["decode", "score", "encode"]
+
+    run(test())
+
+
+def test_runs_rows_and_waits_are_counted(make: Make, board: Board) -> None:
+    def counted(name: str) -> tuple[float, float]:
+        places = range(len(HISTOGRAMS[name]) + 1)
+        count = sum(board.total(name, "encode", place) for place in places)
+        return count, board.total(name, "encode", "sum")
+
+    async def test() -> None:
+        batcher = make()
+        await asyncio.gather(
+            *(batcher.submit("encode", rows(*[1.0] * size), size, 1, FAR) for size in (1, 2, 4))
+        )
+        await batcher.submit("encode", rows(1, 2), 2, 1, FAR)
+
+    before = time.time()
+    run(test())
+    assert counted("batch_rows") == (2, 9)
+    assert board.total("batch_rows", "encode", HISTOGRAMS["batch_rows"].index(8.0)) == 1
+    assert board.total("rows", "encode") == 9
+    assert counted("queue")[0] == 4
+    assert counted("compute")[0] == 2
+    assert 0 < counted("queue")[1] < 20
+    assert before <= board.top("last_inference", "encode") <= time.time()

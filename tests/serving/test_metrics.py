@@ -1,0 +1,232 @@
+"""Metrics: what the board holds is what Prometheus reads, and what a server did is what it says."""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving import Client
+from serving.board import ROWS, SECONDS, Board
+from serving.engine import Engine
+from serving.metrics import render, statistics
+from tests.serving.conftest import SEALED
+from tests.serving.running import Running, serve
+
+NAMES = {"model": "vae", "version": "3", "digest": "ab"}
+OPERATIONS = ("encode", "decode", "reconstruct", "sample", "score")
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def parsed(text: str) -> dict[Sample, float]:
+    """Every sample by name and labels, as Prometheus' own parser reads them."""
+    found: dict[Sample, float] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation, family.name
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def key(name: str, **labels: str) -> Sample:
+    return name, tuple(sorted(labels.items()))
+
+
+def rendered(board: Board) -> dict[Sample, float]:
+    return parsed(render(board, NAMES).decode())
+
+
+@pytest.fixture
+def boards(tmp_path: Path) -> list[Board]:
+    """The parent's view and those of two workers."""
+    return [Board(tmp_path / "board", 3, row) for row in range(3)]
+
+
+def test_counters_are_summed_over_processes(boards: list[Board]) -> None:
+    parent, first, second = boards
+    first.add("requests", "encode", "rest", 200)
+    second.add("requests", "encode", "rest", 200, value=2)
+    second.add("requests", "encode", "grpc", 429)
+    first.add("rows", "encode", value=5)
+    second.add("rows", "encode", value=6)
+    first.put("ready", value=1)
+    second.put("ready", value=1)
+    parent.add("registry_failures", value=4)
+    for board in boards:
+        found = rendered(board)
+        labels = {"operation": "encode", "transport": "rest", "status": "200"}
+        assert found[key("vae_requests_total", **labels)] == 3
+        labels = {"operation": "encode", "transport": "grpc", "status": "429"}
+        assert found[key("vae_requests_total", **labels)] == 1
+        assert sum(name == "vae_requests_total" for name, _ in found) == 2
+        assert found[key("vae_rows_total", operation="encode")] == 11
+        assert found[key("vae_rows_total", operation="score")] == 0
+        assert found[key("vae_ready")] == 2
+        assert found[key("vae_registry_failures_total")] == 4
+        assert found[key("vae_model_info", **NAMES)] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "bounds"),
+    [
+        ("request", "vae_request_seconds", SECONDS),
+        ("batch_rows", "vae_batch_rows", ROWS),
+    ],
+    ids=["seconds", "rows"],
+)
+def test_buckets_are_cumulative_with_their_bounds_included(
+    boards: list[Board], name: str, metric: str, bounds: tuple[float, ...]
+) -> None:
+    values = [bounds[0] / 2, bounds[0], bounds[1], (bounds[1] + bounds[2]) / 2, bounds[-1] * 2]
+    for place, value in enumerate(values):
+        boards[1 + place % 2].observe(name, "score", value)
+    found = rendered(boards[0])
+    for bound in (*bounds, math.inf):
+        label = "+Inf" if math.isinf(bound) else str(bound)
+        expected = sum(value <= bound for value in values)
+        assert found[key(f"{metric}_bucket", operation="score", le=label)] == expected
+    assert found[key(f"{metric}_count", operation="score")] == 5
+    assert found[key(f"{metric}_sum", operation="score")] == pytest.approx(sum(values), rel=1e-12)
+
+
+def test_a_restarted_worker_keeps_its_counts(tmp_path: Path) -> None:
+    Board(tmp_path / "board", 2, 1).add("rows", "score", value=7)
+    assert Board(tmp_path / "board", 2, 0).total("rows", "score") == 7
+
+
+def test_every_process_sees_a_flag(boards: list[Board]) -> None:
+    boards[2].tell("unloaded.score", value=1)
+    assert [board.get("unloaded.score") for board in boards] == [1, 1, 1]
+    boards[1].tell("unloaded.score", value=0)
+    assert [board.get("unloaded.score") for board in boards] == [0, 0, 0]
+
+
+def test_statistics_are_nanoseconds_and_counts_over_processes(boards: list[Board]) -> None:
+    for board, seconds in zip(boards[1:], (0.5, 0.25), strict=True):
+        board.add("requests", "score", "rest", 200)
+        board.add("requests", "score", "grpc", 504)
+        board.observe("request", "score", seconds)
+        board.observe("compute", "score", seconds / 2)
+        board.add("rows", "score", value=3)
+    boards[1].put("last_inference", "score", value=1e9)
+    boards[2].put("last_inference", "score", value=2e9)
+    found = statistics(boards[0], "score", "3")
+    assert (found["name"], found["version"]) == ("score", "3")
+    assert found["last_inference"] == 2 * 10**12
+    assert (found["inference_count"], found["execution_count"]) == (6, 2)
+    assert found["inference_stats"]["success"] == {"count": 2, "ns": 750_000_000}
+    assert found["inference_stats"]["compute_infer"] == {"count": 2, "ns": 375_000_000}
+    assert found["inference_stats"]["fail"]["count"] == 2
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two workers that share their ports."""
+    folder = tmp_path_factory.mktemp("pair")
+    with serve(folder, SEALED, "--workers", "2", "--drain", "2") as running:
+        yield running
+
+
+def scrape(server: Running) -> dict[Sample, float]:
+    response = httpx.get(f"{server.rest}/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return parsed(response.text)
+
+
+def grown(before: dict[Sample, float], after: dict[Sample, float]) -> dict[Sample, float]:
+    """Counters that grew, without the times that nobody knows."""
+    return {
+        sample: value - before.get(sample, 0)
+        for sample, value in after.items()
+        if value != before.get(sample, 0)
+        and sample[0] in ("vae_requests_total", "vae_rows_total", "vae_request_seconds_count")
+    }
+
+
+def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
+    before = scrape(server)
+    with Client(server.rest) as client:
+        client.score(x[:4], 3, 1)
+        client.sample(5)
+        client.sample(6)
+    for path, content in (
+        ("sample/infer", {"parameters": {"sed": 1}}),
+        ("sample/infer", {"parameters": {"timeout": 1}}),
+        ("sample/versions/41/infer", {}),
+        ("nope/infer", {}),
+    ):
+        httpx.post(f"{server.rest}/v2/models/{path}", json=content)
+    after = scrape(server)
+
+    def requests(operation: str, status: str) -> Sample:
+        return key("vae_requests_total", operation=operation, transport="rest", status=status)
+
+    assert grown(before, after) == {
+        requests("score", "200"): 1,
+        requests("sample", "200"): 2,
+        requests("sample", "400"): 1,
+        requests("sample", "404"): 1,
+        requests("sample", "504"): 1,
+        key("vae_rows_total", operation="score"): 4,
+        key("vae_rows_total", operation="sample"): 11,
+        key("vae_request_seconds_count", operation="score"): 1,
+        key("vae_request_seconds_count", operation="sample"): 2,
+    }
+    assert after[key("vae_ready")] == 1
+    names = {"model": "bundle", "version": server.version, "digest": server.digest}
+    assert after[key("vae_model_info", **names)] == 1
+
+
+def test_two_workers_answer_with_the_same_bytes_and_count_together(
+    pair: Running, engine: Engine, x: np.ndarray
+) -> None:
+    """Many connections, so that both workers answer; each of them gives the whole sum."""
+    assert len(pair.children()) == 2
+    sample = engine.sample(7, 21).tobytes()
+    scores = {name: array.tobytes() for name, array in engine.score(x[:9], 2, 21).items()}
+
+    def ask(_: int) -> None:
+        with Client(pair.rest) as client:
+            assert client.sample(7, seed=21).tobytes() == sample
+            found = client.score(x[:9], num_samples=2, seed=21)
+            assert {name: array.tobytes() for name, array in found.items()} == scores
+
+    before = scrape(pair)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(40)))
+    for _ in range(10):
+        counts = grown(before, scrape(pair))
+        assert counts[key("vae_rows_total", operation="sample")] == 280
+        assert counts[key("vae_rows_total", operation="score")] == 360
+        labels = {"transport": "rest", "status": "200"}
+        assert counts[key("vae_requests_total", operation="sample", **labels)] == 40
+    assert scrape(pair)[key("vae_ready")] == 2
+
+
+def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
+    def statuses() -> set[int]:
+        address = f"{pair.rest}/v2/models/sample/infer"
+        return {httpx.post(address, json={}).status_code for _ in range(16)}
+
+    assert statuses() == {200}
+    httpx.post(f"{pair.rest}/v2/repository/models/sample/unload")
+    assert statuses() == {503}
+    httpx.post(f"{pair.rest}/v2/repository/models/sample/load")
+    assert statuses() == {200}
+
+
+def test_statistics_are_those_of_the_metrics(pair: Running) -> None:
+    metrics = scrape(pair)
+    content: dict[str, Any] = httpx.get(f"{pair.rest}/v2/models/stats").json()
+    for entry in content["model_stats"]:
+        name = entry["name"]
+        assert entry["inference_count"] == metrics[key("vae_rows_total", operation=name)]
+        runs = metrics[key("vae_compute_seconds_count", operation=name)]
+        assert entry["execution_count"] == runs
