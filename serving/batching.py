@@ -65,8 +65,9 @@ class Batcher:
         self._queues: dict[Key, deque[Waiting]] = {}
         self.queued = 0
         """Rows times draws that wait."""
+        self.running = False
+        """Whether a long run is under way, in the thread."""
         self._scheduled = False
-        self._running = False
 
     def submit(
         self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
@@ -85,7 +86,7 @@ class Batcher:
         waiting = Waiting(inputs, rows, deadline, time.perf_counter(), loop.create_future())
         self._queues.setdefault((operation, draws), deque()).append(waiting)
         self.queued += cost
-        if not (self._scheduled or self._running):
+        if not (self._scheduled or self.running):
             self._scheduled = True
             loop.call_soon(self._next)
         return waiting.result
@@ -136,7 +137,7 @@ class Batcher:
             else:
                 self._finish(operation, batch, started, rows, outputs)
             return
-        self._running = True
+        self.running = True
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._executor, self._join_and_compute, operation, batch)
         future.add_done_callback(
@@ -160,7 +161,7 @@ class Batcher:
         rows: int,
         outcome: Outputs | BaseException,
     ) -> None:
-        self._running = False
+        self.running = False
         board = self._board
         board.observe("compute", operation, time.perf_counter() - started)
         board.observe("batch_rows", operation, rows)

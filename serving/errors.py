@@ -83,6 +83,13 @@ class Overloaded(VaeError):
     grpc_status = "RESOURCE_EXHAUSTED"
 
 
+class ClientLeft(VaeError):
+    """Nobody waits for the answer any more."""
+
+    status = 499
+    grpc_status = "CANCELLED"
+
+
 class NotReady(VaeError):
     """The model is not loaded, or the server is about to stop."""
 

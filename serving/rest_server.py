@@ -19,6 +19,7 @@ from serving import metrics
 from serving.access import Access
 from serving.errors import (
     BodyTimeout,
+    ClientLeft,
     DataRefused,
     MethodNotAllowed,
     NotFound,
@@ -29,6 +30,7 @@ from serving.errors import (
 )
 from serving.openapi import openapi_document
 from serving.page import PAGE
+from serving.protocol import InferRequest, InferResponse
 from serving.rest_codec import BINARY, HEADER_LENGTH, JSON, decode_request, encode_response
 from serving.service import Service
 from serving.tracing import Tracer
@@ -195,6 +197,24 @@ class RestServer:
             },
         )
 
+    async def infer(self, decoded: InferRequest, protocol: Any) -> InferResponse:
+        """Run a request; drop it from the queue where its client leaves.
+
+        Raises:
+            ClientLeft: it did.
+        """
+        answer = self.service.infer(decoded)
+        if not self.service.served.batcher.running:  # it will not wait
+            return await answer
+        task = asyncio.ensure_future(answer)
+        left = asyncio.ensure_future(protocol.client_disconnect())
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            left.cancel()
+            return task.result()
+        task.cancel()
+        raise ClientLeft("the client left")
+
     async def read_body(self, request: Request) -> bytes:
         """Give the body; it counts as in memory until the request is answered.
 
@@ -248,7 +268,7 @@ async def infer(server: RestServer, request: Request) -> Answer:
         body = await server.read_body(request)
         decoded, binary = decode_request(operation, request.version, body, header_length)
         with server.tracer.span(request.headers, operation.name) as span:
-            response = await service.infer(decoded)
+            response = await server.infer(decoded, request.protocol)
             span.tell(response.version, decoded)
         started = time.perf_counter()
         content, length = encode_response(response, binary)

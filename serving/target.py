@@ -114,6 +114,9 @@ class Follower:
             self._refuse(str(version), err)
         except VaeError as err:
             self._unreachable(err)
+        except Exception:
+            LOG.exception("version %s goes on", self._source.version)
+            self._board.add("registry_failures")
 
     def _resolve(self) -> str | None:
         if self._client is None:

@@ -14,7 +14,6 @@ from serving.access import Access
 from serving.board import Board
 from serving.bundle import open_bundle
 from serving.engine import Device, Engine
-from serving.errors import VaeError
 from serving.grpc_server import GrpcServer
 from serving.rest_server import Limits, RestServer
 from serving.service import Served, Service
@@ -172,7 +171,7 @@ class Worker:
                 continue
             try:
                 served = await asyncio.to_thread(self._open, target)
-            except VaeError as err:
+            except Exception as err:  # noqa: BLE001 - whatever it is, the old version goes on
                 LOG.error("version %s is refused: %s", target.version, err)
                 self._board.add("reload_failures")
                 reason = {"version": str(target.version), "reason": str(err)}

@@ -57,19 +57,20 @@ def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
     """The block of `vae serve`: the server, what asks it, the code of serving/README.md."""
     (command,) = (words for words in commands() if words[:2] == ["vae", "serve"])
     ports = ("--port", "0", "--grpc-port", "0", "--drain", "1")
-    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, env=env, cwd=folder)
-    try:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, *ports], stdout=pipe, env=env, cwd=folder) as process:
         assert process.stdout is not None
-        address = json.loads(process.stdout.readline())["rest"].removeprefix("http://")
-        for words in commands():
-            if words[0] == "curl":
-                assert json.loads(ask(words, address))["outputs"][0]["shape"] == [3, 6, 5]
-        for code in blocks("python", SERVING_README):
-            code = code.replace("localhost:8080", address)
-            subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=env)
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+        try:
+            address = json.loads(process.stdout.readline())["rest"].removeprefix("http://")
+            for words in commands():
+                if words[0] == "curl":
+                    assert json.loads(ask(words, address))["outputs"][0]["shape"] == [3, 6, 5]
+            for code in blocks("python", SERVING_README):
+                code = code.replace("localhost:8080", address)
+                subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=env)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_every_command_runs(tmp_path: Path) -> None:
