@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class Access:
         digest = hmac.new(self.webhook_secret.encode(), signed, hashlib.sha256).digest()
         expected = f"v1,{base64.b64encode(digest).decode()}"
         given = headers.get("x-mlflow-signature") or ""
-        fresh = (stamp or "").isdigit() and abs(time.time() - int(stamp)) <= MAX_AGE_S
+        fresh = re.fullmatch("[0-9]{1,12}", stamp or "") is not None
+        fresh = fresh and abs(time.time() - int(stamp)) <= MAX_AGE_S
         if not (fresh and hmac.compare_digest(given.encode(), expected.encode())):
             raise Unauthorized("the webhook is not signed with this server's secret, or is old")

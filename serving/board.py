@@ -14,7 +14,7 @@ from serving.operations import OperationName
 
 OPERATIONS: tuple[str, ...] = get_args(OperationName)
 TRANSPORTS = ("rest", "grpc")
-STATUSES = (200, 400, 401, 404, 405, 408, 413, 429, 499, 500, 503, 504)
+STATUSES = (200, 400, 401, 404, 405, 408, 411, 413, 429, 499, 500, 503, 504)
 """Answers that are counted; gRPC's are counted under the status of REST. 499: the client left."""
 SECONDS = (
     1e-4,
@@ -44,7 +44,7 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
 """Distributions of each operation, by name, with the upper bounds of their buckets."""
 GAUGES = ("ready", "queued_rows", "queued_bytes", "loaded_at")
 COUNTERS = ("reloads", "reload_failures", "registry_failures")
-FLAGS = ("draining", "hints", *(f"unloaded.{operation}" for operation in OPERATIONS))
+FLAGS = ("draining", "stopping", "hints", *(f"unloaded.{operation}" for operation in OPERATIONS))
 
 
 def _fields() -> Iterator[tuple[object, ...]]:

@@ -6,6 +6,7 @@ In: a directory. Out: a `Bundle`. Anything missing, damaged or not listed raises
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -67,8 +68,11 @@ class Bundle:
 
     def golden(self) -> dict[str, NDArray[Any]]:
         """A few inputs and what torch made of them: the self-check at load."""
-        with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
+            raise VerificationFailed(f"cannot read {self.path / GOLDEN}: {err}") from err
 
     def read_json(self, name: str) -> Any:
         """Read one of the JSON files, `metrics.json` for example."""

@@ -151,15 +151,26 @@ class Engine:
         """
         golden = self.bundle.golden()
         for operation in self.operations.values():
-            inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
-            for name, value in self.run(operation.name, inputs).items():
-                key = f"{operation.name}.{name}"
-                error = float(np.abs(value - golden[key]).max())
-                if not error <= golden[f"{key}.budget"]:
-                    raise VerificationFailed(
-                        f"self-check of {self.bundle.path} failed: {operation.name} puts {name} "
-                        f"off by {error:.3g}, allowed {golden[f'{key}.budget']:.3g}"
-                    )
+            try:
+                self._compare(operation, golden)
+            except (KeyError, ValueError, TypeError, DataRefused) as err:
+                raise VerificationFailed(
+                    f"self-check of {self.bundle.path} failed: its golden rows of {operation.name} "
+                    f"cannot be used: {err!r}"
+                ) from err
+
+    def _compare(self, operation: Operation, golden: Mapping[str, Array]) -> None:
+        inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
+        for name, value in self.run(operation.name, inputs).items():
+            key = f"{operation.name}.{name}"
+            if value.shape != golden[key].shape:
+                raise ValueError(f"{name} is {value.shape}, golden is {golden[key].shape}")
+            error = float(np.abs(value - golden[key]).max())
+            if not error <= golden[f"{key}.budget"]:
+                raise VerificationFailed(
+                    f"self-check of {self.bundle.path} failed: {operation.name} puts {name} "
+                    f"off by {error:.3g}, allowed {golden[f'{key}.budget']:.3g}"
+                )
 
     def placement(self) -> dict[str, int]:
         """Number of nodes that each provider was given, over all graphs."""

@@ -11,6 +11,8 @@ class VaeError(Exception):
     exit_code = 1
     status = 500
     grpc_status = "INTERNAL"
+    headers: tuple[tuple[str, str], ...] = ()
+    """What an answer over HTTP says besides."""
 
 
 class UsageRefused(VaeError):
@@ -46,6 +48,7 @@ class Unauthorized(VaeError):
 
     status = 401
     grpc_status = "UNAUTHENTICATED"
+    headers = (("www-authenticate", "Bearer"),)
 
 
 class NotFound(VaeError):
@@ -61,12 +64,23 @@ class MethodNotAllowed(VaeError):
     status = 405
     grpc_status = "UNIMPLEMENTED"
 
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.headers = (("allow", allowed),)
+
 
 class BodyTimeout(VaeError):
     """The body of a request did not come in time."""
 
     status = 408
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class LengthRequired(VaeError):
+    """The request does not say how long its body is."""
+
+    status = 411
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class TooLarge(VaeError):
@@ -81,6 +95,7 @@ class Overloaded(VaeError):
 
     status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
+    headers = (("retry-after", "1"),)
 
 
 class ClientLeft(VaeError):
@@ -95,6 +110,7 @@ class NotReady(VaeError):
 
     status = 503
     grpc_status = "UNAVAILABLE"
+    headers = (("retry-after", "1"),)
 
 
 class DeadlineExceeded(VaeError):

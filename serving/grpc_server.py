@@ -10,11 +10,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
-import numpy as np
 
 from serving import open_inference_pb2 as pb
 from serving.access import Access
-from serving.errors import DataRefused, NotFound, NotReady, UsageRefused, VaeError
+from serving.errors import (
+    DataRefused,
+    NotFound,
+    NotReady,
+    Unauthorized,
+    UsageRefused,
+    VaeError,
+)
 from serving.protocol import (
     DATATYPES,
     Array,
@@ -33,6 +39,8 @@ HEALTH = "grpc.health.v1.Health"
 DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11}
 """Triton's numbers for datatypes in a model configuration."""
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+MAX_MESSAGE = 1000
+"""Characters of an error; clients refuse metadata beyond some kilobytes."""
 _SERVING, _NOT_SERVING = 1, 2
 
 Call = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
@@ -47,14 +55,23 @@ class GrpcServer:
         max_bytes: largest message that comes in.
         max_calls: calls under way at a time; more are refused at once.
         tracer: where spans go.
+        access_log: whether to log every call.
     """
 
     def __init__(
-        self, service: Service, access: Access, tracer: Tracer, *, max_bytes: int, max_calls: int
+        self,
+        service: Service,
+        access: Access,
+        tracer: Tracer,
+        *,
+        max_bytes: int,
+        max_calls: int,
+        access_log: bool = False,
     ) -> None:
         self.service = service
         self.access = access
         self.tracer = tracer
+        self.access_log = access_log
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_bytes),
@@ -64,7 +81,7 @@ class GrpcServer:
             maximum_concurrent_rpcs=max_calls,
         )
         for name, calls in ((SERVICE, _CALLS), (HEALTH, _HEALTH_CALLS)):
-            handlers = {call: self._handler(*parts) for call, parts in calls.items()}
+            handlers = {call: self._handler(call, *parts) for call, parts in calls.items()}
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
@@ -82,8 +99,9 @@ class GrpcServer:
         """Take no new calls; give those under way time to end."""
         await self._server.stop(grace_s)
 
-    def _handler(self, call: Call, request: Any, needs_key: bool) -> Any:
+    def _handler(self, name: str, call: Call, request: Any, needs_key: bool) -> Any:
         async def answer(message: Any, context: Any) -> Any:
+            started = time.perf_counter()
             try:
                 if self.access.api_key and needs_key:
                     metadata = dict(context.invocation_metadata())
@@ -92,17 +110,36 @@ class GrpcServer:
             except VaeError as err:
                 if err.status == 500:
                     LOG.error("%s", err)
-                await context.abort(getattr(grpc.StatusCode, err.grpc_status), str(err))
+                if isinstance(err, Unauthorized) and call is infer:
+                    self.service.record("grpc", message.model_name, err.status, 0.0)
+                code = getattr(grpc.StatusCode, err.grpc_status)
+                await context.abort(code, str(err)[:MAX_MESSAGE])
             except Exception:
                 if context.cancelled():
                     raise
-                name = uuid.uuid4().hex
-                LOG.exception("internal error", extra={"request_id": name})
-                await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {name}")
+                given = uuid.uuid4().hex
+                LOG.exception("internal error", extra={"request_id": given})
+                await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
+            finally:
+                if self.access_log:
+                    _log_call(name, message, context, started)
 
         return grpc.unary_unary_rpc_method_handler(
             answer, request.FromString, lambda reply: reply.SerializeToString()
         )
+
+
+def _log_call(name: str, message: Any, context: Any, started: float) -> None:
+    LOG.info(
+        "%s %s %s",
+        name,
+        getattr(message, "model_name", ""),
+        context.code() or grpc.StatusCode.OK.name,
+        extra={
+            "request_id": getattr(message, "id", ""),
+            "ms": round((time.perf_counter() - started) * 1e3, 3),
+        },
+    )
 
 
 async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:
@@ -226,7 +263,7 @@ def decode_request(message: Any) -> InferRequest:
             inputs[name] = from_bytes(name, datatype, shape, memoryview(raw[place]))
         else:
             field = _CONTENTS.get(datatype, "fp32_contents")
-            values = np.array(getattr(tensor.contents, field))
+            values = [*getattr(tensor.contents, field)]
             inputs[name] = from_values(name, datatype, shape, values)
     return InferRequest(
         model=message.model_name,

@@ -32,20 +32,20 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback of an error that nobody expected."""
         extras = [f"{n}={v}" for n in _EXTRAS if (v := getattr(record, n, None))]
-        line = " ".join([self.formatTime(record, "%H:%M:%S"), record.getMessage(), *extras])
+        message = " ".join([self.formatTime(record, "%H:%M:%S"), record.getMessage(), *extras])
+        # a request may not write lines of its own
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
 def configure(log_format: LogFormat) -> None:
-    """Send the server's log lines to stderr."""
+    """Send the server's log lines to stderr, and the warnings of libraries in the same form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else PlainFormatter())
-    logger = logging.getLogger("serving")
-    logger.handlers[:] = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger("serving").setLevel(logging.INFO)
 
 
 def granian_config(log_format: LogFormat) -> dict[str, object]:

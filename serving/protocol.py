@@ -10,6 +10,7 @@ import contextlib
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from serving.errors import DataRefused
 from serving.operations import Tensor
 
 Array = NDArray[Any]
+MAX_VALUES = 2**28
+"""In one tensor; also where another size is 0, since numpy multiplies the others."""
 Parameter = str | int | float | bool
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -65,6 +68,8 @@ def wire_shape(name: str, shape: object) -> tuple[int, ...]:
         raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
     if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
         raise DataRefused(f"shape of {name} must be at most 8 sizes from 0 on, got {list(shape)}")
+    if math.prod(size or 1 for size in shape) > MAX_VALUES:
+        raise DataRefused(f"{name} may hold {MAX_VALUES} values, its shape is {list(shape)}")
     return tuple(shape)
 
 
@@ -83,18 +88,31 @@ def from_bytes(name: str, datatype: object, shape: object, content: memoryview) 
 def from_values(name: str, datatype: object, shape: object, values: object) -> Array:
     """A list of numbers, flat or nested, to an array; a number that does not fit is refused."""
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
-    if isinstance(values, list) and len(values) == math.prod(sizes):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            return np.frombuffer(_FROM_LIST[dtype](values), dtype).reshape(sizes)
+    numbers, found = _flatten(name, values)
+    if len(numbers) != math.prod(sizes) or (len(found) > 1 and found != sizes):
+        raise DataRefused(f"data of {name} has shape {list(found)}, shape says {list(sizes)}")
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return np.frombuffer(_FROM_LIST[dtype](numbers), dtype).reshape(sizes)
     try:
-        tensor = np.array(values)
-    except (ValueError, OverflowError) as err:
-        raise DataRefused(f"data of {name} must be numbers in rows of one length: {err}") from err
-    if tensor.dtype.kind not in "iuf" and tensor.size:
-        raise DataRefused(f"data of {name} must be numbers, got {tensor.dtype}")
-    if tensor.size != math.prod(sizes) or (tensor.ndim > 1 and tensor.shape != sizes):
-        raise DataRefused(f"data of {name} has shape {tensor.shape}, shape says {list(sizes)}")
+        tensor = np.array(numbers, np.float64)
+    except OverflowError as err:
+        raise DataRefused(f"data of {name} holds a number that is too large") from err
     return exact(name, tensor, dtype).reshape(sizes)
+
+
+def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, ...]]:
+    """The numbers of a list, flat or nested, and its shape; nothing but numbers may be in it."""
+    if not isinstance(values, list):
+        raise DataRefused(f"data of {name} must be a list of numbers")
+    sizes = [len(values)]
+    while values and type(values[0]) is list:
+        if {*map(type, values)} != {list} or len({*map(len, values)}) != 1:
+            raise DataRefused(f"data of {name} must be numbers in rows of one length")
+        sizes.append(len(values[0]))
+        values = [*chain.from_iterable(values)]
+    if not {*map(type, values)} <= {int, float}:
+        raise DataRefused(f"data of {name} must be numbers")
+    return values, tuple(sizes)
 
 
 def exact(name: str, array: Array, dtype: np.dtype[Any]) -> Array:

@@ -5,6 +5,7 @@ extension. A header `Inference-Header-Content-Length` says where the JSON ends; 
 body is one raw tensor.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def decode_request(
 def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
     """Write the body of an answer, and the length of its JSON if tensors follow."""
     outputs: list[dict[str, Any]] = []
-    tail: list[bytes] = []
+    tail: list[memoryview] = []
     for name, array in response.outputs.items():
         output: dict[str, Any] = {
             "name": name,
@@ -80,8 +81,8 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
             "shape": array.shape,
         }
         if binary.wants(name):
-            tail.append(array.tobytes())
-            output["parameters"] = {"binary_data_size": len(tail[-1])}
+            tail.append(np.ascontiguousarray(array).data)  # copied once, into the body
+            output["parameters"] = {"binary_data_size": array.nbytes}
         else:
             if not np.isfinite(array).all():
                 raise DataRefused(f"{name} is not finite, which JSON cannot say: ask for binary")
@@ -133,9 +134,10 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
 
 
 def _header_length(text: str, length: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= length):
+    if re.fullmatch("[0-9]{1,12}", text) is None or int(text) > length:
         raise DataRefused(
-            f"Inference-Header-Content-Length must be from 0 to the body's {length}, got {text!r}"
+            f"Inference-Header-Content-Length must be from 0 to the body's {length}, "
+            f"got {text[:20]!r}"
         )
     return int(text)
 
@@ -209,7 +211,9 @@ def _object(value: object, what: str) -> dict[str, Any]:
 
 
 def _list(content: Mapping[str, Any], name: str) -> list[Any]:
-    entries = content.get(name) or []
+    entries = content.get(name)
+    if entries is None:
+        return []
     if not isinstance(entries, list):
         raise DataRefused(f"{name} must be a list, got {type(entries).__name__}")
     return entries

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +17,12 @@ import orjson
 
 from serving import metrics
 from serving.access import Access
+from serving.board import OPERATIONS
 from serving.errors import (
     BodyTimeout,
     ClientLeft,
     DataRefused,
+    LengthRequired,
     MethodNotAllowed,
     NotFound,
     NotReady,
@@ -36,7 +38,6 @@ from serving.service import Service
 from serving.tracing import Tracer
 
 LOG = logging.getLogger(__name__)
-RETRY_AFTER_S = 1
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Headers = list[tuple[str, str]]
@@ -129,8 +130,23 @@ class RestServer:
         self.held = 0
         """Bytes of bodies in memory."""
 
-    async def __rsgi__(self, scope: Scope, protocol: Any) -> None:
-        """Answer one request."""
+    def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
+        """Answer one request; refuse in a few microseconds where too many are under way."""
+        if self.service.admission.full and not (self.access.api_key or self.access_log):
+            length = scope.headers.get("content-length")
+            match = _PATTERNS[0][1].fullmatch(scope.path)
+            # a small body is in a buffer already; a larger one must be read before an answer
+            if match and scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
+                return self._refuse(match["name"], protocol)
+        return self._answer(scope, protocol)
+
+    def _refuse(self, name: str, protocol: Any) -> Awaitable[None]:
+        if name in OPERATIONS:
+            self.service.board.add("requests", name, "rest", Overloaded.status)
+        protocol.response_bytes(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL)
+        return _DONE
+
+    async def _answer(self, scope: Scope, protocol: Any) -> None:
         headers = scope.headers
         request = Request(headers, protocol, started=time.perf_counter())
         given = headers.get("x-request-id")
@@ -168,14 +184,14 @@ class RestServer:
                 setattr(request, name, value)
             return route
         if methods:
-            raise MethodNotAllowed(f"{scope.path} takes {' or '.join(methods)}, got {scope.method}")
+            allowed = ", ".join(dict.fromkeys(methods))
+            raise MethodNotAllowed(f"{scope.path} takes {allowed}, got {scope.method}", allowed)
         raise NotFound(f"no address {scope.path!r}: see /docs")
 
     def _refusal(self, request: Request, err: VaeError) -> Answer:
         if err.status == 500:
             LOG.error("%s", err, extra={"request_id": request.id})
-        retry = (("retry-after", str(RETRY_AFTER_S)),) if err.status in (429, 503) else ()
-        return _error(err.status, str(err), retry)
+        return _error(err.status, str(err), err.headers)
 
     def _headers(self, request: Request, answer: Answer) -> Headers:
         headers = [("content-type", answer.content_type), *answer.headers]
@@ -219,53 +235,64 @@ class RestServer:
         """Give the body; it counts as in memory until the request is answered.
 
         Raises:
+            LengthRequired: it comes in chunks; granian does not say where such a body broke off.
             TooLarge: it is longer than a body may be.
-            Overloaded: bodies that wait take all the memory they may.
+            Overloaded: bodies take all the memory they may.
             BodyTimeout: it did not come in time.
+            ClientLeft: it broke off.
         """
-        if request.headers.get("content-encoding", "identity") != "identity":
+        headers = request.headers
+        if headers.get("content-encoding", "identity") != "identity":
             raise DataRefused("a body must come as it is, without a content-encoding")
-        given = request.headers.get("content-length")
-        length = self.limits.body_bytes if given is None else int(given)
+        given = headers.get("content-length")
+        if given is None and "transfer-encoding" in headers:
+            raise LengthRequired("a body must have a content-length: it may not come in chunks")
+        length = int(given or 0)
         if length > self.limits.body_bytes:
-            raise TooLarge(_too_large(self.limits))
-        if self.held + length > self.limits.total_bytes:
-            raise Overloaded("requests take all the memory they may: try again in a moment")
-        request.held = length
-        self.held += length
-        body = await self._read(request, known_length=given is not None)
-        request.started = time.perf_counter()
-        return body
-
-    async def _read(self, request: Request, *, known_length: bool) -> bytes:
+            raise TooLarge(f"a body may have {self.limits.body_bytes} bytes: send fewer rows")
         task = asyncio.current_task()
         assert task is not None
         # asyncio.timeout would cost a tenth of the whole request
         late = asyncio.get_running_loop().call_later(self.limits.body_s, task.cancel)
         try:
-            if known_length:
-                body: bytes = await request.protocol()
-                return body
-            chunks, size = [], 0
-            async for chunk in request.protocol:
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > self.limits.body_bytes:
-                    raise TooLarge(_too_large(self.limits))
-            return b"".join(chunks)
+            body = await self._read(request, length)
         except asyncio.CancelledError:
             raise BodyTimeout(f"the body did not come within {self.limits.body_s:g} s") from None
         finally:
             late.cancel()
+        request.started = time.perf_counter()
+        return body
+
+    async def _read(self, request: Request, length: int) -> bytes:
+        if length <= _SMALL_BODY:
+            self._hold(request, length)
+            try:
+                whole: bytes = await request.protocol()
+            except RuntimeError as err:  # granian's errors of a connection that ended
+                raise ClientLeft("the body broke off") from err
+            return whole
+        chunks: list[bytes] = []
+        async for chunk in request.protocol:
+            self._hold(request, len(chunk))  # as it comes: who declares much need not send it
+            chunks.append(chunk)
+        if request.held != length:
+            raise ClientLeft("the body broke off")
+        return b"".join(chunks)
+
+    def _hold(self, request: Request, size: int) -> None:
+        if self.held + size > self.limits.total_bytes:
+            raise Overloaded("requests take all the memory they may: try again in a moment")
+        request.held += size
+        self.held += size
 
 
 async def infer(server: RestServer, request: Request) -> Answer:
     """Run one operation."""
     service = server.service
+    _, operation = service.operation(request.name, request.version)
+    header_length = request.headers.get(HEADER_LENGTH)
+    body = await server.read_body(request)
     with service.admission:
-        _, operation = service.operation(request.name, request.version)
-        header_length = request.headers.get(HEADER_LENGTH)
-        body = await server.read_body(request)
         decoded, binary = decode_request(operation, request.version, body, header_length)
         with server.tracer.span(request.headers, operation.name) as span:
             response = await server.infer(decoded, request.protocol)
@@ -393,6 +420,20 @@ ROUTES = (
     Route("GET", "/docs", docs, "A page to read and try", open=True),
 )
 
+_SMALL_BODY = 2**16
+_SMALL_DIGITS = 4  # of a Content-Length: below 10,000 bytes
+_REFUSAL = orjson.dumps({"error": "too many requests are under way: try again in a moment"})
+_REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
+
+
+class _Done:
+    """An awaitable that has nothing to wait for."""
+
+    def __await__(self) -> Generator[None]:
+        yield from ()
+
+
+_DONE = _Done()
 _PATTERNS = [(r, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", r.path))) for r in ROUTES]
 
 
@@ -402,10 +443,6 @@ def _json(content: Any, status: int = 200) -> Answer:
 
 def _error(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
     return Answer(orjson.dumps({"error": message}), status=status, headers=headers)
-
-
-def _too_large(limits: Limits) -> str:
-    return f"a body may have {limits.body_bytes} bytes: send fewer rows a request"
 
 
 def _optional_object(body: bytes) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def serve(**options: Any) -> None:
     from serving.worker import Settings
 
     host = options["host"]
+    if options["port"] and options["port"] == options["grpc_port"]:
+        raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
     tls = _tls(options["tls_cert"], options["tls_key"])
     access = Access(
         api_key=_secret("VAE_API_KEY", options["api_key_file"]),
@@ -144,6 +146,7 @@ def serve(**options: Any) -> None:
     with runtime_folder() as folder:
         settings = Settings(
             folder=Path(folder),
+            parent=os.getpid(),
             host=host,
             port=free_port(host, options["port"], "--port"),
             grpc_port=free_port(host, options["grpc_port"], "--grpc-port"),

@@ -3,14 +3,17 @@
 Granian listens, restarts workers that die, and ends those that do not stop in time.
 """
 
+import contextlib
 import logging
 import multiprocessing
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, SSLProtocols
@@ -123,6 +126,18 @@ class Server(MPServer):  # type: ignore[misc]
         self._settings = settings
         self._board = board
 
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        with _signals_held():
+            super()._spawn_workers(spawn_target, target_loader)
+
+    def _respawn_workers(self, *args: Any, **kwargs: Any) -> None:
+        with _signals_held():
+            super()._respawn_workers(*args, **kwargs)
+
+    def _stop_workers(self) -> None:
+        self._board.tell("stopping", value=1)
+        super()._stop_workers()
+
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
         return super()._spawn_worker(idx, target, partial(callback_loader, idx))
 
@@ -139,14 +154,26 @@ class Server(MPServer):  # type: ignore[misc]
         timer.start()
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Have processes begin without SIGINT and SIGTERM: their parent decides when they end."""
+    resource_tracker.ensure_running()  # where it starts, it lets both signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _announce(board: Board, settings: Settings, started: Callable[[], None]) -> None:
     until = time.monotonic() + START_S
-    while time.monotonic() < until:
+    while time.monotonic() < until and not board.get("draining"):
         if board.total("ready") >= settings.workers and _answers(settings):
             started()
             return
         time.sleep(TICK_S / 10)
-    LOG.error("not all workers were ready within %d s", START_S)
+    if not board.get("draining"):
+        LOG.error("not all workers were ready within %d s", START_S)
 
 
 def _answers(settings: Settings) -> bool:

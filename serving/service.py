@@ -61,13 +61,18 @@ class Admission:
         self.most = most
         self.under_way = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether no more may come in."""
+        return self.under_way >= self.most
+
     def __enter__(self) -> None:
         """Let a request in.
 
         Raises:
             Overloaded: as many are under way as may be.
         """
-        if self.under_way >= self.most:
+        if self.full:
             raise Overloaded(f"{self.most} requests are under way: try again in a moment")
         self.under_way += 1
 

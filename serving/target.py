@@ -6,7 +6,9 @@ and only then names it as the target; a version that fails is noted and never se
 
 import json
 import logging
+import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -95,9 +97,12 @@ class Follower:
 
     def run(self) -> None:
         """Look again and again; ends with the process."""
+        # on the cores of the workers, so last in turn
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while True:
+            hints = self._board.get("hints")
             self.look()
-            self._wait()
+            self._wait(hints)
 
     def look(self) -> None:
         """Look once where the alias points, and take up what is new."""
@@ -157,10 +162,9 @@ class Follower:
             LOG.warning("version %s goes on: %s", self._source.version, err)
         self._reachable = False
 
-    def _wait(self) -> None:
-        """Wait for the next look: the interval, a little more or less, or a hint."""
+    def _wait(self, hints: float) -> None:
+        """Wait for the next look: the interval, a little more or less, or one hint more."""
         until = time.monotonic() + self._poll_s * random.uniform(0.8, 1.2)
-        hints = self._board.get("hints")
         while time.monotonic() < until:
             time.sleep(TICK_S)
             if self._board.get("hints") != hints:

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import UsageRefused
 from serving.protocol import InferRequest
 
+CLOSE_S = 1.0
+"""How long the end of a worker waits for its last spans to be sent."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -42,8 +45,10 @@ class Tracer:
 
     def close(self) -> None:
         """Send what is left."""
-        if self._provider is not None:
-            self._provider.shutdown()
+        if self._provider is not None:  # which tries for long to reach a collector that is gone
+            closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
     @contextlib.contextmanager
     def _span(self, headers: Any, operation: str) -> Iterator[Span]:
@@ -76,6 +81,6 @@ def open_tracer() -> Tracer:
     except ImportError as err:
         raise UsageRefused("tracing needs OpenTelemetry: pip install 'vae-pipeline[otel]'") from err
     resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "vae")})
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider)

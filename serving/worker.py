@@ -29,6 +29,8 @@ class Settings:
 
     folder: Path
     """Where the board and the target are."""
+    parent: int
+    """Process id: workers end with it."""
     host: str
     port: int
     grpc_port: int
@@ -73,7 +75,6 @@ class Worker:
     def __init__(self, settings: Settings, index: int) -> None:
         logs.configure(settings.log_format)
         self._settings = settings
-        self._parent = os.getppid()
         self._tracer = open_tracer()
         self._board = settings.open_board(index + 1)
         for gauge in ("ready", "queued_rows", "queued_bytes"):
@@ -84,6 +85,7 @@ class Worker:
             max_rows=settings.max_queue,
             timeout_s=settings.timeout_s,
         )
+        self._stopping = False
         self._changed = 0
         self._target = self._read_target()
         self._service.serve(self._open(self._target))
@@ -101,8 +103,6 @@ class Worker:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start what lives beside HTTP; granian listens once this returns."""
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         loop.run_until_complete(self._start())
         gc.freeze()  # what is there stays: the collector need not look at it again
         gc.set_threshold(50_000, 20, 100)
@@ -120,6 +120,7 @@ class Worker:
             self._tracer,
             max_bytes=settings.limits.body_bytes,
             max_calls=settings.max_connections,
+            access_log=settings.access_log,
         )
         certificate = None
         if settings.tls is not None:
@@ -157,9 +158,13 @@ class Worker:
             await asyncio.sleep(TICK_S)
             self._board.put("queued_rows", value=self._service.served.batcher.queued)
             self._board.put("queued_bytes", value=self._rest.held)
-            if os.getppid() != self._parent:
+            if os.getppid() != self._settings.parent:
                 LOG.error("the parent process is gone: stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
+                self._stopping = True
+            if self._stopping or self._board.get("stopping"):
+                # until now signals were held: a group may get SIGTERM at once, and is to drain
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
                 return
             if self._settings.target.stat().st_mtime_ns == self._changed:
                 if time.monotonic() < retry_at:

@@ -235,7 +235,7 @@ def test_what_waited_too_long_is_not_computed(make: Make, recorder: Recorder) ->
         while time.perf_counter() <= soon:
             await asyncio.sleep(0)
         recorder.go.set()
-        with pytest.raises(DeadlineExceeded, match="the deadline passed in the queue, after 0.0"):
+        with pytest.raises(DeadlineExceeded, match=r"the deadline passed in the queue, after 0\.0"):
             await late
         assert (await other)["double"].tolist() == [6]
         await first

@@ -91,9 +91,7 @@ def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
         (1e9, len(SECONDS)),
     ],
 )
-def test_a_bucket_holds_what_is_at_most_its_bound(
-    tmp_path: Path, value: float, place: int
-) -> None:
+def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, place: int) -> None:
     board = Board(tmp_path / "board", 1, 0)
     board.observe("queue", "score", value)
     counts = [board.get("queue", "score", index) for index in range(len(SECONDS) + 1)]

@@ -47,7 +47,9 @@ TENSORS = st.one_of(
             "shape": SHAPES,
             "data": st.one_of(st.lists(NUMBERS, max_size=60), ANYTHING),
             "parameters": st.one_of(
-                st.fixed_dictionaries({"binary_data_size": st.one_of(st.integers(-1, 70), SCALARS)}),
+                st.fixed_dictionaries(
+                    {"binary_data_size": st.one_of(st.integers(-1, 70), SCALARS)}
+                ),
                 ANYTHING,
             ),
         },
@@ -116,8 +118,7 @@ def test_a_body_gives_a_request_or_a_refusal(case: tuple[str, bytes, str | None]
     operation, body, length = case
     try:
         request, binary = decode_request(TABLE[operation], "", body, length)
-    except (DataRefused, UsageRefused) as err:
-        assert str(err)
+    except (DataRefused, UsageRefused):
         return
     assert request.model == operation
     assert all(array.dtype in DATATYPES for array in request.inputs.values())
@@ -143,7 +144,7 @@ def test_the_server_answers_what_is_malformed(
     http: httpx.Client, case: tuple[str, bytes, str | None]
 ) -> None:
     operation, body, length = case
-    headers = {} if length is None else {HEADER_LENGTH: length.strip().encode()}
+    headers: Any = {} if length is None else {HEADER_LENGTH: length.strip().encode()}
     response = http.post(f"/v2/models/{operation}/infer", content=body, headers=headers)
     # 504: the deadline that the request itself asked for
     assert response.status_code in (200, 400, 504), response.text
@@ -165,7 +166,7 @@ def test_the_openapi_document_is_what_the_server_does(http: httpx.Client, mode: 
     asked = 0
     try:
         for result in schema.get_all_operations():
-            operation = result.ok()
+            operation: Any = result.ok()  # type: ignore[union-attr]
             if mode is GenerationMode.NEGATIVE and "requestBody" not in operation.definition.raw:
                 continue
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2  # type: ignore[import-untyped]
 
 from serving import open_inference_pb2 as pb
 from serving.access import Access
@@ -43,7 +43,7 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def method(channel: grpc.Channel, name: str, service: str = SERVICE) -> Any:
+def method(channel: Any, name: str, service: str = SERVICE) -> Any:
     """A call by name; its messages are those of that name."""
     reply = getattr(pb, f"{name}Response") if service == SERVICE else pb.HealthCheckResponse
     return channel.unary_unary(
@@ -63,7 +63,8 @@ def call(channel: grpc.Channel) -> Call:
 
 def parameter(value: object) -> Any:
     kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
-    return pb.InferParameter(**{kinds[type(value)]: value})
+    chosen: dict[str, Any] = {kinds[type(value)]: value}
+    return pb.InferParameter(**chosen)
 
 
 def request_of(
@@ -344,7 +345,7 @@ def test_a_message_over_the_limit_is_refused(call: Call, engine: Engine) -> None
 
 
 def test_bytes_that_are_no_message_do_not_end_the_server(channel: grpc.Channel) -> None:
-    infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    infer: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
     with pytest.raises(grpc.RpcError):
         infer(b"\xff" * 100, timeout=5)
     assert method(channel, "ServerLive")(pb.ServerLiveRequest(), timeout=5).live
@@ -414,7 +415,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         async with held(engine, tmp_path) as there:
             first = there.infer(decode_rows(1), timeout=30)
             await until(there.began.is_set)
-            left = there.infer(decode_rows(7), timeout=0.3 if leave == "deadline" else 30)
+            left = there.infer(decode_rows(7), timeout=1 if leave == "deadline" else 30)
             last = there.infer(decode_rows(2), timeout=30)
             await until(lambda: there.batcher.queued == 9)
             if leave == "cancel":

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +21,7 @@ from serving.access import Access
 from serving.grpc_server import GrpcServer
 from serving.logs import JsonFormatter, PlainFormatter
 from serving.rest_server import Limits, RestServer
+from serving.service import Admission
 from serving.tracing import Tracer
 from tests.serving.asking import CASES, body, over_grpc, wait_for
 from tests.serving.conftest import SEALED
@@ -150,6 +150,7 @@ class Broken:
     """A service with a defect everywhere."""
 
     draining = False
+    admission = Admission(1)
 
     def record(self, *arguments: object) -> None:
         """Count nothing."""
@@ -181,7 +182,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     """What the package's loggers say."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[assignment, method-assign]
     logger = logging.getLogger("serving")
     logger.addHandler(handler)
     yield records
@@ -199,7 +200,11 @@ def test_a_defect_shows_an_id_and_nothing_of_itself(
     broken: Any = Broken()
     server = RestServer(broken, Access(), Limits(), Tracer())
     exchange = Exchange(method, path, {"x-request-id": given} if given else {})
-    asyncio.run(server.__rsgi__(exchange, exchange))
+
+    async def ask() -> None:
+        await server.__rsgi__(exchange, exchange)
+
+    asyncio.run(ask())
     ((status, headers, content),) = exchange.answers
     key = headers["x-request-id"]
     assert (status, json.loads(content)) == (500, {"error": f"internal error, request {key}"})

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
+@contextmanager
+def new_connections(server: Running) -> Iterator[httpx.Client]:
+    """A client whose every request has a connection of its own, and meets any worker."""
+    with httpx.Client(base_url=server.rest, headers={"connection": "close"}) as client:
+        yield client
+
+
 def scrape(server: Running) -> dict[Sample, float]:
     response = httpx.get(f"{server.rest}/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
@@ -189,18 +197,25 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
 ) -> None:
     """Many connections, so that both workers answer; each of them gives the whole sum."""
     assert len(pair.children()) == 2
-    sample = engine.sample(7, 21).tobytes()
-    scores = {name: array.tobytes() for name, array in engine.score(x[:9], 2, 21).items()}
-
-    def ask(_: int) -> None:
-        with Client(pair.rest) as client:
-            assert client.sample(7, seed=21).tobytes() == sample
-            found = client.score(x[:9], num_samples=2, seed=21)
-            assert {name: array.tobytes() for name, array in found.items()} == scores
+    expected = {"sample": {"x_loc": engine.sample(7, 21)}, "score": engine.score(x[:9], 2, 21)}
+    numbers = {"name": "x", "datatype": "UINT8", "shape": [9, 6, 5], "data": x[:9].tolist()}
+    contents = {
+        "sample": {"parameters": {"seed": 21, "num_samples": 7}},
+        "score": {"inputs": [numbers], "parameters": {"seed": 21, "num_samples": 2}},
+    }
 
     before = scrape(pair)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(40)))
+    with new_connections(pair) as http:
+
+        def ask(place: int) -> None:
+            operation = ("sample", "score")[place % 2]
+            response = http.post(f"/v2/models/{operation}/infer", json=contents[operation])
+            for output in response.json()["outputs"]:
+                got = np.array(output["data"], np.float32)
+                assert got.tobytes() == expected[operation][output["name"]].tobytes()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(80)))
     for _ in range(10):
         counts = grown(before, scrape(pair))
         assert counts[key("vae_rows_total", operation="sample")] == 280
@@ -211,15 +226,16 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
 
 
 def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
-    def statuses() -> set[int]:
-        address = f"{pair.rest}/v2/models/sample/infer"
-        return {httpx.post(address, json={}).status_code for _ in range(16)}
+    with new_connections(pair) as http:
 
-    assert statuses() == {200}
-    httpx.post(f"{pair.rest}/v2/repository/models/sample/unload")
-    assert statuses() == {503}
-    httpx.post(f"{pair.rest}/v2/repository/models/sample/load")
-    assert statuses() == {200}
+        def statuses() -> set[int]:
+            return {http.post("/v2/models/sample/infer", json={}).status_code for _ in range(16)}
+
+        assert statuses() == {200}
+        http.post("/v2/repository/models/sample/unload")
+        assert statuses() == {503}
+        http.post("/v2/repository/models/sample/load")
+        assert statuses() == {200}
 
 
 def test_statistics_are_those_of_the_metrics(pair: Running) -> None:

@@ -124,9 +124,7 @@ def test_a_span_says_what_was_asked_of_which_version(exports: list[Any], door: s
 
 
 @pytest.mark.parametrize("key", ["alone", "nonsense"])
-def test_without_a_trace_of_the_caller_s_there_is_a_new_one(
-    exports: list[Any], key: str
-) -> None:
+def test_without_a_trace_of_the_caller_s_there_is_a_new_one(exports: list[Any], key: str) -> None:
     span = spans(exports)[key]
     assert span.parent_span_id == b""
     assert span.trace_id.hex() not in (TRACE, "0" * 32)

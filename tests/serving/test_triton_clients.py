@@ -3,22 +3,17 @@
 import asyncio
 import contextlib
 import inspect
-import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-
-with warnings.catch_warnings():
-    # gevent looks for a resolver and warns of what its own build lacks; none of it is ours
-    warnings.filterwarnings("ignore", module="gevent|geventhttpclient|tritonclient")
-    import tritonclient.grpc as triton_grpc
-    import tritonclient.grpc.aio as triton_grpc_aio
-    import tritonclient.http as triton_http
-    import tritonclient.http.aio as triton_http_aio
-    from tritonclient.utils import InferenceServerException
+import tritonclient.grpc as triton_grpc  # type: ignore[import-untyped]
+import tritonclient.grpc.aio as triton_grpc_aio  # type: ignore[import-untyped]
+import tritonclient.http as triton_http  # type: ignore[import-untyped]
+import tritonclient.http.aio as triton_http_aio  # type: ignore[import-untyped]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from serving.engine import Engine
 from tests.serving.running import Running
@@ -170,7 +165,9 @@ def test_infer_gives_the_engine_s_bytes(
             assert result.as_numpy(name).tobytes() == array.tobytes()
             assert result.as_numpy(name).shape == array.shape
         answer = result.get_response()
-        named = answer if triton.over_http else {"id": answer.id, "model_version": answer.model_version}
+        named = (
+            answer if triton.over_http else {"id": answer.id, "model_version": answer.model_version}
+        )
         assert (named["id"], named["model_version"]) == ("a1", server.version)
 
         eps = np.random.default_rng(2).standard_normal((4, 2, 3)).astype(np.float32)
@@ -187,9 +184,7 @@ def test_infer_gives_the_engine_s_bytes(
     with_client(kind, server, test)
 
 
-def test_a_seed_is_a_parameter(
-    kind: str, server: Running, engine: Engine, x: np.ndarray
-) -> None:
+def test_a_seed_is_a_parameter(kind: str, server: Running, engine: Engine, x: np.ndarray) -> None:
     async def test(triton: Triton) -> None:
         result = await triton.ask(
             "infer",

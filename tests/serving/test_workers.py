@@ -7,9 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +17,22 @@ import httpx
 import pytest
 
 from serving import open_inference_pb2 as pb
-from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
-from tests.serving.asking import CASES, asking, body, metrics, over_grpc, plain, ready, wait_for
+from tests.serving.asking import CASES, asking, body, metrics, over_grpc, ready, wait_for
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
 
-HEAVY = {"torch", "mlflow", "pandas", "onnx", "onnxscript", "matplotlib", "pyarrow", "opentelemetry"}
+HEAVY = {
+    "torch",
+    "mlflow",
+    "pandas",
+    "onnx",
+    "onnxscript",
+    "matplotlib",
+    "pyarrow",
+    "opentelemetry",
+}
 REQUEST = json.dumps(body(CASES[0])).encode()
 PATH = f"/v2/models/{CASES[0].operation}/infer"
 
@@ -47,9 +53,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_worker_is_replaced_while_the_other_answers(
-    pair: Running, engine: Engine
-) -> None:
+def test_a_killed_worker_is_replaced_while_the_other_answers(pair: Running, engine: Engine) -> None:
     first, second = pair.children()
     with asking(pair, {pair.version: engine}) as tally:
         wait_for("all ask", lambda: len(tally.answers) == 3)
@@ -59,7 +63,9 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(
         answered = tally.answers.total()
         wait_for("the other answers", lambda: tally.answers.total() > answered + 30)
         wait_for("it is replaced", lambda: len(pair.children()) == 2)
-        wait_for("all are ready", lambda: {worker_of(pair) for _ in range(20)} == {*pair.children()})
+        wait_for(
+            "all are ready", lambda: {worker_of(pair) for _ in range(20)} == {*pair.children()}
+        )
         failed = len(tally.failed)
         answered = tally.answers.total()
         wait_for("both answer", lambda: tally.answers.total() > answered + 30)
@@ -142,7 +148,7 @@ def test_workers_end_by_themselves_when_their_parent_is_killed(tmp_path: Path) -
         workers = running.children()
         assert len(workers) == 2
         running.process.kill()
-        wait_for("the workers are gone", lambda: not any(map(alive, workers)), running)
+        wait_for("the workers are gone", lambda: not any(map(alive, workers)), patience_s=15)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", running.port))
 
@@ -157,7 +163,8 @@ def test_a_worker_that_starts_while_its_parent_is_killed_ends_too(tmp_path: Path
     running = Running(process, "", "", "", "", tmp_path / "none")
     workers: list[int] = []
     try:
-        wait_for("it starts a worker", lambda: workers.extend(running.children()) or workers)
+        wait_for("it starts a worker", running.children)
+        workers += running.children()
         # it has read what to do from its parent, and imports now
         wait_for("it imports", lambda: "numpy" in Path(f"/proc/{workers[0]}/maps").read_text())
         process.kill()
@@ -172,10 +179,15 @@ def test_a_worker_that_starts_while_its_parent_is_killed_ends_too(tmp_path: Path
 
 @contextlib.contextmanager
 def killed(folder: Path, *arguments: str) -> Iterator[Running]:
-    """A server that the test may kill."""
-    with contextlib.suppress(AssertionError), serve(folder, SEALED, *arguments) as running:
+    """A server that the test kills."""
+    server = serve(folder, SEALED, *arguments)
+    running = server.__enter__()
+    try:
         yield running
-        assert running.process.wait() == -signal.SIGKILL
+    finally:
+        with pytest.raises(AssertionError):  # its exit code is not 0
+            server.__exit__(None, None, None)
+    assert running.process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
@@ -183,8 +195,7 @@ def test_a_signal_to_all_processes_drains_like_one_to_the_parent(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """A terminal sends SIGINT to the whole group, systemd SIGTERM to the whole unit."""
-    with serve(tmp_path, SEALED, "--workers", "2", "--drain", "5") as running, plain(running) as ask:
-        ask(CASES[0])
+    with serve(tmp_path, SEALED, "--workers", "2", "--drain", "5") as running:
         slow = Slow(running.port)
         for pid in (*running.children(), running.process.pid):
             os.kill(pid, number)
@@ -269,9 +280,9 @@ def keep_asking(port: int, name: str, renew: bool, drained: Drained) -> None:
             on_this = 0
 
 
-@pytest.mark.parametrize("workers", [1, 2, 2], ids=["one worker", "two", "two again"])
+@pytest.mark.parametrize(("workers", "clients"), [(1, 4), (2, 4), (2, 7)])
 def test_every_request_that_the_server_had_is_answered_before_it_stops(
-    tmp_path: Path, workers: int
+    tmp_path: Path, workers: int, clients: int
 ) -> None:
     drained = Drained()
     arguments = ("--workers", str(workers), "--drain", "10", "--access-log", "--log-format", "json")
@@ -280,7 +291,7 @@ def test_every_request_that_the_server_had_is_answered_before_it_stops(
             threading.Thread(
                 target=keep_asking, args=(running.port, f"client-{i}", i % 2 == 0, drained)
             )
-            for i in range(4)
+            for i in range(clients)
         ]
         for thread in threads:
             thread.start()
