@@ -96,7 +96,8 @@ def place(store: Path, tmp_path: Path) -> Place:
         tls=None,
         log_format="plain",
         access_log=False,
-        **{"max_requests": 8} if "max_requests" in Settings.__slots__ else {},
+        max_requests=8,
+        parent=0,
     )
     client = connect()
     client.create_registered_model("vae")
