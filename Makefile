@@ -56,6 +56,7 @@ bench: setup ## speed and memory, each beside the thing to beat
 
 bench-serve: setup ## the server beside its peers, each in an environment of its own (minutes)
 	@$(BIN)/python -m tests.benchmarks.serve
+	@$(BIN)/python -m tests.benchmarks.serve.reload
 
 serve: setup ## REST on port 8080 and gRPC on 8081, for the champion
 	@$(BIN)/vae serve

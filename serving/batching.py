@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.board import Board
-from serving.engine import MAX_BATCH, MAX_DECODED
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.protocol import Array
 
-INLINE_S = 0.002
+TOGETHER = 128
+"""Rows times draws that are put together; in larger runs they leave the cache and take longer."""
+INLINE_S = 0.01
 """Runs that take no longer hold the event loop; a change of threads would cost more."""
 
 Key = tuple[str, int]
@@ -36,6 +37,33 @@ class Waiting(NamedTuple):
     deadline: float
     arrived: float
     result: "asyncio.Future[Outputs]"
+
+
+class Admission:
+    """Counts the requests under way, and lets no more in than there may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.under_way = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may come in."""
+        return self.under_way >= self.most
+
+    def __enter__(self) -> None:
+        """Let a request in.
+
+        Raises:
+            Overloaded: as many are under way as may be.
+        """
+        if self.full:
+            raise Overloaded(f"{self.most} requests are under way: try again in a moment")
+        self.under_way += 1
+
+    def __exit__(self, *error: object) -> None:
+        """A request has its answer."""
+        self.under_way -= 1
 
 
 class Batcher:
@@ -107,7 +135,7 @@ class Batcher:
             self._schedule()
 
     def _take(self, key: Key, queue: deque[Waiting]) -> list[Waiting]:
-        most = min(MAX_BATCH, max(1, MAX_DECODED // key[1]))
+        most = max(1, TOGETHER // key[1])
         batch: list[Waiting] = []
         rows, now = 0, time.perf_counter()
         while queue and (not batch or rows + queue[0].rows <= most):

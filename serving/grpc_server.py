@@ -264,7 +264,7 @@ def decode_request(message: Any) -> InferRequest:
         else:
             field = _CONTENTS.get(datatype, "fp32_contents")
             values = [*getattr(tensor.contents, field)]
-            inputs[name] = from_values(name, datatype, shape, values)
+            inputs[name] = from_values(name, datatype, shape, values, booleans=False)
     return InferRequest(
         model=message.model_name,
         version=message.model_version,

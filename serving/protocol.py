@@ -32,7 +32,7 @@ _FROM_LIST: Mapping[np.dtype[Any], Callable[[list[Any]], Any]] = {
     np.dtype("<f4"): lambda values: array("f", values),
     np.dtype("u1"): bytes,
 }
-"""A flat list of fitting numbers to bytes, several times faster than numpy; the rest is refused."""
+"""A flat list of fitting numbers to bytes, several times faster than numpy; else an error."""
 
 
 class InferRequest(NamedTuple):
@@ -85,14 +85,20 @@ def from_bytes(name: str, datatype: object, shape: object, content: memoryview) 
     return tensor if tensor.flags.aligned else tensor.copy()
 
 
-def from_values(name: str, datatype: object, shape: object, values: object) -> Array:
-    """A list of numbers, flat or nested, to an array; a number that does not fit is refused."""
+def from_values(
+    name: str, datatype: object, shape: object, values: object, *, booleans: bool = True
+) -> Array:
+    """A list of numbers, flat or nested, to an array; a number that does not fit is refused.
+
+    `booleans` says whether there may be any among them, which takes as long to see as all the rest.
+    """
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
+    if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            return np.frombuffer(_FROM_LIST[dtype](values), dtype).reshape(sizes)
     numbers, found = _flatten(name, values)
     if len(numbers) != math.prod(sizes) or (len(found) > 1 and found != sizes):
         raise DataRefused(f"data of {name} has shape {list(found)}, shape says {list(sizes)}")
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return np.frombuffer(_FROM_LIST[dtype](numbers), dtype).reshape(sizes)
     try:
         tensor = np.array(numbers, np.float64)
     except OverflowError as err:

@@ -63,7 +63,9 @@ def decode_request(
         model=operation.name,
         version=version,
         id=_text(content.get("id", ""), "id"),
-        inputs=_decode_tensors(_list(content, "inputs"), tail),
+        inputs=_decode_tensors(
+            _list(content, "inputs"), tail, booleans=b"true" in head or b"false" in head
+        ),
         outputs=[*(binary.named or ())],
         parameters=parameters,
     )
@@ -129,7 +131,7 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
         model=content["model_name"],
         version=content["model_version"],
         id=content.get("id", ""),
-        outputs=_decode_tensors(content["outputs"], memoryview(body)[split:]),
+        outputs=_decode_tensors(content["outputs"], memoryview(body)[split:], booleans=True),
     )
 
 
@@ -155,7 +157,9 @@ def _raw_request(operation: Operation, version: str, body: bytes) -> InferReques
     return InferRequest(operation.name, {tensor.name: array}, version)
 
 
-def _decode_tensors(entries: Sequence[Any], tail: memoryview) -> dict[str, Array]:
+def _decode_tensors(
+    entries: Sequence[Any], tail: memoryview, *, booleans: bool
+) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     start = 0
     for entry in entries:
@@ -167,7 +171,9 @@ def _decode_tensors(entries: Sequence[Any], tail: memoryview) -> dict[str, Array
             if "data" not in entry:
                 raise DataRefused(f"{name} has neither data nor a binary_data_size")
             values = entry["data"]
-            arrays[name] = from_values(name, entry.get("datatype"), entry.get("shape"), values)
+            arrays[name] = from_values(
+                name, entry.get("datatype"), entry.get("shape"), values, booleans=booleans
+            )
             continue
         if type(size) is not int or not 0 <= size <= len(tail) - start:
             raise DataRefused(

@@ -4,18 +4,16 @@ RSGI is granian's own interface; over ASGI the same application answers a third 
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from serving import metrics
 from serving.access import Access
 from serving.board import OPERATIONS
 from serving.errors import (
@@ -25,15 +23,12 @@ from serving.errors import (
     LengthRequired,
     MethodNotAllowed,
     NotFound,
-    NotReady,
     Overloaded,
     TooLarge,
     VaeError,
 )
-from serving.openapi import openapi_document
-from serving.page import PAGE
 from serving.protocol import InferRequest, InferResponse
-from serving.rest_codec import BINARY, HEADER_LENGTH, JSON, decode_request, encode_response
+from serving.rest_codec import JSON
 from serving.service import Service
 from serving.tracing import Tracer
 
@@ -41,6 +36,22 @@ LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Headers = list[tuple[str, str]]
+
+
+_SMALL_BODY = 2**16
+_SMALL_DIGITS = 4  # of a Content-Length: below 10,000 bytes
+_REFUSAL = orjson.dumps({"error": "too many requests are under way: try again in a moment"})
+_REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
+
+
+class _Done:
+    """An awaitable that has nothing to wait for."""
+
+    def __await__(self) -> Generator[None]:
+        yield from ()
+
+
+_DONE = _Done()
 
 
 class Scope(Protocol):
@@ -85,7 +96,8 @@ class Route:
     summary: str
     open: bool = False
     """Answers without an API key."""
-    limited: bool = True
+    counted: bool = False
+    """An inference: counted, and refused at once where too many are under way."""
 
 
 @dataclass(slots=True)
@@ -107,6 +119,7 @@ class RestServer:
 
     Args:
         service: what all transports share.
+        routes: which addresses there are.
         access: the API key, if there is one.
         limits: sizes and times.
         tracer: where spans go.
@@ -116,6 +129,7 @@ class RestServer:
     def __init__(
         self,
         service: Service,
+        routes: Sequence[Route],
         access: Access,
         limits: Limits,
         tracer: Tracer,
@@ -124,6 +138,8 @@ class RestServer:
     ) -> None:
         self.service = service
         self.access = access
+        self._routes = [(route, _pattern(route.path)) for route in routes]
+        self._counted = [pattern for route, pattern in self._routes if route.counted]
         self.limits = limits
         self.tracer = tracer
         self.access_log = access_log
@@ -134,7 +150,7 @@ class RestServer:
         """Answer one request; refuse in a few microseconds where too many are under way."""
         if self.service.admission.full and not (self.access.api_key or self.access_log):
             length = scope.headers.get("content-length")
-            match = _PATTERNS[0][1].fullmatch(scope.path)
+            match = self._counted[0].fullmatch(scope.path) if self._counted else None
             # a small body is in a buffer already; a larger one must be read before an answer
             if match and scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
                 return self._refuse(match["name"], protocol)
@@ -165,7 +181,7 @@ class RestServer:
             answer = _error(500, f"internal error, request {request.id}")
         finally:
             self.held -= request.held
-        if route is not None and route.handler is infer:
+        if route is not None and route.counted:
             self.service.record("rest", request.name, answer.status, request.started)
         if self.access_log:
             self._log(scope, request, answer)
@@ -173,7 +189,7 @@ class RestServer:
 
     def _find(self, scope: Scope, request: Request) -> Route:
         methods = []
-        for route, pattern in _PATTERNS:
+        for route, pattern in self._routes:
             match = pattern.fullmatch(scope.path)
             if match is None:
                 continue
@@ -286,170 +302,9 @@ class RestServer:
         self.held += size
 
 
-async def infer(server: RestServer, request: Request) -> Answer:
-    """Run one operation."""
-    service = server.service
-    _, operation = service.operation(request.name, request.version)
-    header_length = request.headers.get(HEADER_LENGTH)
-    body = await server.read_body(request)
-    with service.admission:
-        decoded, binary = decode_request(operation, request.version, body, header_length)
-        with server.tracer.span(request.headers, operation.name) as span:
-            response = await server.infer(decoded, request.protocol)
-            span.tell(response.version, decoded)
-        started = time.perf_counter()
-        content, length = encode_response(response, binary)
-        service.board.observe("encode", operation.name, time.perf_counter() - started)
-    if length is None:
-        return Answer(content)
-    return Answer(content, BINARY, headers=((HEADER_LENGTH, str(length)),))
-
-
-async def server_live(server: RestServer, request: Request) -> Answer:
-    """Whether the process answers."""
-    return _json({"live": True})
-
-
-async def server_ready(server: RestServer, request: Request) -> Answer:
-    """Whether requests should be sent here, which version answers, and what was refused."""
-    service = server.service
-    content: dict[str, Any] = {"ready": service.ready}
-    with contextlib.suppress(NotReady):
-        content |= {"name": service.served.name, "version": service.served.version}
-    if service.refused:
-        content["refused"] = service.refused
-    return _json(content, 200 if service.ready else 503)
-
-
-async def server_metadata(server: RestServer, request: Request) -> Answer:
-    """Name, version and extensions of the server."""
-    return _json(server.service.server_metadata())
-
-
-async def model_ready(server: RestServer, request: Request) -> Answer:
-    """Whether the operation is loaded."""
-    service = server.service
-    service.operation(request.name, request.version)
-    ready = service.ready and service.is_loaded(request.name)
-    return _json({"name": request.name, "ready": ready}, 200 if ready else 503)
-
-
-async def model_metadata(server: RestServer, request: Request) -> Answer:
-    """Names, datatypes and shapes of the tensors."""
-    return _json(server.service.model_metadata(request.name, request.version))
-
-
-async def model_config(server: RestServer, request: Request) -> Answer:
-    """The operation as Triton's configuration has it."""
-    return _json(server.service.model_config(request.name, request.version))
-
-
-async def model_statistics(server: RestServer, request: Request) -> Answer:
-    """Counts and times since the start."""
-    return _json(server.service.statistics(request.name, request.version))
-
-
-async def repository_index(server: RestServer, request: Request) -> Answer:
-    """The operations and whether each is loaded."""
-    content = _optional_object(await server.read_body(request))
-    return _json(server.service.index(only_ready=content.get("ready") is True))
-
-
-async def repository_load(server: RestServer, request: Request) -> Answer:
-    """Take an operation in again, and look at the registry now."""
-    if _optional_object(await server.read_body(request)).get("parameters"):
-        raise DataRefused("load takes no parameters: versions come from the registry")
-    server.service.set_loaded(request.name, True)
-    return Answer()
-
-
-async def repository_unload(server: RestServer, request: Request) -> Answer:
-    """Take an operation out, on all workers."""
-    _optional_object(await server.read_body(request))
-    server.service.set_loaded(request.name, False)
-    return Answer()
-
-
-async def webhook(server: RestServer, request: Request) -> Answer:
-    """MLflow says that an alias moved: look at the registry now."""
-    server.access.check_webhook(request.headers, await server.read_body(request))
-    server.service.hint()
-    return Answer(status=202)
-
-
-async def prometheus(server: RestServer, request: Request) -> Answer:
-    """Metrics over all workers."""
-    service = server.service
-    return Answer(metrics.render(service.board, service.names()), metrics.CONTENT_TYPE)
-
-
-async def openapi(server: RestServer, request: Request) -> Answer:
-    """The OpenAPI document of this model."""
-    return _json(openapi_document(ROUTES, server.service.served))
-
-
-async def docs(server: RestServer, request: Request) -> Answer:
-    """A page to read and try."""
-    return Answer(PAGE, "text/html; charset=utf-8")
-
-
-_MODEL = "/v2/models/{name}"
-_VERSION = "/v2/models/{name}/versions/{version}"
-
-ROUTES = (
-    Route("POST", f"{_MODEL}/infer", infer, "Run an operation"),
-    Route("POST", f"{_VERSION}/infer", infer, "Run an operation in one version"),
-    Route("GET", "/v2/health/live", server_live, "Is the process alive", open=True),
-    Route("GET", "/v2/health/ready", server_ready, "Should requests be sent here", open=True),
-    Route("GET", "/v2", server_metadata, "Server metadata"),
-    Route("GET", "/v2/models/stats", model_statistics, "Statistics of all operations"),
-    Route("GET", _MODEL, model_metadata, "Model metadata"),
-    Route("GET", _VERSION, model_metadata, "Model metadata of one version"),
-    Route("GET", f"{_MODEL}/ready", model_ready, "Is the operation loaded", open=True),
-    Route("GET", f"{_VERSION}/ready", model_ready, "Is this version loaded", open=True),
-    Route("GET", f"{_MODEL}/config", model_config, "Triton model configuration"),
-    Route("GET", f"{_VERSION}/config", model_config, "Triton model configuration"),
-    Route("GET", f"{_MODEL}/stats", model_statistics, "Statistics"),
-    Route("GET", f"{_VERSION}/stats", model_statistics, "Statistics of one version"),
-    Route("POST", "/v2/repository/index", repository_index, "List the operations"),
-    Route("POST", "/v2/repository/models/{name}/load", repository_load, "Take an operation in"),
-    Route("POST", "/v2/repository/models/{name}/unload", repository_unload, "Take it out"),
-    Route("POST", "/webhooks/mlflow", webhook, "An alias moved: look now", open=True),
-    Route("GET", "/metrics", prometheus, "Prometheus metrics"),
-    Route("GET", "/openapi.json", openapi, "This document", open=True),
-    Route("GET", "/docs", docs, "A page to read and try", open=True),
-)
-
-_SMALL_BODY = 2**16
-_SMALL_DIGITS = 4  # of a Content-Length: below 10,000 bytes
-_REFUSAL = orjson.dumps({"error": "too many requests are under way: try again in a moment"})
-_REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
-
-
-class _Done:
-    """An awaitable that has nothing to wait for."""
-
-    def __await__(self) -> Generator[None]:
-        yield from ()
-
-
-_DONE = _Done()
-_PATTERNS = [(r, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", r.path))) for r in ROUTES]
-
-
-def _json(content: Any, status: int = 200) -> Answer:
-    return Answer(orjson.dumps(content), status=status)
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
 
 
 def _error(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
     return Answer(orjson.dumps({"error": message}), status=status, headers=headers)
-
-
-def _optional_object(body: bytes) -> dict[str, Any]:
-    try:
-        content = orjson.loads(body or b"{}")
-    except orjson.JSONDecodeError as err:
-        raise DataRefused(f"the body is no JSON: {err}") from err
-    if not isinstance(content, dict):
-        raise DataRefused(f"the body must be a JSON object, got {type(content).__name__}")
-    return content

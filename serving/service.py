@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from serving.batching import Batcher
+from serving.batching import Admission, Batcher
 from serving.board import OPERATIONS, Board
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import DataRefused, NotFound, NotReady, Overloaded, UsageRefused
+from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
 from serving.metrics import statistics
 from serving.noise import draw_rows
 from serving.operations import Operation
@@ -52,33 +52,6 @@ class Served:
     def bundle(self) -> Bundle:
         """The files it was opened from."""
         return self.engine.bundle
-
-
-class Admission:
-    """Counts the requests under way, and lets no more in than there may be."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.under_way = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether no more may come in."""
-        return self.under_way >= self.most
-
-    def __enter__(self) -> None:
-        """Let a request in.
-
-        Raises:
-            Overloaded: as many are under way as may be.
-        """
-        if self.full:
-            raise Overloaded(f"{self.most} requests are under way: try again in a moment")
-        self.under_way += 1
-
-    def __exit__(self, *error: object) -> None:
-        """A request has its answer."""
-        self.under_way -= 1
 
 
 class Service:

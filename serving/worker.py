@@ -15,6 +15,7 @@ from serving.board import Board
 from serving.bundle import open_bundle
 from serving.engine import Device, Engine
 from serving.grpc_server import GrpcServer
+from serving.rest_routes import ROUTES
 from serving.rest_server import Limits, RestServer
 from serving.service import Served, Service
 from serving.target import RETRY_S, TICK_S, Target
@@ -91,6 +92,7 @@ class Worker:
         self._service.serve(self._open(self._target))
         rest = RestServer(
             self._service,
+            ROUTES,
             settings.access,
             settings.limits,
             self._tracer,

@@ -87,7 +87,7 @@ def test_settings_and_data_load_no_torch(module: str) -> None:
         ("grpc", {"grpc_server.py"}),
         ("httpx", {"client.py"}),
         ("opentelemetry", {"tracing.py"}),
-        ("orjson", {"rest_codec.py", "rest_server.py"}),
+        ("orjson", {"rest_codec.py", "rest_routes.py", "rest_server.py"}),
         ("prometheus_client", {"metrics.py"}),
         ("onnxruntime", {"engine.py", "pyfunc_model.py"}),
         ("pyarrow", {"formats.py"}),

@@ -21,7 +21,7 @@ from serving.access import MAX_AGE_S, Access
 from serving.engine import Engine
 from serving.errors import Unauthorized, UsageRefused
 from serving.grpc_server import SERVICE
-from serving.rest_server import ROUTES
+from serving.rest_routes import ROUTES
 from serving.serve_cli import serve as serve_command
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve

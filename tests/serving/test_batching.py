@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batching import INLINE_S, Batcher
+from serving.batching import INLINE_S, TOGETHER, Batcher
 from serving.board import HISTOGRAMS, Board
-from serving.engine import MAX_BATCH, MAX_DECODED
+from serving.engine import MAX_BATCH
 from serving.errors import DeadlineExceeded, Overloaded
 
 FAR = math.inf
@@ -170,12 +170,12 @@ def test_one_kind_of_request_does_not_keep_another_waiting(make: Make, recorder:
 @pytest.mark.parametrize(
     ("draws", "sizes", "expected"),
     [
-        (1, [MAX_BATCH - 1, 1, 1], [MAX_BATCH, 1]),
-        (1, [600, 600, 400], [600, 1000]),
+        (1, [TOGETHER - 1, 1, 1], [TOGETHER, 1]),
+        (1, [75, 75, 50], [75, 125]),
         (1, [3000, 1], [3000, 1]),
-        (MAX_DECODED // 8, [5, 3, 1], [8, 1]),
-        (MAX_DECODED, [1, 1], [1, 1]),
-        (MAX_DECODED + 1, [1, 1], [1, 1]),
+        (TOGETHER // 8, [5, 3, 1], [8, 1]),
+        (TOGETHER, [1, 1], [1, 1]),
+        (TOGETHER + 1, [1, 1], [1, 1]),
     ],
     ids=str,
 )

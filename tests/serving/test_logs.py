@@ -18,10 +18,11 @@ import pytest
 
 from serving import open_inference_pb2 as pb
 from serving.access import Access
+from serving.batching import Admission
 from serving.grpc_server import GrpcServer
 from serving.logs import JsonFormatter, PlainFormatter
+from serving.rest_routes import ROUTES
 from serving.rest_server import Limits, RestServer
-from serving.service import Admission
 from serving.tracing import Tracer
 from tests.serving.asking import CASES, body, over_grpc, wait_for
 from tests.serving.conftest import SEALED
@@ -198,7 +199,7 @@ def test_a_defect_shows_an_id_and_nothing_of_itself(
     logged: list[logging.LogRecord], method: str, path: str, given: str
 ) -> None:
     broken: Any = Broken()
-    server = RestServer(broken, Access(), Limits(), Tracer())
+    server = RestServer(broken, ROUTES, Access(), Limits(), Tracer())
     exchange = Exchange(method, path, {"x-request-id": given} if given else {})
 
     async def ask() -> None:

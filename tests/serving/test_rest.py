@@ -21,7 +21,8 @@ from serving.engine import Engine
 from serving.noise import draw_rows
 from serving.operations import Operation, Tensor
 from serving.protocol import DATATYPES
-from serving.rest_server import ROUTES, Limits, RestServer
+from serving.rest_routes import ROUTES
+from serving.rest_server import Limits, RestServer
 from serving.service import Served, Service
 from serving.tracing import Tracer
 from tests.serving.running import Running
@@ -709,7 +710,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(engine: Engine, tmp_pa
         service = Service(board, max_requests=9, max_rows=100, timeout_s=30)
         batcher = Batcher(compute, {}, executor, 100, board)
         service.serve(Served(engine, batcher, "bundle", "1"))
-        rest = RestServer(service, Access(), Limits(), Tracer())
+        rest = RestServer(service, ROUTES, Access(), Limits(), Tracer())
         visits = [Visit(body_of({"z": np.zeros((n, 3), np.float32)})[0]) for n in (1, 7, 2)]
         tasks = []
         for visit, queued in zip(visits, (0, 7, 9), strict=True):

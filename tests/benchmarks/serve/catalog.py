@@ -5,7 +5,7 @@ because it has one core; every session has one thread.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.benchmarks.serve.wires import MODEL, V2_BINARY, V2_GRPC, V2_JSON, Wire, plain_json
 
@@ -36,6 +36,9 @@ class Peer:
         return self.name.split()[0]
 
 
+AT_PEAK = 32
+"""Connections at which the peak is measured."""
+
 OURS = Peer(
     name="vae",
     requirements=(),
@@ -49,9 +52,16 @@ OURS = Peer(
     announces=True,
 )
 
-MLSERVER = Peer(
-    name="mlserver",
-    requirements=("mlserver==1.7.1", ONNXRUNTIME),
+BOUNDED = replace(
+    OURS,
+    command=(*OURS.command, "--max-requests", str(AT_PEAK)),
+    setting=f"--max-requests {AT_PEAK}: no more under way than at the peak",
+)
+
+MLSERVER_TUNED = Peer(
+    name="mlserver tuned",
+    # its worker process does not start with a later uvloop
+    requirements=("mlserver==1.7.1", ONNXRUNTIME, "uvloop==0.21.0"),
     command=("{bin}/mlserver", "start", "{work}"),
     health=f"/v2/models/{MODEL}/ready",
     wires=(V2_JSON, V2_GRPC),
@@ -66,6 +76,17 @@ MLSERVER = Peer(
         "MLSERVER_GZIP_ENABLED": "false",
         "MLSERVER_MODEL_NAME": MODEL,
         "MLSERVER_MODEL_IMPLEMENTATION": "on_mlserver.Reconstruct",
+    },
+)
+
+MLSERVER = replace(
+    MLSERVER_TUNED,
+    name="mlserver",
+    setting="as it comes: a worker process, gzip",
+    env={
+        name: value
+        for name, value in MLSERVER_TUNED.env.items()
+        if name not in ("MLSERVER_PARALLEL_WORKERS", "MLSERVER_GZIP_ENABLED")
     },
 )
 
@@ -114,4 +135,12 @@ FASTAPI = Peer(
     setting="async route, pydantic models, uvloop and httptools",
 )
 
-PEERS = {peer.folder: peer for peer in (OURS, MLSERVER, BENTOML, LITSERVE, MLFLOW, FASTAPI)}
+PEERS = {
+    "vae": OURS,
+    "mlserver": MLSERVER,
+    "mlserver-tuned": MLSERVER_TUNED,
+    "bentoml": BENTOML,
+    "litserve": LITSERVE,
+    "mlflow": MLFLOW,
+    "fastapi": FASTAPI,
+}

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.benchmarks.serve.catalog import OURS
+from tests.benchmarks.serve.catalog import AT_PEAK, BOUNDED, OURS
 from tests.benchmarks.serve.cells import checked_request, peak
 from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
 from tests.benchmarks.serve.load import two_cores
@@ -24,16 +24,17 @@ from tests.benchmarks.serve.wires import Wire
 FACTOR = 10
 CONNECTIONS = 1000
 """Below the 1,024 that our server holds, so that it has to refuse requests, not connections."""
-FLOODS = (("JSON", 64), ("binary", 64), ("binary", 1), ("gRPC", 64))
-"""Wires and rows a request. Many rows fill the server's queue; one row costs the load core more."""
+FLOODS = (("binary", 1), ("JSON", 1), ("gRPC", 1), ("binary", 64))
+"""Wires and rows a request."""
 CALM_S = 5
 
 
 def measure(inputs: Inputs, quiet: Quiet, seconds: float) -> Iterator[str]:
     """A few lines for each flood, each on a fresh server."""
+    yield f"setting   {BOUNDED.setting}"
     wires = {wire.name: wire for wire in OURS.wires}
     for name, rows in FLOODS:
-        with running(OURS, inputs, quiet.cores[0]) as server:
+        with running(BOUNDED, inputs, quiet.cores[0]) as server:
             try:
                 yield from flood(server, wires[name], rows, inputs, quiet, seconds)
             except (ValueError, KeyError, OSError) as err:
@@ -47,15 +48,17 @@ def flood(
     port = server.port_of(wire)
     request, size = checked_request(server, wire, inputs, rows)
     load = partial(offer, port, request, grpc=wire.grpc)
-    top = quiet.measure(partial(peak, server, wire, request, 32, 3, size), server)[0].requests_s
-    calm = partial(load, top / 2, CALM_S, connections=32)
+    top = quiet.measure(partial(peak, server, wire, request, AT_PEAK, 3, size), server)[
+        0
+    ].requests_s
+    calm = partial(load, top / 2, CALM_S, connections=AT_PEAK)
     before, _ = quiet.measure(calm, server)
     rss_before = server.rss_mib()
     run = partial(load, FACTOR * top, seconds, connections=CONNECTIONS, drop=True)
     many, others = quiet.once(run, server)
     rss_flood = server.rss_mib()
     after, rss_after = calm(), server.rss_mib()
-    again = peak(server, wire, request, 32, 3, size).requests_s
+    again = peak(server, wire, request, AT_PEAK, 3, size).requests_s
     accepted, refused = many.accepted, many.refused
     other = len(many.status) - int(accepted.sum()) - int(refused.sum())
     ratio = _p(many.latency_ms[accepted], 99) / _p(before.latency_ms, 99)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks.serve.catalog import MLSERVER, ONNXRUNTIME, OURS, Peer
+from tests.benchmarks.serve.catalog import MLSERVER, MLSERVER_TUNED, ONNXRUNTIME, OURS, Peer
 from tests.benchmarks.serve.cells import Results, cells_of
 from tests.benchmarks.serve.load import Load
 from tests.benchmarks.serve.rates import Rate
@@ -112,6 +112,9 @@ def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) ->
     ]
     for what, reached, goal in lines:
         yield _goal(what, reached, f"at least {goal}x", reached >= goal)
+    for ours, wire in (("JSON", "JSON"), ("binary", "JSON"), ("gRPC", "gRPC")):
+        reached = rate(OURS.name, ours, 1, 32) / rate(MLSERVER_TUNED.name, wire, 1, 32)
+        yield f"{f'{ours}, 1 row, 32 connections / tuned MLServer {wire}':<58} {reached:>#11.3g}x"
     for one in found:
         what = f"{one.wire}, {one.arrivals} arrivals at half peak: p99 / p50"
         yield _goal(what, one.spread, "at most 3x", one.spread <= 3)
