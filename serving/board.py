@@ -14,7 +14,7 @@ from serving.operations import OperationName
 
 OPERATIONS: tuple[str, ...] = get_args(OperationName)
 TRANSPORTS = ("rest", "grpc")
-STATUSES = (200, 400, 401, 404, 405, 408, 411, 413, 429, 499, 500, 503, 504)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 411, 413, 429, 499, 500, 503, 504)
 """Answers that are counted; gRPC's are counted under the status of REST. 499: the client left."""
 SECONDS = (
     1e-4,

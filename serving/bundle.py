@@ -114,9 +114,12 @@ def read_manifest(path: Path) -> Manifest:
         raise VerificationFailed(f"{path / MANIFEST} was changed after it was sealed")
     if missing := {field.name for field in fields(Manifest)} - content.keys():
         raise VerificationFailed(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}")
-    if any(Path(name).name != name for name in content["files"]):
-        raise VerificationFailed(f"{path / MANIFEST} lists a file outside the bundle")
-    return Manifest(**{**content, "x_shape": tuple(content["x_shape"])})
+    try:
+        if any(Path(name).name != name for name in content["files"]):
+            raise VerificationFailed(f"{path / MANIFEST} lists a file outside the bundle")
+        return Manifest(**{**content, "x_shape": tuple(content["x_shape"])})
+    except (TypeError, AttributeError) as err:
+        raise VerificationFailed(f"{path / MANIFEST} cannot be used: {err}") from err
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:

@@ -51,6 +51,13 @@ class Unauthorized(VaeError):
     headers = (("www-authenticate", "Bearer"),)
 
 
+class Forbidden(VaeError):
+    """Not from there."""
+
+    status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
 class NotFound(VaeError):
     """There is no such model, version or address."""
 

@@ -53,7 +53,7 @@ class GrpcServer:
         service: what all transports share.
         access: the API key, if there is one.
         max_bytes: largest message that comes in.
-        max_calls: calls under way at a time; more are refused at once.
+        max_calls: calls under way at a time; more are refused.
         tracer: where spans go.
         access_log: whether to log every call.
     """

@@ -195,6 +195,8 @@ def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any])
     named: dict[str, bool] = {}
     for entry in entries:
         name = _text(_object(entry, "an output").get("name"), "name of an output")
+        if name in named:
+            raise UsageRefused(f"the output {name} is asked for twice")
         binary = _parameters(entry, name).get("binary_data", default)
         if type(binary) is not bool:
             raise UsageRefused(f"binary_data of {name} must be true or false, got {binary!r}")

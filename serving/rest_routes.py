@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from serving import metrics
-from serving.errors import DataRefused, NotReady
+from serving.errors import DataRefused, Forbidden, NotReady, TooLarge
 from serving.openapi import openapi_document
 from serving.page import PAGE
 from serving.rest_codec import BINARY, HEADER_LENGTH, decode_request, encode_response
@@ -85,6 +85,7 @@ async def repository_index(server: RestServer, request: Request) -> Answer:
 
 async def repository_load(server: RestServer, request: Request) -> Answer:
     """Take an operation in again, and look at the registry now."""
+    _check_origin(request)
     if _optional_object(await server.read_body(request)).get("parameters"):
         raise DataRefused("load takes no parameters: versions come from the registry")
     server.service.set_loaded(request.name, True)
@@ -93,6 +94,7 @@ async def repository_load(server: RestServer, request: Request) -> Answer:
 
 async def repository_unload(server: RestServer, request: Request) -> Answer:
     """Take an operation out, on all workers."""
+    _check_origin(request)
     _optional_object(await server.read_body(request))
     server.service.set_loaded(request.name, False)
     return Answer()
@@ -100,6 +102,8 @@ async def repository_unload(server: RestServer, request: Request) -> Answer:
 
 async def webhook(server: RestServer, request: Request) -> Answer:
     """MLflow says that an alias moved: look at the registry now."""
+    if int(request.headers.get("content-length") or 0) > MAX_HOOK:
+        raise TooLarge(f"a webhook may have {MAX_HOOK} bytes")  # anyone may send one
     server.access.check_webhook(request.headers, await server.read_body(request))
     server.service.hint()
     return Answer(status=202)
@@ -121,6 +125,8 @@ async def docs(server: RestServer, request: Request) -> Answer:
     return Answer(PAGE, "text/html; charset=utf-8")
 
 
+MAX_HOOK = 2**14
+"""Bytes of a webhook."""
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
 
@@ -147,6 +153,13 @@ ROUTES = (
     Route("GET", "/openapi.json", openapi, "This document", open=True),
     Route("GET", "/docs", docs, "A page to read and try", open=True),
 )
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what the page of another site sends: a browser asks nobody before such a POST."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise Forbidden(f"a page of {origin[:100]!r} may not change this server")
 
 
 def _json(content: Any, status: int = 200) -> Answer:

@@ -126,22 +126,24 @@ def serve(**options: Any) -> None:
     """
     from serving.access import Access
     from serving.rest_server import Limits
-    from serving.server import free_port, run_server, runtime_folder
+    from serving.server import free_port, resolve_host, run_server, runtime_folder
+    from serving.tracing import open_tracer
     from serving.worker import Settings
 
-    host = options["host"]
+    host = resolve_host(options["host"])
     if options["port"] and options["port"] == options["grpc_port"]:
         raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
     tls = _tls(options["tls_cert"], options["tls_key"])
     access = Access(
         api_key=_secret("VAE_API_KEY", options["api_key_file"]),
-        webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", ""),
+        webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", "").strip(),
     )
-    if host not in ("127.0.0.1", "::1", "localhost") and not access.api_key:
+    if host not in ("127.0.0.1", "::1") and not access.api_key:
         say(
             f"anyone who reaches {host} may use and unload this model: "
             "set VAE_API_KEY to ask for a key"
         )
+    open_tracer().close()  # refuses here, not in each worker, what is not installed
     body_bytes = options["max_body_mb"] * _MIB
     with runtime_folder() as folder:
         settings = Settings(
@@ -236,7 +238,7 @@ def _tls(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
 
 def _secret(variable: str, file: Path | None) -> str:
     if file is None:
-        return os.environ.get(variable, "")
+        return os.environ.get(variable, "").strip()
     try:
         secret = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as err:

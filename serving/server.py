@@ -78,6 +78,14 @@ def self_check(settings: Settings, source: Source) -> None:
     Engine(source.bundle, device=settings.device, threads=settings.threads).self_check()
 
 
+def resolve_host(host: str) -> str:
+    """The address of a name: granian takes no names."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as err:
+        raise UsageRefused(f"cannot listen at {host!r}: {err.strerror}; name an address") from err
+
+
 def free_port(host: str, port: int, option: str) -> int:
     """Check that a port is free before workers share it; 0 chooses one."""
     try:
@@ -141,10 +149,16 @@ class Server(MPServer):  # type: ignore[misc]
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
         return super()._spawn_worker(idx, target, partial(callback_loader, idx))
 
+    def signal_handler_reload(self, *args: Any, **kwargs: Any) -> None:
+        """A terminal was closed: drain."""
+        self.signal_handler_interrupt()
+
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
         """Say that the server drains, let clients turn away, stop; a second signal stops now."""
         if self._board.get("draining"):
             super().signal_handler_interrupt()
+            for worker in self.wrks:
+                worker.kill()
             return
         self._board.tell("draining", value=1)
         LOG.info("draining")
@@ -156,9 +170,10 @@ class Server(MPServer):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Have processes begin without SIGINT and SIGTERM: their parent decides when they end."""
+    """Have processes begin without these signals: their parent decides when they end."""
     resource_tracker.ensure_running()  # where it starts, it lets both signals in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield
     finally:

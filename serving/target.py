@@ -4,6 +4,7 @@
 and only then names it as the target; a version that fails is noted and never served.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.board import Board
-from serving.errors import VaeError, VerificationFailed
+from serving.errors import VaeError
 from serving.formats import writing
 from serving.source import (
     Registered,
@@ -42,12 +43,15 @@ class Target:
     path: str
     name: str | None
     version: str | None
+    digest: str
     refused: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "Target":
         """The target for an open source."""
-        return cls(str(source.bundle.path.absolute()), source.name, source.version, refused)
+        bundle = source.bundle
+        path, digest = str(bundle.path.absolute()), bundle.manifest.digest
+        return cls(path, source.name, source.version, digest, refused)
 
     def write(self, file: Path) -> None:
         """Put it in place in one step."""
@@ -98,7 +102,8 @@ class Follower:
     def run(self) -> None:
         """Look again and again; ends with the process."""
         # on the cores of the workers, so last in turn
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with contextlib.suppress(OSError):  # a thread has a priority of its own on Linux only
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while True:
             hints = self._board.get("hints")
             self.look()
@@ -108,20 +113,17 @@ class Follower:
         """Look once where the alias points, and take up what is new."""
         try:
             version = self._resolve()
-            if version is None or version == self._source.version:
-                self._accept_current(version)
-                return
-            if version == self._refused and time.monotonic() < self._retry_at:
-                return
-            LOG.info("%s now names version %s", self._reference, version)
-            self._take_up(version)
-        except VerificationFailed as err:
-            self._refuse(str(version), err)
-        except VaeError as err:
+        except Exception as err:  # noqa: BLE001 - whatever it is, the version goes on
             self._unreachable(err)
-        except Exception:
-            LOG.exception("version %s goes on", self._source.version)
-            self._board.add("registry_failures")
+            return
+        try:
+            if version is None or version == self._source.version:
+                self._accept_current()
+            elif version != self._refused or time.monotonic() >= self._retry_at:
+                LOG.info("%s now names version %s", self._reference, version)
+                self._take_up(version)
+        except Exception as err:  # noqa: BLE001 - the same
+            self._refuse(str(version), err)
 
     def _resolve(self) -> str | None:
         if self._client is None:
@@ -140,23 +142,27 @@ class Follower:
         self._check(source)
         self._source, self._refused = source, None
         Target.of(source).write(self._file)
-        remember(self._reference, source)
+        self._remember()
 
-    def _accept_current(self, version: str | None) -> None:
-        if version is not None:
+    def _remember(self) -> None:
+        try:
             remember(self._reference, self._source)
+        except (VaeError, OSError) as err:
+            LOG.warning("a restart will need the registry: %s", err)
+
+    def _accept_current(self) -> None:
         if self._refused is not None:
             self._refused = None
             Target.of(self._source).write(self._file)
 
-    def _refuse(self, version: str, err: VaeError) -> None:
+    def _refuse(self, version: str, err: Exception) -> None:
         LOG.error("version %s is refused, %s goes on: %s", version, self._source.version, err)
         self._board.add("reload_failures")
         self._refused, self._retry_at = version, time.monotonic() + RETRY_S
         refused = {"version": version, "reason": str(err)}
         Target.of(self._source, refused).write(self._file)
 
-    def _unreachable(self, err: VaeError) -> None:
+    def _unreachable(self, err: Exception) -> None:
         self._board.add("registry_failures")
         if self._reachable:
             LOG.warning("version %s goes on: %s", self._source.version, err)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from serving.access import Access
 from serving.board import Board
 from serving.bundle import open_bundle
 from serving.engine import Device, Engine
+from serving.errors import VerificationFailed
 from serving.grpc_server import GrpcServer
 from serving.rest_routes import ROUTES
 from serving.rest_server import Limits, RestServer
@@ -86,8 +88,9 @@ class Worker:
             max_rows=settings.max_queue,
             timeout_s=settings.timeout_s,
         )
-        self._stopping = False
         self._changed = 0
+        self._retry_at = math.inf
+        self._stopping_grpc: asyncio.Future[None] | None = None
         self._target = self._read_target()
         self._service.serve(self._open(self._target))
         rest = RestServer(
@@ -136,8 +139,8 @@ class Worker:
         self._board.put("ready", value=0)
         if self._following is not None:
             self._following.cancel()
-        if self._grpc is not None:
-            await self._grpc.stop(self._settings.drain_s)
+        if self._stopping_grpc is not None:
+            await self._stopping_grpc
         self._tracer.close()
 
     def _read_target(self) -> Target:
@@ -145,8 +148,11 @@ class Worker:
         return Target.read(self._settings.target)
 
     def _open(self, target: Target) -> Served:
+        bundle = open_bundle(Path(target.path))
+        if bundle.manifest.digest != target.digest:
+            raise VerificationFailed(f"{target.path} holds another bundle than at the start")
         engine = Engine(
-            open_bundle(Path(target.path)),
+            bundle,
             device=self._settings.device,
             threads=self._settings.threads,
         )
@@ -154,37 +160,41 @@ class Worker:
         return self._service.open(engine, target.name, target.version)
 
     async def _follow(self) -> None:
-        """Take up each new target; end when the parent is gone."""
-        retry_at = float("inf")
-        while True:
+        """Take up each new target; end when the parent says so, or is gone."""
+        while not (self._board.get("stopping") or os.getppid() != self._settings.parent):
             await asyncio.sleep(TICK_S)
             self._board.put("queued_rows", value=self._service.served.batcher.queued)
             self._board.put("queued_bytes", value=self._rest.held)
-            if os.getppid() != self._settings.parent:
-                LOG.error("the parent process is gone: stopping")
-                os.kill(os.getpid(), signal.SIGTERM)
-                self._stopping = True
-            if self._stopping or self._board.get("stopping"):
-                # until now signals were held: a group may get SIGTERM at once, and is to drain
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-                return
-            if self._settings.target.stat().st_mtime_ns == self._changed:
-                if time.monotonic() < retry_at:
-                    continue
-            retry_at = float("inf")
-            target = self._read_target()
-            self._service.refused = target.refused
-            if (target.path, target.version) == (self._target.path, self._target.version):
-                continue
             try:
-                served = await asyncio.to_thread(self._open, target)
-            except Exception as err:  # noqa: BLE001 - whatever it is, the old version goes on
-                LOG.error("version %s is refused: %s", target.version, err)
-                self._board.add("reload_failures")
-                reason = {"version": str(target.version), "reason": str(err)}
-                self._service.refused = reason
-                retry_at = time.monotonic() + RETRY_S
-            else:
-                self._service.serve(served)
-                self._target = target
-                LOG.info("serving version %s", served.version)
+                await self._look()
+            except Exception:
+                LOG.exception("version %s goes on", self._service.served.version)
+        if self._grpc is not None:  # HTTP ends on its own, at the same time
+            grace_s = max(self._settings.drain_s - 1, 0.1)
+            self._stopping_grpc = asyncio.ensure_future(self._grpc.stop(grace_s))
+        if os.getppid() != self._settings.parent:
+            LOG.error("the parent process is gone: stopping")
+            os.kill(os.getpid(), signal.SIGTERM)
+        # until now signals were held: a group may get SIGTERM at once, and is to drain
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    async def _look(self) -> None:
+        changed = self._settings.target.stat().st_mtime_ns != self._changed
+        if not changed and time.monotonic() < self._retry_at:
+            return
+        self._retry_at = math.inf
+        target = self._read_target()
+        self._service.refused = target.refused
+        if (target.path, target.version) == (self._target.path, self._target.version):
+            return
+        try:
+            served = await asyncio.to_thread(self._open, target)
+        except Exception as err:  # noqa: BLE001 - whatever it is, the old version goes on
+            LOG.error("version %s is refused: %s", target.version, err)
+            self._board.add("reload_failures")
+            self._service.refused = {"version": str(target.version), "reason": str(err)}
+            self._retry_at = time.monotonic() + RETRY_S
+        else:
+            self._service.serve(served)
+            self._target = target
+            LOG.info("serving version %s", served.version)

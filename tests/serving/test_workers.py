@@ -87,7 +87,10 @@ def worker_of(server: Running) -> int:
         assert client.recv(2**16).startswith(b"HTTP/1.1 200")
         port = f":{client.getsockname()[1]:04X}"
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        (inode,) = [line[9] for line in lines if line[2].endswith(port) and line[9] != "0"]
+        # a set: the kernel may show a socket twice while others come and go
+        here = f":{server.port:04X}"
+        found = [x for x in lines if x[1].endswith(here) and x[2].endswith(port) and x[9] != "0"]
+        (inode,) = {line[9] for line in found}
         for pid in server.children():
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
