@@ -434,3 +434,10 @@ def test_a_file_without_a_key_is_refused(content: bytes, text: str, tmp_path: Pa
 
 def test_a_missing_file_of_a_key_is_refused(tmp_path: Path) -> None:
     assert "cannot read" in refused("--api-key-file", str(tmp_path / "missing"))
+
+
+def test_a_webhook_that_is_too_long_is_refused_before_it_is_read(https: httpx.Client) -> None:
+    body = b" " * 2**15
+    response = https.post("/webhooks/mlflow", content=body, headers=sign(body))
+    assert response.status_code == 413
+    assert response.json() == {"error": "a webhook may have 16384 bytes"}

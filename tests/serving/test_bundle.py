@@ -123,3 +123,16 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
 def test_files_to_be_sealed_anew_may_differ(bundle: Bundle) -> None:
     (bundle.path / "parity.json").write_text("half-written")
     assert open_bundle(bundle.path, unsealed=("parity.json",)).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"later": 1}, {"x_shape": 3}, {"files": None}],
+    ids=["a field of a later release", "a shape that is none", "no files"],
+)
+def test_a_manifest_of_other_types_is_refused_by_name(
+    bundle: Bundle, changes: dict[str, object]
+) -> None:
+    rewrite_manifest(bundle.path, **changes)
+    with pytest.raises(VerificationFailed, match=r"manifest\.json cannot be used"):
+        open_bundle(bundle.path)

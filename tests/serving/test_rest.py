@@ -731,3 +731,24 @@ def test_a_client_that_leaves_is_counted_and_not_computed(engine: Engine, tmp_pa
             asyncio.run(asyncio.wait_for(run(executor), 20))
         finally:
             go.set()
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_a_page_of_another_site_changes_nothing(http: httpx.Client, verb: str) -> None:
+    path = f"/v2/repository/models/encode/{verb}"
+    headers = {"origin": "http://evil.example"}
+    text = refused(http.post(path, headers=headers, json={}), 403)
+    assert text == "a page of 'http://evil.example' may not change this server"
+    assert http.get("/v2/models/encode/ready").status_code == 200
+
+
+def test_a_page_of_this_server_may_load(http: httpx.Client) -> None:
+    headers = {"origin": str(http.base_url).rstrip("/")}
+    path = "/v2/repository/models/encode/load"
+    assert http.post(path, headers=headers, json={}).status_code == 200
+
+
+def test_an_output_that_is_asked_for_twice_is_refused(http: httpx.Client) -> None:
+    body = {"inputs": [], "outputs": [{"name": "x_loc"}, {"name": "x_loc"}]}
+    text = refused(http.post("/v2/models/sample/infer", json=body), 400)
+    assert text == "the output x_loc is asked for twice"

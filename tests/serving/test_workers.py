@@ -17,8 +17,12 @@ import httpx
 import pytest
 
 from serving import open_inference_pb2 as pb
+from serving.access import Access
 from serving.engine import Engine
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
+from serving.rest_server import Limits
+from serving.target import Target
+from serving.worker import Settings, Worker
 from tests.serving.asking import CASES, asking, body, metrics, over_grpc, ready, wait_for
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
@@ -425,3 +429,36 @@ def test_bad_tls_files_end_the_start(tmp_path: Path, bad: str) -> None:
     assert code == UsageRefused.exit_code
     assert said.startswith("error: --tls" if bad == "key alone" else f"error: cannot use {chain}")
     assert len(said.splitlines()) == 1
+
+
+def test_a_name_of_the_host_is_resolved(tmp_path: Path) -> None:
+    with serve(tmp_path, SEALED, "--host", "localhost", "--drain", "0.2") as running:
+        assert running.rest.removeprefix("http://").rsplit(":", 1)[0] in ("127.0.0.1", "[::1]")
+        assert httpx.get(f"{running.rest}/v2/health/ready").status_code == 200
+
+
+def test_a_worker_serves_no_other_bundle_than_its_neighbours(tmp_path: Path) -> None:
+    """The folder is replaced while the server runs, and a worker has to start again."""
+    settings = Settings(
+        folder=tmp_path,
+        parent=os.getpid(),
+        host="127.0.0.1",
+        port=0,
+        grpc_port=0,
+        workers=1,
+        device="cpu",
+        threads=1,
+        max_requests=8,
+        max_queue=8,
+        max_connections=8,
+        timeout_s=1,
+        drain_s=1,
+        limits=Limits(),
+        access=Access(),
+        tls=None,
+        log_format="plain",
+        access_log=False,
+    )
+    Target(str(SEALED), None, None, digest="0" * 64).write(settings.target)
+    with pytest.raises(VerificationFailed, match="holds another bundle than at the start"):
+        Worker(settings, 0)
