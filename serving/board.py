@@ -42,7 +42,7 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     "batch_rows": ROWS,
 }
 """Distributions of each operation, by name, with the upper bounds of their buckets."""
-GAUGES = ("ready", "queued_rows", "queued_bytes", "loaded_at")
+GAUGES = ("ready", "queued_rows", "queued_bytes")
 COUNTERS = ("reloads", "reload_failures", "registry_failures")
 FLAGS = ("draining", "stopping", "hints", *(f"unloaded.{operation}" for operation in OPERATIONS))
 

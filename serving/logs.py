@@ -6,7 +6,7 @@ import sys
 from typing import Literal
 
 LogFormat = Literal["plain", "json"]
-_EXTRAS = ("request_id", "ms", "version", "worker")
+_EXTRAS = ("request_id", "ms")
 
 
 class JsonFormatter(logging.Formatter):

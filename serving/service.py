@@ -92,7 +92,6 @@ class Service:
         if self._served is not None:
             self.board.add("reloads")
         self._served = served
-        self.board.put("loaded_at", value=time.time())
 
     @property
     def served(self) -> Served:

@@ -145,7 +145,9 @@ class Worker:
 
     def _read_target(self) -> Target:
         self._changed = self._settings.target.stat().st_mtime_ns
-        return Target.read(self._settings.target)
+        target = Target.read(self._settings.target)
+        self._service.refused = target.refused
+        return target
 
     def _open(self, target: Target) -> Served:
         bundle = open_bundle(Path(target.path))
@@ -156,7 +158,6 @@ class Worker:
             device=self._settings.device,
             threads=self._settings.threads,
         )
-        self._service.refused = target.refused
         return self._service.open(engine, target.name, target.version)
 
     async def _follow(self) -> None:
@@ -184,7 +185,6 @@ class Worker:
             return
         self._retry_at = math.inf
         target = self._read_target()
-        self._service.refused = target.refused
         if (target.path, target.version) == (self._target.path, self._target.version):
             return
         try:
