@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 EXPERIMENT ?= vae
+# The tests are spread over two processes: many of them wait for processes of their own.
+SPREAD := --numprocesses=2 --dist=worksteal
 
 # `mlflow run` starts the first `python` on the path.
 export PATH := $(BIN):$(PATH)
@@ -31,11 +33,11 @@ $(VENV)/ready: conda.yaml pyproject.toml
 run: setup ## the main job: train, evaluate, export, check, register and promote on MNIST
 	@$(BIN)/mlflow run . --env-manager=local --experiment-name $(EXPERIMENT)
 
-test: setup ## the test suite
-	@$(BIN)/python -m pytest -q
+test: setup ## the test suite, in two processes
+	@$(BIN)/python -m pytest -q $(SPREAD)
 
 test-serving: $(VENV)-serving/ready ## the serving tests where torch and mlflow are not installed
-	@$(VENV)-serving/bin/python -m pytest -q tests/serving
+	@$(VENV)-serving/bin/python -m pytest -q $(SPREAD) tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
 	@$(PYTHON) -m venv $(VENV)-serving
