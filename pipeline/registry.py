@@ -16,7 +16,7 @@ import serving
 from pipeline.errors import ParityFailed
 from pipeline.parity import parity_faults
 from pipeline.tracking import Run
-from serving.bundle import CARD, METRICS, Bundle, Manifest
+from serving.bundle import CARD, METRICS, Bundle
 from serving.source import ARTIFACT, DIGEST_TAG, store_errors
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -82,7 +82,7 @@ def _create_version(run: Run, bundle: Bundle, name: str) -> str:
             name=name,
             python_model=str(_CODE),
             artifacts={"bundle": str(folder)},
-            signature=_signature(bundle.manifest),
+            signature=_signature(),
             input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
             pip_requirements=_requirements(),
             metadata={DIGEST_TAG: bundle.manifest.digest},
@@ -104,19 +104,17 @@ def _description(bundle: Bundle) -> str:
     return "\n".join(line for line in lines if not line.startswith("!["))
 
 
-def _signature(manifest: Manifest) -> Any:
+def _signature() -> Any:
+    """What `predict` takes besides rows, which it checks itself: see `serving/pyfunc_model.py`."""
     from mlflow.models import ModelSignature
-    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec
 
-    x = TensorSpec(np.dtype(manifest.x_dtype), (-1, *manifest.x_shape), "x")
-    params = ParamSchema(
-        [
-            ParamSpec("operation", DataType.string, "reconstruct"),
-            ParamSpec("num_samples", DataType.long, 1),
-            ParamSpec("seed", DataType.long, 0),
-        ]
-    )
-    return ModelSignature(inputs=Schema([x]), params=params)
+    params = [
+        ParamSpec("operation", DataType.string, "reconstruct"),
+        ParamSpec("num_samples", DataType.long, 1),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    return ModelSignature(params=ParamSchema(params))
 
 
 def _requirements() -> list[str]:
