@@ -16,7 +16,7 @@ import serving
 from pipeline.errors import ParityFailed
 from pipeline.parity import parity_faults
 from pipeline.tracking import Run
-from serving.bundle import CARD, METRICS, Bundle
+from serving.bundle import CARD, METRICS, Bundle, manifest_digest
 from serving.source import ARTIFACT, DIGEST_TAG, store_errors
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -49,6 +49,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "run.id": str(manifest.run_id),
         "git.sha": str(manifest.git["sha"]),
         "git.dirty": str(manifest.git["dirty"]),
+        "config.sha256": manifest_digest(manifest.config),
         "data.source": str(manifest.data["source"]),
         **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
         "parity.status": "passed",
@@ -99,9 +100,9 @@ def _create_version(run: Run, bundle: Bundle, name: str) -> str:
 
 
 def _description(bundle: Bundle) -> str:
-    """The card without its picture, which the registry's page would not find."""
+    """The card without its pictures, which the registry's page would not find."""
     lines = (bundle.path / CARD).read_text().splitlines()
-    return "\n".join(line for line in lines if not line.startswith("!["))
+    return "\n".join(line for line in lines if "![" not in line)
 
 
 def _signature() -> Any:

@@ -123,6 +123,16 @@ def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
         Image.fromarray(tile(images, columns)).save(temporary, format="PNG")
 
 
+def interleave(upper: Array, lower: Array, columns: int) -> Array:
+    """Lay lines of `upper` and of `lower` in turn, `columns` images a line, for `tile`."""
+    lines = [
+        part[start : start + columns]
+        for start in range(0, len(upper), columns)
+        for part in (upper, lower)
+    ]
+    return np.concatenate(lines)
+
+
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
     """Lay images (rows, height, width) in units of bytes out as one image, 2 pixels apart."""
     count, height, width = images.shape

@@ -15,7 +15,10 @@ PARAMS = {"operation": "score", "seed": 7, "num_samples": 4}
 
 def main(rows: str, out: str) -> None:
     x = np.load(rows)
-    address = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    address: dict[str, bool | float | int | str | None] = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+    }
     builder = SparkSession.builder.master("local[1]").config(map=address)
     spark = builder.config("spark.ui.enabled", "false").getOrCreate()
     lines = [Row(row=i, x=[int(v) for v in values.ravel()]) for i, values in enumerate(x)]
