@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Metrics
     from pipeline.model import VAE
     from pipeline.parity import ParityReport
-    from pipeline.promotion import Decision
+    from pipeline.audit import Decision
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest
@@ -167,6 +167,8 @@ def promote(
     threads: int,
     test: "Split | None" = None,
     source: str | None = None,
+    force: str | None = None,
+    dry_run: bool = False,
 ) -> "Decision":
     """Put a version through the gate; `test` are its held-out rows if they are loaded already."""
     from pipeline import promotion
@@ -175,7 +177,9 @@ def promote(
         return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
 
     say(f"deciding on {name} version {version}")
-    decision = promotion.promote(name, version, load_test, gate, threads=threads)
+    decision = promotion.promote(
+        name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
+    )
     say(f"{decision.decision}: {'; '.join(decision.reasons)}")
     return decision
 
@@ -288,7 +292,7 @@ def raise_unless_equal(report: "ParityReport") -> None:
 
 def raise_unless_promoted(decision: "Decision | None") -> None:
     """End with exit code 5 or 6 where the champion did not move."""
-    if decision is None or decision.decision == "promoted":
+    if decision is None or decision.decision not in ("refused", "stale"):
         return
     kind = Stale if decision.decision == "stale" else GateRefused
     raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")
