@@ -5,6 +5,8 @@ Every step can be done again, by another process too: that is how a move that wa
 finished before the next one is decided.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.audit import Outcome, close_record, iso_time
@@ -47,21 +49,27 @@ def make_move(client: "MlflowClient", name: str, move: Move) -> None:
 
 def tag_version(client: "MlflowClient", name: str, version: str, outcome: Outcome) -> None:
     """Say on a version what the gate last said of it."""
-    client.set_model_version_tag(name, version, "gate.status", outcome)
+    with _unless_gone():
+        client.set_model_version_tag(name, version, "gate.status", outcome)
 
 
 def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
     """Do all that follows from a move that counts; False where it cannot be carried out."""
-    carried = True
+    run_id, carried = move.run_id, True
     if move.action == "delete":
-        _delete_version(client, name, move.version)
-        _close(client, move, "deleted")
+        with _unless_gone():
+            client.delete_model_version(name, move.version)
+        with _unless_gone():
+            close_record(client, run_id, "deleted")
     elif carried := _lead_aliases(client, name, move):
-        _close(client, move, "promoted", moved_ms=move.time_ms)
-        tag_version(client, name, move.version, "promoted")
-        client.set_model_version_tag(name, move.version, "promoted.at", iso_time(move.time_ms))
+        with _unless_gone():
+            close_record(client, run_id, "promoted", moved_ms=move.time_ms)
+        with _unless_gone():
+            tag_version(client, name, move.version, "promoted")
+            client.set_model_version_tag(name, move.version, "promoted.at", iso_time(move.time_ms))
     else:
-        _close(client, move, "stale", reasons=("the champion was moved by hand",))
+        with _unless_gone():
+            close_record(client, run_id, "stale", reasons=("the champion was moved by hand",))
     mark_done(client, name, move)
     return carried
 
@@ -99,29 +107,14 @@ def _last_move(client: "MlflowClient", name: str) -> Move:
     return [move for move in list_moves(client, name) if move.action != "delete"][-1]
 
 
-def _delete_version(client: "MlflowClient", name: str, version: str) -> None:
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Let it pass that a person has deleted a version or a record."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.delete_model_version(name, version)
+        yield
     except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted already
-            raise
-
-
-def _close(
-    client: "MlflowClient",
-    move: Move,
-    outcome: Outcome,
-    *,
-    reasons: tuple[str, ...] | None = None,
-    moved_ms: int | None = None,
-) -> None:
-    """Close the record, unless a person deleted it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        close_record(client, move.run_id, outcome, reasons=reasons, moved_ms=moved_ms)
-    except MlflowException as err:
+        # the latter is what mlflow says of a run that was deleted, but not purged yet
         if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

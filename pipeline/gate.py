@@ -115,6 +115,6 @@ def _comparison_refusals(judgement: Judgement, config: PromoteConfig) -> Iterato
         yield f"the champion's ELBO is {judgement.champion_elbo}: run vae rollback, or use --force"
     elif not (judgement.lower_bound or 0.0) >= -config.margin:
         yield (
-            f"not shown to be as good: {judgement} with {config.confidence:.4g} confidence, "
-            f"allowed is {-config.margin:g}"
+            f"not shown to be as good: {judgement} with confidence {config.confidence:g}, "
+            f"allowed is -{config.margin:g}"
         )

@@ -189,9 +189,9 @@ def _faults(
     """What keeps the candidate from being scored at all; `--force` does not change it."""
     yield from parity_faults(candidate.bundle)
     yield from metric_faults(candidate.bundle.read_json(METRICS))
-    yield from _data_faults(candidate, champion, test_sha256, config)
     if champion is not None:
         yield from _kind_faults(candidate.bundle.manifest, champion.bundle.manifest)
+    yield from _data_faults(candidate, champion, test_sha256, config)
 
 
 def _data_faults(

@@ -21,12 +21,12 @@ from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
 if TYPE_CHECKING:
+    from pipeline.audit import Decision
     from pipeline.checkpoint import Checkpoint
     from pipeline.data import Dataset, Split
     from pipeline.evaluate import Metrics
     from pipeline.model import VAE
     from pipeline.parity import ParityReport
-    from pipeline.audit import Decision
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest

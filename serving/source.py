@@ -133,7 +133,7 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
         shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
-        _download(model_uri, folder)
+        _download(f"{name} version {version}", model_uri, folder)
         return Source(_open_sealed(folder, digest), name, version)
 
 
@@ -141,7 +141,7 @@ def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path)
     """Fetch a version's files past the cache into `folder` and verify them."""
     digest, model_uri = registered_version(client, name, version)
     target = folder / f"{name}-{version}"
-    _download(model_uri, target)
+    _download(f"{name} version {version}", model_uri, target)
     return Source(_open_sealed(target, digest), name, version)
 
 
@@ -301,9 +301,19 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _download(model_uri: str, folder: Path) -> None:
+def _download(what: str, model_uri: str, folder: Path) -> None:
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
+    gone = VerificationFailed(f"{what} has no files in the store any more: register it again")
     with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
-        (fetched / "artifacts" / ARTIFACT).rename(folder)
+        try:
+            fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise gone from err
+        bundle = fetched / "artifacts" / ARTIFACT
+        if not bundle.exists():
+            raise gone
+        bundle.rename(folder)
