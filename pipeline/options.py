@@ -39,6 +39,14 @@ class Number(click.FloatRange):
         return number
 
 
+class NumberOrNone(Number):
+    """A finite number, or the word none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read `0.1` or `none`."""
+        return None if value == "none" else super().convert(value, param, ctx)
+
+
 def settings_options(*sections: type) -> Decorator:
     """Add an option for every setting of the sections; one not given is None: the preset's."""
     settings = [setting for section in sections for setting in settings_of(section)]
@@ -48,6 +56,7 @@ def settings_options(*sections: type) -> Decorator:
             function = click.option(
                 f"--{name.replace('_', '-')}",
                 type=_click_type(kind, option),
+                is_flag=kind is bool,
                 default=None,
                 help=f"{option.help}  [default: {_describe_default(name, default)}]",
             )(function)
@@ -76,13 +85,12 @@ def chosen(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_default(name: str, default: Any) -> str:
-    shown = (
-        ",".join(map(str, default))
-        if isinstance(default, tuple)
-        else f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-    )
+    if isinstance(default, tuple):
+        shown = ",".join(map(str, default))
+    elif isinstance(default, float):
+        shown = f"{default:g}"
+    else:
+        shown = "none" if default is None else "false" if default is False else str(default)
     return f"{shown}, or the preset's" if name in preset_settings() else shown
 
 
@@ -93,6 +101,10 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
         return Widths()
     if kind is int:
         return click.IntRange(_whole(option.min), _whole(option.max))
+    if kind is bool:
+        return click.BOOL
+    if kind == float | None:
+        return NumberOrNone(option.min, option.max, min_open=option.open_min)
     if kind is float:
         return Number(option.min, option.max, min_open=option.open_min)
     return click.STRING

@@ -20,13 +20,13 @@ from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
 if TYPE_CHECKING:
+    from pipeline.audit import Decision
     from pipeline.checkpoint import Checkpoint
     from pipeline.data import Dataset, Split
     from pipeline.evaluate import Metrics
     from pipeline.model import VAE
     from pipeline.parity import Devices
     from pipeline.parity_result import ParityReport
-    from pipeline.promotion import Decision
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest
@@ -173,6 +173,8 @@ def promote(
     threads: int,
     test: "Split | None" = None,
     source: str | None = None,
+    force: str | None = None,
+    dry_run: bool = False,
 ) -> "Decision":
     """Put a version through the gate; `test` are its held-out rows if they are loaded already."""
     from pipeline import promotion
@@ -181,7 +183,9 @@ def promote(
         return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
 
     say(f"deciding on {name} version {version}")
-    decision = promotion.promote(name, version, load_test, gate, threads=threads)
+    decision = promotion.promote(
+        name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
+    )
     say(f"{decision.decision}: {'; '.join(decision.reasons)}")
     return decision
 
@@ -294,7 +298,7 @@ def raise_unless_equal(report: "ParityReport") -> None:
 
 def raise_unless_promoted(decision: "Decision | None") -> None:
     """End with exit code 5 or 6 where the champion did not move."""
-    if decision is None or decision.decision == "promoted":
+    if decision is None or decision.decision not in ("refused", "stale"):
         return
     kind = Stale if decision.decision == "stale" else GateRefused
     raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,11 @@ def checked_store(
 @pytest.fixture
 def version(
     checked_store: Path, sealed: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Source]:
+) -> Source:
     """Version 1 in a copy of that store; its runs' artifacts are shared, and not to be changed."""
     path = shutil.copy(checked_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    yield Source(sealed, "vae", "1")
+    return Source(sealed, "vae", "1")
 
 
 def test_an_added_report_is_kept_beside_the_bundle(version: Source, tmp_path: Path) -> None:
