@@ -7,7 +7,7 @@ Markdown.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.parity_page import used_share, worst_comparisons
+from pipeline.parity_page import describe_share, worst_comparisons
 from serving.bundle import RECONSTRUCTIONS, SAMPLES
 
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
@@ -161,7 +161,7 @@ def _parity_line(row: Mapping[str, Any]) -> str:
     tf32 = " with TF32" if row["tf32"] else ""
     return (
         f"| {row['operation']}.{row['output']}{tf32} | {error} | {row['max_budget']:.1e} "
-        f"| {used_share(row):.0%} |"
+        f"| {describe_share(row)} |"
     )
 
 

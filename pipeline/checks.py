@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.parity import checked_files
 from pipeline.parity_page import PAGE, render_page
-from pipeline.tracking import tracked_run
+from pipeline.tracking import Run, open_experiment
 from serving.bundle import PARITY, Bundle
 from serving.errors import VaeError
-from serving.source import Source, connect, store_errors
+from serving.source import DIGEST_TAG, Source, connect, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,24 +44,23 @@ def check_experiment(name: str) -> str:
     return f"{name}-checks"
 
 
-def add_check(source: Source, report: Mapping[str, Any]) -> str:
-    """Add a report to the version that it was made of, passed or not; return the run's id."""
+def add_check(source: Source, report: Mapping[str, Any]) -> Run:
+    """Add a report to the version that it was made of, passed or not; return the run it is in."""
     name, version, digest = str(source.name), str(source.version), source.bundle.manifest.digest
+    client = connect()
+    tags = {
+        "model.name": name,
+        "model.version": version,
+        DIGEST_TAG: digest,
+        "parity.verdict": report["verdict"],
+        "parity.devices": ",".join(report["devices"]),
+    }
+    with store_errors():
+        # not an active run: under `mlflow run` that would be the project's own
+        experiment = open_experiment(client, check_experiment(name))
+        opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
+    run, status = Run(client, opened.info.run_id), "FAILED"
     text = json.dumps(report, indent=1, allow_nan=False)
-    with tracked_run(check_experiment(name)) as run:
-        devices = tuple(report["devices"])
-        run.set_tags(
-            {
-                "model.name": name,
-                "model.version": version,
-                "bundle.sha256": digest,
-                "parity.verdict": report["verdict"],
-                "parity.devices": ",".join(devices),
-            }
-        )
-        run.log_text(PARITY, text)
-        run.log_text(PAGE, render_page(report, f"{name} version {version}"))
-    # last, so that a tag never speaks of a report that is not there
     check = Check(
         verdict=report["verdict"],
         run_id=run.run_id,
@@ -71,10 +68,18 @@ def add_check(source: Source, report: Mapping[str, Any]) -> str:
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    with store_errors():
-        for device in devices:
-            run.client.set_model_version_tag(name, version, _tag(device), json.dumps(asdict(check)))
-    return run.run_id
+    try:
+        run.log_text(PARITY, text)
+        run.log_text(PAGE, render_page(report, f"{name} version {version}"))
+        with store_errors():
+            for device in report["devices"]:  # last: a tag never speaks of a report not there yet
+                value = json.dumps(asdict(check))
+                client.set_model_version_tag(name, version, _tag(device), value)
+        status = "FINISHED"
+    finally:
+        with store_errors():
+            client.set_terminated(run.run_id, status)
+    return run
 
 
 def check_faults(source: Source, devices: Sequence[str]) -> Iterator[str]:

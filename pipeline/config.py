@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from serving.errors import UsageRefused
 
+Device = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -100,6 +102,10 @@ class PromoteConfig:
     gate_samples: Annotated[
         int, Option("Noise draws a row when the gate scores", min=1, max=1000)
     ] = 8
+    require: Annotated[
+        tuple[Device, ...],
+        Option("Devices that parity must have passed on, such as cpu,cuda; see vae check"),
+    ] = ()
     allow_new_data: Annotated[
         bool, Option("Take a candidate whose held-out rows are not the champion's")
     ] = False

@@ -28,6 +28,22 @@ class Widths(click.ParamType[tuple[int, ...]]):
         return widths
 
 
+class Words(click.ParamType[tuple[str, ...]]):
+    """Comma-separated words of a list, without repetition."""
+
+    name = "words"
+
+    def __init__(self, known: tuple[str, ...]) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Read `cpu,cuda`."""
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(","))) if value else ()
+        if unknown := [word for word in words if word not in self.known]:
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
+        return words
+
+
 class Number(click.FloatRange):
     """A finite number within limits, which NaN passes unseen."""
 
@@ -98,7 +114,8 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if get_origin(kind) is tuple:
-        return Widths()
+        item = get_args(kind)[0]
+        return Widths() if item is int else Words(get_args(item))
     if kind is int:
         return click.IntRange(_whole(option.min), _whole(option.max))
     if kind is bool:

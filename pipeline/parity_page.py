@@ -7,10 +7,12 @@ the verdict is the report's, nothing is judged again.
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from pipeline.parity_plots import plot_batches, plot_histogram, used_share
+from serving.formats import writing
 
 Row = Mapping[str, Any]
 
@@ -69,6 +71,12 @@ def render_page(report: Mapping[str, Any], subject: str) -> str:
         count=f"{len(comparisons):,}",
         all=_table(_COLUMNS, comparisons),
     )
+
+
+def write_page(path: Path, report: Mapping[str, Any], subject: str) -> None:
+    """Write the page to a file, whole or not at all."""
+    with writing(path) as temporary:
+        temporary.write_text(render_page(report, subject))
 
 
 def _summary(report: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.audit import Decision, Outcome, close_record, iso_time, open_record, write_report
 from pipeline.champion import make_move, settle, tag_version
+from pipeline.checks import check_faults
 from pipeline.config import PromoteConfig
 from pipeline.data import Split
 from pipeline.errors import Stale
@@ -188,6 +189,7 @@ def _faults(
 ) -> Iterator[str]:
     """What keeps the candidate from being scored at all; `--force` does not change it."""
     yield from parity_faults(candidate.bundle)
+    yield from check_faults(candidate, config.require)
     yield from metric_faults(candidate.bundle.read_json(METRICS))
     if champion is not None:
         yield from _kind_faults(candidate.bundle.manifest, champion.bundle.manifest)

@@ -148,11 +148,20 @@ def export(out: Path, checkpoint: "Checkpoint", metrics: "Metrics", dataset: "Da
 def check(
     bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "tuple[Bundle, ParityReport]":
-    """Check parity, print the table and seal the report into the bundle.
+    """Compare, and seal the report into the bundle.
 
     Where a device is not there nothing is written: an earlier report stays.
     """
     from pipeline.manifest import add_report
+
+    report = compare(bundle, checkpoint, dataset, device, threads)
+    return add_report(bundle, report.to_json()), report
+
+
+def compare(
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
+) -> "ParityReport":
+    """Compare a bundle's graphs with torch, and print the table; the bundle stays as it is."""
     from pipeline.parity import DEVICES, check_parity
     from pipeline.parity_nodes import find_difference
 
@@ -163,7 +172,20 @@ def check(
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())
-    return add_report(bundle, report.to_json()), report
+    return report
+
+
+def log_report(run_id: str | None, report: Mapping[str, Any], subject: str) -> None:
+    """Log a parity report and its page to a run, if there is one."""
+    from pipeline.parity_page import PAGE, render_page
+    from pipeline.tracking import Run
+    from serving.bundle import PARITY
+    from serving.source import connect
+
+    if run_id is not None:
+        run = Run(connect(), run_id)
+        run.log_json(PARITY, report)
+        run.log_text(PAGE, render_page(report, subject))
 
 
 def promote(

@@ -61,10 +61,10 @@ def read_npz(path: Path) -> dict[str, Array]:
         return dict(arrays)
 
 
-def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_target(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Refuse a target of another kind or in no writable folder, before the work is done."""
     if path.suffix not in suffixes:
-        raise UsageRefused(f"--out must end in {', '.join(suffixes)}, got {str(path)!r}")
+        raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as err:

@@ -60,6 +60,7 @@ def test_an_added_report_is_kept_beside_the_bundle(version: Source, tmp_path: Pa
     client, check = connect(), cuda_check()
     assert (check.verdict, check.digest) == ("passed", version.bundle.manifest.digest)
     run = client.get_run(check.run_id)
+    assert run.info.run_name == "check 1"
     experiment = client.get_experiment(run.info.experiment_id)
     assert (experiment.name, run.info.status) == ("vae-checks", "FINISHED")
     assert run.data.tags["model.version"] == "1"
