@@ -6,7 +6,7 @@ where a graph does not open or its tensors are not the operation table's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -139,20 +139,36 @@ class Answer:
     reason: str = ""
 
 
+def plan_runs(
+    devices: Sequence[Device], threads: int, rules: Rules
+) -> Iterator[tuple[Device, Setting, Rules, bool]]:
+    """What is run: as it serves, then at other levels, on other threads, and on CUDA with TF32."""
+    for device in devices:
+        served = Setting(provider=PROVIDERS[device], level="all", threads=threads, tf32=False)
+        yield device, served, rules, True
+        for level in OTHER_LEVELS:
+            yield device, replace(served, level=level), rules, False
+        if device == "cuda":
+            yield device, replace(served, tf32=True), TF32, True
+        else:
+            for other in THREADS:
+                if other != threads:
+                    yield device, replace(served, threads=other), rules, False
+
+
 def open_runs(
     bundle: Bundle, devices: Sequence[Device], threads: int, rules: Rules
 ) -> Iterator[Run]:
-    """Open the engine as it serves, then at other levels, on other threads, and with TF32."""
-    for device in devices:
-        yield _open(bundle, device, "all", threads, rules, as_served=True)
-        for level in OTHER_LEVELS:
-            yield _open(bundle, device, level, threads, rules)
-        if device == "cuda":
-            yield _open(bundle, device, "all", threads, TF32, as_served=True)
-            continue
-        for other in THREADS:
-            if other != threads:
-                yield _open(bundle, device, "all", other, rules)
+    """Open the engine under every setting of the plan."""
+    for device, setting, its_rules, as_served in plan_runs(devices, threads, rules):
+        engine = Engine(
+            bundle,
+            device=device,
+            threads=setting.threads,
+            level=setting.level,
+            tf32=setting.tf32,
+        )
+        yield Run(engine, setting, its_rules, as_served)
 
 
 def draw_operation(
@@ -179,21 +195,6 @@ def compare_case(run: Run, case: Case) -> Iterator[Comparison | ElboParity]:
         yield trial.beside_itself(name, again)
     if case.operation.name == "score":
         yield trial.elbo()
-
-
-def _open(
-    bundle: Bundle,
-    device: Device,
-    level: Level,
-    threads: int,
-    rules: Rules,
-    *,
-    as_served: bool = False,
-) -> Run:
-    tf32 = rules is TF32
-    engine = Engine(bundle, device=device, threads=threads, level=level, tf32=tf32)
-    setting = Setting(provider=PROVIDERS[device], level=level, threads=threads, tf32=tf32)
-    return Run(engine, setting, rules, as_served)
 
 
 def answer(run: Run, case: Case, rows: slice) -> Answer:
