@@ -28,8 +28,9 @@ _MAX_SEED = 2**63 - 1
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Encode, reconstruct and score rows `x`; decode rows `z`; sample as many rows as come in.
 
-    Rows are an array (batch, *shape) or (batch, size), a list, a dict of one array, or a DataFrame:
-    a column of arrays, or a column for each value.
+    A call draws its samples from the first of the seed on: on Spark, where a call is a batch of
+    rows, decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a
+    list, a dict of one array, or a DataFrame: a column of arrays, or a column for each value.
     """
 
     def load_context(self, context: Any) -> None:
