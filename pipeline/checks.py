@@ -113,7 +113,7 @@ def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
     if PARITY not in bundle.manifest.files:
         return ()
     report = bundle.read_json(PARITY)
-    return () if _report_fault(report, bundle) else tuple(report["devices"])
+    return () if _report_fault(report, bundle) else tuple(report.get("devices", ()))
 
 
 def _check_fault(
@@ -139,10 +139,13 @@ def _check_fault(
         return f"the report of {device} is gone ({err})"
     if hashlib.sha256(text).hexdigest() != check.sha256:
         return f"the report of {device} in run {check.run_id} was changed"
-    report = json.loads(text)
+    try:
+        report = json.loads(text)
+    except ValueError:
+        return f"the report of {device} in run {check.run_id} cannot be read"
     if fault := _report_fault(report, bundle):
         return f"the report of {device} in run {check.run_id} {fault}"
-    if device not in report["devices"]:
+    if device not in report.get("devices", ()):
         return f"the report in run {check.run_id} does not speak of {device}"
     return None
 
@@ -157,7 +160,7 @@ def _fetch_report(client: "MlflowClient", run_id: str) -> bytes:
 
 def _report_fault(report: Any, bundle: Bundle) -> str | None:
     """Why a report does not show that the bundle's graphs are its model."""
-    if report.get("verdict") != "passed":
+    if not isinstance(report, dict) or report.get("verdict") != "passed":
         return "has failed"
     rows = [*report.get("comparisons", ()), *report.get("elbo", ())]
     if not rows or not all(row.get("passed") is True for row in rows):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -124,6 +125,13 @@ def change_report(version: Source) -> None:
     connect().log_text(cuda_check().run_id, "{}", "parity.json")
 
 
+def replace_report(version: Source) -> None:
+    add(version, "cuda")
+    text = "no JSON"
+    connect().log_text(cuda_check().run_id, text, "parity.json")
+    set_check(sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
 def delete_report(version: Source) -> None:
     add(version, "cuda")
     run = connect().get_run(cuda_check().run_id)
@@ -146,6 +154,7 @@ REFUSED: dict[str, tuple[Callable[[Source], None], str]] = {
     "run gone": (lambda _: set_check(run_id="0" * 32), "is gone (the MLflow store"),
     "report gone": (delete_report, "is gone (the MLflow store"),
     "report changed": (change_report, "was changed"),
+    "report replaced": (replace_report, "cannot be read"),
     "other bundle": (lambda _: set_check(digest="0" * 64), "is of bundle 000000000000, not of"),
     "other files": (check_other_files, "speaks of other files"),
     "tag forged": (lambda v: add(v, "cuda", verdict="failed"), "in run {run} has failed"),
