@@ -53,8 +53,8 @@ def test_a_cpu_is_never_taken_for_cuda(sealed: Bundle, trained: Trained) -> None
 
 def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
     plan = list(plan_runs(DEVICES["cuda"], 1, FLOAT32))
-    assert {setting.provider for _, setting, _, _ in plan} == {"CUDAExecutionProvider"}
-    assert [(s.level, s.tf32, rules is TF32, served) for _, s, rules, served in plan] == [
+    assert {run.setting.provider for run in plan} == {"CUDAExecutionProvider"}
+    assert [(r.setting.level, r.setting.tf32, r.rules is TF32, r.as_served) for r in plan] == [
         ("all", False, False, True),
         ("off", False, False, False),
         ("basic", False, False, False),
@@ -64,7 +64,7 @@ def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
 
 
 def test_all_is_both_devices_and_the_cpu_takes_one_thread_and_two() -> None:
-    plan = [setting for _, setting, _, _ in plan_runs(DEVICES["all"], 4, FLOAT32)]
+    plan = [run.setting for run in plan_runs(DEVICES["all"], 4, FLOAT32)]
     assert {s.provider for s in plan} == {"CPUExecutionProvider", "CUDAExecutionProvider"}
     cpu = [s for s in plan if s.provider.startswith("CPU")]
     assert [s.threads for s in cpu if s.level == "all"] == [4, 1, 2]
