@@ -28,7 +28,7 @@ from tests.e2e.versions import reseal
 
 READS = ("get_", "search_", "list_", "download_", "_")
 """How those methods of mlflow's client begin that change nothing."""
-TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
 
 
 def forks() -> ForkServerContext:
@@ -75,7 +75,7 @@ def roll_back_and_die(uri: str, folder: Path, step: int) -> None:
     rollback("vae", threads=1)
 
 
-def race(uri: str, folder: Path, test: Split, start: Any, rounds: Any, results: Any) -> None:
+def race(uri: str, folder: Path, test: Split, start: Any, results: Any, rounds: Any) -> None:
     """Promote what `rounds` gives, until it gives None, when all others have read the champion."""
     use_store(uri, folder)
 
@@ -106,11 +106,13 @@ class Race:
 
     def __init__(self, uri: str, folder: Path, test: Split, racers: int) -> None:
         context = forks()
-        start = context.Barrier(racers)
+        self._start = context.Barrier(racers)  # kept, for it ends with its last reference here
         self._rounds = [context.Queue() for _ in range(racers)]
         self._results = context.Queue()
         self._processes = [
-            context.Process(target=race, args=(uri, folder, test, start, rounds, self._results))
+            context.Process(
+                target=race, args=(uri, folder, test, self._start, rounds, self._results)
+            )
             for rounds in self._rounds
         ]
         for process in self._processes:
