@@ -89,7 +89,7 @@ class PromoteConfig:
 
     margin: Annotated[
         float, Option("Nats by which the candidate's held-out ELBO may be lower", min=0)
-    ] = 0.5
+    ] = 1.0
     confidence: Annotated[
         float, Option("Probability that it is not lower by more", min=0.5, max=0.9999)
     ] = 0.95

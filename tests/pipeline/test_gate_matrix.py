@@ -133,8 +133,8 @@ FAULTS = {
     ),
     "worse": Fault(
         exit_code=5,
-        message=r"not shown to be as good: .*-0\.600 ± 0\.000 nats .* allowed is -0\.5",
-        score=lambda elbo: elbo - 0.6,
+        message=r"not shown to be as good: .*-1\.100 ± 0\.000 nats .* allowed is -1",
+        score=lambda elbo: elbo - 1.1,
         force_helps=True,
     ),
     "below the limit": Fault(
