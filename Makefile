@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_AGENT_HINT ?= true
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-serving lint types bench bench-serve serve ui clean
+.PHONY: help setup run test test-serving lint types bench bench-serve soak serve ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ bench: setup ## speed and memory, each beside the thing to beat
 bench-serve: setup ## the server beside its peers, each in an environment of its own (minutes)
 	@$(BIN)/python -m tests.benchmarks.serve
 	@$(BIN)/python -m tests.benchmarks.serve.reload
+
+soak: setup ## eight promotions at once, on sqlite and on a tracking server (minutes)
+	@$(BIN)/python -m tests.benchmarks.races
 
 serve: setup ## REST on port 8080 and gRPC on 8081, for the champion
 	@$(BIN)/vae serve

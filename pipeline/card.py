@@ -7,47 +7,87 @@ Markdown.
 from collections.abc import Mapping
 from typing import Any
 
-from serving.bundle import SAMPLES
+from pipeline.parity_page import describe_share, worst_comparisons
+from serving.bundle import RECONSTRUCTIONS, SAMPLES
 
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 
 {likelihood} likelihood, latent size {latent_dim}, layers {hidden_dims}, {activation}; preset
-`{preset}`, seed {seed}.
-{picture}
-## Held-out data
+`{preset}`, seed {seed}. `x` and `x_loc` are in the data's own units, so a client needs no scaler.
+{samples}
+## Data
 
-{rows} rows of `{source}`, in nats; ± is a standard error over rows.
+`{source}`
+
+| split | rows | sha256 |
+|---|--:|---|
+{splits}
+
+## How good it is
+
+On {rows:,} held-out rows, in nats; ± is a standard error over rows, larger is better but for the
+KL and the NLL.
 
 | quantity | value |
-|---|---|
+|---|--:|
 | ELBO | {elbo:.2f} ± {elbo_se:.2f} |
-| log-likelihood | {log_likelihood:.2f} |
-| KL | {kl:.2f} |
-| NLL ({nll_samples} importance samples) | {nll:.2f} ± {nll_se:.2f} |
+| log-likelihood | {log_likelihood:.2f} ± {log_likelihood_se:.2f} |
+| KL | {kl:.2f} ± {kl_se:.2f} |
+| NLL, {nll_samples} importance samples | {nll:.2f} ± {nll_se:.2f} |
 | active latents | {active_units} of {latent_dim} |
-
+{reconstructions}
 ## Parity of ONNX and torch
 
 {parity}
 
 ## How to call it
 
+`.` is this folder; a registered version is `models:/NAME@champion` or `models:/NAME/VERSION`.
+
+```sh
+vae sample --model . --count 64 --seed 7 --out samples.npy
+vae reconstruct rows.npy --model . --out reconstructions.npy
+vae score rows.npy --model . --num-samples 16 --seed 7 --out scores.parquet
+```
+
+In Python, with what serves it (no torch):
+
+```python
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import open_bundle
+from serving.engine import Engine
+
+engine = Engine(open_bundle(Path(".")))
+x = np.zeros({example}, np.{x_dtype})
+x_loc = engine.reconstruct(x)
+scores = engine.score(x, num_samples=16, seed=7)
+```
+
+Over HTTP, by the Open Inference Protocol:
+
+```sh
+vae serve --model .
+curl -s localhost:8080/v2/models/sample/infer \\
+  -d '{{"parameters": {{"seed": 7, "num_samples": 3}}, "inputs": []}}'
+```
+
+From the registry, with MLflow alone:
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("models:/NAME@champion")
+scores = model.predict(x, params={{"operation": "score", "num_samples": 16, "seed": 7}})
+```
+
 | operation | graph | inputs | outputs |
 |---|---|---|---|
 {operations}
 
-```python
-import numpy as np
-import onnxruntime
-
-encoder = onnxruntime.InferenceSession("encoder.onnx", providers=["CPUExecutionProvider"])
-decoder = onnxruntime.InferenceSession("decoder.onnx", providers=["CPUExecutionProvider"])
-z_loc, z_scale = encoder.run(None, {{"x": np.zeros({example}, np.{x_dtype})}})
-(x_loc,) = decoder.run(None, {{"z": z_loc}})
-```
-
-`x` and `x_loc` are in the data's own units: a client needs no scaler. Bounds are in nats, larger is
-better.
+The graphs are plain ONNX, of opset {opset}: any runtime opens them.
 
 ## Origin
 
@@ -55,8 +95,6 @@ better.
 |---|---|
 | MLflow run | {run_id} |
 | git commit | {git} |
-| training rows | {train_rows}, sha256 {train_sha256} |
-| held-out rows | {rows}, sha256 {test_sha256} |
 | versions | {versions} |
 """
 
@@ -65,9 +103,7 @@ def render_card(
     content: Mapping[str, Any], metrics: Mapping[str, Any], parity: Mapping[str, Any] | None
 ) -> str:
     """Fill the card in from the manifest's `content`, the metrics and the parity report."""
-    config = content["config"]
-    splits = content["data"]["splits"]
-    git = content["git"]
+    config, data, git = content["config"], content["data"], content["git"]
     pictured = len(content["x_shape"]) == 2 and content["x_dtype"] == "uint8"
     return _TEMPLATE.format(
         **metrics,
@@ -79,33 +115,53 @@ def render_card(
         activation=config["model"]["activation"],
         preset=config["preset"],
         seed=content["seed"],
-        picture=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
-        source=content["data"]["source"],
+        samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
+        source=data["source"],
+        splits="\n".join(
+            f"| {name} | {split['rows']:,} | `{split['sha256']}` |"
+            for name, split in data["splits"].items()
+        ),
+        reconstructions=f"\n{_PAIRS}\n" if pictured else "",
         parity=_describe_parity(parity),
         operations="\n".join(
             f"| {name} | {row['graph']} | {_tensors(row['inputs'])} | {_tensors(row['outputs'])} |"
             for name, row in content["operations"].items()
         ),
+        opset=content["opset"],
         example=(1, *content["x_shape"]),
-        run_id=content["run_id"],
-        git=f"{git['sha']}{' with uncommitted changes' if git['dirty'] else ''}",
-        train_rows=splits["train"]["rows"],
-        train_sha256=splits["train"]["sha256"],
-        test_sha256=splits["test"]["sha256"],
+        run_id=content["run_id"] or "none",
+        git=f"`{git['sha']}`{' with uncommitted changes' if git['dirty'] else ''}",
         versions=", ".join(f"{name} {value}" for name, value in content["versions"].items()),
     )
+
+
+_PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"
 
 
 def _describe_parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "Not checked yet: run `vae check`."
     rows, machine = parity["comparisons"], parity["machine"]
+    lines = [
+        f"**{str(parity['verdict']).capitalize()}** on {' and '.join(parity['devices'])} "
+        f"({machine.get('processor') or 'unknown'}): of {len(rows):,} comparisons with torch, "
+        f"{sum(bool(row['passed']) for row in rows):,} are within the error that torch's own "
+        "arithmetic makes. For each output, the one that used most of its budget; all of them "
+        "stand in `parity.json`.",
+        "",
+        "| output | largest error | allowed | used |",
+        "|---|--:|--:|--:|",
+        *map(_parity_line, worst_comparisons(parity)),
+    ]
+    return "\n".join(lines)
+
+
+def _parity_line(row: Mapping[str, Any]) -> str:
+    error = "no number" if row["max_error"] is None else f"{row['max_error']:.1e}"
+    tf32 = " with TF32" if row["tf32"] else ""
     return (
-        f"**{str(parity['verdict']).capitalize()}** on {parity['device']} "
-        f"({machine.get('processor', 'unknown')}): {len(rows)} comparisons of every output "
-        f"with torch in float64, {sum(row['passed'] for row in rows)} within the error that "
-        f"torch's float32 makes; {len(parity['weight_faults'])} weights differ. "
-        "All of them stand in `parity.json`."
+        f"| {row['operation']}.{row['output']}{tf32} | {error} | {row['max_budget']:.1e} "
+        f"| {describe_share(row)} |"
     )
 
 

@@ -6,7 +6,7 @@ the commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntim
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -75,7 +75,7 @@ def run(
         out = out or Path("bundles", tracked.run_id)
         bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
         bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
-        tracked.log_json("parity.json", report.to_json())
+        stages.log_report(tracked.run_id, report.to_json(), f"bundle {out.name}")
         stages.raise_unless_equal(report)
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
@@ -172,30 +172,61 @@ def export(run_id: str, out: Path, source: str | None) -> None:
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @stages.data_option
-@device_option
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "all"]),
+    default="cpu",
+    show_default=True,
+    help="Where the graphs must be the model; all is both, and neither stands in for the other",
+)
+@click.option(
+    "--report", "page", type=click.Path(path_type=Path), help="HTML file to write besides"
+)
 @threads_option
-def check(bundle: Path, source: str | None, device: str, threads: int) -> None:
-    """Compare every output of a bundle's graphs with torch, and keep the report in it.
+def check(
+    bundle: str,
+    source: str | None,
+    device: Literal["cpu", "cuda", "all"],
+    page: Path | None,
+    threads: int,
+) -> None:
+    """Compare every output of BUNDLE's graphs with torch, and keep the report.
 
-    Example: vae check bundle
+    BUNDLE is a folder, which the report is sealed into; or a version, models:/NAME/VERSION, which
+    stays as it is: there the report is added beside it, for vae promote --require.
+
+    Example: vae check bundle --report parity.html
     """
     from pipeline.checkpoint import checkpoint_of
+    from pipeline.checks import add_check
+    from pipeline.manifest import add_report
+    from pipeline.parity_page import write_page
     from serving.bundle import CARD, PARITY, open_bundle
+    from serving.formats import check_target
+    from serving.source import Source, open_source, parse_reference
 
-    opened = open_bundle(bundle, unsealed=(PARITY, CARD))
-    checkpoint = checkpoint_of(opened)
+    if page is not None:
+        check_target(page, (".html",), option="--report")
+    if parse_reference(bundle):
+        opened = open_source(bundle)
+    else:
+        opened = Source(open_bundle(Path(bundle), unsealed=(PARITY, CARD)))
+    checkpoint = checkpoint_of(opened.bundle)
     dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
-    opened, report = stages.check(opened, checkpoint, dataset, device, threads)
-    finish(
-        {
-            "bundle": str(bundle),
-            "digest": opened.manifest.digest,
-            "parity": "passed" if report.passed else "failed",
-            "report": str(bundle / PARITY),
-        }
-    )
+    report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
+    content = report.to_json()
+    digest, place = opened.bundle.manifest.digest, str(Path(bundle) / PARITY)
+    if opened.version is None:
+        digest = add_report(opened.bundle, content).manifest.digest
+    else:
+        place = add_check(opened, content).artifact_place(PARITY)
+    if page is not None:
+        write_page(page, content, bundle)
+    stages.log_report(stages.project_run(), content, bundle)
+    verdict = "passed" if report.passed else "failed"
+    finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
     stages.raise_unless_equal(report)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from serving.errors import UsageRefused
 
+Device = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -83,14 +85,30 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteConfig:
-    """The gate."""
+    """The gate; its rule stands in `pipeline.gate`."""
 
     margin: Annotated[
         float, Option("Nats by which the candidate's held-out ELBO may be lower", min=0)
-    ] = 0.0
+    ] = 1.0
+    confidence: Annotated[
+        float, Option("Probability that it is not lower by more", min=0.5, max=0.9999)
+    ] = 0.95
+    min_elbo: Annotated[
+        float | None, Option("Nats that the held-out ELBO must reach, whatever the champion's is")
+    ] = None
+    min_active_units: Annotated[
+        int, Option("Latents that must vary with the held-out rows", min=0)
+    ] = 0
     gate_samples: Annotated[
         int, Option("Noise draws a row when the gate scores", min=1, max=1000)
     ] = 8
+    require: Annotated[
+        tuple[Device, ...],
+        Option("Devices that parity must have passed on, such as cpu,cuda; see vae check"),
+    ] = ()
+    allow_new_data: Annotated[
+        bool, Option("Take a candidate whose held-out rows are not the champion's")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

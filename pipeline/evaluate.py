@@ -28,7 +28,9 @@ class Metrics:
     elbo: float
     elbo_se: float
     log_likelihood: float
+    log_likelihood_se: float
     kl: float
+    kl_se: float
     nll: float
     """-log p(x), from `nll_samples` importance samples a row; an upper bound in the mean."""
     nll_se: float
@@ -70,7 +72,9 @@ def evaluate(
         elbo=elbo.mean().item(),
         elbo_se=elbo.std(correction=0).item() / root,
         log_likelihood=log_likelihood.mean().item(),
+        log_likelihood_se=log_likelihood.std(correction=0).item() / root,
         kl=kl.mean().item(),
+        kl_se=kl.std(correction=0).item() / root,
         nll=-log_p.mean().item(),
         nll_se=log_p.std(correction=0).item() / root,
         nll_samples=nll_samples,

@@ -38,6 +38,7 @@ from serving.bundle import (
     CARD,
     GOLDEN,
     METRICS,
+    RECONSTRUCTIONS,
     SAMPLES,
     SCHEMA_VERSION,
     WEIGHTS,
@@ -45,7 +46,7 @@ from serving.bundle import (
     describe_operations,
 )
 from serving.errors import UsageRefused
-from serving.formats import write_grid
+from serving.formats import interleave, write_grid
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
 
@@ -53,6 +54,7 @@ OPSET = 20
 GOLDEN_ROWS = 8
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
+CARD_COLUMNS = 10
 
 
 def export_bundle(
@@ -77,6 +79,7 @@ def export_bundle(
         (folder / GOLDEN).write_bytes(_golden_bytes(model, operations, x[:GOLDEN_ROWS]))
         if len(model.x_shape) == 2 and checkpoint.x_dtype == "uint8":
             _write_samples(folder / SAMPLES, model)
+            _write_reconstructions(folder / RECONSTRUCTIONS, model, operations["reconstruct"], x)
         (folder / CARD).write_text(render_card(content, metrics, parity=None))
         manifest = seal(folder, content)
         folder.chmod(0o755)
@@ -186,7 +189,15 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
 @torch.no_grad()
 def _write_samples(path: Path, model: VAE) -> None:
     z = torch.from_numpy(draw_rows(0, 0, CARD_SAMPLES, model.latent_dim))
-    write_grid(path, model.decode(z).numpy(), columns=10)
+    write_grid(path, model.decode(z).numpy(), CARD_COLUMNS)
+
+
+def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
+    """Lines of held-out rows, each above the line of their reconstructions."""
+    columns = min(CARD_COLUMNS, len(x))
+    rows = x[: min(2 * columns, len(x)) // columns * columns]
+    x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
+    write_grid(path, interleave(rows.astype(np.float32), x_loc, columns), columns)
 
 
 def _graph_metadata(checkpoint: Checkpoint, weights_sha256: str) -> dict[str, str]:

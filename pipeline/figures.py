@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.model import VAE
 from pipeline.reference import Array
-from serving.formats import write_grid
+from serving.formats import interleave, write_grid
 from serving.noise import draw_rows
 
 PAIRS = 10
@@ -63,16 +63,7 @@ def _reconstructions(model: VAE, x: Array) -> Array:
     """Lines of originals, each above the line of their reconstructions."""
     rows = x[: 4 * PAIRS]
     decoded = model.decode(model.encode(torch.from_numpy(rows)).loc).numpy()
-    return _interleave(rows.astype(np.float32), decoded, 2 * PAIRS)
-
-
-def _interleave(upper: Array, lower: Array, columns: int) -> Array:
-    lines = [
-        part[start : start + columns]
-        for start in range(0, len(upper), columns)
-        for part in (upper, lower)
-    ]
-    return np.concatenate(lines)
+    return interleave(rows.astype(np.float32), decoded, 2 * PAIRS)
 
 
 @torch.no_grad()

@@ -28,6 +28,22 @@ class Widths(click.ParamType[tuple[int, ...]]):
         return widths
 
 
+class Words(click.ParamType[tuple[str, ...]]):
+    """Comma-separated words of a list, without repetition."""
+
+    name = "words"
+
+    def __init__(self, known: tuple[str, ...]) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        """Read `cpu,cuda`."""
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(","))) if value else ()
+        if unknown := [word for word in words if word not in self.known]:
+            self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
+        return words
+
+
 class Number(click.FloatRange):
     """A finite number within limits, which NaN passes unseen."""
 
@@ -39,6 +55,14 @@ class Number(click.FloatRange):
         return number
 
 
+class NumberOrNone(Number):
+    """A finite number, or the word none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read `0.1` or `none`."""
+        return None if value == "none" else super().convert(value, param, ctx)
+
+
 def settings_options(*sections: type) -> Decorator:
     """Add an option for every setting of the sections; one not given is None: the preset's."""
     settings = [setting for section in sections for setting in settings_of(section)]
@@ -48,6 +72,7 @@ def settings_options(*sections: type) -> Decorator:
             function = click.option(
                 f"--{name.replace('_', '-')}",
                 type=_click_type(kind, option),
+                is_flag=kind is bool,
                 default=None,
                 help=f"{option.help}  [default: {_describe_default(name, default)}]",
             )(function)
@@ -76,13 +101,12 @@ def chosen(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_default(name: str, default: Any) -> str:
-    shown = (
-        ",".join(map(str, default))
-        if isinstance(default, tuple)
-        else f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-    )
+    if isinstance(default, tuple):
+        shown = ",".join(map(str, default))
+    elif isinstance(default, float):
+        shown = f"{default:g}"
+    else:
+        shown = "none" if default is None else "false" if default is False else str(default)
     return f"{shown}, or the preset's" if name in preset_settings() else shown
 
 
@@ -90,9 +114,14 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if get_origin(kind) is tuple:
-        return Widths()
+        item = get_args(kind)[0]
+        return Widths() if item is int else Words(get_args(item))
     if kind is int:
         return click.IntRange(_whole(option.min), _whole(option.max))
+    if kind is bool:
+        return click.BOOL
+    if kind == float | None:
+        return NumberOrNone(option.min, option.max, min_open=option.open_min)
     if kind is float:
         return Number(option.min, option.max, min_open=option.open_min)
     return click.STRING

@@ -1,34 +1,40 @@
 """Promotion: put a version through the gate and move the champion once; or move it back.
 
-In: a registered model and a version. Out: a `Decision`, recorded as a run in `NAME-promotions`,
-refused ones too. Two promotions at once cannot both win: a lease keeps them apart, and the champion
-is read again before it moves. Raises `VerificationFailed` when files are not those registered.
+In: a registered model and a version. Out: a `Decision`, recorded in the audit, refused ones too.
+The order is: open the record; verify, score and judge; write the report; enter the move in the
+ledger, where one of several wins; move the aliases; close the record; mark the move as done. A
+process may die at any point: before the ledger nothing has moved, and after it whoever comes next
+finishes the move. Raises `VerificationFailed` when files are not those registered.
+
+`--force` overrides how good a version is, never whether it is sound: not its digests, its parity,
+scores that are not finite, or rows that are not its own.
 """
 
 import getpass
 import os
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.audit import Decision, Outcome, close_record, iso_time, open_record, write_report
+from pipeline.champion import make_move, settle, tag_version
+from pipeline.checks import check_faults
 from pipeline.config import PromoteConfig
 from pipeline.data import Split
 from pipeline.errors import Stale
-from pipeline.gate import Array, Judgement, judge
+from pipeline.gate import Array, judge, metric_faults, score_faults
+from pipeline.ledger import Action, Move, list_moves
 from pipeline.parity import parity_faults
 from pipeline.registry import CHAMPION, PREVIOUS
-from pipeline.tracking import open_experiment
-from serving.bundle import Manifest
+from serving.bundle import METRICS, Manifest
 from serving.engine import Engine
-from serving.errors import UsageRefused, VaeError
+from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.noise import draw_rows
 from serving.source import (
     Source,
@@ -41,27 +47,6 @@ from serving.source import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-LEASE_S = 60.0
-"""A lease this old was left by a process that died."""
-LEASE_WAIT_S = 10.0
-_RETRY_S = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What was decided, about which versions, and why."""
-
-    name: str
-    action: Literal["promote", "rollback"]
-    version: str
-    previous: str | None
-    """The champion when the decision was made."""
-    decision: Literal["promoted", "refused", "stale"]
-    reasons: tuple[str, ...]
-    judgement: Judgement | None = None
-    time: str = ""
-    operator: str = ""
 
 
 def resolve_version(name: str, reference: str) -> str:
@@ -85,91 +70,160 @@ def promote(
     config: PromoteConfig,
     *,
     threads: int,
+    force: str | None = None,
+    dry_run: bool = False,
 ) -> Decision:
-    """Make `version` champion if it is no worse than the champion is now.
+    """Make `version` champion if it is sound, and no worse than the champion is now.
 
-    `load_test` gives the held-out rows of a version; they must be those it was evaluated on.
+    `load_test` gives the held-out rows of a version; they must be those it was evaluated on. With
+    `force`, the reason for it, a judgement against the version is overridden and recorded. A dry
+    run ends with the decision `accepted` or `refused`, and writes nothing, not even a record.
     """
     client = connect()
-    with store_errors():
-        base = alias_version(client, name, CHAMPION)
-    registered_version(client, name, version)  # there must be one to decide on
-    decision = _begin("promote", name, version, base)
-    if version == base:
-        reason = f"version {version} is the champion already"
-        return _record(client, decision, lambda folder: replace(decision, reasons=(reason,)))
+    with suppress(VerificationFailed):  # what is wrong with it belongs into the record
+        registered_version(client, name, version)
+    after = 0 if dry_run else settle(client, name)[0]
+    decision = replace(_begin(client, "promote", name, version), gate=config, force=force)
 
     def decide(folder: Path) -> Decision:
-        candidate = fetch_version(client, name, version, folder)
-        champion = fetch_version(client, name, base, folder) if base else None
-        test = load_test(candidate.bundle.manifest)
-        faults = [*_faults(candidate, champion, test.sha256)]
-        judgement = None if faults else _judge(candidate, champion, test.x, config, threads)
-        if judgement is not None and judgement.refusal is not None:
-            faults = [judgement.refusal]
-        made = replace(decision, judgement=judgement, reasons=tuple(faults) or (str(judgement),))
-        return replace(made, decision="refused") if faults else _flip(client, made)
+        if version == decision.previous:
+            return _decided(decision, "promoted", f"version {version} is the champion already")
+        return _pass_gate(client, decision, load_test, config, threads, folder)
 
-    return _record(client, decision, decide)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return decide(Path(folder))
+    return _record(client, decision, decide, after)
 
 
 def rollback(name: str, *, threads: int) -> Decision:
     """Make the previous champion the champion again, after its files and outputs were verified."""
     client = connect()
+    after, finished = settle(client, name)
+    if finished is not None and finished.action == "rollback":
+        decision = replace(
+            _begin(client, "rollback", name, finished.version), previous=finished.base
+        )
+        return _decided(decision, "promoted", "an interrupted rollback was finished")
     with store_errors():
-        base, target = (alias_version(client, name, alias) for alias in (CHAMPION, PREVIOUS))
-    if target is None or target == base:
-        raise UsageRefused(f"{name} has no previous champion to go back to")
-    decision = _begin("rollback", name, target, base)
+        target = alias_version(client, name, PREVIOUS)
+    decision = _begin(client, "rollback", name, target or "")
+    if target is None or target == decision.previous:
+        raise UsageRefused(f"{name} has no previous champion to go back to from {target}")
 
     def decide(folder: Path) -> Decision:
         Engine(fetch_version(client, name, target, folder).bundle, threads=threads).self_check()
-        return _flip(client, replace(decision, reasons=(f"back from version {base}",)))
+        return _decided(decision, "accepted", f"back from version {decision.previous}")
 
-    return _record(client, decision, decide)
+    return _record(client, decision, decide, after)
 
 
-def history(name: str) -> list[dict[str, Any]]:
-    """Every decision on `name`, the newest first."""
+def delete(name: str, version: str) -> Decision:
+    """Delete a version that no alias names; its files stay until `mlflow gc`.
+
+    MLflow itself deletes a champion as well, and drops the alias without a word.
+    """
     client = connect()
-    keys = ("time", "action", "version", "previous", "decision", "reasons", "operator")
+    registered_version(client, name, version)
+    after, _ = settle(client, name)
     with store_errors():
-        experiment = client.get_experiment_by_name(audit_experiment(name))
-        runs = (
-            client.search_runs([experiment.experiment_id], max_results=10_000) if experiment else []
+        aliases = client.get_model_version(name, version).aliases
+    if aliases:
+        raise UsageRefused(
+            f"version {version} of {name} is {', '.join(sorted(aliases))}: "
+            "promote another version or roll back first"
         )
-    return [
-        {key: run.data.tags.get(key) for key in keys} | {"run_id": run.info.run_id} for run in runs
-    ]
+    decision = _begin(client, "delete", name, version)
+    return _record(client, decision, lambda _: _decided(decision, "accepted", "no alias"), after)
 
 
-def audit_experiment(name: str) -> str:
-    """Where the decisions on a registered model are recorded."""
-    return f"{name}-promotions"
+def _pass_gate(
+    client: "MlflowClient",
+    decision: Decision,
+    load_test: Callable[[Manifest], Split],
+    config: PromoteConfig,
+    threads: int,
+    folder: Path,
+) -> Decision:
+    """Verify, score and judge."""
+    candidate = fetch_version(client, decision.name, decision.version, folder)
+    champion, missing = _fetch_champion(client, decision, folder)
+    test = load_test(candidate.bundle.manifest)
+    decision = replace(decision, test_sha256=test.sha256)
+    if faults := [*_faults(candidate, champion, test.sha256, config)]:
+        return _decided(decision, "refused", *faults)
+    scores = _score(candidate, test.x, config.gate_samples, threads)
+    if faults := [*score_faults(scores)]:
+        return _decided(decision, "refused", *faults)
+    old = None if champion is None else _score(champion, test.x, config.gate_samples, threads)
+    units = candidate.bundle.read_json(METRICS)["active_units"]
+    judgement = judge(scores, old, active_units=units, config=config)
+    decision = replace(decision, judgement=judgement)
+    against = (*missing, *judgement.refusals)
+    if not against:
+        return _decided(decision, "accepted", str(judgement))
+    if decision.force is None:
+        return _decided(decision, "refused", *against)
+    return _decided(decision, "accepted", f"forced: {decision.force}", *against)
 
 
-def _faults(candidate: Source, champion: Source | None, test_sha256: str) -> Iterator[str]:
-    """What keeps the candidate from being scored at all."""
+def _fetch_champion(
+    client: "MlflowClient", decision: Decision, folder: Path
+) -> tuple[Source | None, tuple[str, ...]]:
+    """The champion, and why there is none to compare with though there should be."""
+    if decision.previous is None:
+        return None, ()
+    try:
+        return fetch_version(client, decision.name, decision.previous, folder), ()
+    except VerificationFailed as err:
+        if decision.force is not None:
+            return None, (f"champion {decision.previous} cannot be compared with: {err}",)
+        raise VerificationFailed(
+            f"champion {decision.previous} cannot be compared with: {err}; run vae rollback, or "
+            "vae promote --force --reason TEXT"
+        ) from err
+
+
+def _faults(
+    candidate: Source, champion: Source | None, test_sha256: str, config: PromoteConfig
+) -> Iterator[str]:
+    """What keeps the candidate from being scored at all; `--force` does not change it."""
     yield from parity_faults(candidate.bundle)
-    new = candidate.bundle.manifest
-    if test_sha256 != new.data["splits"]["test"]["sha256"]:
-        yield "the held-out rows are not those that the version was evaluated on"
-    if champion is None:
+    yield from check_faults(candidate, config.require)
+    yield from metric_faults(candidate.bundle.read_json(METRICS))
+    if champion is not None:
+        yield from _kind_faults(candidate.bundle.manifest, champion.bundle.manifest)
+    yield from _data_faults(candidate, champion, test_sha256, config)
+
+
+def _data_faults(
+    candidate: Source, champion: Source | None, test_sha256: str, config: PromoteConfig
+) -> Iterator[str]:
+    """Both are scored on the candidate's rows, which should be the champion's as well."""
+    own = candidate.bundle.manifest.data["splits"]["test"]["sha256"]
+    if test_sha256 != own:
+        yield (
+            "the held-out rows are not those that the version was evaluated on: "
+            f"sha256 {test_sha256[:12]}, its manifest says {own[:12]}"
+        )
+    if champion is None or config.allow_new_data:
         return
-    old = champion.bundle.manifest
+    other = champion.bundle.manifest.data["splits"]["test"]["sha256"]
+    if own != other:
+        yield (
+            f"champion {champion.version} was evaluated on other held-out rows, sha256 "
+            f"{other[:12]}, the candidate on {own[:12]}: train on the champion's data, or compare "
+            "both on the candidate's rows with --allow-new-data"
+        )
+
+
+def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
     for field in ("x_shape", "x_dtype", "likelihood"):
         if getattr(new, field) != getattr(old, field):
             yield (
                 f"{field} is {getattr(new, field)}, the champion's is {getattr(old, field)}, so "
                 "their ELBOs cannot be compared: register it under another --name"
             )
-
-
-def _judge(
-    candidate: Source, champion: Source | None, x: Array, config: PromoteConfig, threads: int
-) -> Judgement:
-    old = None if champion is None else _score(champion, x, config.gate_samples, threads)
-    return judge(_score(candidate, x, config.gate_samples, threads), old, margin=config.margin)
 
 
 def _score(source: Source, x: Array, num_samples: int, threads: int) -> Array:
@@ -181,120 +235,73 @@ def _score(source: Source, x: Array, num_samples: int, threads: int) -> Array:
     return engine.run("score", inputs)["elbo"].astype(np.float64)
 
 
-def _flip(client: "MlflowClient", decision: Decision) -> Decision:
-    """Move the aliases under the lease, if the champion is the one that was decided against."""
-    name = decision.name
-    with store_errors(), _lease(client, name):
-        if alias_version(client, name, CHAMPION) != decision.previous:
-            raise Stale("the champion was moved meanwhile: run the gate again")
-        if decision.action == "promote" and decision.previous is not None:
-            client.set_registered_model_alias(name, PREVIOUS, decision.previous)
-        client.set_registered_model_alias(name, CHAMPION, decision.version)
-        if alias_version(client, name, CHAMPION) != decision.version:
-            raise Stale("the champion was moved by another program at the same time")
-    return decision
-
-
-@contextmanager
-def _lease(client: "MlflowClient", name: str) -> Iterator[None]:
-    """Hold the registered model `NAME--promotion-lease`, whose name the store keeps unique."""
-    from mlflow.exceptions import MlflowException
-
-    lease, owner = f"{name}--promotion-lease", uuid.uuid4().hex
-    deadline = time.monotonic() + LEASE_WAIT_S
-    while True:
-        try:
-            client.create_registered_model(lease, tags={"owner": owner})
-            break
-        except MlflowException as err:
-            # where the lease is dropped meanwhile, mlflow says that it does not exist
-            if err.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
-                raise
-        _drop_lease(client, lease, expired=True)
-        if time.monotonic() > deadline:
-            raise Stale(f"another promotion of {name} is under way: try again")
-        time.sleep(_RETRY_S)
-    try:
-        yield
-    finally:
-        _drop_lease(client, lease, owner=owner)
-
-
-def _drop_lease(
-    client: "MlflowClient", lease: str, *, owner: str | None = None, expired: bool = False
-) -> None:
-    """Delete the lease if it is the owner's, or if its process died long ago."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        held = client.get_registered_model(lease)
-        # the store's own time stamp is there as soon as the lease is; its tags may come later
-        old = held.creation_timestamp / 1000 + LEASE_S < time.time()
-        if (expired and old) or (owner is not None and held.tags.get("owner") == owner):
-            client.delete_registered_model(lease)
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":  # dropped meanwhile
-            raise
-
-
 def _record(
-    client: "MlflowClient", decision: Decision, decide: Callable[[Path], Decision]
+    client: "MlflowClient", decision: Decision, decide: Callable[[Path], Decision], after: int
 ) -> Decision:
-    """Open the audit record, decide with a folder for the versions' files, close the record.
-
-    The record is there before the champion moves, so that nothing moves without one.
-    """
+    """Open the record, decide with a folder for the versions' files, move, close the record."""
     with store_errors():
-        experiment = open_experiment(client, audit_experiment(decision.name))
-        tags = {**_tags(decision), "decision": "deciding", "reasons": "the process ended early"}
-        label = f"{decision.action} {decision.version}"
-        run_id = client.create_run(experiment, tags=tags, run_name=label).info.run_id
-    error: BaseException | None = None
+        run_id = open_record(client, decision)
     try:
         with tempfile.TemporaryDirectory() as folder:
             decision = decide(Path(folder))
-    except Stale as err:
-        decision = replace(decision, decision="stale", reasons=(str(err),))
-    except (VaeError, KeyboardInterrupt) as err:
-        error = err
-        reason = str(err) or "interrupted"
         with store_errors():
-            moved = alias_version(client, decision.name, CHAMPION) == decision.version
-        decision = replace(decision, decision="promoted" if moved else "refused", reasons=(reason,))
+            write_report(client, run_id, decision)
+        if decision.decision == "accepted":
+            return _move(client, decision, run_id, after)
+    except Stale as err:
+        decision = _decided(decision, "stale", str(err))
+    except (VaeError, OSError, KeyboardInterrupt) as err:
+        _give_up(client, decision, run_id, str(err) or "interrupted")
+        raise
     with store_errors():
-        client.log_dict(run_id, asdict(decision), "decision.json")
-        for key, value in _tags(decision).items():
-            client.set_tag(run_id, key, value)
-        client.set_terminated(run_id)
-        if error is not None:
-            raise error
-        status: dict[str, str] = {"gate.status": decision.decision}
-        if decision.decision == "promoted":
-            status["promoted.at"] = decision.time
-        for key, value in status.items():
-            client.set_model_version_tag(decision.name, decision.version, key, value)
+        close_record(client, run_id, decision.decision, reasons=decision.reasons)
+        if decision.action == "promote":
+            tag_version(client, decision.name, decision.version, decision.decision)
     return decision
 
 
-def _begin(
-    action: Literal["promote", "rollback"], name: str, version: str, previous: str | None
-) -> Decision:
-    """The decision as it stands if nothing speaks against it."""
+def _give_up(client: "MlflowClient", decision: Decision, run_id: str, reason: str) -> None:
+    """Close the record of a decision that ended early; a move that counts is finished instead."""
+    with store_errors():
+        if any(move.run_id == run_id for move in list_moves(client, decision.name)):
+            settle(client, decision.name)
+            return
+        write_report(client, run_id, _decided(decision, "refused", reason))
+        close_record(client, run_id, "refused")
+
+
+def _move(client: "MlflowClient", decision: Decision, run_id: str, after: int) -> Decision:
+    """Carry out what was decided."""
+    move = Move(
+        action=decision.action,
+        version=decision.version,
+        base=decision.previous,
+        run_id=run_id,
+        after=after,
+    )
+    make_move(client, decision.name, move)
+    return replace(decision, decision="deleted" if decision.action == "delete" else "promoted")
+
+
+def _begin(client: "MlflowClient", action: Action, name: str, version: str) -> Decision:
+    """A decision that is about to be made, against the present champion."""
+    time = iso_time(datetime.now(UTC).timestamp() * 1000)
+    with store_errors():
+        previous = alias_version(client, name, CHAMPION)
     return Decision(
         name=name,
         action=action,
         version=version,
         previous=previous,
-        decision="promoted",
+        decision="refused",
         reasons=(),
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=time,
         operator=_operator(),
     )
 
 
-def _tags(decision: Decision) -> dict[str, str]:
-    tags = {key: str(value) for key, value in asdict(decision).items() if key != "judgement"}
-    return tags | {"reasons": "; ".join(decision.reasons)}
+def _decided(decision: Decision, outcome: Outcome, *reasons: str) -> Decision:
+    return replace(decision, decision=outcome, reasons=reasons)
 
 
 def _operator() -> str:

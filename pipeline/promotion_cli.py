@@ -1,7 +1,9 @@
-"""The commands of the registry: `vae register`, `promote`, `rollback`, `history`, `verify`."""
+"""The commands of the registry: `vae register`, `promote`, `history`, `delete` and their like."""
 
 import re
 import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,38 @@ def register(bundle: Path, name: str) -> None:
 @click.argument("version", default="@candidate")
 @name_option
 @settings_options(PromoteConfig)
+@click.option("--dry-run", is_flag=True, help="Decide, but move and record nothing")
+@click.option("--force", is_flag=True, help="Override a judgement of the gate; needs --reason")
+@click.option("--reason", help="Why --force is right, for the record")
 @stages.data_option
 @threads_option
-def promote(version: str, name: str, source: str | None, threads: int, **settings: Any) -> None:
+def promote(
+    version: str,
+    name: str,
+    dry_run: bool,
+    force: bool,
+    reason: str | None,
+    source: str | None,
+    threads: int,
+    **settings: Any,
+) -> None:
     """Make VERSION (a number or an alias) champion if it is no worse than the champion is.
 
-    Both are scored now, on the held-out rows of VERSION and with the same noise.
+    Both are scored now, on the held-out rows of VERSION and with the same noise. The difference,
+    less its error, may be --margin nats to the bad. --force overrides that and the limits, not a
+    failed verification, parity or data check.
 
     Example: vae promote @candidate --margin 0.1
     """
     from pipeline.promotion import resolve_version
 
+    if force != bool(reason and reason.strip()):
+        raise click.UsageError("--force and --reason TEXT go together")
     number = resolve_version(name, version)
-    decision = stages.promote(name, number, stages.gate_settings(settings), threads, source=source)
+    gate = stages.gate_settings(settings)
+    decision = stages.promote(
+        name, number, gate, threads, source=source, force=reason, dry_run=dry_run
+    )
     _finish(decision)
 
 
@@ -81,28 +102,54 @@ def rollback(name: str, threads: int) -> None:
     from pipeline import promotion
 
     decision = promotion.rollback(name, threads=threads)
-    say(f"version {decision.version} is champion of {name} again")
+    if decision.decision == "promoted":
+        say(f"version {decision.version} is champion of {name} again")
     _finish(decision)
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @name_option
-def history(name: str) -> None:
-    """List every decision on a model, the newest first.
+@click.option("--at", "when", help="Say who was champion at this ISO 8601 time; no zone: local")
+def history(name: str, when: str | None) -> None:
+    """List every decision on a model, the newest first; or say who was champion at a time.
 
-    Example: vae history
+    Example: vae history --at 2026-11-22T14:30
     """
-    from pipeline import promotion
+    from pipeline import audit
 
-    rows = promotion.history(name)
+    if when is not None:
+        _say_champion(name, _parse_time(when))
+        return
+    rows = audit.history(name)
     for row in rows:
         say(
-            f"{row['time']}  {row['action']:<8} {row['version']:>4}  {row['decision']:<8} "
+            f"{row['time']}  {row['action']:<8} {row['version']:>4}  {row['decision']:<10} "
             f"{row['operator']}: {row['reasons']}"
         )
     if not rows:
         say(f"nothing was decided on {name} yet")
     finish({"name": name, "decisions": rows})
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as err:
+        raise click.UsageError(
+            f"--at must be a time as 2026-11-22T14:30 or 2026-11-22T14:30:00+01:00, got {text!r}"
+        ) from err
+    return time.astimezone(UTC)  # one without a zone is local
+
+
+def _say_champion(name: str, when: datetime) -> None:
+    from pipeline import audit
+
+    tenure = audit.champion_at(name, when)
+    who = "no version" if tenure.version is None else f"version {tenure.version}"
+    say(f"{who} was champion of {name} at {when.isoformat()}, since {tenure.since}")
+    if not tenure.certain:
+        say("the alias was moved by hand after that, nobody knows when: it may be another version")
+    finish({"name": name, "at": when.isoformat(), **asdict(tenure)})
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -124,7 +171,23 @@ def verify(version: str, name: str) -> None:
     finish({"name": name, "version": number, "digest": digest, "verified": True})
 
 
-COMMANDS = (register, promote, rollback, history, verify)
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("version")
+@name_option
+def delete(version: str, name: str) -> None:
+    """Delete VERSION, unless an alias names it; `mlflow gc` then removes its files.
+
+    Example: vae delete 3
+    """
+    from pipeline import promotion
+
+    decision = promotion.delete(name, promotion.resolve_version(name, version))
+    if decision.decision == "deleted":
+        say(f"version {decision.version} of {name} is deleted")
+    _finish(decision)
+
+
+COMMANDS = (register, promote, rollback, history, verify, delete)
 
 
 def _finish(decision: Any) -> None:

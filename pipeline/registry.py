@@ -16,7 +16,7 @@ import serving
 from pipeline.errors import ParityFailed
 from pipeline.parity import parity_faults
 from pipeline.tracking import Run
-from serving.bundle import CARD, METRICS, Bundle, Manifest
+from serving.bundle import CARD, METRICS, Bundle, manifest_digest
 from serving.source import ARTIFACT, DIGEST_TAG, store_errors
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -49,6 +49,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "run.id": str(manifest.run_id),
         "git.sha": str(manifest.git["sha"]),
         "git.dirty": str(manifest.git["dirty"]),
+        "config.sha256": manifest_digest(manifest.config),
         "data.source": str(manifest.data["source"]),
         **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
         "parity.status": "passed",
@@ -82,7 +83,7 @@ def _create_version(run: Run, bundle: Bundle, name: str) -> str:
             name=name,
             python_model=str(_CODE),
             artifacts={"bundle": str(folder)},
-            signature=_signature(bundle.manifest),
+            signature=_signature(),
             input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
             pip_requirements=_requirements(),
             metadata={DIGEST_TAG: bundle.manifest.digest},
@@ -99,24 +100,22 @@ def _create_version(run: Run, bundle: Bundle, name: str) -> str:
 
 
 def _description(bundle: Bundle) -> str:
-    """The card without its picture, which the registry's page would not find."""
+    """The card without its pictures, which the registry's page would not find."""
     lines = (bundle.path / CARD).read_text().splitlines()
-    return "\n".join(line for line in lines if not line.startswith("!["))
+    return "\n".join(line for line in lines if "![" not in line)
 
 
-def _signature(manifest: Manifest) -> Any:
+def _signature() -> Any:
+    """What `predict` takes besides rows, which it checks itself: see `serving/pyfunc_model.py`."""
     from mlflow.models import ModelSignature
-    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec
 
-    x = TensorSpec(np.dtype(manifest.x_dtype), (-1, *manifest.x_shape), "x")
-    params = ParamSchema(
-        [
-            ParamSpec("operation", DataType.string, "reconstruct"),
-            ParamSpec("num_samples", DataType.long, 1),
-            ParamSpec("seed", DataType.long, 0),
-        ]
-    )
-    return ModelSignature(inputs=Schema([x]), params=params)
+    params = [
+        ParamSpec("operation", DataType.string, "reconstruct"),
+        ParamSpec("num_samples", DataType.long, 1),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    return ModelSignature(params=ParamSchema(params))
 
 
 def _requirements() -> list[str]:

@@ -16,17 +16,17 @@ import click
 
 from pipeline.config import Config, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.cli import engine_device
 from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
 if TYPE_CHECKING:
+    from pipeline.audit import Decision
     from pipeline.checkpoint import Checkpoint
     from pipeline.data import Dataset, Split
     from pipeline.evaluate import Metrics
     from pipeline.model import VAE
-    from pipeline.parity import ParityReport
-    from pipeline.promotion import Decision
+    from pipeline.parity import Devices
+    from pipeline.parity_result import ParityReport
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
     from serving.bundle import Bundle, Manifest
@@ -146,18 +146,46 @@ def export(out: Path, checkpoint: "Checkpoint", metrics: "Metrics", dataset: "Da
 
 
 def check(
-    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: str, threads: int
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "tuple[Bundle, ParityReport]":
-    """Check parity, print the table and seal the report into the bundle."""
+    """Compare, and seal the report into the bundle.
+
+    Where a device is not there nothing is written: an earlier report stays.
+    """
     from pipeline.manifest import add_report
-    from pipeline.parity import check_parity
+
+    report = compare(bundle, checkpoint, dataset, device, threads)
+    return add_report(bundle, report.to_json()), report
+
+
+def compare(
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
+) -> "ParityReport":
+    """Compare a bundle's graphs with torch, and print the table; the bundle stays as it is."""
+    from pipeline.parity import DEVICES, check_parity
+    from pipeline.parity_nodes import find_difference
 
     torch_device("cpu", threads)  # the reference; only the engine goes to the device
-    where = engine_device(device)
-    say(f"checking parity with torch on {where}")
-    report = check_parity(bundle, checkpoint.model, dataset.test.x, device=where, threads=threads)
+    say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
+    model, x = checkpoint.model, dataset.test.x
+    report = check_parity(bundle, model, x, device=device, threads=threads)
+    if not report.passed:
+        report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())
-    return add_report(bundle, report.to_json()), report
+    return report
+
+
+def log_report(run_id: str | None, report: Mapping[str, Any], subject: str) -> None:
+    """Log a parity report and its page to a run, if there is one."""
+    from pipeline.parity_page import PAGE, render_page
+    from pipeline.tracking import Run
+    from serving.bundle import PARITY
+    from serving.source import connect
+
+    if run_id is not None:
+        run = Run(connect(), run_id)
+        run.log_json(PARITY, report)
+        run.log_text(PAGE, render_page(report, subject))
 
 
 def promote(
@@ -167,6 +195,8 @@ def promote(
     threads: int,
     test: "Split | None" = None,
     source: str | None = None,
+    force: str | None = None,
+    dry_run: bool = False,
 ) -> "Decision":
     """Put a version through the gate; `test` are its held-out rows if they are loaded already."""
     from pipeline import promotion
@@ -175,7 +205,9 @@ def promote(
         return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
 
     say(f"deciding on {name} version {version}")
-    decision = promotion.promote(name, version, load_test, gate, threads=threads)
+    decision = promotion.promote(
+        name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
+    )
     say(f"{decision.decision}: {'; '.join(decision.reasons)}")
     return decision
 
@@ -288,7 +320,7 @@ def raise_unless_equal(report: "ParityReport") -> None:
 
 def raise_unless_promoted(decision: "Decision | None") -> None:
     """End with exit code 5 or 6 where the champion did not move."""
-    if decision is None or decision.decision == "promoted":
+    if decision is None or decision.decision not in ("refused", "stale"):
         return
     kind = Stale if decision.decision == "stale" else GateRefused
     raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")

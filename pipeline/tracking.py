@@ -81,8 +81,12 @@ class Run:
 
     def log_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Log a JSON artifact."""
+        self.log_text(name, json.dumps(content, indent=1))
+
+    def log_text(self, name: str, text: str) -> None:
+        """Log a text artifact."""
         with store_errors():
-            self.client.log_text(self.run_id, json.dumps(content, indent=1), name)
+            self.client.log_text(self.run_id, text, name)
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Log every file of a folder under `name`."""

@@ -26,6 +26,7 @@ GOLDEN = "golden.npz"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
 SAMPLES = "samples.png"
+RECONSTRUCTIONS = "reconstructions.png"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")
 REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
 

@@ -61,10 +61,10 @@ def read_npz(path: Path) -> dict[str, Array]:
         return dict(arrays)
 
 
-def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_target(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Refuse a target of another kind or in no writable folder, before the work is done."""
     if path.suffix not in suffixes:
-        raise UsageRefused(f"--out must end in {', '.join(suffixes)}, got {str(path)!r}")
+        raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as err:
@@ -121,6 +121,16 @@ def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
         raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
     with writing(path) as temporary:
         Image.fromarray(tile(images, columns)).save(temporary, format="PNG")
+
+
+def interleave(upper: Array, lower: Array, columns: int) -> Array:
+    """Lay lines of `upper` and of `lower` in turn, `columns` images a line, for `tile`."""
+    lines = [
+        part[start : start + columns]
+        for start in range(0, len(upper), columns)
+        for part in (upper, lower)
+    ]
+    return np.concatenate(lines)
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:

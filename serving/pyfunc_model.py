@@ -2,9 +2,12 @@
 
 It stands alone, without an import from this project, because MLflow loads this file into processes
 that have the version and not the package. `params` choose the operation:
-`{"operation": "score", "num_samples": 8, "seed": 7}`.
+`{"operation": "score", "num_samples": 8, "seed": 7}`. A version is logged without a schema of its
+inputs: MLflow's refuses float64 for float32 and a table of columns, wraps 300 to the byte 44, and
+knows no input that depends on the operation; here rows are taken if they mean the same, or refused.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,15 +22,21 @@ import onnxruntime
 _MAX_BATCH = 1024
 _MAX_DECODED = 4096
 _NOISE_BLOCK = 1024
+_MAX_SEED = 2**63 - 1
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """encode, reconstruct and score rows `x`; sample as many images as `x` has rows."""
+    """Encode, reconstruct and score rows `x`; decode rows `z`; sample as many rows as come in.
+
+    A call draws its samples from the first of the seed on: on Spark, where a call is a batch of
+    rows, decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a
+    list, a dict of one array, or a DataFrame: a column of arrays, or a column for each value.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Read the manifest; graphs are opened at their first use."""
+        """Verify the files; graphs are opened at their first use."""
         self._folder = Path(context.artifacts["bundle"])
-        self._manifest = json.loads((self._folder / "manifest.json").read_bytes())
+        self._manifest = _verified_manifest(self._folder)
         self._sessions: dict[str, Any] = {}
 
     # mlflow warns of any other hint: it would make the signature from it, which is logged apart
@@ -39,37 +48,58 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Run the operation in `params`; return its outputs by name."""
         params = {"operation": "reconstruct", "num_samples": 1, "seed": 0, **(params or {})}
-        name = params["operation"]
-        if name not in ("encode", "reconstruct", "sample", "score"):
-            raise ValueError(
-                f"operation must be encode, reconstruct, sample or score, got {name!r}"
-            )
-        draws = params["num_samples"] if name == "score" else 1
+        operations = self._manifest["operations"]
+        name, seed, draws = params["operation"], params["seed"], params["num_samples"]
+        if name not in operations:
+            raise ValueError(f"operation must be one of {', '.join(operations)}, got {name!r}")
+        if not 0 <= seed <= _MAX_SEED:
+            raise ValueError(f"seed must be from 0 to {_MAX_SEED}, got {seed}")
         if not 1 <= draws <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {draws}")
-        operation = self._manifest["operations"][name]
-        x = next(iter(model_input.values())) if isinstance(model_input, dict) else model_input
-        feeds = self._feeds(operation, np.asarray(x), draws, params["seed"])
-        session, step = self._session(operation["graph"]), min(_MAX_BATCH, _MAX_DECODED // draws)
-        pieces = [
-            session.run(None, {key: value[start : start + step] for key, value in feeds.items()})
-            for start in range(0, len(x), step)
-        ]
-        names = [output["name"] for output in operation["outputs"]]
-        return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
+        operation = operations[name]
+        feeds = self._feeds(operation, _dense(model_input), draws, seed)
+        return self._run(operation, feeds, _MAX_DECODED // draws if name == "score" else _MAX_BATCH)
 
-    def _feeds(self, operation: Any, x: Any, draws: int, seed: int) -> dict[str, Any]:
+    def _feeds(self, operation: Any, rows: Any, draws: int, seed: int) -> dict[str, Any]:
         latent_dim = self._manifest["latent_dim"]
         feeds: dict[str, Any] = {}
         for tensor, graph_name in zip(operation["inputs"], operation["graph_inputs"], strict=True):
-            if tensor["name"] == "x":
-                feeds[graph_name] = x
+            if tensor["name"] != "eps":
+                feeds[graph_name] = self._cast(rows, tensor)
             elif len(tensor["shape"]) == 2:  # sample
-                feeds[graph_name] = _draw(seed, len(x), latent_dim)
+                feeds[graph_name] = _draw(seed, len(rows), latent_dim)
             else:  # score: all rows share their draws
                 eps = _draw(seed, draws, latent_dim)
-                feeds[graph_name] = np.broadcast_to(eps, (len(x), *eps.shape))
+                feeds[graph_name] = np.broadcast_to(eps, (len(rows), *eps.shape))
         return feeds
+
+    def _cast(self, rows: Any, tensor: Any) -> Any:
+        """Rows in the shape and dtype of the table; refused where that would change a value."""
+        name, dtype, shape = tensor["name"], tensor["dtype"], tuple(tensor["shape"][1:])
+        if rows.shape[1:] not in (shape, (int(np.prod(shape)),)):
+            raise ValueError(f"{name} must be {('batch', *shape)}, got {rows.shape}")
+        if rows.dtype.kind not in "iuf":
+            raise ValueError(f"{name} must be {dtype}, got {rows.dtype}")
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = rows.astype(dtype).reshape(len(rows), *shape)
+        if dtype == "uint8" and not np.array_equal(values.ravel(), rows.ravel()):
+            raise ValueError(f"{name} must be whole numbers from 0 to 255")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite in float32")
+        unit = name == "x" and dtype == "float32" and self._manifest["likelihood"] == "bernoulli"
+        if unit and not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name} must be from 0 to 1 for a bernoulli likelihood")
+        return values
+
+    def _run(self, operation: Any, feeds: dict[str, Any], step: int) -> dict[str, Any]:
+        rows, step = len(next(iter(feeds.values()))), min(step, _MAX_BATCH)
+        session = self._session(operation["graph"])
+        pieces = [
+            session.run(None, {key: value[start : start + step] for key, value in feeds.items()})
+            for start in range(0, max(rows, 1), step)
+        ]
+        names = [output["name"] for output in operation["outputs"]]
+        return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
@@ -81,9 +111,38 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return self._sessions[graph]
 
 
+def _verified_manifest(folder: Path) -> Any:
+    """The manifest, if it and every file are those that were sealed."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if content.get("digest") != hashlib.sha256(canonical.encode()).hexdigest():
+        raise ValueError(f"{folder / 'manifest.json'} was changed after it was sealed")
+    for name, entry in content["files"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{folder / name} is not the file that was sealed")
+    return content
+
+
+def _dense(rows: Any) -> Any:
+    """One array of what mlflow hands over; Spark and JSON give arrays inside arrays."""
+    if isinstance(rows, dict):
+        if len(rows) != 1:
+            raise ValueError(f"the input must be one array, got {', '.join(rows) or 'none'}")
+        rows = next(iter(rows.values()))
+    if hasattr(rows, "columns") and rows.shape[1] == 1 and rows.dtypes.iloc[0].kind == "O":
+        rows = rows.iloc[:, 0]  # a DataFrame of one column of arrays
+    array = np.asarray(rows)
+    if array.dtype.kind == "O" and array.ndim == 1 and len(array) and not np.isscalar(array[0]):
+        array = np.stack([_dense(row) for row in array])
+    if array.ndim == 0:
+        raise ValueError("the input must be rows of numbers, got one value")
+    return array
+
+
 def _draw(seed: int, rows: int, width: int) -> Any:
     """The noise of `serving.noise.draw_rows`, from its first row on."""
-    blocks = []
+    blocks = [np.empty((0, width), np.float32)]
     for block, start in enumerate(range(0, rows, _NOISE_BLOCK)):
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, block]))
         size = (min(_NOISE_BLOCK, rows - start), width)

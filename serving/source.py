@@ -32,7 +32,7 @@ ARTIFACT = "bundle"
 DIGEST_TAG = "bundle.sha256"
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
-_STORE_MODULES = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "urllib3")
+_STORE_MODULES = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "requests", "urllib3")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
@@ -133,7 +133,7 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
         shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
-        _download(model_uri, folder)
+        _download(f"{name} version {version}", model_uri, folder)
         return Source(_open_sealed(folder, digest), name, version)
 
 
@@ -141,12 +141,17 @@ def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path)
     """Fetch a version's files past the cache into `folder` and verify them."""
     digest, model_uri = registered_version(client, name, version)
     target = folder / f"{name}-{version}"
-    _download(model_uri, target)
+    _download(f"{name} version {version}", model_uri, target)
     return Source(_open_sealed(target, digest), name, version)
 
 
 def registered_version(client: "MlflowClient", name: str, version: str) -> tuple[str, str]:
-    """Digest and model URI of a version."""
+    """Digest and model URI of a version.
+
+    Raises:
+        UsageRefused: there is no such version.
+        VerificationFailed: it is not ready, or was not registered by `vae register`.
+    """
     from mlflow.exceptions import MlflowException
 
     with store_errors():
@@ -156,6 +161,10 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
             if err.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UsageRefused(f"{name} has no version {version} in {store_name()}") from err
+    if registered.status != "READY":
+        raise VerificationFailed(
+            f"{name} version {version} is {registered.status}, not READY: register it again"
+        )
     digest = registered.tags.get(DIGEST_TAG, "")
     if not re.fullmatch("[0-9a-f]{64}", digest):  # it names a folder: nothing else may
         raise VerificationFailed(
@@ -216,15 +225,22 @@ def tracking_uri() -> str:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what mlflow, SQLAlchemy and the system raise into one line that names the store."""
+    """Turn what mlflow and SQLAlchemy raise into one line that names the store.
+
+    What the system raises, a full disk or a folder that is closed, names its own file instead.
+    """
     try:
         yield
     except (VaeError, KeyboardInterrupt):
         raise
     except Exception as err:
         module = type(err).__module__.split(".")[0]
-        if not isinstance(err, OSError) and module not in _STORE_MODULES:
-            raise
+        unreachable = isinstance(err, ConnectionError | TimeoutError)
+        if module not in _STORE_MODULES and not unreachable:
+            if not isinstance(err, OSError):
+                raise
+            place = f"cannot use {err.filename}: " if err.filename else ""
+            raise VaeError(f"{place}{err.strerror or err}") from err
         cause = getattr(err.__cause__, "orig", err)  # of an SQL error, what the driver said
         first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise VaeError(
@@ -250,7 +266,10 @@ def _first_use(uri: str) -> Iterator[None]:
         return
     import filelock
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise VaeError(f"the MLflow store {store_name()} refused: {err.strerror}") from err
     with filelock.FileLock(f"{path}.lock"), _uninterrupted():
         yield
 
@@ -282,9 +301,19 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _download(model_uri: str, folder: Path) -> None:
+def _download(what: str, model_uri: str, folder: Path) -> None:
     from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
+    gone = VerificationFailed(f"{what} has no files in the store any more: register it again")
     with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
-        (fetched / "artifacts" / ARTIFACT).rename(folder)
+        try:
+            fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise gone from err
+        bundle = fetched / "artifacts" / ARTIFACT
+        if not bundle.exists():
+            raise gone
+        bundle.rename(folder)

@@ -58,6 +58,14 @@ def test_a_pin_is_one_version_within_the_project_s_range(name: str) -> None:
     assert str(pin.marker) == str(want.marker)
 
 
+def test_spark_is_tested_at_a_version_of_its_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (pin,) = by_name(extras["dev"])["pyspark"].specifier
+    want = by_name(extras["spark"])
+    assert want["pyspark"].specifier.contains(Version(pin.version))
+    assert want[PROJECT["name"]].extras == {"files", "registry"}  # neither torch nor onnx
+
+
 def test_python_is_the_same_everywhere() -> None:
     (python,) = (entry for entry in CONDA["dependencies"] if str(entry).startswith("python="))
     version = python.removeprefix("python=")

@@ -2,17 +2,16 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.tracking_server import tracking_server
 
 ROOT = Path(__file__).parents[2]
 TINY = {"epochs": 2, "hidden-dims": 16, "latent-dim": 3, "nll-samples": 4, "threads": 1}
@@ -134,41 +133,8 @@ def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Pa
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real tracking server on a free port, with a store and artifacts of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path / 'server.db'}",
-        "--artifacts-destination",
-        str(tmp_path / "server-artifacts"),
-    ]
-    env = environment(tmp_path, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *store], env=env, stdout=log, stderr=log, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(url):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+    with tracking_server(tmp_path, environment(tmp_path)) as url:
         yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1):
-            return True
-    except OSError:
-        time.sleep(0.2)
-        return False
 
 
 def test_the_main_job_works_with_a_tracking_server(data: Path, tmp_path: Path, server: str) -> None:

@@ -96,6 +96,13 @@ def sealed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     return make_bundle(tmp_path_factory.mktemp("sealed") / "bundle", trained)
 
 
+@pytest.fixture(scope="session")
+def worse(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model of the same data that hardly learned."""
+    weak = train_checkpoint(trained[1], tiny_config(trained[1], epochs=1, learning_rate=1e-5))
+    return make_bundle(tmp_path_factory.mktemp("worse") / "bundle", (weak, trained[1]))
+
+
 @pytest.fixture
 def bundle(sealed: Bundle, tmp_path: Path) -> Bundle:
     """A copy of it to change."""

@@ -1,7 +1,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import pytest
@@ -97,7 +97,7 @@ def test_help_shows_every_setting(command: str) -> None:
 def test_a_closed_choice_offers_what_its_type_allows() -> None:
     for command, name in SETTINGS.values():
         kind = setting_of(command, name)[0]
-        if get_origin(kind) is not None and get_origin(kind) is not tuple:
+        if get_origin(kind) is Literal:
             option = find_option(command, name)
             assert isinstance(option.type, click.Choice)
             assert tuple(option.type.choices) == get_args(kind)

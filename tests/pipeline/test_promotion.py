@@ -1,94 +1,39 @@
+import contextlib
 import json
-import multiprocessing
 import os
-import tempfile
-from dataclasses import replace
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from pipeline import promotion
+from pipeline.audit import history
 from pipeline.config import PromoteConfig
-from pipeline.data import Split
-from pipeline.errors import ParityFailed
-from pipeline.manifest import add_report
-from pipeline.promotion import Decision, history, promote, resolve_version, rollback
-from pipeline.registry import register_bundle
-from pipeline.tracking import tracked_run
-from serving.bundle import Bundle, Manifest
+from pipeline.objective import terms
+from pipeline.promotion import delete, rollback
+from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
-from serving.source import alias_version, connect, fetch_version, open_source
-from tests.pipeline.conftest import Trained, make_bundle, tiny_config, train_checkpoint
+from serving.source import alias_version, connect, open_source
+from tests.pipeline.conftest import Trained, make_bundle
+from tests.pipeline.versions import alias, champion, flip_byte, put, register, stored_files
 
 pytestmark = pytest.mark.usefixtures("store")
 
-GATE = PromoteConfig()
+
+def report(run_id: str) -> dict[str, Any]:
+    """What the audit keeps of a decision."""
+    path = connect().download_artifacts(run_id, "decision.json")
+    content: dict[str, Any] = json.loads(Path(path).read_text())
+    return content
 
 
-@pytest.fixture(scope="module")
-def worse(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A model of the same data that hardly learned."""
-    weak = train_checkpoint(trained[1], tiny_config(trained[1], epochs=1, learning_rate=1e-5))
-    return make_bundle(tmp_path_factory.mktemp("worse") / "bundle", (weak, trained[1]))
-
-
-def register(bundle: Bundle, name: str = "vae") -> str:
-    with tracked_run("test") as run:
-        return register_bundle(run, bundle, name)
-
-
-def put(trained: Trained, version: str, **changes: Any) -> Decision:
-    def load_test(manifest: Manifest) -> Split:
-        return replace(trained[1].test, **changes)
-
-    return promote("vae", version, load_test, GATE, threads=1)
-
-
-def verify_version(version: str, folder: Path) -> str:
-    return fetch_version(connect(), "vae", version, folder).bundle.manifest.digest
-
-
-def champion() -> str | None:
-    return alias_version(connect(), "vae", "champion")
-
-
-def stored_files(version: str) -> Path:
-    client = connect()
-    source = client.get_model_version("vae", version).source
-    model = client.get_logged_model(source.removeprefix("models:/"))
-    return Path(model.artifact_location.removeprefix("file://")) / "artifacts" / "bundle"
-
-
-def test_a_version_is_its_bundle_with_its_lineage(sealed: Bundle) -> None:
-    version = register(sealed)
-    client = connect()
-    registered = client.get_model_version("vae", version)
-    assert registered.tags["bundle.sha256"] == sealed.manifest.digest
-    assert registered.tags["git.sha"] == "0" * 40
-    assert registered.tags["git.dirty"] == "False"
-    splits = sealed.manifest.data["splits"]
-    for split in ("train", "valid", "test"):
-        assert registered.tags[f"data.{split}.sha256"] == splits[split]["sha256"]
-    assert alias_version(client, "vae", "candidate") == version == "1"
-    assert champion() is None
-    source = open_source("models:/vae@candidate")
-    assert (source.name, source.version) == ("vae", "1")
-    assert source.bundle.manifest == sealed.manifest
-    assert open_source("models:/vae/1").bundle.manifest == sealed.manifest
-
-
-def test_the_same_bundle_is_registered_once(sealed: Bundle, worse: Bundle) -> None:
-    assert [register(sealed), register(worse), register(sealed)] == ["1", "2", "1"]
-    assert alias_version(connect(), "vae", "candidate") == "1"
-
-
-def test_a_bundle_without_parity_is_not_registered(bundle: Bundle) -> None:
-    report = bundle.read_json("parity.json") | {"verdict": "failed"}
-    with pytest.raises(ParityFailed, match="cannot be registered: parity failed"):
-        register(add_report(bundle, report))
-    assert connect().search_model_versions("name='vae'") == []
+def dump(store: Path) -> Iterator[str]:
+    """Every row of an sqlite store."""
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        yield from database.iterdump()
 
 
 def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained: Trained) -> None:
@@ -107,7 +52,7 @@ def test_a_worse_candidate_is_refused_and_recorded(
     put(trained, register(sealed))
     decision = put(trained, register(worse))
     assert decision.decision == "refused"
-    assert "is too low" in decision.reasons[0]
+    assert decision.reasons[0].startswith("not shown to be as good: ELBO ")
     assert decision.judgement is not None
     assert decision.judgement.difference is not None
     assert decision.judgement.difference < 0
@@ -118,12 +63,80 @@ def test_a_worse_candidate_is_refused_and_recorded(
         ("1", "promoted"),
     ]
     assert rows[0]["reasons"] == decision.reasons[0]
-    client = connect()
-    assert client.get_model_version("vae", "2").tags["gate.status"] == "refused"
-    artifact = client.download_artifacts(rows[0]["run_id"], "decision.json")
-    record = json.loads(Path(artifact).read_text())
+    assert connect().get_model_version("vae", "2").tags["gate.status"] == "refused"
+    record = report(rows[0]["run_id"])
     assert record["judgement"]["elbo"] == decision.judgement.elbo
+    assert record["judgement"]["rows"] == 100
     assert record["previous"] == "1"
+    assert record["gate"]["margin"] == 0
+    assert record["test_sha256"] == trained[1].test.sha256
+
+
+def test_the_gate_scores_what_the_torch_model_scores(sealed: Bundle, trained: Trained) -> None:
+    """Against the model in float64 on noise of its own: within what the draws can differ by."""
+    decision = put(trained, register(sealed), PromoteConfig(gate_samples=200))
+    x = torch.from_numpy(trained[1].test.x)
+    eps = torch.randn(len(x), 2000, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        rows = terms(trained[0].model, x, eps)
+    elbo = (rows.log_likelihood.mean(-1) - rows.kl).double()
+    noise = float(rows.log_likelihood.std(-1).double().pow(2).mean().sqrt()) / (200 * 100) ** 0.5
+    assert decision.judgement is not None
+    assert decision.judgement.elbo == pytest.approx(float(elbo.mean()), abs=5 * noise)
+
+
+def test_a_dry_run_decides_and_writes_nothing(
+    sealed: Bundle, worse: Bundle, trained: Trained, store: Path
+) -> None:
+    register(worse)
+    register(sealed)
+    put(trained, "1")
+    before = [*dump(store)]
+    accepted = put(trained, "2", dry_run=True)
+    assert accepted.decision == "accepted"
+    assert accepted.judgement is not None
+    assert put(trained, "2", PromoteConfig(min_elbo=0), dry_run=True).decision == "refused"
+    assert put(trained, "1", dry_run=True).reasons == ("version 1 is the champion already",)
+    assert [*dump(store)] == before
+
+
+def test_force_overrides_the_judgement_and_is_recorded(
+    sealed: Bundle, worse: Bundle, trained: Trained
+) -> None:
+    put(trained, register(sealed))
+    decision = put(
+        trained, register(worse), PromoteConfig(min_elbo=0), force="the old one is cursed"
+    )
+    assert decision.decision == "promoted"
+    assert decision.reasons[0] == "forced: the old one is cursed"
+    assert decision.reasons[1].endswith("is below --min-elbo 0")
+    assert decision.reasons[2].startswith("not shown to be as good: ")
+    assert champion() == "2"
+    row = history("vae")[0]
+    assert row["reasons"] == "; ".join(decision.reasons)
+    assert report(row["run_id"])["force"] == "the old one is cursed"
+
+
+def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Trained) -> None:
+    decision = put(trained, register(sealed), force="to be sure")
+    assert decision.decision == "promoted"
+    assert "no champion to compare with" in decision.reasons[0]
+    assert len(decision.reasons) == 1
+
+
+def test_a_damaged_champion_stops_promotion_until_it_is_forced(
+    sealed: Bundle, worse: Bundle, trained: Trained
+) -> None:
+    put(trained, register(worse))
+    flip_byte(stored_files("1") / "decoder.onnx")
+    version = register(sealed)
+    with pytest.raises(VerificationFailed, match=r"champion 1 cannot .* vae rollback, or vae prom"):
+        put(trained, version)
+    assert champion() == "1"
+    decision = put(trained, version, force="it is damaged")
+    assert decision.decision == "promoted"
+    assert "champion 1 cannot be compared with: " in decision.reasons[1]
+    assert champion() == "2"
 
 
 def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
@@ -150,34 +163,16 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
     assert alias_version(connect(), "vae", "previous") is None
 
 
-def test_other_held_out_rows_are_refused(sealed: Bundle, trained: Trained) -> None:
-    decision = put(trained, register(sealed), sha256="0")
-    assert decision.decision == "refused"
-    assert "not those that the version was evaluated on" in decision.reasons[0]
-    assert champion() is None
-
-
 def test_models_of_other_data_are_not_compared(
     sealed: Bundle, trained: Trained, trained_table: Trained, tmp_path: Path
 ) -> None:
     put(trained, register(sealed))
     decision = put(trained_table, register(make_bundle(tmp_path / "table", trained_table)))
     assert decision.decision == "refused"
-    assert [reason.split(" is ")[0] for reason in decision.reasons] == [
-        "x_shape",
-        "x_dtype",
-        "likelihood",
-    ]
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
-def test_scores_that_are_not_finite_are_refused(
-    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    version = register(sealed)
-    monkeypatch.setattr(promotion, "_score", lambda *_: np.array([value, -1.0]))
-    assert put(trained, version).decision == "refused"
-    assert champion() is None
+    kinds = [reason.split(" is ")[0] for reason in decision.reasons[:3]]
+    assert kinds == ["x_shape", "x_dtype", "likelihood"]
+    assert "was evaluated on other held-out rows" in decision.reasons[3]
+    assert put(trained_table, "2", force="no").decision == "refused"
 
 
 def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
@@ -198,108 +193,6 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
     assert history("vae")[0]["decision"] == "stale"
 
 
-def test_changed_files_in_the_registry_are_found(
-    sealed: Bundle, trained: Trained, tmp_path: Path
-) -> None:
-    version = register(sealed)
-    assert verify_version(version, tmp_path) == sealed.manifest.digest
-    assert open_source("models:/vae/1").version == "1"  # a good copy in the cache helps nobody
-    graph = stored_files(version) / "decoder.onnx"
-    content = bytearray(graph.read_bytes())
-    content[-1] ^= 1
-    graph.write_bytes(content)
-    with pytest.raises(VerificationFailed, match=r"decoder.onnx is not the file that was sealed"):
-        verify_version(version, Path(tempfile.mkdtemp(dir=tmp_path)))
-    with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
-        put(trained, version)
-    assert champion() is None
-    row = history("vae")[0]
-    assert row["decision"] == "refused"
-    assert "decoder.onnx" in str(row["reasons"])
-
-
-def test_a_resealed_bundle_in_the_registry_is_found(
-    sealed: Bundle, worse: Bundle, tmp_path: Path
-) -> None:
-    """Someone who writes files and manifest alike still cannot write the registered digest."""
-    version = register(sealed)
-    for file in worse.path.iterdir():
-        (stored_files(version) / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(VerificationFailed, match="registered was"):
-        verify_version(version, tmp_path)
-
-
-def test_a_damaged_cache_is_fetched_again(sealed: Bundle) -> None:
-    register(sealed)
-    cached = open_source("models:/vae/1").bundle.path
-    (cached / "decoder.onnx").write_bytes(b"rot")
-    assert open_source("models:/vae/1").bundle.manifest == sealed.manifest
-
-
-def test_references(sealed: Bundle) -> None:
-    register(sealed)
-    assert resolve_version("vae", "@candidate") == "1"
-    assert resolve_version("vae", "7") == "7"
-    with pytest.raises(UsageRefused, match="vae has no version @champion"):
-        resolve_version("vae", "@champion")
-    with pytest.raises(UsageRefused, match="must be a number or an alias"):
-        resolve_version("vae", "latest")
-    with pytest.raises(UsageRefused, match=r"models:/NAME@ALIAS or models:/NAME/VERSION"):
-        open_source("models:/vae")
-    with pytest.raises(UsageRefused, match="vae has no champion"):
-        open_source("models:/vae@champion")
-    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
-        open_source("models:/vae/99")
-    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
-        promote("vae", "99", lambda manifest: Split(np.zeros(0), ""), GATE, threads=1)
-    assert history("vae") == []
-
-
-def test_an_abandoned_lease_is_taken_over(
-    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = register(sealed)
-    lease = "vae--promotion-lease"
-    connect().create_registered_model(lease, tags={"owner": "gone"})
-    monkeypatch.setattr(promotion, "LEASE_S", 0)
-    assert put(trained, version).decision == "promoted"
-    assert connect().search_registered_models(f"name='{lease}'") == []
-
-
-def test_a_held_lease_is_respected(
-    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = register(sealed)
-    monkeypatch.setattr(promotion, "LEASE_WAIT_S", 0.3)
-    connect().create_registered_model("vae--promotion-lease")  # not even its tags are there yet
-    decision = put(trained, version)
-    assert decision.decision == "stale"
-    assert "another promotion of vae is under way" in decision.reasons[0]
-    assert champion() is None
-    assert history("vae")[0]["decision"] == "stale"
-
-
-def test_a_lease_that_was_taken_over_is_left_to_its_new_owner(store: Path) -> None:
-    client, lease = connect(), "vae--promotion-lease"
-    with promotion._lease(client, "vae"):
-        client.delete_registered_model(lease)
-        client.create_registered_model(lease, tags={"owner": "other"})
-    assert client.get_registered_model(lease).tags["owner"] == "other"
-
-
-@pytest.mark.parametrize("digest", ["", "/", "../../mine", "0" * 63], ids=str)
-def test_a_tag_that_is_no_digest_never_becomes_a_path(
-    sealed: Bundle, tmp_path: Path, digest: str
-) -> None:
-    register(sealed)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    connect().set_model_version_tag("vae", "1", "bundle.sha256", digest or str(mine))
-    with pytest.raises(VerificationFailed, match=r"has no digest in its tag bundle.sha256"):
-        open_source("models:/vae/1")
-    assert mine.exists()
-
-
 def test_nothing_moves_without_a_record(
     sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,30 +203,6 @@ def test_nothing_moves_without_a_record(
     with pytest.raises(VaeError, match="the MLflow store"):
         put(trained, version)
     assert champion() is None
-
-
-def test_an_interrupted_promotion_says_whether_it_moved(
-    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = register(sealed)
-    real = promotion._flip
-
-    def flip_then_interrupt(*arguments: Any) -> Decision:
-        real(*arguments)
-        raise KeyboardInterrupt
-
-    for flip, outcome in ((promotion._score, "refused"), (flip_then_interrupt, "promoted")):
-        with monkeypatch.context() as patch:
-            if outcome == "refused":
-                patch.setattr(
-                    promotion, "_score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-                )
-            else:
-                patch.setattr(promotion, "_flip", flip)
-            with pytest.raises(KeyboardInterrupt):
-                put(trained, version)
-        assert history("vae")[0]["decision"] == outcome
-        assert champion() == (version if outcome == "promoted" else None)
 
 
 def test_a_refused_rollback_is_recorded(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
@@ -354,36 +223,65 @@ def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch)
     assert promotion._operator() == str(os.getuid())
 
 
-def _promote_in_process(start: Any, results: Any, version: str, data: tuple[Any, str]) -> None:
-    def load_test(manifest: Manifest) -> Split:
-        return Split(*data)
+def test_the_champion_that_an_interrupt_comes_after_stays(
+    sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the ledger nothing has moved; after it the move counts, and is finished."""
+    version = register(sealed)
+    for step, outcome in (("_score", "refused"), ("make_move", "promoted")):
+        real = getattr(promotion, step)
 
-    real = promotion._flip
+        def interrupted(*arguments: Any, real: Any = real) -> None:
+            real(*arguments)
+            raise KeyboardInterrupt
 
-    def flip_together(client: Any, decision: Decision) -> Decision:
-        start.wait()
-        return real(client, decision)
+        with monkeypatch.context() as patch:
+            patch.setattr(promotion, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                put(trained, version)
+        row = history("vae")[0]
+        assert row["decision"] == outcome
+        assert champion() == (version if outcome == "promoted" else None)
+    assert history("vae")[1]["reasons"] == "interrupted"
 
-    promotion._flip = flip_together
-    results.put(promote("vae", version, load_test, GATE, threads=1).decision)
 
-
-def test_of_two_promotions_at_once_one_wins(
+def test_a_version_with_an_alias_is_not_deleted(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    versions = [register(sealed), register(worse)]
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(2), context.Queue()
-    data = (trained[1].test.x, trained[1].test.sha256)
-    workers = [
-        context.Process(target=_promote_in_process, args=(start, results, version, data))
-        for version in versions
+    put(trained, register(worse))
+    put(trained, register(sealed))
+    for version, names in (("1", "previous"), ("2", "candidate, champion")):
+        with pytest.raises(UsageRefused, match=rf"version {version} of vae is {names}: promote"):
+            delete("vae", version)
+    connect().set_registered_model_alias("vae", "previous", "2")
+    assert delete("vae", "1").decision == "deleted"
+    with pytest.raises(UsageRefused, match="vae has no version 1 in"):
+        delete("vae", "1")
+    assert (champion(), alias("previous")) == ("2", "2")
+    rows = [(row["action"], row["version"], row["decision"]) for row in history("vae")]
+    assert rows == [
+        ("delete", "1", "deleted"),
+        ("promote", "2", "promoted"),
+        ("promote", "1", "promoted"),
     ]
-    for worker in workers:
-        worker.start()
-    outcomes = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert sorted(outcomes) == ["promoted", "stale"]
-    winner = next(row for row in history("vae") if row["decision"] == "promoted")
-    assert champion() == winner["version"]
+
+
+def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
+    sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger keeps a deletion and a promotion apart: the one that was decided first wins."""
+    put(trained, register(worse))
+    version = register(sealed)
+    connect().delete_registered_model_alias("vae", "candidate")
+    real = promotion._score
+
+    def delete_then_score(*arguments: Any) -> Any:
+        monkeypatch.setattr(promotion, "_score", real)
+        assert delete("vae", version).decision == "deleted"
+        return real(*arguments)
+
+    monkeypatch.setattr(promotion, "_score", delete_then_score)
+    decision = put(trained, version)
+    assert decision.decision == "stale"
+    assert decision.reasons == ("a delete of version 2 came first: run the gate again",)
+    assert champion() == "1"

@@ -1,0 +1,118 @@
+"""The registry's commands: options, words, exit codes."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from pipeline.audit import history
+from pipeline.cli import cli
+from serving.bundle import Bundle
+from serving.errors import UsageRefused, VaeError, VerificationFailed
+from tests.pipeline.conftest import Trained
+from tests.pipeline.versions import champion, flip_byte, put, register, stored_files
+
+pytestmark = pytest.mark.usefixtures("store")
+
+FILES = (
+    "MODEL_CARD.md",
+    "decoder.onnx",
+    "encoder.onnx",
+    "golden.npz",
+    "manifest.json",
+    "metrics.json",
+    "parity.json",
+    "reconstruct.onnx",
+    "score.onnx",
+    "weights.pt",
+)
+
+
+@pytest.fixture
+def vae(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line; give the JSON line, raise what it ends with."""
+
+    def run(*arguments: str) -> Any:
+        capsys.readouterr()
+        cli.main([*arguments], standalone_mode=False)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_dry_run_force_and_at(
+    vae: Any, sealed: Bundle, worse: Bundle, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(trained, register(sealed))
+    register(worse)
+    assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
+    with pytest.raises(VaeError, match="version 2: not shown to be as good") as caught:
+        vae("promote", "--dry-run", "true")  # as mlflow writes a flag
+    assert caught.value.exit_code == 5
+    assert json.loads(capsys.readouterr().out)["decision"] == "refused"
+    assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
+    assert len(history("vae")) == 1
+    forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
+    assert (forced["decision"], forced["previous"]) == ("promoted", "1")
+    assert forced["reasons"][0] == "forced: for a test"
+    moved_at = history("vae")[0]["moved_at"]
+    answer = vae("history", "--at", moved_at)
+    assert (answer["version"], answer["certain"]) == ("2", True)
+    local = datetime.fromisoformat(moved_at).astimezone().replace(tzinfo=None)
+    assert vae("history", "--at", local.isoformat()) == answer
+    assert vae("history", "--at", moved_at.replace("+00:00", "Z")) == answer
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "--force"),
+        ("promote", "--force", "--reason", " "),
+        ("promote", "--reason", "because"),
+        ("history", "--at", "yesterday"),
+        ("delete",),
+    ],
+    ids=["no reason", "empty reason", "no force", "no time", "no version"],
+)
+def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        vae(*arguments)
+    assert caught.value.exit_code == 2
+
+
+def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
+    put(trained, register(worse))
+    register(sealed)
+    with pytest.raises(UsageRefused, match="version 1 of vae is champion: promote another"):
+        vae("delete", "1")
+    register(worse)
+    assert vae("delete", "2")["decision"] == "deleted"
+    assert champion() == "1"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_byte_stops_everything(
+    vae: Any, sealed: Bundle, trained: Trained, tmp_path: Path, name: str
+) -> None:
+    """Verify, promote, load and serve refuse with exit code 7, and name the file."""
+    put(trained, register(sealed))
+    flip_byte(stored_files("1") / name)
+    files = ("--out", str(tmp_path / "y.npy"))
+    for arguments in (
+        ("verify",),
+        ("sample", *files),
+        ("serve", "--port", "0", "--grpc-port", "0"),
+    ):
+        with pytest.raises(VerificationFailed, match=name) as caught:
+            vae(*arguments)
+        assert caught.value.exit_code == 7
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_the_bytes_of_every_file_are_changed_once(sealed: Bundle) -> None:
+    assert sorted(FILES) == sorted(
+        path.name for path in sealed.path.iterdir() if path.name != "samples.png"
+    )

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.audit import history
+from pipeline.data import Split
+from pipeline.errors import ParityFailed
+from pipeline.manifest import add_report
+from pipeline.promotion import promote, resolve_version
+from serving.bundle import Bundle
+from serving.errors import UsageRefused, VerificationFailed
+from serving.source import alias_version, connect, fetch_version, open_source
+from tests.pipeline.versions import GATE, champion, register, stored_files
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def verify_version(version: str, folder: Path) -> str:
+    return fetch_version(connect(), "vae", version, folder).bundle.manifest.digest
+
+
+def test_a_version_is_its_bundle_with_its_lineage(sealed: Bundle) -> None:
+    version = register(sealed)
+    client = connect()
+    registered = client.get_model_version("vae", version)
+    assert registered.tags["bundle.sha256"] == sealed.manifest.digest
+    assert registered.tags["git.sha"] == "0" * 40
+    assert registered.tags["git.dirty"] == "False"
+    splits = sealed.manifest.data["splits"]
+    for split in ("train", "valid", "test"):
+        assert registered.tags[f"data.{split}.sha256"] == splits[split]["sha256"]
+    assert alias_version(client, "vae", "candidate") == version == "1"
+    assert champion() is None
+    source = open_source("models:/vae@candidate")
+    assert (source.name, source.version) == ("vae", "1")
+    assert source.bundle.manifest == sealed.manifest
+    assert open_source("models:/vae/1").bundle.manifest == sealed.manifest
+
+
+def test_the_same_bundle_is_registered_once(sealed: Bundle, worse: Bundle) -> None:
+    assert [register(sealed), register(worse), register(sealed)] == ["1", "2", "1"]
+    assert alias_version(connect(), "vae", "candidate") == "1"
+
+
+def test_a_bundle_without_parity_is_not_registered(bundle: Bundle) -> None:
+    report = bundle.read_json("parity.json") | {"verdict": "failed"}
+    with pytest.raises(ParityFailed, match="cannot be registered: parity failed"):
+        register(add_report(bundle, report))
+    assert connect().search_model_versions("name='vae'") == []
+
+
+def test_references(sealed: Bundle) -> None:
+    register(sealed)
+    assert resolve_version("vae", "@candidate") == "1"
+    assert resolve_version("vae", "7") == "7"
+    with pytest.raises(UsageRefused, match="vae has no version @champion"):
+        resolve_version("vae", "@champion")
+    with pytest.raises(UsageRefused, match="must be a number or an alias"):
+        resolve_version("vae", "latest")
+    with pytest.raises(UsageRefused, match=r"models:/NAME@ALIAS or models:/NAME/VERSION"):
+        open_source("models:/vae")
+    with pytest.raises(UsageRefused, match="vae has no champion"):
+        open_source("models:/vae@champion")
+    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
+        open_source("models:/vae/99")
+    with pytest.raises(UsageRefused, match=r"vae has no version 99 in sqlite:"):
+        promote("vae", "99", lambda manifest: Split(np.zeros(0), ""), GATE, threads=1)
+    assert history("vae") == []
+
+
+def test_a_resealed_bundle_in_the_registry_is_found(
+    sealed: Bundle, worse: Bundle, tmp_path: Path
+) -> None:
+    """Someone who writes files and manifest alike still cannot write the registered digest."""
+    version = register(sealed)
+    for file in worse.path.iterdir():
+        (stored_files(version) / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(VerificationFailed, match="registered was"):
+        verify_version(version, tmp_path)
+
+
+def test_a_damaged_cache_is_fetched_again(sealed: Bundle) -> None:
+    register(sealed)
+    cached = open_source("models:/vae/1").bundle.path
+    (cached / "decoder.onnx").write_bytes(b"rot")
+    assert open_source("models:/vae/1").bundle.manifest == sealed.manifest
+
+
+@pytest.mark.parametrize("digest", ["", "/", "../../mine", "0" * 63], ids=str)
+def test_a_tag_that_is_no_digest_never_becomes_a_path(
+    sealed: Bundle, tmp_path: Path, digest: str
+) -> None:
+    register(sealed)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    connect().set_model_version_tag("vae", "1", "bundle.sha256", digest or str(mine))
+    with pytest.raises(VerificationFailed, match=r"has no digest in its tag bundle.sha256"):
+        open_source("models:/vae/1")
+    assert mine.exists()
