@@ -21,6 +21,8 @@ from serving.operations import Operation
 
 OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
 THREADS = (1, 2)
+ENOUGH_ROWS = 64
+"""Rows whose root mean square is judged."""
 RERUN_ROWS = 256
 BACKWARDS = slice(None, None, -1)
 EXACTLY = Budget(0.0, 0.0)
@@ -90,10 +92,14 @@ class Trial:
         return self.case.rounded[self.run.rules.precision]
 
     def budget(self, name: str, rows: int) -> Budget:
-        """Four times torch's error on all rows or on these: few can be lucky, and can be hard."""
+        """Four times torch's error on all rows or on these: few can be lucky, and can be hard.
+
+        The mean square of a few rows is that of the hardest: there the maximum alone judges.
+        """
         exact, noise = self.case.exact[name], self.noise[name]
         over_all = Budget.from_noise(exact, noise).wider(self.case.least[name])
-        return over_all.wider(Budget.from_noise(exact[:rows], noise[:rows]))
+        budget = over_all.wider(Budget.from_noise(exact[:rows], noise[:rows]))
+        return budget if rows >= ENOUGH_ROWS else Budget(budget.max, budget.max)
 
     def beside_torch(self, name: str) -> Iterator[Comparison]:
         """Compare an output with torch in float64, at every batch."""

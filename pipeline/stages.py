@@ -164,7 +164,10 @@ def compare(
     """Compare a bundle's graphs with torch, and print the table; the bundle stays as it is."""
     from pipeline.parity import DEVICES, check_parity
     from pipeline.parity_nodes import find_difference
+    from serving.engine import require_cuda
 
+    if "cuda" in DEVICES[device]:
+        require_cuda()
     torch_device("cpu", threads)  # the reference; only the engine goes to the device
     say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
     model, x = checkpoint.model, dataset.test.x

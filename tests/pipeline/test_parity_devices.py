@@ -13,7 +13,7 @@ from pipeline.parity import DEVICES, check_parity, parity_faults
 from pipeline.parity_cases import repeat_rows
 from pipeline.parity_result import Setting
 from pipeline.parity_rules import FLOAT32, TF32, compare_elbo
-from pipeline.parity_runs import Trial, make_cases, open_run, plan_runs
+from pipeline.parity_runs import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
 from pipeline.reference import Budget
 from serving.bundle import Bundle
 from serving.engine import provider, require_cuda
@@ -153,4 +153,6 @@ def test_no_budget_is_below_the_roundings_of_held_out_values(
         dark = replace(case, exact={name: values * 1e-9 for name, values in case.exact.items()})
         dark = replace(dark, rounded={"float32": dark.exact})
         for name, budget in least.items():
-            assert Trial(run, dark, {}).budget(name, 1) == budget
+            trial = Trial(run, dark, {})
+            assert trial.budget(name, ENOUGH_ROWS) == budget
+            assert trial.budget(name, 1) == Budget(budget.max, budget.max)
