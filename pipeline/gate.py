@@ -11,9 +11,10 @@ of at most 1 - confidence, and where the rows are too few to tell, it is refused
 what makes a row hard for both models; every row has its own noise, so that se contains it.
 
 The margin is what may be given up for a renewed model. Trainings that differ in the seed alone
-differ as well, and by more than se: on MNIST (preset seed, 15 epochs, 4 seeds) pairs are 0.2 to 1.2
+differ as well, and by more than se: on MNIST (preset seed, 15 epochs, 5 seeds) pairs are 0.2 to 1.4
 nats apart, with a paired se of 0.06 (0.45 unpaired). So a margin of 0 refuses half of all
-retrainings. The default is about 1 % of MNIST's ELBO; other data needs its own. Each promotion may give up the margin anew: `min_elbo` is the limit to all of them together.
+retrainings. The default is about 1 % of MNIST's ELBO; other data needs its own. Each promotion may
+give up the margin anew: `min_elbo` is the limit to all of them together.
 """
 
 import math

@@ -70,7 +70,7 @@ def test_a_death_at_any_step_leaves_a_champion_and_is_healed(
     put(trained, register(worse))
     register(sealed)
     deaths = {"promote": 0, "rollback": 0}
-    left = {"promote": set(), "rollback": set()}
+    left: dict[str, set[str]] = {"promote": set(), "rollback": set()}
     alive, moves = True, 1
     while alive:
         step = deaths["promote"] + 1

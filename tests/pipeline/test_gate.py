@@ -19,7 +19,7 @@ def decide(
 def differing(mean: float, error: float) -> np.ndarray:
     """ELBOs whose paired difference from the champion's has exactly this mean and this error."""
     half = np.full(len(CHAMPION) // 2, error * np.sqrt(len(CHAMPION) - 1))
-    return CHAMPION + mean + np.concatenate([half, -half])
+    return np.asarray(CHAMPION + mean + np.concatenate([half, -half]))
 
 
 def test_without_a_champion_only_limits_are_held() -> None:

@@ -71,21 +71,23 @@ def test_a_process_that_slept_does_not_undo_what_came_after(
 ) -> None:
     """It won, slept before the aliases, and wakes when its move and another are done."""
     first, second = register(worse), register(sealed)
-    real = moving.list_moves
     asked: list[int] = []
 
+    def look_with(function: Any) -> None:
+        monkeypatch.setattr(moving, "list_moves", function)
+
     def sleep_before_the_aliases(client: Any, name: str) -> list[Move]:
-        moves = real(client, name)
+        moves = list_moves(client, name)
         asked.append(len(asked))
         if len(asked) == 1:  # it has seen that its move is the last, and sleeps
-            monkeypatch.setattr(moving, "list_moves", real)
+            look_with(list_moves)
             assert put(trained, second, GATE).decision == "promoted"
             assert (champion(), alias("previous")) == (second, first)
-            monkeypatch.setattr(moving, "list_moves", sleep_before_the_aliases)
+            look_with(sleep_before_the_aliases)
         return moves
 
     def load_test(manifest: Any) -> Any:
-        monkeypatch.setattr(moving, "list_moves", sleep_before_the_aliases)
+        look_with(sleep_before_the_aliases)
         return trained[1].test
 
     assert promote("vae", first, load_test, GATE, threads=1).decision == "promoted"

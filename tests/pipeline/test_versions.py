@@ -1,17 +1,27 @@
+import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from mlflow.cli import gc
+from mlflow.exceptions import MlflowException
 
 from pipeline.audit import history
+from pipeline.config import Config
 from pipeline.data import Split
 from pipeline.errors import ParityFailed
 from pipeline.manifest import add_report
 from pipeline.promotion import promote, resolve_version
+from pipeline.registry import register_bundle
+from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
-from serving.errors import UsageRefused, VerificationFailed
-from serving.source import alias_version, connect, fetch_version, open_source
-from tests.pipeline.versions import GATE, champion, register, stored_files
+from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.source import alias_version, connect, fetch_version, open_source, store_errors
+from tests.e2e.versions import reseal
+from tests.pipeline.conftest import Trained
+from tests.pipeline.versions import GATE, champion, put, register, stored_files
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -98,3 +108,66 @@ def test_a_tag_that_is_no_digest_never_becomes_a_path(
     with pytest.raises(VerificationFailed, match=r"has no digest in its tag bundle.sha256"):
         open_source("models:/vae/1")
     assert mine.exists()
+
+
+def purge(store: Path, *runs: str) -> None:
+    """Delete runs as a person does: first marked, then `mlflow gc`."""
+    for run in runs:
+        connect().delete_run(run)
+    arguments = ["--backend-store-uri", f"sqlite:///{store}"]
+    result = CliRunner().invoke(gc, arguments)
+    assert result.exit_code == 0, result.output
+    for run in runs:
+        with pytest.raises(MlflowException):
+            connect().get_run(run)
+
+
+def test_a_version_says_where_it_comes_from_when_its_run_is_gone(
+    sealed: Bundle, trained: Trained, store: Path, tmp_path: Path
+) -> None:
+    with tracked_run("test") as run:
+        bundle = reseal(shutil.copytree(sealed.path, tmp_path / "bundle"), run_id=run.run_id)
+        version = register_bundle(run, bundle, "vae")
+    purge(store, run.run_id)
+    manifest = fetch_version(connect(), "vae", version, tmp_path).bundle.manifest
+    assert manifest.run_id == run.run_id
+    assert manifest.git == {"sha": "0" * 40, "dirty": False}
+    assert Config.from_json(manifest.config) == trained[0].config
+    assert manifest.data == trained[1].describe()
+    tags = connect().get_model_version("vae", version).tags
+    assert tags["run.id"] == run.run_id
+    assert (tags["git.sha"], tags["git.dirty"]) == ("0" * 40, "False")
+    digests = {name: tags[f"data.{name}.sha256"] for name in ("train", "valid", "test")}
+    assert digests == trained[1].digests()
+    assert put(trained, version).decision == "promoted"
+
+
+def test_a_version_whose_files_were_purged_is_refused(
+    sealed: Bundle, trained: Trained, store: Path, tmp_path: Path
+) -> None:
+    """It stays READY in the registry, and holds nothing."""
+    version = register(sealed)
+    model = connect().get_model_version("vae", version).source.removeprefix("models:/")
+    connect().delete_logged_model(model)
+    purge(store)
+    assert connect().get_model_version("vae", version).status == "READY"
+    with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
+        verify_version(version, tmp_path)
+    with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
+        put(trained, version)
+
+
+def test_the_system_s_own_refusal_is_not_the_store_s() -> None:
+    def refuse(err: Exception) -> str:
+        with pytest.raises(VaeError) as caught, store_errors():
+            raise err
+        return str(caught.value)
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert refuse(full) == "No space left on device"
+    closed = PermissionError(errno.EACCES, "Permission denied", "/cache/x")
+    assert refuse(closed) == "cannot use /cache/x: Permission denied"
+    for err in (ConnectionRefusedError("no"), TimeoutError("no"), MlflowException("no")):
+        assert refuse(err).startswith("the MLflow store sqlite:///")
+    with pytest.raises(ValueError, match="a mistake of ours"), store_errors():
+        raise ValueError("a mistake of ours")
