@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import Config, PromoteConfig
+from pipeline.config import Config, Precision, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
 from serving.cli import engine_device
 from serving.command import progress, say
@@ -137,12 +137,21 @@ def evaluate(
     return metrics
 
 
-def export(out: Path, checkpoint: "Checkpoint", metrics: "Metrics", dataset: "Dataset") -> "Bundle":
-    """Write the bundle."""
+def export(
+    out: Path,
+    checkpoint: "Checkpoint",
+    metrics: "Metrics",
+    dataset: "Dataset",
+    precision: Precision = "float32",
+) -> "Bundle":
+    """Write the bundle; int8 is calibrated on the training rows."""
     from pipeline.export import export_bundle
+    from pipeline.precision import calibrate
 
-    say(f"exporting to {out}")
-    return export_bundle(out, checkpoint, metrics.to_json(), dataset.test.x)
+    say(f"exporting {precision} to {out}")
+    ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
+    rows = metrics.to_json(), dataset.test.x
+    return export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
 
 
 def check(
