@@ -100,11 +100,12 @@ def _describe_parity(parity: Mapping[str, Any] | None) -> str:
     if parity is None:
         return "Not checked yet: run `vae check`."
     rows, machine = parity["comparisons"], parity["machine"]
+    wrong = sum(fault["rule"] == "weights" for fault in parity["graph_faults"])
     return (
-        f"**{str(parity['verdict']).capitalize()}** on {parity['device']} "
+        f"**{str(parity['verdict']).capitalize()}** on {' and '.join(parity['devices'])} "
         f"({machine.get('processor', 'unknown')}): {len(rows)} comparisons of every output "
         f"with torch in float64, {sum(row['passed'] for row in rows)} within the error that "
-        f"torch's float32 makes; {len(parity['weight_faults'])} weights differ. "
+        f"torch's float32 makes; {wrong} weights differ. "
         "All of them stand in `parity.json`."
     )
 

@@ -6,7 +6,7 @@ the commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntim
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -178,9 +178,17 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 @cli.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @stages.data_option
-@device_option
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "all"]),
+    default="cpu",
+    show_default=True,
+    help="Where the graphs must be the model; all is both, and neither stands in for the other",
+)
 @threads_option
-def check(bundle: Path, source: str | None, device: str, threads: int) -> None:
+def check(
+    bundle: Path, source: str | None, device: Literal["cpu", "cuda", "all"], threads: int
+) -> None:
     """Compare every output of a bundle's graphs with torch, and keep the report in it.
 
     Example: vae check bundle

@@ -16,7 +16,6 @@ import click
 
 from pipeline.config import Config, Precision, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.cli import engine_device
 from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from pipeline.data import Dataset, Split
     from pipeline.evaluate import Metrics
     from pipeline.model import VAE
-    from pipeline.parity import ParityReport
+    from pipeline.parity import Devices
+    from pipeline.parity_result import ParityReport
     from pipeline.promotion import Decision
     from pipeline.tracking import Run
     from pipeline.train import TrainResult
@@ -155,16 +155,22 @@ def export(
 
 
 def check(
-    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: str, threads: int
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "tuple[Bundle, ParityReport]":
-    """Check parity, print the table and seal the report into the bundle."""
+    """Check parity, print the table and seal the report into the bundle.
+
+    Where a device is not there nothing is written: an earlier report stays.
+    """
     from pipeline.manifest import add_report
-    from pipeline.parity import check_parity
+    from pipeline.parity import DEVICES, check_parity
+    from pipeline.parity_nodes import find_difference
 
     torch_device("cpu", threads)  # the reference; only the engine goes to the device
-    where = engine_device(device)
-    say(f"checking parity with torch on {where}")
-    report = check_parity(bundle, checkpoint.model, dataset.test.x, device=where, threads=threads)
+    say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
+    model, x = checkpoint.model, dataset.test.x
+    report = check_parity(bundle, model, x, device=device, threads=threads)
+    if not report.passed:
+        report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())
     return add_report(bundle, report.to_json()), report
 

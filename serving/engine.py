@@ -1,7 +1,7 @@
 """Run a bundle's operations with onnxruntime: arrays in, arrays out.
 
 The device that was asked for is the device that runs: every node's assignment is read back. CUDA
-computes in float32, without TF32, as parity was checked. Bad arrays raise `DataRefused`.
+computes in float32, without TF32 unless it is asked for. Bad arrays raise `DataRefused`.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
 }
 _SHAPE_OPS = {"Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze"}
 """They compute sizes, which onnxruntime keeps on the CPU on purpose."""
-_PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Engine:
@@ -49,6 +49,7 @@ class Engine:
         device: `cpu` or `cuda`; there is no fall-back from one to the other.
         threads: threads inside one operator, on the CPU.
         level: onnxruntime's graph optimisation level.
+        tf32: let CUDA round the factors of matrix products to ten bits, for speed.
 
     Raises:
         DeviceUnavailable: the device cannot run every node.
@@ -62,16 +63,17 @@ class Engine:
         device: Device = "cpu",
         threads: int = 1,
         level: Level = "all",
+        tf32: bool = False,
     ) -> None:
         self.bundle = bundle
         self.device = device
         self.operations = bundle.operations
         if device == "cuda":
             require_cuda()
-        options = _session_options(device, threads, level)
+        options = session_options(threads, level)
         graphs = dict.fromkeys(operation.graph for operation in self.operations.values())
         self._sessions = {
-            graph: _open_session(bundle.path / graph, options, device) for graph in graphs
+            graph: open_session(bundle.path / graph, options, device, tf32=tf32) for graph in graphs
         }
         for operation in self.operations.values():
             _check_tensors(self._sessions[operation.graph], operation)
@@ -181,7 +183,8 @@ class Engine:
         return counts
 
 
-def _session_options(device: Device, threads: int, level: Level) -> ort.SessionOptions:
+def session_options(threads: int, level: Level) -> ort.SessionOptions:
+    """Options of every session: threads that sleep while they wait, and a record of placement."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -196,7 +199,7 @@ def _session_options(device: Device, threads: int, level: Level) -> ort.SessionO
 
 def require_cuda() -> None:
     """Load the driver and the CUDA libraries; raise `DeviceUnavailable` naming what is missing."""
-    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
         raise DeviceUnavailable(
             "device cuda is not available: this onnxruntime has no CUDA provider; "
             "install onnxruntime-gpu"
@@ -215,21 +218,27 @@ def require_cuda() -> None:
         raise DeviceUnavailable(f"device cuda is not available: {missing[0]}")
 
 
-def _open_session(path: Path, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
-    config = {"use_tf32": "0"} if device == "cuda" else {}  # what was checked is float32
+def open_session(
+    graph: Path | bytes, options: ort.SessionOptions, device: Device, *, tf32: bool = False
+) -> ort.InferenceSession:
+    """Open a graph on a device and prove that every node that computes was placed there."""
+    name = graph.name if isinstance(graph, Path) else "a graph"
+    # onnxruntime's own default is TF32
+    config = {"use_tf32": str(int(tf32))} if device == "cuda" else {}
     try:
-        session = ort.InferenceSession(path, options, providers=[(_PROVIDERS[device], config)])
+        session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[device], config)])
     except Exception as err:
         # onnxruntime's exceptions share no base class below Exception
         if device == "cuda":
-            raise DeviceUnavailable(f"device cuda cannot run {path.name}: {err}") from err
-        raise VerificationFailed(f"onnxruntime cannot open {path}: {err}") from err
+            raise DeviceUnavailable(f"device cuda cannot run {name}: {err}") from err
+        place = graph if isinstance(graph, Path) else name
+        raise VerificationFailed(f"onnxruntime cannot open {place}: {err}") from err
     # onnxruntime takes the CPU without an error where a provider does not load or lacks a kernel
     for part in session.get_provider_graph_assignment_info():
         strays = {node.op_type for node in part.get_nodes()} - _SHAPE_OPS
-        if part.ep_name != _PROVIDERS[device] and strays:
+        if part.ep_name != PROVIDERS[device] and strays:
             raise DeviceUnavailable(
-                f"device {device} was asked for, but {path.name} runs {', '.join(sorted(strays))} "
+                f"device {device} was asked for, but {name} runs {', '.join(sorted(strays))} "
                 f"on {part.ep_name}"
             )
     return session

@@ -1,213 +1,129 @@
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import numpy_helper
 
-from pipeline.manifest import add_report, seal
-from pipeline.parity import (
-    BATCHES,
+from pipeline.manifest import add_report
+from pipeline.parity import check_parity, checked_files, parity_faults
+from pipeline.parity_cases import BATCHES
+from pipeline.parity_result import (
+    HISTOGRAM_EDGES,
     Comparison,
+    ElboParity,
     ParityReport,
-    check_parity,
-    checked_files,
-    parity_faults,
+    Setting,
+    compare,
 )
 from pipeline.reference import EPS, Budget
-from serving.bundle import Bundle, open_bundle
-from serving.errors import DeviceUnavailable, VerificationFailed
+from serving.bundle import Bundle
 from tests.pipeline.conftest import Trained, make_bundle
-
-Mutate = Callable[[dict[str, Any]], None]
-
-
-def mutate_weights(bundle: Bundle, graph: str, mutate: Mutate) -> Bundle:
-    """Change a graph's initializers and seal the bundle, as one who can write it would."""
-    proto = onnx.load(bundle.path / graph)
-    arrays = {item.name: numpy_helper.to_array(item).copy() for item in proto.graph.initializer}
-    mutate(arrays)
-    for item in proto.graph.initializer:
-        item.CopyFrom(numpy_helper.from_array(arrays[item.name], item.name))
-    onnx.save(proto, bundle.path / graph)
-    return reseal(bundle)
+from tests.pipeline.mutations import reseal
 
 
-def reseal(bundle: Bundle) -> Bundle:
-    content = json.loads((bundle.path / "manifest.json").read_text())
-    seal(bundle.path, content)
-    return open_bundle(bundle.path)
+@pytest.fixture(scope="module")
+def report(sealed: Bundle, trained: Trained) -> ParityReport:
+    return check_parity(sealed, trained[0].model, trained[1].test.x)
 
 
-def check(bundle: Bundle, trained: Trained) -> ParityReport:
-    return check_parity(bundle, trained[0].model, trained[1].test.x)
-
-
-@pytest.mark.parametrize("kind", ["images", "table"])
-def test_a_clean_bundle_passes(
-    kind: str, trained: Trained, trained_table: Trained, tmp_path: Path
+def test_a_clean_bundle_passes_on_every_output_batch_level_and_thread(
+    report: ParityReport, sealed: Bundle
 ) -> None:
-    model = trained if kind == "images" else trained_table
-    bundle = make_bundle(tmp_path / "out", model)
-    report = check(bundle, model)
     assert report.passed
     assert report.faults() == []
-    outputs = {(row.operation, row.output) for row in report.comparisons}
-    assert outputs == {
-        (operation.name, tensor.name)
-        for operation in bundle.operations.values()
+    rows = [row for row in report.comparisons if (row.rule, row.rows) == ("values", "held-out")]
+    seen = {(row.operation, row.output, row.batch, row.level, row.threads) for row in rows}
+    settings = {("off", 1), ("basic", 1), ("extended", 1), ("all", 1), ("all", 2)}
+    assert seen == {
+        (operation.name, tensor.name, batch, *setting)
+        for operation in sealed.operations.values()
         for tensor in operation.outputs
+        for batch in BATCHES
+        for setting in settings
     }
-    assert len(report.comparisons) == len(outputs) * len(BATCHES)
-    assert report.placement.keys() == {"CPUExecutionProvider"}
-    assert sum(report.placement.values()) > 20
-    assert "parity passed: 45 comparisons on cpu" in report.table()
-    assert parity_faults(bundle) == []
+    assert {row.provider for row in report.comparisons} == {"CPUExecutionProvider"}
+    assert report.placement.keys() == {"cpu"}
+    assert report.placement["cpu"].keys() == {"CPUExecutionProvider"}
+    assert report.placement["cpu"]["CPUExecutionProvider"] > 20
+    assert parity_faults(sealed) == []
 
 
-def _flip_sign(arrays: dict[str, Any]) -> None:
-    arrays["encoder.z_loc.weight"][0, 0] *= -1
-
-
-def _nudge(arrays: dict[str, Any]) -> None:
-    arrays["encoder.hidden.0.weight"][0, 0] *= 1 + 2**-10
-
-
-def _zero_bias(arrays: dict[str, Any]) -> None:
-    arrays["encoder.hidden.0.bias"][:] = 0
-
-
-def _swap_heads(arrays: dict[str, Any]) -> None:
-    a, b = "encoder.z_loc.weight", "encoder.z_log_scale.weight"
-    arrays[a], arrays[b] = arrays[b], arrays[a]
-
-
-def _swap_latents(arrays: dict[str, Any]) -> None:
-    arrays["encoder.z_loc.weight"][[0, 1]] = arrays["encoder.z_loc.weight"][[1, 0]]
-
-
-def _nan(arrays: dict[str, Any]) -> None:
-    arrays["encoder.z_loc.weight"][0, 0] = np.nan
-
-
-def _half(arrays: dict[str, Any]) -> None:
-    for name, value in arrays.items():
-        if value.dtype == np.float32:
-            arrays[name] = value.astype(np.float16).astype(np.float32)
-
-
-def _unit(arrays: dict[str, Any]) -> None:
-    arrays["likelihood.x_unit"] = arrays["likelihood.x_unit"] * 255
-
-
-@pytest.mark.parametrize(
-    ("mutate", "by_numbers"),
-    [
-        pytest.param(_flip_sign, True, id="sign of one weight"),
-        pytest.param(_nudge, False, id="one weight by 2^-10, below the noise"),
-        pytest.param(_zero_bias, True, id="bias zeroed"),
-        pytest.param(_swap_heads, True, id="heads swapped"),
-        pytest.param(_swap_latents, True, id="latents swapped"),
-        pytest.param(_nan, True, id="a NaN weight"),
-        pytest.param(_half, True, id="weights through float16"),
-        pytest.param(_unit, True, id="divided by 255 twice"),
-    ],
-)
-def test_a_changed_weight_fails(
-    bundle: Bundle, trained: Trained, mutate: Mutate, by_numbers: bool
-) -> None:
-    report = check(mutate_weights(bundle, "encoder.onnx", mutate), trained)
-    assert not report.passed
-    assert report.weight_faults
-    assert all("encoder.onnx" in fault for fault in report.weight_faults)
-    if by_numbers:
-        failed = {row.operation for row in report.comparisons if not row.passed}
-        assert failed == {"encode"}
-        assert "FAILED" in report.table()
-
-
-def test_a_graph_of_another_training_fails(
-    bundle: Bundle, trained: Trained, tmp_path: Path
-) -> None:
-    from tests.pipeline.conftest import tiny_config, train_checkpoint
-
-    other = train_checkpoint(trained[1], tiny_config(trained[1], seed=9)), trained[1]
-    stale = make_bundle(tmp_path / "other", other)
-    for graph in ("decoder.onnx", "score.onnx"):
-        (bundle.path / graph).write_bytes((stale.path / graph).read_bytes())
-    report = check(reseal(bundle), trained)
-    assert {row.operation for row in report.comparisons if not row.passed} == {
-        "decode",
-        "sample",
-        "score",
-    }
-
-
-def test_a_weight_hidden_under_another_name_fails(bundle: Bundle, trained: Trained) -> None:
-    proto = onnx.load(bundle.path / "decoder.onnx")
-    for node in proto.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "decoder.x_params.weight":
-                node.input[index] = "hidden"
-    for item in proto.graph.initializer:
-        if item.name == "decoder.x_params.weight":
-            item.name = "hidden"
-    onnx.save(proto, bundle.path / "decoder.onnx")
-    report = check(reseal(bundle), trained)
-    assert any("has no weight decoder.x_params.weight" in f for f in report.weight_faults)
-    assert any("initializer hidden" in fault for fault in report.weight_faults)
-
-
-def test_a_branch_on_the_batch_size_fails_at_that_batch(bundle: Bundle, trained: Trained) -> None:
-    """A graph that adds 1 when the batch is 1: only a comparison at batch 1 sees it."""
-    proto = onnx.load(bundle.path / "decoder.onnx")
-    output = proto.graph.output[0].name
-    producer = next(node for node in proto.graph.node if output in node.output)
-    producer.output[list(producer.output).index(output)] = "plain"
-    helper = onnx.helper
-    one = numpy_helper.from_array(np.array([1], np.int64), "one")
-    proto.graph.initializer.append(one)
-    proto.graph.node.extend(
-        [
-            helper.make_node("Shape", ["plain"], ["size"], start=0, end=1),
-            helper.make_node("Equal", ["size", "one"], ["single"]),
-            helper.make_node("Cast", ["single"], ["bump"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Add", ["plain", "bump"], [output]),
+def test_every_output_is_compared_with_itself_and_in_other_batches(report: ParityReport) -> None:
+    outputs = {(row.operation, row.output) for row in report.comparisons}
+    for rule, batches in (("batch", BATCHES), ("rerun", (256,))):
+        rows = [row for row in report.comparisons if row.rule == rule]
+        assert [(row.operation, row.output, row.batch) for row in rows] == [
+            (*output, batch)
+            for output in dict.fromkeys((r.operation, r.output) for r in rows)
+            for batch in batches
         ]
+        assert {(row.operation, row.output) for row in rows} == outputs
+    assert all(row.max_budget == row.max_error == 0 for row in rows)
+
+
+def test_a_table_passes_with_large_features_and_denormals(
+    trained_table: Trained, tmp_path: Path
+) -> None:
+    content = make_bundle(tmp_path / "out", trained_table).read_json("parity.json")
+    assert content["verdict"] == "passed"
+    encoded = {row["rows"] for row in content["comparisons"] if row["operation"] == "encode"}
+    assert encoded == {"held-out", "zeros", "maxima", "noise", "far", "denormals"}
+
+
+def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityReport) -> None:
+    lines = report.table().splitlines()
+    assert [line.split()[0] for line in lines[1:10]] == [
+        "encode.z_loc",
+        "encode.z_scale",
+        "decode.x_loc",
+        "reconstruct.x_loc",
+        "sample.x_loc",
+        "score.elbo",
+        "score.log_likelihood",
+        "score.kl",
+        "score.iw_elbo",
+    ]
+    assert lines[10].startswith("  ELBO of 1000 rows (CPU): mean off by ")
+    count = len(report.comparisons)
+    assert lines[-1] == f"  parity passed: {count} comparisons on cpu"
+    first = replace(report.comparisons[3], max_error=9.0)
+    failed = replace(report, comparisons=(first, *report.comparisons))
+    lines = failed.table().splitlines()
+    assert lines[1].endswith("FAILED values")
+    assert lines[11] == (
+        "  encode.z_loc at batch 64 of held-out rows (CPU, level all, threads 1): off by 9, "
+        f"allowed {first.max_budget:.3g} (rule: values)"
     )
-    onnx.save(proto, bundle.path / "decoder.onnx")
-    report = check(reseal(bundle), trained)
-    assert {row.batch for row in report.comparisons if not row.passed} == {1}
-
-
-def test_a_missing_output_is_refused_by_the_engine(bundle: Bundle, trained: Trained) -> None:
-    proto = onnx.load(bundle.path / "encoder.onnx")
-    del proto.graph.output[1]
-    onnx.save(proto, bundle.path / "encoder.onnx")
-    with pytest.raises(VerificationFailed, match="the operation table says"):
-        check(reseal(bundle), trained)
-
-
-def test_cuda_is_refused_where_there_is_none(bundle: Bundle, trained: Trained) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(DeviceUnavailable, match="device cuda is not available"):
-        check_parity(bundle, trained[0].model, trained[1].test.x, device="cuda")
+    assert lines[-1] == f"  parity FAILED: {count + 1} comparisons on cpu"
 
 
 ROW = Comparison(
+    rule="values",
     operation="encode",
     output="z_loc",
     batch=1,
+    rows="held-out",
+    provider="CPUExecutionProvider",
+    level="all",
+    threads=1,
+    tf32=False,
     max_error=1.0,
     max_budget=1.0,
     rms_error=1.0,
     rms_budget=1.0,
+)
+ELBO = ElboParity(
+    provider="CPUExecutionProvider",
+    tf32=False,
+    rows=1000,
+    mean_error=1e-5,
+    mean_goal=1e-5,
+    mean_budget=1e-5,
+    row_error=1e-6,
+    row_goal=1e-6,
+    row_budget=1e-6,
 )
 
 
@@ -227,10 +143,26 @@ def test_verdict_of_one_comparison(changes: dict[str, Any], passed: bool) -> Non
     assert replace(ROW, **changes).passed == passed
 
 
-def test_a_report_that_compared_nothing_has_failed(bundle: Bundle, trained: Trained) -> None:
-    report = replace(check(bundle, trained), comparisons=())
-    assert not report.passed
-    assert report.to_json()["verdict"] == "failed"
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        pytest.param({}, True, id="on the budget"),
+        pytest.param({"mean_error": 1.1e-5}, False, id="mean above"),
+        pytest.param({"row_error": 1.1e-6}, False, id="a row above"),
+        pytest.param({"mean_error": np.nan}, False, id="mean NaN"),
+        pytest.param({"row_error": np.nan}, False, id="a row NaN"),
+    ],
+)
+def test_verdict_of_the_elbo(changes: dict[str, Any], passed: bool, report: ParityReport) -> None:
+    changed = replace(report, elbo=(replace(ELBO, **changes),))
+    assert changed.passed == passed
+    assert {fault.rule for fault in changed.faults()} == (set() if passed else {"elbo"})
+
+
+def test_a_report_that_compared_nothing_has_failed(report: ParityReport) -> None:
+    for empty in (replace(report, comparisons=()), replace(report, elbo=())):
+        assert not empty.passed
+        assert empty.to_json()["verdict"] == "failed"
 
 
 def test_budget_is_the_error_of_float32_with_a_floor_of_roundings() -> None:
@@ -276,8 +208,40 @@ def test_a_report_of_another_machine_counts_where_that_is_not_asked(bundle: Bund
 
 
 def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
-    report = sealed.read_json("parity.json")
-    assert report["verdict"] == "passed"
-    assert report["files"] == checked_files(sealed)
-    assert len(report["comparisons"]) == 45
-    assert all(row["passed"] and row["max_error"] is not None for row in report["comparisons"])
+    content = sealed.read_json("parity.json")
+    assert content["verdict"] == "passed"
+    assert content["files"] == checked_files(sealed)
+    assert (content["devices"], content["precision"]) == (["cpu"], "float32")
+    assert content["faults"] == content["graph_faults"] == []
+    assert content["first_difference"] is None
+    assert content["machine"].keys() >= {"processor", "gpu", "torch", "onnxruntime"}
+    assert content["versions"].keys() == {"python", "numpy", "onnx"}
+    assert content["histogram_edges"] == list(HISTOGRAM_EDGES)
+    elements = {"z_loc": 3, "z_scale": 3, "x_loc": 30}
+    for row in content["comparisons"]:
+        assert row["passed"]
+        assert row["max_error"] is not None
+        assert len(row["histogram"]) == len(HISTOGRAM_EDGES) + 1
+        assert sum(row["histogram"]) == row["batch"] * elements.get(row["output"], 1)
+    (elbo,) = content["elbo"]
+    assert elbo["passed"]
+    assert elbo["rows"] == 1000
+
+
+def test_histogram_counts_errors_by_their_part_of_the_budget() -> None:
+    errors = np.array([0, 1e-5, 0.5, 0.9, 1.1, 1e9, np.nan, np.inf])
+    setting = Setting(provider="CPUExecutionProvider", level="all", threads=1)
+    what: Any = {"rule": "values", "operation": "encode", "output": "z_loc"}
+    row = compare(errors, Budget(1.0, 1.0), setting, batch=1, rows="held-out", **what)
+    edges = [-np.inf, *HISTOGRAM_EDGES, np.inf]
+    shares = np.log10([1e-9, 1e-5, 0.5, 0.9, 1.1, 1e9, 1e9, 1e9])
+    assert row.histogram == tuple(np.histogram(shares, edges)[0])
+    assert not row.passed
+    exact = compare(np.array([0.0, 1e-30]), Budget(0.0, 0.0), setting, batch=1, rows="far", **what)
+    assert (exact.histogram[0], exact.histogram[-1]) == (1, 1)
+
+
+def test_an_error_that_is_no_number_is_null_in_json(report: ParityReport) -> None:
+    broken = replace(report, comparisons=(replace(ROW, max_error=np.nan),))
+    (row,) = broken.to_json()["comparisons"]
+    assert (row["max_error"], row["passed"]) == (None, False)

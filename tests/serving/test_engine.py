@@ -169,9 +169,9 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     """onnxruntime only warns when it takes the CPU instead: the engine looks where nodes are."""
     if has_cuda():
         pytest.skip("this machine has CUDA")
-    options = engines._session_options("cpu", 1, "all")
+    options = engines.session_options(1, "all")
     monkeypatch.setattr(engines, "require_cuda", lambda: None)
-    monkeypatch.setattr(engines, "_session_options", lambda *_: options)
+    monkeypatch.setattr(engines, "session_options", lambda *_: options)
     with pytest.raises(DeviceUnavailable, match=r"cuda was asked for, but .* CPUExecutionProvider"):
         Engine(bundle, device="cuda")
 

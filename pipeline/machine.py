@@ -1,0 +1,60 @@
+"""What a machine is to a numerical result: its processors and the libraries that compute."""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+SWITCHES = ("NVIDIA_TF32_OVERRIDE", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
+"""Environment variables that change how numbers are computed."""
+
+
+def describe_machine() -> dict[str, str]:
+    """What float32 results can depend on, apart from the bundle."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "vector_unit": torch.backends.cpu.get_cpu_capability(),
+        "gpu": _gpu(),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        **{name: os.environ[name] for name in SWITCHES if name in os.environ},
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what prepares and judges the numbers."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+    }
+
+
+def _processor() -> str:
+    return _value("model name", Path("/proc/cpuinfo")) or platform.processor()
+
+
+def _gpu() -> str:
+    """Model of the first GPU, as the driver names it: torch may be built without CUDA."""
+    folders = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return _value("Model", *folders) or "none"
+
+
+def _value(key: str, *files: Path) -> str:
+    """The first `key: value` of the files; empty where there is none."""
+    for file in files:
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
