@@ -12,7 +12,7 @@ from serving.bundle import SAMPLES
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 
 {likelihood} likelihood, latent size {latent_dim}, layers {hidden_dims}, {activation}; preset
-`{preset}`, seed {seed}.
+`{preset}`, seed {seed}; graphs in {precision}.
 {picture}
 ## Held-out data
 
@@ -78,6 +78,7 @@ def render_card(
         hidden_dims="-".join(str(width) for width in config["model"]["hidden_dims"]) or "none",
         activation=config["model"]["activation"],
         preset=config["preset"],
+        precision=content["precision"],
         seed=content["seed"],
         picture=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=content["data"]["source"],
@@ -107,6 +108,38 @@ def _describe_parity(parity: Mapping[str, Any] | None) -> str:
         f"with torch in float64, {sum(row['passed'] for row in rows)} within the error that "
         f"torch's float32 makes; {wrong} weights differ. "
         "All of them stand in `parity.json`."
+        f"{_describe_reduction(parity.get('reduction'))}"
+    )
+
+
+def _describe_reduction(reduction: Mapping[str, Any] | None) -> str:
+    """What the rounding of the weights costs; the metrics above are those of float32."""
+    if reduction is None:
+        return ""
+    precision, cost = reduction["precision"], reduction["cost"]
+    text = (
+        f"\n\nThe graphs are in **{precision}**, torch ran with their weights; the metrics above "
+        f"are those of float32. {_measured(reduction)}"
+    )
+    if cost is None:
+        return text
+    rows = (
+        f"| {row['operation']}, batch {row['batch']} | {row['float32_rows_per_s']:,.0f} rows/s "
+        f"| {row['rows_per_s']:,.0f} rows/s |"
+        for row in cost["rates"]
+    )
+    size = f"| the four graphs | {cost['float32_bytes']:,} bytes | {cost['bytes']:,} bytes |"
+    return "\n".join(
+        [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|", size, *rows]
+    )
+
+
+def _measured(reduction: Mapping[str, Any]) -> str:
+    if reduction["difference"] is None:
+        return "Their ELBO is no number."
+    return (
+        f"Over {reduction['rows']} held-out rows their ELBO is "
+        f"{reduction['difference']:+.2g} nats from float64's, allowed {reduction['budget']:.2g}."
     )
 
 

@@ -19,6 +19,8 @@ from pipeline.parity_graphs import load_graphs
 from pipeline.parity_result import Comparison, ElboParity, Fault, ParityReport
 from pipeline.parity_rules import FLOAT32, Rules
 from pipeline.parity_runs import Run, compare_case, draw_operation, open_runs
+from pipeline.precision import reduce_model
+from pipeline.reduction import compare_reduction
 from pipeline.reference import Array
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
 from serving.engine import Device, require_cuda
@@ -43,6 +45,9 @@ def check_parity(
 ) -> ParityReport:
     """Check the graphs, then compare every output and the bounds; `x` are held-out rows.
 
+    Graphs of reduced precision are compared with the model that has their weights, under the same
+    rules, and their ELBO with that of the weights as they were trained.
+
     On CUDA a second run lets TF32 round matrix products, under `TF32`'s own rules.
 
     Raises:
@@ -52,14 +57,16 @@ def check_parity(
     if "cuda" in devices:
         require_cuda()  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
-    faults += rules.weights(graphs, model)
+    manifest = bundle.manifest
+    reduced = reduce_model(model, manifest.precision, manifest.ranges)
+    faults += rules.weights(graphs, reduced)
     try:
         runs = list(open_runs(bundle, devices, threads, rules))
     except VerificationFailed as err:
         runs, faults = [], [*faults, Fault("interface", str(err))]
-    comparisons, bounds = _compare_all(runs, bundle, model, x)
+    comparisons, bounds = _compare_all(runs, bundle, reduced, x)
     return ParityReport(
-        precision=rules.precision,
+        precision=manifest.precision,
         devices=devices,
         threads=threads,
         comparisons=comparisons,
@@ -69,6 +76,11 @@ def check_parity(
         files=checked_files(bundle),
         machine=describe_machine(),
         versions=describe_versions(),
+        reduction=(
+            compare_reduction(runs[0].engine, model, x)
+            if runs and manifest.precision != "float32"
+            else None
+        ),
     )
 
 

@@ -17,9 +17,11 @@ from onnx.reference import ReferenceEvaluator
 
 from pipeline.export import save_graph
 from pipeline.model import VAE
-from pipeline.parity_cases import draw_cases, repeat_rows
+from pipeline.parity_cases import repeat_rows
 from pipeline.parity_result import Comparison, Difference, ParityReport
 from pipeline.parity_rules import errors_of
+from pipeline.parity_runs import settle_cases
+from pipeline.precision import reduce_model
 from pipeline.reference import Array, Budget
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, open_session, session_options
@@ -32,17 +34,20 @@ def find_difference(
     bundle: Bundle, model: VAE, x: Array, report: ParityReport
 ) -> Difference | None:
     """Locate the first failure of a report; None where its graphs cannot be run."""
+    reduced = reduce_model(model, bundle.manifest.precision, bundle.manifest.ranges)
     failed = next((row for row in report.comparisons if not row.passed), None)
     if failed is not None:
-        return _differing_node(bundle, model, x, failed)
-    return _differing_weight(bundle, model)
+        return _differing_node(bundle, model, reduced, x, failed)
+    return _differing_weight(bundle, reduced)
 
 
-def _differing_node(bundle: Bundle, model: VAE, x: Array, failed: Comparison) -> Difference | None:
+def _differing_node(
+    bundle: Bundle, model: VAE, reduced: VAE, x: Array, failed: Comparison
+) -> Difference | None:
     operation = bundle.operations[failed.operation]
     graph = onnx.load(bundle.path / operation.graph)
-    feeds = _feeds(bundle, operation, x, failed)
-    fresh = _export(model, operation)
+    feeds = _feeds(bundle, reduced, operation, x, failed)
+    fresh = _export(model, reduced, operation)
     exact, rounded = _evaluate(_in_float64(fresh), feeds), _evaluate(fresh, feeds)
     found = _run(graph, feeds, failed)
     where = {"graph": operation.graph, "output": f"{operation.name}.{failed.output}"}
@@ -101,17 +106,20 @@ def _detail(value: Array | None, exact: Array | None, rounded: Array | None) -> 
     return f"off by {error.max():.3g}, allowed {budget.max:.3g}"
 
 
-def _feeds(bundle: Bundle, operation: Operation, x: Array, failed: Comparison) -> dict[str, Array]:
+def _feeds(
+    bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
+) -> dict[str, Array]:
     """The graph's inputs of the comparison that failed."""
-    cases = dict(draw_cases(operation, repeat_rows(x), bundle.manifest.likelihood))
+    rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
+    cases = dict(settle_cases(reduced, operation, rows, likelihood))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
     return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
 
 
-def _export(model: VAE, operation: Operation) -> ModelProto:
+def _export(model: VAE, reduced: VAE, operation: Operation) -> ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, operation.graph)
-        save_graph(path, model, operation, {})
+        save_graph(path, model, operation, {}, reduced)
         return onnx.load(path)
 
 

@@ -164,11 +164,15 @@ def check(
     from pipeline.manifest import add_report
     from pipeline.parity import DEVICES, check_parity
     from pipeline.parity_nodes import find_difference
+    from pipeline.reduction import measure_cost
 
     torch_device("cpu", threads)  # the reference; only the engine goes to the device
     say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
+    if report.reduction is not None:
+        cost = measure_cost(bundle, checkpoint, x, threads=threads)
+        report = replace(report, reduction=replace(report.reduction, cost=cost))
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())
