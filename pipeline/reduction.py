@@ -6,20 +6,20 @@ judged; sizes and rates are for a person to weigh, measured on the machine of th
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.export import export_bundle
+from pipeline.export import save_graph
 from pipeline.model import VAE
 from pipeline.reference import Array, draw_inputs, rms, run_reference
-from serving.bundle import GRAPHS, METRICS, Bundle
-from serving.engine import Engine
+from serving.bundle import Bundle
+from serving.engine import Engine, open_session, session_options
 
 ELBO_SHARE: Mapping[str, float] = {"fp16": 1e-5, "int8": 1e-3}
 """How far the mean ELBO may be from float64's, as a part of its size; measured over trained models
@@ -27,6 +27,7 @@ of all presets: fp16 to 2e-6, int8 to 7e-4 (`make bench`)."""
 SMALL_ELBO = 100.0
 """Nats that a smaller ELBO counts as: a density's can be near zero, whatever its errors are."""
 COMPARED_ROWS = 4000
+TIMED_OPERATIONS = ("encode", "reconstruct")
 TIMED_BATCHES = (1, 64, 1024)
 TIMED_ROUNDS = 5
 
@@ -42,27 +43,36 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Bytes of one graph."""
+
+    float32: int
+    reduced: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What the files and the time of a bundle are beside float32's: never judged."""
 
     threads: int
-    float32_bytes: int
-    """Of the four graphs."""
-    bytes: int
+    bytes: Mapping[str, Size]
+    """Of the graphs that were timed."""
     rates: tuple[Rate, ...]
 
     def lines(self) -> list[str]:
-        """The size and the rates, for a person."""
-        size = f"{self.bytes:,} bytes of graphs, float32 {self.float32_bytes:,}"
-        return [
-            f"{size} ({self.bytes / self.float32_bytes:.2f}x)",
-            *(
-                f"{row.operation} at batch {row.batch}: {row.rows_per_s:,.0f} rows/s, "
-                f"float32 {row.float32_rows_per_s:,.0f} "
-                f"({row.rows_per_s / row.float32_rows_per_s:.2f}x)"
-                for row in self.rates
-            ),
-        ]
+        """The sizes and the rates, for a person."""
+        sizes = (
+            f"{graph}: {size.reduced:,} bytes, float32 {size.float32:,} "
+            f"({size.reduced / size.float32:.2f}x)"
+            for graph, size in self.bytes.items()
+        )
+        rates = (
+            f"{row.operation} at batch {row.batch}: {row.rows_per_s:,.0f} rows/s, "
+            f"float32 {row.float32_rows_per_s:,.0f} "
+            f"({row.rows_per_s / row.float32_rows_per_s:.2f}x)"
+            for row in self.rates
+        )
+        return [*sizes, *rates]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,32 +126,29 @@ def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
     )
 
 
-def measure_cost(bundle: Bundle, checkpoint: Checkpoint, x: Array, *, threads: int) -> Cost:
-    """Export the same model in float32, and run both in turns on held-out rows `x`."""
-    with tempfile.TemporaryDirectory() as folder:
-        metrics = bundle.read_json(METRICS)
-        full = export_bundle(Path(folder, "float32"), checkpoint, metrics, x)
-        engines = tuple(Engine(each, threads=threads) for each in (full, bundle))
-    return Cost(
-        threads=threads,
-        float32_bytes=_graph_bytes(full),
-        bytes=_graph_bytes(bundle),
-        rates=tuple(
-            _rate(engines, operation, x[np.arange(batch) % len(x)])
-            for operation in ("encode", "reconstruct")
-            for batch in TIMED_BATCHES
-        ),
-    )
+def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
+    """Export the timed graphs in float32, and run both in turns on held-out rows `x`."""
+    operations = [bundle.operations[name] for name in TIMED_OPERATIONS]
+    options = session_options(threads, "all")
+    sizes: dict[str, Size] = {}
+    rates: list[Rate] = []
+    for operation in operations:
+        with tempfile.TemporaryDirectory() as folder:
+            full, reduced = Path(folder, operation.graph), bundle.path / operation.graph
+            save_graph(full, model, operation, {})
+            sizes[operation.graph] = Size(
+                float32=full.stat().st_size, reduced=reduced.stat().st_size
+            )
+            sessions = [open_session(path, options, "cpu") for path in (full, reduced)]
+        for batch in TIMED_BATCHES:
+            rates.append(_rate(sessions, operation.name, x[np.arange(batch) % len(x)]))
+    return Cost(threads=threads, bytes=sizes, rates=tuple(rates))
 
 
-def _graph_bytes(bundle: Bundle) -> int:
-    return sum(int(bundle.manifest.files[graph]["bytes"]) for graph in GRAPHS)
-
-
-def _rate(engines: tuple[Engine, ...], operation: str, x: Array) -> Rate:
+def _rate(sessions: Sequence[Any], operation: str, x: Array) -> Rate:
     """The best of some rounds; both take turns, so that a noisy neighbour meets them alike."""
     repeats = max(1, max(TIMED_BATCHES) // len(x))
-    runs = [partial(engine.run, operation, {"x": x}) for engine in engines]
+    runs = [partial(session.run, None, {"x": x}) for session in sessions]
     rounds = [[_seconds(run, repeats) for run in runs] for _ in range(TIMED_ROUNDS)]
     best = [repeats * len(x) / min(times) for times in zip(*rounds, strict=True)]
     return Rate(operation=operation, batch=len(x), float32_rows_per_s=best[0], rows_per_s=best[1])

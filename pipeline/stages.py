@@ -171,7 +171,7 @@ def check(
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
     if report.reduction is not None:
-        cost = measure_cost(bundle, checkpoint, x, threads=threads)
+        cost = measure_cost(bundle, model, x, threads=threads)
         report = replace(report, reduction=replace(report.reduction, cost=cost))
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
