@@ -128,10 +128,12 @@ def _describe_reduction(reduction: Mapping[str, Any] | None) -> str:
         f"| {row['rows_per_s']:,.0f} rows/s |"
         for row in cost["rates"]
     )
-    size = f"| the four graphs | {cost['float32_bytes']:,} bytes | {cost['bytes']:,} bytes |"
-    return "\n".join(
-        [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|", size, *rows]
+    sizes = (
+        f"| {graph} | {size['float32']:,} bytes | {size['reduced']:,} bytes |"
+        for graph, size in cost["bytes"].items()
     )
+    head = [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|"]
+    return "\n".join([*head, *sizes, *rows])
 
 
 def _measured(reduction: Mapping[str, Any]) -> str:

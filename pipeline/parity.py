@@ -10,6 +10,7 @@ held-out batches, and one batch of every other kind.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.machine import describe_machine, describe_versions
@@ -18,12 +19,12 @@ from pipeline.parity_cases import repeat_rows
 from pipeline.parity_graphs import load_graphs
 from pipeline.parity_result import Comparison, ElboParity, Fault, ParityReport
 from pipeline.parity_rules import FLOAT32, Rules
-from pipeline.parity_runs import Run, compare_case, draw_operation, open_runs
+from pipeline.parity_runs import Case, Plan, compare_case, make_cases, open_run, plan_runs
 from pipeline.precision import reduce_model
 from pipeline.reduction import compare_reduction
 from pipeline.reference import Array
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
-from serving.engine import Device, require_cuda
+from serving.engine import Device, Engine, require_cuda
 from serving.errors import VerificationFailed
 
 Devices = Literal["cpu", "cuda", "all"]
@@ -57,31 +58,54 @@ def check_parity(
     if "cuda" in devices:
         require_cuda()  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
-    manifest = bundle.manifest
+    manifest, reduction = bundle.manifest, None
     reduced = reduce_model(model, manifest.precision, manifest.ranges)
     faults += rules.weights(graphs, reduced)
+    plans = tuple(plan_runs(devices, threads, rules))
+    found = _Found()
     try:
-        runs = list(open_runs(bundle, devices, threads, rules))
+        found.compare(plans, bundle, reduced, repeat_rows(x))
+        if manifest.precision != "float32":
+            engine = Engine(bundle, device=devices[0], threads=threads)
+            reduction = compare_reduction(engine, model, x)
     except VerificationFailed as err:
-        runs, faults = [], [*faults, Fault("interface", str(err))]
-    comparisons, bounds = _compare_all(runs, bundle, reduced, x)
+        faults.append(Fault("interface", str(err)))
     return ParityReport(
         precision=manifest.precision,
         devices=devices,
         threads=threads,
-        comparisons=comparisons,
-        elbo=bounds,
+        comparisons=tuple(found.comparisons),
+        elbo=tuple(found.elbo),
         graph_faults=tuple(faults),
-        placement={run.engine.device: run.engine.placement() for run in reversed(runs)},
+        placement=found.placement,
         files=checked_files(bundle),
         machine=describe_machine(),
         versions=describe_versions(),
-        reduction=(
-            compare_reduction(runs[0].engine, model, x)
-            if runs and manifest.precision != "float32"
-            else None
-        ),
+        reduction=reduction,
     )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the runs have given so far."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    elbo: list[ElboParity] = field(default_factory=list)
+    placement: dict[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def compare(self, plans: Sequence[Plan], bundle: Bundle, model: VAE, x: Array) -> None:
+        """Run every plan on every case: one engine at a time, which bounds memory."""
+        cases: list[Case] = []
+        for plan in plans:
+            run = open_run(bundle, plan)  # a graph that does not open ends it before the work
+            cases = cases or list(make_cases(plans, bundle, model, x))
+            self.placement.setdefault(plan.device, run.engine.placement())
+            for case in cases:
+                for result in compare_case(run, case):
+                    if isinstance(result, ElboParity):
+                        self.elbo.append(result)
+                    else:
+                        self.comparisons.append(result)
 
 
 def checked_files(bundle: Bundle) -> dict[str, str]:
@@ -101,21 +125,3 @@ def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]
     if on_this_machine and report.get("machine") != describe_machine():
         return ["parity was checked on another machine: run vae check on this one"]
     return []
-
-
-def _compare_all(
-    runs: Sequence[Run], bundle: Bundle, model: VAE, x: Array
-) -> tuple[tuple[Comparison, ...], tuple[ElboParity, ...]]:
-    results: list[Comparison | ElboParity] = [
-        result
-        for operation in bundle.operations.values()
-        for case in draw_operation(
-            runs, model, operation, repeat_rows(x), bundle.manifest.likelihood
-        )
-        for run in runs
-        for result in compare_case(run, case)
-    ]
-    return (
-        tuple(row for row in results if isinstance(row, Comparison)),
-        tuple(row for row in results if isinstance(row, ElboParity)),
-    )

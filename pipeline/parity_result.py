@@ -159,7 +159,7 @@ class Difference:
 
     graph: str
     output: str
-    """The first output that differs, as operation.output; empty where only a weight does."""
+    """The first output that differs, as operation.output; empty where the noise hides it."""
     node: str
     op_type: str
     value: str
@@ -168,8 +168,9 @@ class Difference:
 
     def line(self) -> str:
         """The place, for a person."""
-        first = f"first output that differs: {self.output}; " if self.output else ""
-        return f"{first}first node: {self.node} ({self.op_type}) of {self.graph}: {self.detail}"
+        output = f"first output that differs: {self.output}; " if self.output else ""
+        node = f"{self.node} ({self.op_type})" if self.op_type else self.node
+        return f"{output}first node: {node} of {self.graph}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,10 +79,12 @@ class Budget:
         if finite.any() and not finite.all():
             exact, rounded = exact[finite], rounded[finite]
         error = np.abs(rounded - exact)
-        return cls(
-            max=4 * max(float(error.max()), 8 * EPS * float(np.abs(exact).max())),
-            rms=4 * max(rms(error), 2 * EPS * rms(exact)),
-        )
+        return cls(4 * float(error.max()), 4 * rms(error)).wider(cls.of_roundings(exact))
+
+    @classmethod
+    def of_roundings(cls, exact: Array) -> "Budget":
+        """The least that values of this size are allowed."""
+        return cls(32 * EPS * float(np.abs(exact).max()), 8 * EPS * rms(exact))
 
     def wider(self, other: "Budget") -> "Budget":
         """The larger of two: few rows can be lucky, and few rows can be hard."""

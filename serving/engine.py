@@ -218,15 +218,18 @@ def require_cuda() -> None:
         raise DeviceUnavailable(f"device cuda is not available: {missing[0]}")
 
 
+def provider(device: Device, *, tf32: bool) -> tuple[str, dict[str, str]]:
+    """The one provider of a session, and its options; onnxruntime's own default is TF32."""
+    return PROVIDERS[device], {"use_tf32": str(int(tf32))} if device == "cuda" else {}
+
+
 def open_session(
     graph: Path | bytes, options: ort.SessionOptions, device: Device, *, tf32: bool = False
 ) -> ort.InferenceSession:
     """Open a graph on a device and prove that every node that computes was placed there."""
     name = graph.name if isinstance(graph, Path) else "a graph"
-    # onnxruntime's own default is TF32
-    config = {"use_tf32": str(int(tf32))} if device == "cuda" else {}
     try:
-        session = ort.InferenceSession(graph, options, providers=[(PROVIDERS[device], config)])
+        session = ort.InferenceSession(graph, options, providers=[provider(device, tf32=tf32)])
     except Exception as err:
         # onnxruntime's exceptions share no base class below Exception
         if device == "cuda":

@@ -19,6 +19,7 @@ from serving.source import connect
 
 torch.set_num_threads(1)
 
+PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 Trained = tuple[Checkpoint, Dataset]
 
 
@@ -97,6 +98,13 @@ def trained_table(table: Dataset) -> Trained:
 def sealed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A checked bundle that no test may change."""
     return make_bundle(tmp_path_factory.mktemp("sealed") / "bundle", trained)
+
+
+@pytest.fixture(scope="session")
+def reduced(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A checked bundle of each reduced precision, which no test may change."""
+    folder = tmp_path_factory.mktemp("reduced")
+    return {name: make_bundle(folder / name, trained, name) for name in PRECISIONS}
 
 
 @pytest.fixture
