@@ -2,6 +2,8 @@
 
 A rule set says what noise is allowed, which weights, and how close the ELBO must be. `FLOAT32` is
 that of every graph; `TF32` judges a run on CUDA that rounds the factors of its matrix products.
+Its noise is torch on the CPU with the same rounding: for random encoders 784-128-64-20 that gives
+2.8e-4 to 3.8e-4 of the largest value, where an H100 gave 2.9e-4 to 3.7e-4.
 """
 
 from collections.abc import Callable, Iterator, Mapping

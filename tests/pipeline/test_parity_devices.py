@@ -10,9 +10,11 @@ import torch
 from pipeline.cli import cli
 from pipeline.machine import describe_machine
 from pipeline.parity import DEVICES, check_parity, parity_faults
+from pipeline.parity_cases import repeat_rows
 from pipeline.parity_result import Setting
 from pipeline.parity_rules import FLOAT32, TF32, compare_elbo
-from pipeline.parity_runs import plan_runs
+from pipeline.parity_runs import Trial, make_cases, open_run, plan_runs
+from pipeline.reference import Budget
 from serving.bundle import Bundle
 from serving.engine import provider, require_cuda
 from serving.errors import DeviceUnavailable
@@ -136,3 +138,19 @@ def test_machine_names_its_processor_and_its_gpu(monkeypatch: pytest.MonkeyPatch
     assert all(isinstance(value, str) and value for value in machine.values())
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert describe_machine() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
+
+
+def test_no_budget_is_below_the_roundings_of_held_out_values(
+    sealed: Bundle, trained: Trained
+) -> None:
+    """A picture of far latents may be dark all over; what is nothing beside a pixel is no fault."""
+    checkpoint, dataset = trained
+    plans = tuple(plan_runs(("cpu",), 1, FLOAT32))
+    run = open_run(sealed, plans[0])
+    for case in make_cases(plans, sealed, checkpoint.model, repeat_rows(dataset.test.x)):
+        if case.kind == "held-out":
+            least = {name: Budget.of_roundings(values) for name, values in case.exact.items()}
+        dark = replace(case, exact={name: values * 1e-9 for name, values in case.exact.items()})
+        dark = replace(dark, rounded={"float32": dark.exact})
+        for name, budget in least.items():
+            assert Trial(run, dark, {}).budget(name, 1) == budget

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from pipeline import parity_nodes
-from pipeline.parity import check_parity
+from pipeline import parity_nodes, stages
+from pipeline.errors import ParityFailed
+from pipeline.parity import check_parity, parity_faults
 from pipeline.parity_nodes import find_difference
 from pipeline.parity_result import Difference, ParityReport
 from serving.bundle import Bundle
@@ -71,8 +74,6 @@ def test_a_fault_outside_of_every_node_is_said_to_be_there(
 @pytest.fixture
 def report(sealed: Bundle, trained: Trained) -> ParityReport:
     """A clean report with one comparison made to fail."""
-    from dataclasses import replace
-
     clean = check_parity(sealed, trained[0].model, trained[1].test.x)
     rows = [
         replace(row, max_error=9.0)
@@ -109,3 +110,20 @@ def test_float64_graph_has_no_float32_left(sealed: Bundle) -> None:
     dtypes = {np.asarray(value).dtype for value in dict(values).values()}
     assert np.dtype(np.float64) in dtypes
     assert np.dtype(np.float32) not in dtypes
+
+
+def test_a_failed_check_is_kept_with_its_place_and_ends_with_exit_4(
+    bundle: Bundle, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, dataset = trained
+    corrupted = corrupt(bundle, NAMED["heads swapped, by wires"], checkpoint.model)
+    sealed, report = stages.check(corrupted, checkpoint, dataset, "cpu", 1)
+    content = sealed.read_json("parity.json")
+    assert content["verdict"] == "failed"
+    assert content["first_difference"]["op_type"] == "Gemm"
+    assert content["faults"][0]["rule"] == "values"
+    assert "first output that differs: encode.z_loc" in capsys.readouterr().err
+    with pytest.raises(ParityFailed, match=r"parity failed: encode\.z_loc at batch 1 of") as caught:
+        stages.raise_unless_equal(report)
+    assert caught.value.exit_code == 4
+    assert parity_faults(sealed) == ["parity failed: see parity.json"]
