@@ -13,7 +13,8 @@ from serving.bundle import RECONSTRUCTIONS, SAMPLES
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 
 {likelihood} likelihood, latent size {latent_dim}, layers {hidden_dims}, {activation}; preset
-`{preset}`, seed {seed}. `x` and `x_loc` are in the data's own units, so a client needs no scaler.
+`{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the data's own units, so a
+client needs no scaler.
 {samples}
 ## Data
 
@@ -114,6 +115,7 @@ def render_card(
         hidden_dims="-".join(str(width) for width in config["model"]["hidden_dims"]) or "none",
         activation=config["model"]["activation"],
         preset=config["preset"],
+        precision=content["precision"],
         seed=content["seed"],
         samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=data["source"],
@@ -153,7 +155,7 @@ def _describe_parity(parity: Mapping[str, Any] | None) -> str:
         "|---|--:|--:|--:|",
         *map(_parity_line, worst_comparisons(parity)),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + _describe_reduction(parity.get("reduction"))
 
 
 def _parity_line(row: Mapping[str, Any]) -> str:
@@ -162,6 +164,39 @@ def _parity_line(row: Mapping[str, Any]) -> str:
     return (
         f"| {row['operation']}.{row['output']}{tf32} | {error} | {row['max_budget']:.1e} "
         f"| {describe_share(row)} |"
+    )
+
+
+def _describe_reduction(reduction: Mapping[str, Any] | None) -> str:
+    """What the rounding of the weights costs; the metrics above are those of float32."""
+    if reduction is None:
+        return ""
+    precision, cost = reduction["precision"], reduction["cost"]
+    text = (
+        f"\n\nThe graphs are in **{precision}**, torch ran with their weights; the metrics above "
+        f"are those of float32. {_measured(reduction)}"
+    )
+    if cost is None:
+        return text
+    rows = (
+        f"| {row['operation']}, batch {row['batch']} | {row['float32_rows_per_s']:,.0f} rows/s "
+        f"| {row['rows_per_s']:,.0f} rows/s |"
+        for row in cost["rates"]
+    )
+    sizes = (
+        f"| {graph} | {size['float32']:,} bytes | {size['reduced']:,} bytes |"
+        for graph, size in cost["bytes"].items()
+    )
+    head = [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|"]
+    return "\n".join([*head, *sizes, *rows])
+
+
+def _measured(reduction: Mapping[str, Any]) -> str:
+    if reduction["difference"] is None:
+        return "Their ELBO is no number."
+    return (
+        f"Over {reduction['rows']} held-out rows their ELBO is "
+        f"{reduction['difference']:+.2g} nats from float64's, allowed {reduction['budget']:.2g}."
     )
 
 

@@ -14,7 +14,9 @@ from pipeline import promotion_cli, stages
 from pipeline.config import (
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     ModelConfig,
+    Precision,
     PromoteConfig,
     TrainConfig,
     configure,
@@ -155,8 +157,9 @@ def evaluate(
 @cli.command()
 @click.option("--run-id", required=True, help="The training run")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make")
+@settings_options(ExportConfig)
 @stages.data_option
-def export(run_id: str, out: Path, source: str | None) -> None:
+def export(run_id: str, out: Path, precision: Precision | None, source: str | None) -> None:
     """Export a run's model as a bundle of ONNX graphs.
 
     Example: vae export --run-id 0a1b… --out bundle
@@ -166,9 +169,10 @@ def export(run_id: str, out: Path, source: str | None) -> None:
     check_out(out)
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
     dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
-    bundle = stages.export(out, checkpoint, metrics, dataset)
+    bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
     say(f"next: vae check {out}")
-    finish({"bundle": str(out), "digest": bundle.manifest.digest})
+    manifest = bundle.manifest
+    finish({"bundle": str(out), "digest": manifest.digest, "precision": manifest.precision})
 
 
 @cli.command()

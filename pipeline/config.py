@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from serving.errors import UsageRefused
 
 Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,15 @@ class EvaluateConfig:
     nll_samples: Annotated[
         int, Option("Importance samples a row for the NLL", min=1, max=100_000)
     ] = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """The bundle."""
+
+    precision: Annotated[
+        Precision, Option("Numbers that the graphs hold; fp16 and int8 make a smaller bundle")
+    ] = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,9 +30,11 @@ from torch import Tensor, nn
 
 from pipeline.card import render_card
 from pipeline.checkpoint import Checkpoint, weights_bytes
+from pipeline.config import Precision
 from pipeline.errors import ParityFailed
 from pipeline.manifest import seal
 from pipeline.model import VAE
+from pipeline.precision import Ranges, reduce_model, rewrite_graph, settled_rows
 from pipeline.reference import FUNCTIONS, Array, Budget, draw_inputs, run_reference
 from serving.bundle import (
     CARD,
@@ -52,34 +54,47 @@ from serving.operations import Operation, operation_table
 
 OPSET = 20
 GOLDEN_ROWS = 8
+GOLDEN_POOL = 64
+"""Rows that the golden ones are taken from: the first whose rounding to int8 is beyond doubt."""
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
 CARD_COLUMNS = 10
 
 
 def export_bundle(
-    out: Path, checkpoint: Checkpoint, metrics: Mapping[str, Any], x: Array
+    out: Path,
+    checkpoint: Checkpoint,
+    metrics: Mapping[str, Any],
+    x: Array,
+    *,
+    precision: Precision = "float32",
+    ranges: Ranges | None = None,
 ) -> Bundle:
-    """Write the bundle to `out`, which must not exist; `x` are held-out rows."""
+    """Write the bundle to `out`, which must not exist; `x` are held-out rows.
+
+    `int8` needs the `ranges` that `pipeline.precision.calibrate` found on training rows.
+    """
     check_out(out)
     model = checkpoint.model
+    reduced = reduce_model(model, precision, ranges)
     operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
     content = _manifest_content(checkpoint, operations)
+    content |= {"precision": precision, "ranges": ranges}
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         weights = weights_bytes(model)
         (folder / WEIGHTS).write_bytes(weights)
-        metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest())
+        metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest(), precision)
         for operation in operations.values():
             if operation.name == "sample":  # the decoder, under other names
                 continue
-            save_graph(folder / operation.graph, model, operation, metadata)
+            save_graph(folder / operation.graph, model, operation, metadata, reduced)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
-        (folder / GOLDEN).write_bytes(_golden_bytes(model, operations, x[:GOLDEN_ROWS]))
+        (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
         if len(model.x_shape) == 2 and checkpoint.x_dtype == "uint8":
-            _write_samples(folder / SAMPLES, model)
-            _write_reconstructions(folder / RECONSTRUCTIONS, model, operations["reconstruct"], x)
+            _write_samples(folder / SAMPLES, reduced, operations["decode"])
+            _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
         (folder / CARD).write_text(render_card(content, metrics, parity=None))
         manifest = seal(folder, content)
         folder.chmod(0o755)
@@ -100,8 +115,17 @@ def check_out(out: Path) -> None:
         raise UsageRefused(f"cannot write to {folder}: {err.strerror}") from err
 
 
-def save_graph(path: Path, model: VAE, operation: Operation, metadata: Mapping[str, str]) -> None:
-    """Export one operation as a single, checked ONNX file without source paths inside."""
+def save_graph(
+    path: Path,
+    model: VAE,
+    operation: Operation,
+    metadata: Mapping[str, str],
+    reduced: VAE | None = None,
+) -> None:
+    """Export one operation as a single, checked ONNX file without source paths inside.
+
+    Where a `reduced` model is given, the graph holds its numbers.
+    """
     inputs = draw_inputs(
         operation,
         np.zeros((3, *model.x_shape), operation.inputs[0].dtype),
@@ -133,6 +157,8 @@ def save_graph(path: Path, model: VAE, operation: Operation, metadata: Mapping[s
     ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update({**metadata, "operation": operation.name})
     proto = onnx_ir.to_proto(program.model)
+    if reduced is not None:
+        rewrite_graph(proto, reduced)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
@@ -169,7 +195,11 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
     """Inputs, float64 outputs and budgets of every operation as `.npz`, without time stamps."""
     arrays: dict[str, Array] = {}
     for operation in operations.values():
-        inputs = draw_inputs(operation, x, num_samples=GOLDEN_SAMPLES, seed=1)
+        drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
+        rows = settled_rows(model, operation, drawn)[:GOLDEN_ROWS]
+        if not rows.size:
+            raise ParityFailed(f"no held-out row of {operation.name} has a settled result in int8")
+        inputs = {name: values[rows] for name, values in drawn.items()}
         arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
         exact = run_reference(model, operation, inputs, torch.float64)
         rounded = run_reference(model, operation, inputs, torch.float32)
@@ -186,10 +216,11 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
     return buffer.getvalue()
 
 
-@torch.no_grad()
-def _write_samples(path: Path, model: VAE) -> None:
-    z = torch.from_numpy(draw_rows(0, 0, CARD_SAMPLES, model.latent_dim))
-    write_grid(path, model.decode(z).numpy(), CARD_COLUMNS)
+def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
+    z = draw_rows(0, 0, CARD_SAMPLES, model.latent_dim)
+    write_grid(
+        path, run_reference(model, decode, {"z": z}, torch.float32)["x_loc"], columns=CARD_COLUMNS
+    )
 
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
@@ -200,7 +231,9 @@ def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Arra
     write_grid(path, interleave(rows.astype(np.float32), x_loc, columns), columns)
 
 
-def _graph_metadata(checkpoint: Checkpoint, weights_sha256: str) -> dict[str, str]:
+def _graph_metadata(
+    checkpoint: Checkpoint, weights_sha256: str, precision: Precision
+) -> dict[str, str]:
     """What a graph says of itself to a reader without the manifest; nothing of place or time."""
     return {
         "schema_version": str(SCHEMA_VERSION),
@@ -208,6 +241,7 @@ def _graph_metadata(checkpoint: Checkpoint, weights_sha256: str) -> dict[str, st
         "x_dtype": checkpoint.x_dtype,
         "latent_dim": str(checkpoint.model.latent_dim),
         "likelihood": checkpoint.likelihood,
+        "precision": precision,
         "units": "x and x_loc in the data's units; bounds in nats, larger is better",
         "weights_sha256": weights_sha256,
         "train_sha256": checkpoint.data["splits"]["train"]["sha256"],

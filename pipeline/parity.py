@@ -20,9 +20,11 @@ from pipeline.parity_graphs import load_graphs
 from pipeline.parity_result import Comparison, ElboParity, Fault, ParityReport
 from pipeline.parity_rules import FLOAT32, Rules
 from pipeline.parity_runs import Case, Plan, compare_case, make_cases, open_run, plan_runs
+from pipeline.precision import reduce_model
+from pipeline.reduction import compare_reduction
 from pipeline.reference import Array
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
-from serving.engine import Device, require_cuda
+from serving.engine import Device, Engine, require_cuda
 from serving.errors import VerificationFailed
 
 Devices = Literal["cpu", "cuda", "all"]
@@ -44,6 +46,9 @@ def check_parity(
 ) -> ParityReport:
     """Check the graphs, then compare every output and the bounds; `x` are held-out rows.
 
+    Graphs of reduced precision are compared with the model that has their weights, under the same
+    rules, and their ELBO with that of the weights as they were trained.
+
     On CUDA a second run lets TF32 round matrix products, under `TF32`'s own rules.
 
     Raises:
@@ -53,15 +58,20 @@ def check_parity(
     if "cuda" in devices:
         require_cuda()  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
-    faults += rules.weights(graphs, model)
+    manifest, reduction = bundle.manifest, None
+    reduced = reduce_model(model, manifest.precision, manifest.ranges)
+    faults += rules.weights(graphs, reduced)
     plans = tuple(plan_runs(devices, threads, rules))
     found = _Found()
     try:
-        found.compare(plans, bundle, model, repeat_rows(x))
+        found.compare(plans, bundle, reduced, repeat_rows(x))
+        if manifest.precision != "float32":
+            engine = Engine(bundle, device=devices[0], threads=threads)
+            reduction = compare_reduction(engine, model, x)
     except VerificationFailed as err:
         faults.append(Fault("interface", str(err)))
     return ParityReport(
-        precision=rules.precision,
+        precision=manifest.precision,
         devices=devices,
         threads=threads,
         comparisons=tuple(found.comparisons),
@@ -71,6 +81,7 @@ def check_parity(
         files=checked_files(bundle),
         machine=describe_machine(),
         versions=describe_versions(),
+        reduction=reduction,
     )
 
 

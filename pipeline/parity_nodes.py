@@ -19,9 +19,11 @@ from onnx.reference import ReferenceEvaluator
 
 from pipeline.export import save_graph
 from pipeline.model import VAE
-from pipeline.parity_cases import draw_cases, repeat_rows
+from pipeline.parity_cases import repeat_rows
 from pipeline.parity_result import Comparison, Difference, ParityReport
 from pipeline.parity_rules import errors_of
+from pipeline.parity_runs import settle_cases
+from pipeline.precision import reduce_model
 from pipeline.reference import Array, Budget
 from serving.bundle import GRAPHS, Bundle
 from serving.engine import PROVIDERS, open_session, session_options
@@ -60,8 +62,9 @@ def _find(
 ) -> Difference | None:
     """The first value that the judge finds wrong, in the graph and on the rows of a comparison."""
     operation = bundle.operations[row.operation]
-    graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation)
-    feeds = _feeds(bundle, operation, x, row)
+    reduced = reduce_model(model, bundle.manifest.precision, bundle.manifest.ranges)
+    graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation, reduced)
+    feeds = _feeds(bundle, reduced, operation, x, row)
     detail = judge(fresh, feeds, row)
     found = _run(graph, feeds, row)
     known = {name for node in fresh.graph.node for name in node.output}
@@ -134,17 +137,20 @@ def _difference(
     )
 
 
-def _feeds(bundle: Bundle, operation: Operation, x: Array, failed: Comparison) -> dict[str, Array]:
+def _feeds(
+    bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
+) -> dict[str, Array]:
     """The graph's inputs of the comparison that failed."""
-    cases = dict(draw_cases(operation, repeat_rows(x), bundle.manifest.likelihood))
+    rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
+    cases = dict(settle_cases(reduced, operation, rows, likelihood))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
     return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
 
 
-def _export(model: VAE, operation: Operation) -> ModelProto:
+def _export(model: VAE, operation: Operation, reduced: VAE) -> ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, operation.graph)
-        save_graph(path, model, operation, {})
+        save_graph(path, model, operation, {}, reduced)
         return onnx.load(path)
 
 

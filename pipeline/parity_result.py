@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.parity_cases import Kind
+from pipeline.reduction import Reduction
 from pipeline.reference import Array, Budget, rms
 from serving.engine import Device, Level
 
@@ -23,11 +24,12 @@ Rule = Literal[
     "batch",
     "rerun",
     "elbo",
+    "reduction",
 ]
 """What can be broken: a graph's tensors are the table's (interface); it is valid ONNX (graph); its
 operators are pure; its weights are the state dict's bytes; shape, dtype and NaN are torch's
 (pattern), and so are the values; no row depends on its batch; a rerun gives the same bytes; the
-ELBO of held-out rows is torch's.
+ELBO of held-out rows is torch's; in reduced precision, it is near that of float64 (reduction).
 """
 
 HISTOGRAM_EDGES = tuple(np.arange(-4, 1.5, 0.5).tolist())
@@ -176,6 +178,7 @@ class ParityReport:
     """Every comparison that was made, on which files and on which machine."""
 
     precision: str
+    """Of the bundle: where it is reduced, torch ran with the reduced weights."""
     devices: tuple[Device, ...]
     """What the verdict speaks for."""
     threads: int
@@ -190,12 +193,15 @@ class ParityReport:
     machine: Mapping[str, str]
     """What results can depend on; `versions` are those of everything else."""
     versions: Mapping[str, str]
+    reduction: Reduction | None = None
+    """A reduced bundle beside the weights as they were trained."""
     first_difference: Difference | None = None
 
     @property
     def passed(self) -> bool:
         """Whether something was compared on every device, and nothing failed."""
-        return bool(self.comparisons and self.elbo) and not self.faults()
+        judged = self.precision == "float32" or self.reduction is not None
+        return bool(self.comparisons and self.elbo) and judged and not self.faults()
 
     def faults(self) -> list[Fault]:
         """What failed: graphs first, then comparisons in their order, then the bounds."""
@@ -203,6 +209,7 @@ class ParityReport:
             *self.graph_faults,
             *(row.fault() for row in self.comparisons if not row.passed),
             *(Fault("elbo", row.line()) for row in self.elbo if not row.passed),
+            *(Fault("reduction", r.line()) for r in [self.reduction] if r and not r.passed),
         ]
 
     def table(self) -> str:
@@ -210,6 +217,7 @@ class ParityReport:
         head = f"{'output':<21} {'rows':<9} {'batch':>5} {'level':<8} {'max error':>9} "
         lines = [f"  {head}{'allowed':>9} {'used':>5}", *map(_row, _worst(self.comparisons))]
         lines += [f"  {row.line()}" for row in self.elbo]
+        lines += [f"  {line}" for line in (self.reduction.lines() if self.reduction else ())]
         faults = self.faults()
         lines += [f"  {fault}" for fault in faults[:10]]
         if len(faults) > 10:
@@ -227,6 +235,7 @@ class ParityReport:
             **asdict(self),
             "comparisons": [_entry(row) for row in self.comparisons],
             "elbo": [_entry(row) for row in self.elbo],
+            "reduction": _entry(self.reduction) if self.reduction else None,
             "faults": [asdict(fault) for fault in self.faults()],
             "histogram_edges": HISTOGRAM_EDGES,
         }
@@ -252,7 +261,7 @@ def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
 
 
-def _entry(row: Comparison | ElboParity) -> dict[str, Any]:
+def _entry(row: Comparison | ElboParity | Reduction) -> dict[str, Any]:
     """A row in JSON's own types, which know no NaN."""
     content = {**asdict(row), "passed": row.passed}
     return {

@@ -53,6 +53,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "data.source": str(manifest.data["source"]),
         **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
         "parity.status": "passed",
+        "precision": manifest.precision,
         "elbo": str(bundle.read_json(METRICS)["elbo"]),
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import Config, PromoteConfig
+from pipeline.config import Config, Precision, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
 from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable
@@ -137,12 +137,21 @@ def evaluate(
     return metrics
 
 
-def export(out: Path, checkpoint: "Checkpoint", metrics: "Metrics", dataset: "Dataset") -> "Bundle":
-    """Write the bundle."""
+def export(
+    out: Path,
+    checkpoint: "Checkpoint",
+    metrics: "Metrics",
+    dataset: "Dataset",
+    precision: Precision = "float32",
+) -> "Bundle":
+    """Write the bundle; int8 is calibrated on the training rows."""
     from pipeline.export import export_bundle
+    from pipeline.precision import calibrate
 
-    say(f"exporting to {out}")
-    return export_bundle(out, checkpoint, metrics.to_json(), dataset.test.x)
+    say(f"exporting {precision} to {out}")
+    ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
+    rows = metrics.to_json(), dataset.test.x
+    return export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
 
 
 def check(
@@ -164,6 +173,7 @@ def compare(
     """Compare a bundle's graphs with torch, and print the table; the bundle stays as it is."""
     from pipeline.parity import DEVICES, check_parity
     from pipeline.parity_nodes import find_difference
+    from pipeline.reduction import measure_cost
     from serving.engine import require_cuda
 
     if "cuda" in DEVICES[device]:
@@ -172,6 +182,9 @@ def compare(
     say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
+    if report.reduction is not None:
+        cost = measure_cost(bundle, model, x, threads=threads)
+        report = replace(report, reduction=replace(report.reduction, cost=cost))
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())

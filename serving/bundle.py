@@ -8,7 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Manifest:
     data: Mapping[str, Any]
     seed: int
     config: Mapping[str, Any]
+    precision: str = "float32"
+    """Numbers that the graphs hold: float32, fp16 or int8."""
+    ranges: Mapping[str, Any] | None = None
+    """Least and largest input of every int8 layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,8 @@ def read_manifest(path: Path) -> Manifest:
         )
     if content.get("digest") != manifest_digest(content):
         raise VerificationFailed(f"{path / MANIFEST} was changed after it was sealed")
-    if missing := {field.name for field in fields(Manifest)} - content.keys():
+    needed = {field.name for field in fields(Manifest) if field.default is MISSING}
+    if missing := needed - content.keys():
         raise VerificationFailed(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}")
     try:
         if any(Path(name).name != name for name in content["files"]):

@@ -191,8 +191,20 @@ def session_options(threads: int, level: Level) -> ort.SessionOptions:
     options.graph_optimization_level = _LEVELS[level]
     options.log_severity_level = 3  # errors; they are raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", str(int(_may_overflow())))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _may_overflow() -> bool:
+    """Whether int8 products could overflow, so that the exact kernels, half as fast, are needed.
+
+    x86-64 without VNNI sums pairs of products in 16 bits. What is not known counts as without.
+    """
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
 
 
 def require_cuda() -> None:

@@ -105,6 +105,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if graph not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
+            # int8 products must not overflow, on whatever processor this runs
+            options.add_session_config_entry("session.x64quantprecision", "1")
             self._sessions[graph] = onnxruntime.InferenceSession(
                 self._folder / graph, options, providers=["CPUExecutionProvider"]
             )

@@ -12,7 +12,14 @@ from serving.threads import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks import engine, parity, startup, tracking, training  # noqa: E402  after the spin limit
+from tests.benchmarks import (  # noqa: E402  after the spin limit
+    engine,
+    parity,
+    precision,
+    startup,
+    tracking,
+    training,
+)
 from tests.benchmarks.measure import Row  # noqa: E402
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row | str]]] = {
@@ -20,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row | str]]] = {
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "precision": precision.measure,
     "parity": parity.measure,
 }
 

@@ -6,18 +6,20 @@ import pytest
 import torch
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Config, configure
+from pipeline.config import Config, Precision, configure
 from pipeline.data import Dataset, load_dataset
 from pipeline.evaluate import evaluate
 from pipeline.export import export_bundle
 from pipeline.manifest import add_report
 from pipeline.parity import check_parity
+from pipeline.precision import calibrate
 from pipeline.train import train
 from serving.bundle import Bundle, open_bundle
 from serving.source import connect
 
 torch.set_num_threads(1)
 
+PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 Trained = tuple[Checkpoint, Dataset]
 
 
@@ -61,11 +63,13 @@ def tiny_config(dataset: Dataset, **settings: object) -> Config:
     return configure("default", data=dataset.source, test_fraction=0.25, **{**tiny, **settings})
 
 
-def make_bundle(out: Path, trained: Trained) -> Bundle:
+def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -> Bundle:
     """Export and check."""
     checkpoint, dataset = trained
+    ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
     metrics = evaluate(checkpoint.model, dataset.test.x, nll_samples=4, seed=0)
-    bundle = export_bundle(out, checkpoint, metrics.to_json(), dataset.test.x)
+    rows = metrics.to_json(), dataset.test.x
+    bundle = export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
     report = check_parity(bundle, checkpoint.model, dataset.test.x)
     return add_report(bundle, report.to_json())
 
@@ -101,6 +105,13 @@ def worse(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A model of the same data that hardly learned."""
     weak = train_checkpoint(trained[1], tiny_config(trained[1], epochs=1, learning_rate=1e-5))
     return make_bundle(tmp_path_factory.mktemp("worse") / "bundle", (weak, trained[1]))
+
+
+@pytest.fixture(scope="session")
+def reduced(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A checked bundle of each reduced precision, which no test may change."""
+    folder = tmp_path_factory.mktemp("reduced")
+    return {name: make_bundle(folder / name, trained, name) for name in PRECISIONS}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pipeline.config import (
     PRESETS,
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     ModelConfig,
     PromoteConfig,
     TrainConfig,
@@ -25,6 +26,7 @@ SECTIONS = {
     "run": (DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig),
     "train": (DataConfig, ModelConfig, TrainConfig, EvaluateConfig),
     "evaluate": (EvaluateConfig,),
+    "export": (ExportConfig,),
     "promote": (PromoteConfig,),
 }
 SETTINGS = {
