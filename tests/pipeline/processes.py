@@ -13,7 +13,14 @@ from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any
 
+import alembic.command  # noqa: F401  this and the like: what mlflow imports at its first use
+import filelock  # noqa: F401
 import mlflow
+import mlflow.artifacts
+import mlflow.store.artifact.models_artifact_repo
+import mlflow.store.model_registry.sqlalchemy_workspace_store
+import mlflow.store.tracking.sqlalchemy_workspace_store
+from sqlalchemy.orm import configure_mappers
 
 from pipeline.audit import history
 from pipeline.config import PromoteConfig
@@ -25,6 +32,8 @@ from pipeline.tracking import tracked_run
 from serving.bundle import Manifest
 from serving.source import alias_version, connect
 from tests.e2e.versions import reseal
+
+configure_mappers()  # which takes as long as the rest of a promotion
 
 READS = ("get_", "search_", "list_", "download_", "_")
 """How those methods of mlflow's client begin that change nothing."""
@@ -109,11 +118,9 @@ class Race:
         self._start = context.Barrier(racers)  # kept, for it ends with its last reference here
         self._rounds = [context.Queue() for _ in range(racers)]
         self._results = context.Queue()
+        common = (uri, folder, test, self._start, self._results)
         self._processes = [
-            context.Process(
-                target=race, args=(uri, folder, test, self._start, rounds, self._results)
-            )
-            for rounds in self._rounds
+            context.Process(target=race, args=(*common, rounds)) for rounds in self._rounds
         ]
         for process in self._processes:
             process.start()
@@ -122,7 +129,7 @@ class Race:
         """One round: what came of each version."""
         for rounds, version in zip(self._rounds, versions, strict=True):
             rounds.put(version)
-        rows = [self._results.get(timeout=2 * TIMEOUT_S) for _ in versions]
+        rows = [self._results.get(timeout=3 * TIMEOUT_S) for _ in versions]
         for version, outcome, reasons in rows:
             assert outcome in ("promoted", "stale"), (version, outcome, reasons)
         return {version: outcome for version, outcome, _ in rows}
