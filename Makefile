@@ -33,10 +33,10 @@ $(VENV)/ready: conda.yaml pyproject.toml
 run: setup ## the main job: train, evaluate, export, check, register and promote on MNIST
 	@$(BIN)/mlflow run . --env-manager=local --experiment-name $(EXPERIMENT)
 
-test: setup ## the test suite, in two processes
-	@$(BIN)/python -m pytest -q $(SPREAD)
+test: test-serving setup ## the whole test suite, in two processes
+	@$(BIN)/python -m pytest -q $(SPREAD) --ignore=tests/serving
 
-test-serving: $(VENV)-serving/ready ## the serving tests where torch and mlflow are not installed
+test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and mlflow are not installed
 	@$(VENV)-serving/bin/python -m pytest -q $(SPREAD) tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
