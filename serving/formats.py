@@ -6,6 +6,7 @@ that a target is whole or absent.
 
 import contextlib
 import gzip
+import io
 import math
 import os
 import struct
@@ -25,6 +26,7 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 Array = NDArray[Any]
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IMAGE_MODES = ("1", "L", "P", "RGB")  # of 8 bits a channel: others would lose some
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -121,6 +123,28 @@ def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
         raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
     with writing(path) as temporary:
         Image.fromarray(tile(images, columns)).save(temporary, format="PNG")
+
+
+def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Decode a PNG or JPEG to `shape`, (height, width) or (height, width, 3); None if it is none.
+
+    Raises:
+        UsageRefused: pillow is missing, or the model takes no pictures.
+    """
+    try:
+        from PIL import Image
+    except ImportError as err:
+        raise UsageRefused("images need pillow: pip install 'vae-pipeline[files]'") from err
+    mode = {2: "L", 3: "RGB"}.get(len(shape))
+    if mode is None or shape[2:] not in ((), (3,)):
+        return None
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
+                return None  # before its pixels are decoded
+            return np.asarray(image.convert(mode))
+    except (*_READ_ERRORS, Image.DecompressionBombError):
+        return None
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
