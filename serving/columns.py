@@ -68,8 +68,9 @@ class _Rows:
     values: Array
     codes: Array = field(repr=False)
 
-    def keep(self, bad: Array, code: int) -> None:
-        """Take the rows out that `bad`, a mask over `values`, marks."""
+    def refuse(self, wrong: Array, code: int) -> None:
+        """Take the rows out in which a value of `wrong`, a mask over `values`, is set."""
+        bad = np.atleast_1d(wrong.any(1))
         if bad.any():
             good = np.flatnonzero(self.codes == 0)
             self.codes[good[bad]] = code
@@ -249,13 +250,13 @@ def _to_dtype(rows: _Rows, layout: Layout) -> None:
         with np.errstate(invalid="ignore"):  # of a value that does not fit, which is bad
             whole = values.astype(np.uint8)
         rows.values = whole
-        rows.keep((whole != values).any(1), BYTE)
+        rows.refuse(whole != values, BYTE)
         return
     with np.errstate(over="ignore"):  # too large for float32: infinite, which is bad
         rows.values = values.astype(layout.dtype, copy=False)
-    rows.keep(~np.isfinite(rows.values).all(1), VALUE)
+    rows.refuse(~np.isfinite(rows.values), VALUE)
     if layout.unit_range and rows.values.size:
-        rows.keep((rows.values.min(1) < 0) | (rows.values.max(1) > 1), RANGE)
+        rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
 
 
 def _any(marks: Array, starts: Array, stops: Array) -> Array:
@@ -273,9 +274,9 @@ def _nulls(array: pa.Array) -> Array:
 def _offsets(array: pa.Array) -> Array:
     """Where the values of each list start, in `array.values`."""
     if pa.types.is_fixed_size_list(array.type):
-        width = array.type.list_size
+        width: int = array.type.list_size
         return np.arange(array.offset, array.offset + len(array) + 1) * width
-    return np.asarray(array.offsets.to_numpy()).astype(np.int64, copy=False)
+    return np.array(array.offsets.to_numpy(), np.int64)
 
 
 def _numbers(array: pa.Array) -> Array:
