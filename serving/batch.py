@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -30,6 +30,7 @@ BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
 """Bytes of `x` in a batch: fewer rows are read at once where rows are wide."""
 OnError = Literal["fail", "quarantine"]
+_NONE = Counts()
 Item = tuple[int, pa.RecordBatch | None]
 """A part and some of its rows; None at its end."""
 
@@ -94,6 +95,7 @@ def run_job(
     on_error: OnError = "fail",
     limit: Limit | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    make: "PartMaker | None" = None,
 ) -> Summary:
     """Make the parts that are not there yet; `advance` is told of rows that are done.
 
@@ -113,12 +115,9 @@ def run_job(
             counts += done
             advance(_part_size(rows, index))
     before = counts
-    batch_rows = max(1, min(batch_rows, BATCH_BYTES // scorer.layout.row_bytes))
-    job = _Job(scorer, rows, output, on_error, limit or Limit(share=1), advance)
-    for index, results in itertools.groupby(
-        job.compute(job.read(missing, batch_rows), workers), key=lambda item: item[0]
-    ):
-        counts = job.write(index, (item[1] for item in results), counts)
+    job = Job(scorer, rows, output, batch_rows, on_error, limit or Limit(share=1), advance)
+    for part in make(job, missing) if make else job.make(missing, workers, counts):
+        counts += part
     job.check(counts, counts.rows + counts.bad)
     seconds = time.perf_counter() - started
     made = counts.rows + counts.bad - before.rows - before.bad
@@ -132,17 +131,29 @@ Result = tuple[pa.RecordBatch, pa.RecordBatch, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
+    """What makes parts of an output; engines of batch jobs differ in who calls `make` where."""
+
     scorer: Scorer
     rows: Rows
     output: Output
+    batch_rows: int
     on_error: OnError
     limit: Limit
-    advance: Callable[[int], None]
+    advance: Callable[[int], None] = lambda rows: None
 
-    def read(self, missing: list[int], batch_rows: int) -> Iterator[Item]:
-        """Batches of the missing parts; runs of parts are read as one stream."""
-        for _, run in itertools.groupby(enumerate(missing), lambda pair: pair[1] - pair[0]):
+    def make(self, parts: Sequence[int], workers: int, before: Counts = _NONE) -> Iterator[Counts]:
+        """Make parts in their order and give the counts of each; `before` came before them."""
+        items = self.compute(self.read(parts), workers)
+        for index, results in itertools.groupby(items, key=lambda item: item[0]):
+            counts = self.write(index, (item[1] for item in results), before)
+            before += counts
+            yield counts
+
+    def read(self, parts: Sequence[int]) -> Iterator[Item]:
+        """Batches of the parts; runs of parts are read as one stream."""
+        batch_rows = max(1, min(self.batch_rows, BATCH_BYTES // self.scorer.layout.row_bytes))
+        for _, run in itertools.groupby(enumerate(parts), lambda pair: pair[1] - pair[0]):
             indices = [index for _, index in run]
             start, stop = indices[0] * PART_ROWS, (indices[-1] + 1) * PART_ROWS
             index, room = indices[0], PART_ROWS
@@ -174,8 +185,8 @@ class _Job:
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def write(self, index: int, results: Iterator[Future[Result] | None], counts: Counts) -> Counts:
-        """Write one part; return the counts with it."""
+    def write(self, index: int, results: Iterator[Future[Result] | None], before: Counts) -> Counts:
+        """Write one part; return its counts."""
         with self.output.writing(index, self.scorer.schema) as writer:
             for future in results:
                 if future is None:
@@ -183,9 +194,9 @@ class _Job:
                 scores, bad, read = future.result()
                 writer.write(scores, bad)
                 self._check_bad(bad)
-                self.check(counts + writer.counts, self.rows.total)
+                self.check(before + writer.counts, self.rows.total)
                 self.advance(read)
-        return counts + writer.counts
+        return writer.counts
 
     def check(self, counts: Counts, rows: int) -> None:
         """Stop when more rows are bad than may be."""
@@ -206,6 +217,9 @@ class _Job:
             raise DataRefused(
                 f"row with {ids}: {reason}; set such rows aside by --on-error quarantine"
             )
+
+
+PartMaker = Callable[[Job, Sequence[int]], Iterator[Counts]]
 
 
 def _part_size(rows: Rows, index: int) -> int:

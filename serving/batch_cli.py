@@ -3,10 +3,13 @@
 Imports that take time stand inside the command.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +17,9 @@ from serving.cli import device_option, engine_device, model_option, seed_option
 from serving.command import CONTEXT, Command, finish, say
 from serving.errors import UsageRefused
 from serving.threads import available_cores
+
+if TYPE_CHECKING:
+    from serving.batch import PartMaker
 
 _LINE_S = 10.0
 _BAR_S = 0.2
@@ -70,6 +76,14 @@ _BAR_S = 0.2
     help="Bad rows at which the job fails all the same: a number, or a share",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="Who computes: this process, or Spark's executors",
+)
+@click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
 def score(**settings: Any) -> None:
     r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
 
@@ -103,6 +117,8 @@ def _score(
     from serving.scorer import Scorer, provenance_of
     from serving.source import open_source
 
+    if settings["master"] and settings["engine"] != "spark":
+        raise UsageRefused("--master is Spark's: add --engine spark")
     limit = parse_limit(settings["max_bad"])
     rows = Rows(input_, settings["ids"], settings["where"])
     source = open_source(reference)
@@ -116,16 +132,18 @@ def _score(
             say(f"{output} is finished already: nothing to do")
         else:
             progress = _Progress(rows.total)
-            done = run_job(
-                scorer,
-                rows,
-                folder,
-                workers=settings["workers"],
-                batch_rows=settings["batch_size"],
-                on_error=settings["on_error"],
-                limit=limit,
-                advance=progress.advance,
-            )
+            with _part_maker(settings["engine"], settings["master"], settings["workers"]) as make:
+                done = run_job(
+                    scorer,
+                    rows,
+                    folder,
+                    workers=settings["workers"],
+                    batch_rows=settings["batch_size"],
+                    on_error=settings["on_error"],
+                    limit=limit,
+                    advance=progress.advance,
+                    make=make,
+                )
             progress.end()
             summary = {"rows": done.rows, "bad": done.bad, "rows_per_s": done.rows_per_s}
     return {
@@ -134,6 +152,18 @@ def _score(
         "version": source.version,
         "digest": source.bundle.manifest.digest,
     }
+
+
+@contextlib.contextmanager
+def _part_maker(engine: str, master: str | None, workers: int) -> "Iterator[PartMaker | None]":
+    """Give who makes the parts; None for this process."""
+    if engine == "local":
+        yield None
+        return
+    from serving.spark import make_parts, open_session
+
+    with open_session(master or f"local[{workers}]") as session:
+        yield partial(make_parts, session)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVING = sorted((ROOT / "serving").glob("*.py"))
-HEAVY = {"torch", "mlflow", "onnxruntime", "onnx"}
+HEAVY = {"torch", "mlflow", "onnxruntime", "onnx", "pyspark"}
 
 
 def loaded(code: str) -> set[str]:
@@ -92,6 +92,7 @@ def test_settings_and_data_load_no_torch(module: str) -> None:
         ("onnxruntime", {"engine.py", "pyfunc_model.py"}),
         ("pyarrow", {"formats.py"}),
         ("PIL", {"formats.py"}),
+        ("pyspark", {"spark.py"}),
     ],
 )
 def test_an_optional_package_stands_in_its_own_files(package: str, owners: set[str]) -> None:
