@@ -44,11 +44,12 @@ _TASKS_PER_CORE = 4
 """Few enough that a task reads a run of parts, many enough that cores end at the same time."""
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.driver.host": "127.0.0.1",
     "spark.log.level": "ERROR",
     "spark.ui.enabled": "false",
 }
-"""Nothing listens to the network where all runs on one machine."""
+"""On one machine nothing listens to the network; Java, which only hands out parts, starts fast."""
 _BATCH_SETTINGS = (
     "spark.sql.execution.arrow.maxRecordsPerBatch",
     "spark.sql.parquet.columnarReaderBatchSize",
@@ -101,13 +102,15 @@ class _RowTask:
     """Scores the rows of a partition."""
 
     recipe: _Recipe
+    columns: tuple[str, ...]
+    """Names of the columns that come in, which Spark was not told: it takes no dots in names."""
     schema: pa.Schema
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Good rows with their results, bad rows with a reason."""
         scorer = self.recipe.make()
         for batch in batches:
-            for rows in scorer(batch):
+            for rows in scorer(batch.rename_columns(list(self.columns))):
                 if rows.num_rows:
                     yield self._complete(rows)
 
@@ -228,8 +231,9 @@ def score_frame(
     outputs = [tensor.name for tensor in engine.operations[operation].outputs]
     found = pa.schema([_plain(scorer.schema.field(name)) for name in (*ids, *outputs)])
     found = found.append(pa.field("reason", pa.string()))
-    task = _RowTask(_recipe(scorer, schema), found)
-    chosen = frame.select(*(_quoted(name) for name in dict.fromkeys((*columns, *ids))))
+    needed = tuple(dict.fromkeys((*columns, *ids)))
+    task = _RowTask(_recipe(scorer, schema), needed, found)
+    chosen = frame.select(*map(_quoted, needed)).toDF(*(f"c{i}" for i in range(len(needed))))
     results = chosen.mapInArrow(task, from_arrow_schema(found))
     made = {
         "model": functions.lit(made_by.model),
