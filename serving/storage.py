@@ -18,6 +18,7 @@ from pyarrow import fs
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 _PATTERN = frozenset("*?[")
+_TEMPORARY = "_tmp."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,10 @@ def find_files(location: str) -> list[tuple[str, Place, fs.FileInfo]]:
     Raises:
         DataRefused: there is no file.
     """
-    plain = location.partition("://")[2] or location
+    is_uri = "://" in location
+    is_pattern = bool(_PATTERN & set(location)) and (is_uri or not locate(location).exists())
     found: list[tuple[str, fs.FileInfo]]
-    if _PATTERN & set(plain) and not locate(location).exists():
+    if is_pattern:
         parts = location.split("/")
         first = next(index for index, part in enumerate(parts) if _PATTERN & set(part))
         place = locate("/".join(parts[:first]) or ("/" if location.startswith("/") else "."))
@@ -107,7 +109,7 @@ def replacing(place: Place) -> Iterator[pa.NativeFile]:
         VaeError: the file cannot be written.
     """
     folder, name = posixpath.split(place.path)
-    temporary = posixpath.join(folder, f"_tmp.{uuid.uuid4().hex}.{name}")
+    temporary = posixpath.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}.{name}")
     try:
         place.system.create_dir(folder, recursive=True)
         with place.system.open_output_stream(temporary) as stream:
@@ -119,6 +121,14 @@ def replacing(place: Place) -> Iterator[pa.NativeFile]:
         with contextlib.suppress(OSError):
             if place.system.get_file_info(temporary).is_file:
                 place.system.delete_file(temporary)
+
+
+def remove_leftovers(folder: Place) -> None:
+    """Delete what processes that were killed were about to write below a folder."""
+    selector = fs.FileSelector(folder.path, recursive=True)
+    for info in folder.system.get_file_info(selector):
+        if info.base_name.startswith(_TEMPORARY):
+            folder.system.delete_file(info.path)
 
 
 def _list_files(place: Place) -> list[tuple[str, fs.FileInfo]]:

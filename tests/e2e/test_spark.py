@@ -26,7 +26,7 @@ from serving.rows import Rows
 from serving.scorer import Scorer, provenance_of
 from serving.source import Source
 from serving.storage import Place, locate
-from tests.e2e.conftest import run_vae
+from tests.e2e.conftest import VAE, run_vae
 from tests.pipeline.java import make_java_home
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
@@ -111,7 +111,7 @@ def test_the_command_makes_the_files_of_the_local_engine_on_spark(
 ) -> None:
     arguments = ["score", str(data), "out", "--model", str(BUNDLE), "--on-error", "quarantine"]
     arguments += ["--engine", "spark", "--master", "local[2]"]
-    result = run_vae(tmp_path, *arguments, **environment)
+    result = run_vae(tmp_path, *arguments, command=VAE, **environment)
     assert result.returncode == 0, result.stderr
     made = files(tmp_path / "out")
     assert made.keys() == local.keys()
