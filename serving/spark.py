@@ -1,11 +1,11 @@
-"""Score on Spark: a batch job whose parts are made by the executors, and rows of any data frame.
+"""A batch job whose parts are made by Spark's executors.
 
-A job on Spark is the local job, part for part: Spark only says who makes which parts. So the files
-are the same bytes, a task that is killed is made again, and a job that one engine began another
-finishes. Executors open the input and the output themselves, at the same paths or URIs as the
-driver; they get the bundle and this package from it. They need onnxruntime and pyarrow.
+It is the local job, part for part: Spark only says who makes which parts. So the files are the same
+bytes, a task that is killed is made again, and a job that one engine began another finishes.
 
-`score_frame` scores rows that Spark reads. Only this file imports pyspark.
+The driver sends the bundle and this package. An executor needs Python with numpy, onnxruntime,
+pandas and pyarrow (and pillow for pictures), and opens input and output by the driver's paths or
+URIs. For rows that Spark itself reads there is `serving.spark_frame`.
 Raises `UsageRefused` where pyspark or Java is missing, `VaeError` where Spark gives up.
 """
 
@@ -26,20 +26,20 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from serving import errors
-from serving.batch import BATCH_BYTES, Job, Limit, OnError
-from serving.bundle import Bundle, open_bundle
-from serving.columns import choose_columns
+from serving.batch import Job, Limit, OnError
+from serving.bundle import MANIFEST, Bundle, open_bundle
 from serving.engine import Device, Engine
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.output import Counts, Output
 from serving.rows import Rows
-from serving.scorer import Provenance, Scorer, layout_of, provenance_of
-from serving.source import open_source
+from serving.scorer import Provenance, Scorer
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
+_PACKAGE = "vae_serving.zip"
+_SOURCES = Path(__file__).parent
 _TASKS_PER_CORE = 4
 """Few enough that a task reads a run of parts, many enough that cores end at the same time."""
 _LOCAL = {
@@ -50,17 +50,12 @@ _LOCAL = {
     "spark.ui.enabled": "false",
 }
 """On one machine nothing listens to the network; Java, which only hands out parts, starts fast."""
-_BATCH_SETTINGS = (
-    "spark.sql.execution.arrow.maxRecordsPerBatch",
-    "spark.sql.parquet.columnarReaderBatchSize",
-)
-
 _RAISED = re.compile(r"^serving\.errors\.(\w+): (.*)$", re.MULTILINE)
 """An error of this package in the trace that Spark gives of a task."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Recipe:
+class Recipe:
     """How an executor makes the driver's scorer."""
 
     digest: str
@@ -72,15 +67,24 @@ class _Recipe:
     ids: tuple[str, ...]
 
     def make(self) -> Scorer:
+        """Open the scorer, in a process of an executor."""
         engine = open_engine(self.digest, self.device)
         return Scorer(engine, self.provenance, self.operation, self.schema, x=self.x, ids=self.ids)
+
+
+def recipe_of(scorer: Scorer, schema: pa.Schema) -> Recipe:
+    """How to make `scorer` again, for input of `schema`."""
+    engine = scorer.engine
+    digest = engine.bundle.manifest.digest
+    operation, made_by = scorer.operation, scorer.provenance
+    return Recipe(digest, engine.device, made_by, operation, schema, scorer.x, scorer.ids)
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """Makes some of a job's parts."""
 
-    recipe: _Recipe
+    recipe: Recipe
     rows: Rows
     output: Output
     batch_rows: int
@@ -95,34 +99,6 @@ class _Task:
         parts = [self.parts[position] for batch in batches for position in batch[0].to_pylist()]
         for counts in job.make(parts, workers=1):
             yield pa.RecordBatch.from_pylist([{"rows": counts.rows, "bad": counts.bad}])
-
-
-@dataclass(frozen=True, slots=True)
-class _RowTask:
-    """Scores the rows of a partition."""
-
-    recipe: _Recipe
-    columns: tuple[str, ...]
-    """Names of the columns that come in, which Spark was not told: it takes no dots in names."""
-    schema: pa.Schema
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Good rows with their results, bad rows with a reason."""
-        scorer = self.recipe.make()
-        for batch in batches:
-            for rows in scorer(batch.rename_columns(list(self.columns))):
-                if rows.num_rows:
-                    yield self._complete(rows)
-
-    def _complete(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The columns of `schema`: cast, or null where `rows` has none."""
-        columns = [
-            rows.column(item.name).cast(item.type)
-            if item.name in rows.schema.names
-            else pa.nulls(rows.num_rows, item.type)
-            for item in self.schema
-        ]
-        return pa.record_batch(columns, schema=self.schema)
 
 
 @contextlib.contextmanager
@@ -174,7 +150,7 @@ def make_parts(session: "SparkSession", job: Job, parts: Sequence[int]) -> Itera
     context = session.sparkContext
     ship(context, job.scorer.engine.bundle)
     task = _Task(
-        _recipe(job.scorer, job.rows.schema),
+        recipe_of(job.scorer, job.rows.schema),
         job.rows,
         job.output,
         job.batch_rows,
@@ -190,79 +166,26 @@ def make_parts(session: "SparkSession", job: Job, parts: Sequence[int]) -> Itera
         yield Counts(line["rows"], line["bad"])
 
 
-def score_frame(
-    frame: "DataFrame",
-    model: str,
-    *,
-    operation: str = "score",
-    x: Sequence[str] = (),
-    ids: Sequence[str] = (),
-    num_samples: int = 1,
-    seed: int = 0,
-) -> "DataFrame":
-    """Score the rows of a data frame: ids, results, what made them, and `reason`.
-
-    A bad row has null results and a reason, every other row has no reason. An alias in `model` is
-    resolved now. The frame's session reads and hands over rows in batches of bounded bytes from
-    now on.
-
-    Args:
-        frame: holds `x` in the layouts of `serving.columns`.
-        model: a bundle folder on the driver, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        operation: `score`, `encode` or `reconstruct`.
-        x: columns that hold `x`; empty for `x`, `image` or all the numbers.
-        ids: columns that are passed through; empty for all but those of `x`.
-        num_samples: noise draws a row.
-        seed: of the noise.
-    """
-    from pyspark.sql import functions
-    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
-
-    source = open_source(model)
-    engine = Engine(source.bundle)
-    schema = to_arrow_schema(frame.schema)
-    columns = choose_columns(schema, x, ids, layout_of(engine))
-    ids = ids or [name for name in frame.columns if name not in columns]
-    made_by = provenance_of(source, seed, num_samples)
-    scorer = Scorer(engine, made_by, operation, schema, x=columns, ids=ids)
-    context = frame.sparkSession.sparkContext
-    ship(context, source.bundle)
-    _bound_batches(frame.sparkSession, scorer.layout.row_bytes)
-    outputs = [tensor.name for tensor in engine.operations[operation].outputs]
-    found = pa.schema([_plain(scorer.schema.field(name)) for name in (*ids, *outputs)])
-    found = found.append(pa.field("reason", pa.string()))
-    needed = tuple(dict.fromkeys((*columns, *ids)))
-    task = _RowTask(_recipe(scorer, schema), needed, found)
-    chosen = frame.select(*map(_quoted, needed)).toDF(*(f"c{i}" for i in range(len(needed))))
-    results = chosen.mapInArrow(task, from_arrow_schema(found))
-    made = {
-        "model": functions.lit(made_by.model),
-        "version": functions.lit(made_by.version),
-        "digest": functions.lit(made_by.digest),
-        "seed": functions.lit(seed).cast("long"),
-        "num_samples": functions.lit(num_samples).cast("long"),
-    }
-    constants = [value.alias(name) for name, value in made.items()]
-    return results.select(*map(_quoted, [*ids, *outputs]), *constants, "reason")
-
-
 def ship(context: "SparkContext", bundle: Bundle) -> None:
     """Send the bundle and this package to every executor, once for each digest."""
     from pyspark import SparkFiles
 
+    def is_there(name: str) -> bool:
+        return Path(SparkFiles.get(name)).exists()
+
     name = _shipped_name(bundle.manifest.digest)
-    if Path(SparkFiles.get(name)).exists():
+    if is_there(name):
         return
     # executors fetch it when they come up: it stays as long as the context
     folder = Path(tempfile.mkdtemp(prefix="vae-spark-"))
     weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
     archive = folder / f"{name}.zip"
-    _zip(archive, bundle.path, [*bundle.manifest.files, "manifest.json"])
+    _zip(archive, bundle.path, [*bundle.manifest.files, MANIFEST])
     context.addArchive(f"{archive}#{name}")
-    package = Path(__file__).parent
-    sources = [f"{package.name}/{path.name}" for path in sorted(package.glob("*.py"))]
-    _zip(folder / "vae_serving.zip", package.parent, sources)
-    context.addPyFile(str(folder / "vae_serving.zip"))
+    if not is_there(_PACKAGE):
+        sources = [f"{source.parent.name}/{source.name}" for source in _SOURCES.glob("*.py")]
+        _zip(folder / _PACKAGE, _SOURCES.parent, sorted(sources))
+        context.addPyFile(str(folder / _PACKAGE))
 
 
 @functools.lru_cache(maxsize=2)
@@ -286,35 +209,6 @@ def _zip(archive: Path, folder: Path, names: Sequence[str]) -> None:
     with zipfile.ZipFile(archive, "w") as file:
         for name in names:
             file.write(folder / name, name)
-
-
-def _recipe(scorer: Scorer, schema: pa.Schema) -> _Recipe:
-    engine = scorer.engine
-    digest = engine.bundle.manifest.digest
-    operation, made_by = scorer.operation, scorer.provenance
-    return _Recipe(digest, engine.device, made_by, operation, schema, scorer.x, scorer.ids)
-
-
-def _plain(item: pa.Field) -> pa.Field:
-    """The field in a layout that Spark takes from Python."""
-    kind = item.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_fixed_size_list(kind):
-        kind = pa.list_(kind.value_type)
-    return pa.field(item.name, kind)
-
-
-def _quoted(name: str) -> str:
-    escaped = name.replace("`", "``")
-    return f"`{escaped}`"
-
-
-def _bound_batches(session: "SparkSession", row_bytes: int) -> None:
-    """Let Spark read and hand over few rows at once where rows are wide; it counts rows only."""
-    for setting in _BATCH_SETTINGS:
-        rows = min(int(session.conf.get(setting) or 0), BATCH_BYTES // row_bytes)
-        session.conf.set(setting, str(max(1, rows)))
 
 
 def _require_java() -> None:

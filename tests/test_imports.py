@@ -21,6 +21,7 @@ ARROW = {
     "rows.py",
     "scorer.py",
     "spark.py",
+    "spark_frame.py",
     "storage.py",
     "where.py",
 }
@@ -108,7 +109,7 @@ def test_settings_and_data_load_no_torch(module: str) -> None:
         ("pyarrow", ARROW),
         ("fsspec", {"storage.py"}),
         ("PIL", {"formats.py"}),
-        ("pyspark", {"spark.py"}),
+        ("pyspark", {"spark.py", "spark_frame.py"}),
     ],
 )
 def test_an_optional_package_stands_in_its_own_files(package: str, owners: set[str]) -> None:

@@ -11,7 +11,7 @@ from serving.threads import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks import engine, startup, tracking, training  # noqa: E402  after the spin limit
+from tests.benchmarks import batch_spark, engine, startup, tracking, training  # noqa: E402  after the spin limit
 from tests.benchmarks.measure import Row  # noqa: E402
 
 BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "batch_spark": batch_spark.measure,
 }
 
 

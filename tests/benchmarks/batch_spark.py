@@ -20,7 +20,7 @@ from pyarrow import parquet
 from pyspark.sql import SparkSession
 
 from pipeline.data import load_dataset
-from serving import spark
+from serving import spark, spark_frame
 from serving.batch import describe_job, run_job
 from serving.engine import Engine
 from serving.output import Output
@@ -93,7 +93,7 @@ def _job(out: Path, data: Path, session: SparkSession | None) -> None:
 
 def _frame(out: Path, data: Path, session: SparkSession) -> None:
     """`mapInArrow` over the scorer, between Spark's own reader and writer."""
-    scores = spark.score_frame(session.read.parquet(str(data)), MODEL)
+    scores = spark_frame.score_frame(session.read.parquet(str(data)), MODEL)
     scores.write.parquet(str(out), mode="overwrite")
 
 
