@@ -11,14 +11,14 @@ from serving.threads import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks import engine, startup, tracking, training  # noqa: E402  after the spin limit
-from tests.benchmarks.measure import Row  # noqa: E402
+from tests.benchmarks import batch, engine, startup, tracking, training  # noqa: E402  after the spin limit
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "startup": startup.measure,
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "batch": batch.measure,
 }
 
 
