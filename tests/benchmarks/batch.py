@@ -52,7 +52,7 @@ atexit.register(say_peak)
 from pipeline.cli import main
 main()
 """
-"""`vae` that tells its peak memory in kB; what the system tells of a child counts its parent too."""
+"""`vae` that tells its peak memory in kB: of a child, the system counts its parent's too."""
 SERVED_BATCH, SERVED_BATCHES = 256, 12
 
 
