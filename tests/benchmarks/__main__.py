@@ -11,14 +11,21 @@ from serving.threads import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks import batch_spark, engine, startup, tracking, training  # noqa: E402  after the spin limit
-from tests.benchmarks.measure import Row  # noqa: E402
+from tests.benchmarks import (  # noqa: E402  after the spin limit
+    batch,
+    batch_spark,
+    engine,
+    startup,
+    tracking,
+    training,
+)
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "startup": startup.measure,
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "batch": batch.measure,
     "batch_spark": batch_spark.measure,
 }
 
