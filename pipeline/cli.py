@@ -22,8 +22,8 @@ from pipeline.config import (
     configure,
 )
 from pipeline.options import chosen, preset_option, settings_options
+from serving import batch_cli, serve_cli
 from serving import cli as use
-from serving import serve_cli
 from serving.cli import device_option, threads_option
 from serving.command import CONTEXT, Group, finish, run_command, say
 from serving.errors import VaeError
@@ -259,7 +259,7 @@ for command in (
     *promotion_cli.COMMANDS,
     use.sample,
     use.reconstruct,
-    use.score,
+    batch_cli.score,
     serve_cli.serve,
     serve_cli.deploy,
 ):

@@ -1,4 +1,4 @@
-"""The commands that use a model: `vae sample`, `reconstruct` and `score`.
+"""The commands that use a model: `vae sample` and `reconstruct`.
 
 Imports that take time stand inside the commands.
 """
@@ -108,57 +108,6 @@ def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int
         write_array(out, as_picture(source, pairs))
     else:
         write_array(out, x_loc)
-    _report(out, len(x), seconds, source)
-
-
-@click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("data", type=click.Path(path_type=Path))
-@model_option
-@out_option
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, 4096),
-    default=1,
-    show_default=True,
-    help="Noise draws a row; more make iw_elbo tighter",
-)
-@seed_option
-@device_option
-@threads_option
-def score(
-    data: Path,
-    reference: str,
-    out: Path,
-    num_samples: int,
-    seed: int,
-    device: str,
-    threads: int,
-) -> None:
-    """Score the rows of DATA (.npy, .npz or IDX): bounds on log p(x) in nats, larger is better.
-
-    Writes Parquet, a line a row: elbo, log_likelihood, kl, iw_elbo, and which version made them.
-
-    Example: vae score images.npy --out scores.parquet
-    """
-    import numpy as np
-
-    from serving.formats import check_target, write_table
-
-    check_target(out, (".parquet",))
-    x = read_rows(data)
-    source, engine = open_engine(reference, device, threads)
-    started = time.perf_counter()
-    scores = engine.score(x, num_samples, seed)
-    seconds = time.perf_counter() - started
-    same = {
-        "model": source.name,
-        "version": source.version,
-        "digest": source.bundle.manifest.digest,
-        "seed": seed,
-        "num_samples": num_samples,
-    }
-    columns = {"row": np.arange(len(x)), **scores}
-    write_table(out, columns | {name: [value] * len(x) for name, value in same.items()})
     _report(out, len(x), seconds, source)
 
 

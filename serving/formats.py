@@ -6,6 +6,7 @@ that a target is whole or absent.
 
 import contextlib
 import gzip
+import io
 import math
 import os
 import struct
@@ -15,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 Array = NDArray[Any]
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_READ_ERRORS = (
+_IMAGE_MODES = ("1", "L", "P", "RGB")  # of 8 bits a channel: others would lose some
+READ_ERRORS = (
     OSError,
     EOFError,
     ValueError,
@@ -133,6 +135,28 @@ def interleave(upper: Array, lower: Array, columns: int) -> Array:
     return np.concatenate(lines)
 
 
+def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Decode a PNG or JPEG to `shape`, (height, width) or (height, width, 3); None if it is none.
+
+    Raises:
+        UsageRefused: pillow is missing, or the model takes no pictures.
+    """
+    try:
+        from PIL import Image
+    except ImportError as err:
+        raise UsageRefused("images need pillow: pip install 'vae-pipeline[files]'") from err
+    mode = {2: "L", 3: "RGB"}.get(len(shape))
+    if mode is None or shape[2:] not in ((), (3,)):
+        return None
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+            if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
+                return None  # before its pixels are decoded
+            return np.asarray(image.convert(mode))
+    except (*READ_ERRORS, Image.DecompressionBombError):
+        return None
+
+
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
     """Lay images (rows, height, width) in units of bytes out as one image, 2 pixels apart."""
     count, height, width = images.shape
@@ -148,13 +172,24 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
     return canvas
 
 
+def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and shape of IDX; raises `ValueError`."""
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_DTYPES:
+        raise ValueError(f"no IDX file, it starts with 0x{start.hex()}")
+    sizes = stream.read(4 * start[3])
+    if len(sizes) < 4 * start[3]:
+        raise ValueError(f"the IDX header is cut off after {4 + len(sizes)} bytes")
+    return np.dtype(_IDX_DTYPES[start[2]]), struct.unpack(f">{start[3]}I", sizes)
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
         raise DataRefused(f"no file {path}") from None
-    except _READ_ERRORS as err:
+    except READ_ERRORS as err:
         raise DataRefused(f"cannot read {path}: {err}") from err
 
 
@@ -163,13 +198,9 @@ def _read_idx(path: Path) -> Array:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_DTYPES:
-        raise ValueError(f"no IDX file, it starts with 0x{content[:4].hex()}")
-    dtype, rank = np.dtype(_IDX_DTYPES[content[2]]), content[3]
-    header = 4 + 4 * rank
-    if len(content) < header:
-        raise ValueError(f"the IDX header is cut off after {len(content)} bytes")
-    shape = struct.unpack(f">{rank}I", content[4:header])
+    stream = io.BytesIO(content)
+    dtype, shape = read_idx_header(stream)
+    header = stream.tell()
     wanted = header + math.prod(shape) * dtype.itemsize
     if len(content) != wanted:
         raise ValueError(f"IDX shape {shape} needs {wanted} bytes, got {len(content)}")

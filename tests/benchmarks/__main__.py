@@ -13,6 +13,8 @@ from serving.threads import limit_spinning
 limit_spinning()
 
 from tests.benchmarks import (  # noqa: E402  after the spin limit
+    batch,
+    batch_spark,
     engine,
     parity,
     precision,
@@ -20,15 +22,16 @@ from tests.benchmarks import (  # noqa: E402  after the spin limit
     tracking,
     training,
 )
-from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row | str]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "startup": startup.measure,
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
     "precision": precision.measure,
     "parity": parity.measure,
+    "batch": batch.measure,
+    "batch_spark": batch_spark.measure,
 }
 
 

@@ -1,0 +1,204 @@
+"""The command `vae score`: rows of files into a folder of Parquet parts.
+
+Imports that take time stand inside the command.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli import device_option, engine_device, model_option, seed_option
+from serving.command import CONTEXT, Command, finish, say
+from serving.errors import UsageRefused
+from serving.threads import available_cores
+
+if TYPE_CHECKING:
+    from serving.batch import PartMaker
+
+_LINE_S = 10.0
+_BAR_S = 0.2
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("input_", metavar="INPUT")
+@click.argument("output")
+@model_option
+@click.option(
+    "--operation",
+    type=click.Choice(["score", "encode", "reconstruct"]),
+    default="score",
+    show_default=True,
+    help="What to compute",
+)
+@click.option("--x", multiple=True, help="Column of x; several where each holds one number")
+@click.option("--id", "ids", multiple=True, help="Column that is passed through; may be repeated")
+@click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, 4096),
+    default=1,
+    show_default=True,
+    help="Noise draws a row; more make iw_elbo tighter",
+)
+@seed_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Rows that are read at once; results do not depend on it",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads that compute, each over rows of its own",
+)
+@device_option
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "quarantine"]),
+    default="fail",
+    show_default=True,
+    help="What a bad row does: end the job, or go to OUTPUT/_quarantine",
+)
+@click.option(
+    "--max-bad",
+    default="10%",
+    show_default=True,
+    help="Bad rows at which the job fails all the same: a number, or a share",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="Who computes: this process, or Spark's executors",
+)
+@click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
+def score(**settings: Any) -> None:
+    r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
+
+    INPUT is a file, a folder or a pattern of Parquet, Arrow, .npy, .npz or IDX, here or at a URI
+    (s3://…). OUTPUT becomes a folder of Parquet files, a line a row: ids, results, and what made
+    them. The same command again takes up where an earlier one was cut short.
+
+    Example: vae score images.parquet scores/ --model models:/vae@champion
+    """
+    try:
+        import pyarrow  # noqa: F401  said at once, before the model is fetched
+    except ImportError as err:
+        raise UsageRefused("vae score needs pyarrow: pip install 'vae-pipeline[files]'") from err
+    finish(_score(**settings))
+
+
+def _score(
+    input_: str,
+    output: str,
+    reference: str,
+    operation: str,
+    device: str,
+    seed: int,
+    num_samples: int,
+    **settings: Any,
+) -> dict[str, Any]:
+    from serving.batch import describe_job, parse_limit, run_job
+    from serving.engine import Engine
+    from serving.output import open_output
+    from serving.rows import Rows
+    from serving.scorer import Scorer, provenance_of
+    from serving.source import open_source
+
+    if settings["master"] and settings["engine"] != "spark":
+        raise UsageRefused("--master is Spark's: add --engine spark")
+    limit = parse_limit(settings["max_bad"])
+    rows = Rows(input_, settings["ids"], settings["where"])
+    source = open_source(reference)
+    engine = Engine(source.bundle, device=engine_device(device))
+    made_by = provenance_of(source, seed, num_samples)
+    scorer = Scorer(engine, made_by, operation, rows.schema, x=settings["x"], ids=rows.ids)
+    job = describe_job(scorer, rows)
+    with open_output(output, job, overwrite=settings["overwrite"]) as folder:
+        summary = folder.summary()
+        if summary is not None:
+            say(f"{output} is finished already: nothing to do")
+        else:
+            progress = _Progress(rows.total)
+            with _part_maker(settings["engine"], settings["master"], settings["workers"]) as make:
+                done = run_job(
+                    scorer,
+                    rows,
+                    folder,
+                    workers=settings["workers"],
+                    batch_rows=settings["batch_size"],
+                    on_error=settings["on_error"],
+                    limit=limit,
+                    advance=progress.advance,
+                    skip=progress.skip,
+                    make=make,
+                )
+            progress.end()
+            summary = {"rows": done.rows, "bad": done.bad, "rows_per_s": done.rows_per_s}
+    return {
+        "out": output,
+        **{name: summary[name] for name in ("rows", "rows_per_s", "bad")},
+        "version": source.version,
+        "digest": source.bundle.manifest.digest,
+    }
+
+
+@contextlib.contextmanager
+def _part_maker(engine: str, master: str | None, workers: int) -> "Iterator[PartMaker | None]":
+    """Give who makes the parts; None for this process."""
+    if engine == "local":
+        yield None
+        return
+    from serving.spark import make_parts, open_session
+
+    with open_session(master or f"local[{workers}]") as session:
+        yield partial(make_parts, session)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far the job is: one line that changes on a terminal, a line now and then elsewhere."""
+
+    total: int
+    done: int = 0
+    skipped: int = 0
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+
+    def skip(self, rows: int) -> None:
+        """Rows were done before."""
+        self.done += rows
+        self.skipped += rows
+
+    def advance(self, rows: int) -> None:
+        """Rows are done."""
+        self.done += rows
+        now = time.monotonic()
+        if now - self.said < (_BAR_S if self.terminal else _LINE_S):
+            return
+        self.said = now
+        rate = (self.done - self.skipped) / (now - self.started)
+        left = round((self.total - self.done) / rate)
+        line = (
+            f"{self.done:,} of {self.total:,} rows, {rate:,.0f} rows/s, "
+            f"{left // 60}:{left % 60:02d} left"
+        )
+        click.echo(f"\r\033[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self.terminal:
+            click.echo("\r\033[K", err=True, nl=False)

@@ -1,0 +1,282 @@
+"""A local Spark with processes of its own, and the bundle of the serving tests."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import fs, parquet
+from pyspark.sql import SparkSession
+
+from serving import spark, spark_frame
+from serving.batch import describe_job, run_job
+from serving.bundle import open_bundle
+from serving.engine import Engine
+from serving.errors import DataRefused, UsageRefused
+from serving.output import Output
+from serving.rows import Rows
+from serving.scorer import Scorer, provenance_of
+from serving.source import Source
+from serving.storage import Place, locate
+from tests.e2e.conftest import VAE, run_vae
+from tests.pipeline.java import make_java_home
+
+pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
+
+BUNDLE = Path(__file__).parent.parent / "serving" / "bundle"
+ROOT = Path(__file__).parent.parent.parent
+ROWS = {"a.parquet": 90_000, "more/b é.parquet": 50_000}
+WHERE, KEPT = "label < 9", 126_000
+BAD = 70_000
+"""A row of the second part that is null."""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {
+        "JAVA_HOME": str(make_java_home(tmp_path_factory.mktemp("java") / "home")),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture(scope="module")
+def session(environment: dict[str, str]) -> Iterator[SparkSession]:
+    """Two cores; a task may fail three times."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with spark.open_session("local[2,4]") as session:
+            yield session
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three parts of rows in two files, one row of them bad."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(4)
+    for name, rows in ROWS.items():
+        values = generator.integers(0, 256, (rows, 30), dtype=np.uint8).tobytes()
+        x = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(30), rows, [None, pa.py_buffer(values)]
+        ).to_pylist()
+        if name == "a.parquet":
+            x[BAD] = None
+        (folder / name).parent.mkdir(exist_ok=True)
+        table = pa.table({"x": pa.array(x, pa.binary(30)), "label": np.arange(rows) % 10})
+        parquet.write_table(table, folder / name, row_group_size=40_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(data: Path) -> tuple[Scorer, Rows]:
+    source, rows = Source(open_bundle(BUNDLE)), Rows(str(data), where=WHERE)
+    made_by = provenance_of(source, 0, 1)
+    return Scorer(Engine(source.bundle), made_by, "score", rows.schema, ids=rows.ids), rows
+
+
+@pytest.fixture(scope="module")
+def local(job: tuple[Scorer, Rows], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that the local engine makes."""
+    folder = tmp_path_factory.mktemp("local") / "out"
+    scorer, rows = job
+    output = Output(locate(str(folder)), describe_job(scorer, rows))
+    run_job(scorer, rows, output, workers=1, on_error="quarantine")
+    return files(folder)
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (2500, 6, 5), dtype=np.uint8)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Content by name; without the summary, which says how long it took."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "_summary.json"
+    }
+
+
+def test_the_command_makes_the_files_of_the_local_engine_on_spark(
+    data: Path, local: dict[str, bytes], environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["score", str(data), "out", "--model", str(BUNDLE), "--on-error", "quarantine"]
+    arguments += ["--where", WHERE]
+    arguments += ["--engine", "spark", "--master", "local[2]"]
+    result = run_vae(tmp_path, *arguments, command=VAE, **environment)
+    assert result.returncode == 0, result.stderr
+    made = files(tmp_path / "out")
+    assert made.keys() == local.keys()
+    assert {"part-00002.parquet", "_quarantine/part-00001.parquet", "_SUCCESS"} <= made.keys()
+    assert made == local
+    (line,) = result.stdout.splitlines()
+    said = json.loads(line)
+    assert said.pop("rows_per_s") > 0
+    digest = open_bundle(BUNDLE).manifest.digest
+    counts = {"rows": KEPT - 1, "bad": 1}
+    assert said == {"out": "out", **counts, "version": None, "digest": digest}
+
+
+class Deadly(fs.FSSpecHandler):  # type: ignore[misc]
+    """A file system on which one process is killed, as it gives a finished part its name."""
+
+    def __init__(self, flag: Path) -> None:
+        super().__init__(fsspec.filesystem("file"))
+        self.flag, self.driver = flag, os.getpid()
+
+    def move(self, src: str, dest: str) -> None:
+        if os.getpid() != self.driver and "_quarantine" not in dest:
+            try:
+                self.flag.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        super().move(src, dest)
+
+
+def test_a_task_that_is_killed_is_done_again_with_the_same_result(
+    session: SparkSession, job: tuple[Scorer, Rows], local: dict[str, bytes], tmp_path: Path
+) -> None:
+    scorer, rows = job
+    flag, folder = tmp_path / "killed", tmp_path / "out"
+    place = Place(fs.PyFileSystem(Deadly(flag)), str(folder))
+    output = Output(place, describe_job(scorer, rows))
+    make = partial(spark.make_parts, session)
+    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
+    assert flag.exists()
+    assert (summary.rows, summary.bad) == (KEPT - 1, 1)
+    assert files(folder) == local
+
+
+def test_spark_finishes_what_the_local_engine_began(
+    session: SparkSession, job: tuple[Scorer, Rows], local: dict[str, bytes], tmp_path: Path
+) -> None:
+    scorer, rows = job
+    begun = ("_job.json", "part-00001.parquet", "_quarantine/part-00001.parquet")
+    (tmp_path / "out" / "_quarantine").mkdir(parents=True)
+    for name in begun:
+        (tmp_path / "out" / name).write_bytes(local[name])
+    before = (tmp_path / "out" / begun[1]).stat().st_ino
+    output = Output(locate(str(tmp_path / "out")), describe_job(scorer, rows))
+    make = partial(spark.make_parts, session)
+    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
+    assert (summary.rows, summary.bad) == (KEPT - 1, 1)
+    assert files(tmp_path / "out") == local
+    assert (tmp_path / "out" / begun[1]).stat().st_ino == before
+
+
+def test_a_bad_row_ends_the_job_with_the_error_of_the_local_engine(
+    session: SparkSession, job: tuple[Scorer, Rows], tmp_path: Path
+) -> None:
+    scorer, rows = job
+    said: list[str] = []
+    for make in (None, partial(spark.make_parts, session)):
+        output = Output(locate(str(tmp_path / str(len(said)))), describe_job(scorer, rows))
+        with pytest.raises(DataRefused, match="row 70000: x is null") as caught:
+            run_job(scorer, rows, output, workers=1, make=make)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_rows_of_a_data_frame_get_the_engine_s_bytes_on_every_partition(
+    session: SparkSession, x: np.ndarray
+) -> None:
+    lists = [*x.reshape(len(x), -1).tolist(), [1, 2, 3], None]
+    table = pa.table({"a `name.": np.arange(len(lists)), "x": lists})
+    frame = session.createDataFrame(table).repartition(5)
+    scores = spark_frame.score_frame(frame, str(BUNDLE), num_samples=4, seed=7).toArrow()
+    scores = scores.sort_by("a `name.")
+    engine = Engine(open_bundle(BUNDLE))
+    assert scores["a `name."].to_pylist() == list(range(len(lists)))
+    for name, value in engine.score(x, 4, 7).items():
+        assert scores[name][: len(x)].to_numpy().tobytes() == value.tobytes()
+        assert scores[name][len(x) :].to_pylist() == [None, None]
+    reasons = ["x has the wrong size", "x is null, or holds a null"]
+    assert scores["reason"].to_pylist() == [None] * len(x) + reasons
+    made_by = {"model": "bundle", "digest": engine.bundle.manifest.digest, "seed": 7}
+    for name, made in {**made_by, "num_samples": 4}.items():
+        assert set(scores[name].to_pylist()) == {made}
+
+
+def test_parquet_that_spark_reads_is_encoded_as_the_engine_does(
+    session: SparkSession, x: np.ndarray, tmp_path: Path
+) -> None:
+    rows = [row.tobytes() for row in x]
+    table = pa.table({"id": np.arange(len(x)), "image": pa.array(rows, pa.binary(30))})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=700)
+    frame = session.read.parquet(str(tmp_path / "x.parquet"))
+    codes = spark_frame.score_frame(frame, str(BUNDLE), operation="encode").toArrow().sort_by("id")
+    for name, value in Engine(open_bundle(BUNDLE)).encode(x).items():
+        assert np.array(codes[name].to_pylist(), np.float32).tobytes() == value.tobytes()
+
+
+def test_wide_rows_come_in_small_batches(
+    session: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark_frame, "BATCH_BYTES", 10 * 30)
+    other = session.newSession()
+    frame = other.createDataFrame(pa.table({"x": [bytes(30)] * 45}))
+    assert spark_frame.score_frame(frame, str(BUNDLE)).count() == 45
+    sizes = other.range(0, 45, 1, 1).mapInArrow(count_rows, "rows long").toArrow()
+    assert sizes["rows"].to_pylist() == [10, 10, 10, 10, 5]
+    assert other.conf.get("spark.sql.parquet.columnarReaderBatchSize") == "10"
+
+
+def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield pa.RecordBatch.from_pylist([{"rows": batch.num_rows}])
+
+
+def test_a_worker_opens_a_bundle_once_and_onnxruntime_sends_nothing(session: SparkSession) -> None:
+    frame = session.createDataFrame(pa.table({"x": [bytes(30)] * 64})).repartition(16)
+    assert spark_frame.score_frame(frame, str(BUNDLE)).count() == 64
+    workers = session.range(0, 16, 1, 16).mapInArrow(look, "opened long, telemetry string")
+    found = workers.toArrow().to_pylist()
+    assert max(worker["opened"] for worker in found) == 1
+    assert {worker["telemetry"] for worker in found} == {"1"}
+
+
+def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for _ in batches:
+        opened = spark.open_engine.cache_info().misses
+        telemetry = os.environ.get("ORT_DISABLE_TELEMETRY")
+        yield pa.RecordBatch.from_pylist([{"opened": opened, "telemetry": telemetry}])
+
+
+def test_without_java_or_pyspark_the_next_step_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(UsageRefused, match=r"Java runtime, 17 or 21: JAVA_HOME, .* holds none"):
+        enter(spark.open_session("local[1]"))
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageRefused, match="there is none on the path; install one"):
+        enter(spark.open_session("local[1]"))
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    with pytest.raises(UsageRefused, match=r"pip install 'vae-pipeline\[spark\]'"):
+        enter(spark.open_session("local[1]"))
+
+
+def enter(context: Any) -> None:
+    with context:
+        pytest.fail("it started")
+
+
+def test_a_master_without_spark_is_refused(data: Path, tmp_path: Path) -> None:
+    arguments = ("score", str(data), "out", "--model", str(BUNDLE), "--master", "local[2]")
+    result = run_vae(tmp_path, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --master is Spark's: add --engine spark\n"
