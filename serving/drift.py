@@ -55,6 +55,8 @@ class Drift:
 
     d: float
     """Largest distance of the two distribution functions, seen at the knots: 0 to 1."""
+    d_at: float
+    """The ELBO where it is."""
     p_value: float
     """Of D, where both are drawn from one distribution."""
     mean_shift: float
@@ -105,13 +107,15 @@ class DriftCounter:
     def drift(self, rows: int, mean: float, sd: float) -> Drift:
         """Compare; `mean` and `sd` are those of the rows that were counted."""
         held = self.held_out
-        d = max(
-            np.abs(self._below / rows - self._share_below).max(),
-            np.abs(self._up_to / rows - self._share_up_to).max(),
+        distances = np.maximum(
+            np.abs(self._below / rows - self._share_below),
+            np.abs(self._up_to / rows - self._share_up_to),
         )
+        d = float(distances.max())
         return Drift(
-            d=float(d),
-            p_value=kolmogorov_p(float(d), rows, held.rows),
+            d=d,
+            d_at=float(self._knots[distances.argmax()]),
+            p_value=kolmogorov_p(d, rows, held.rows),
             mean_shift=mean - held.elbo_mean,
             mean_shift_se=math.sqrt(sd**2 / rows + held.elbo_sd**2 / held.rows),
             low_share=self._low / rows,

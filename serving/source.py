@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,6 +207,24 @@ def connect() -> "MlflowClient":
             client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
     return client
+
+
+def open_run(run_id: str) -> "MlflowClient":
+    """Open the store of a run, and look that the run is there."""
+    client = connect()
+    with store_errors():
+        client.get_run(run_id)
+    return client
+
+
+def log_report(
+    client: "MlflowClient", run_id: str, path: Path, figures: Mapping[str, float]
+) -> None:
+    """Log a file and figures to a run."""
+    with store_errors():
+        client.log_artifact(run_id, str(path))
+        for name, value in figures.items():
+            client.log_metric(run_id, name, value)
 
 
 def tracking_uri() -> str:
