@@ -94,8 +94,11 @@ def run_job(
     on_error: OnError = "fail",
     limit: Limit | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    skip: Callable[[int], None] = lambda rows: None,
 ) -> Summary:
-    """Make the parts that are not there yet; `advance` is told of rows that are done.
+    """Make the parts that are not there yet.
+
+    `advance` is told of rows that are done, `skip` of those that an earlier run did.
 
     Raises:
         DataRefused: a row is bad and `on_error` is `fail`, or more are bad than `limit` allows.
@@ -111,7 +114,7 @@ def run_job(
             missing.append(index)
         else:
             counts += done
-            advance(_part_size(rows, index))
+            skip(_part_size(rows, index))
     before = counts
     batch_rows = max(1, min(batch_rows, BATCH_BYTES // scorer.layout.row_bytes))
     job = _Job(scorer, rows, output, on_error, limit or Limit(share=1), advance)

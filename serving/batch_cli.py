@@ -125,6 +125,7 @@ def _score(
                 on_error=settings["on_error"],
                 limit=limit,
                 advance=progress.advance,
+                skip=progress.skip,
             )
             progress.end()
             summary = {"rows": done.rows, "bad": done.bad, "rows_per_s": done.rows_per_s}
@@ -142,9 +143,15 @@ class _Progress:
 
     total: int
     done: int = 0
+    skipped: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+
+    def skip(self, rows: int) -> None:
+        """Rows were done before."""
+        self.done += rows
+        self.skipped += rows
 
     def advance(self, rows: int) -> None:
         """Rows are done."""
@@ -153,7 +160,7 @@ class _Progress:
         if now - self.said < (_BAR_S if self.terminal else _LINE_S):
             return
         self.said = now
-        rate = self.done / (now - self.started)
+        rate = (self.done - self.skipped) / (now - self.started)
         left = round((self.total - self.done) / rate)
         line = (
             f"{self.done:,} of {self.total:,} rows, {rate:,.0f} rows/s, "

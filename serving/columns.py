@@ -3,7 +3,7 @@
 In: a record batch and the names of its columns. Out: the good rows as (rows, *x_shape) and a code a
 row that says why a row is bad. Layouts: bytes of one size, (nested) lists of numbers, bytes that
 are raw values, PNG or JPEG (also in the `{bytes, path}` struct of image data sets), and one number
-a column. Raises `UsageRefused` where the columns cannot hold `x`.
+a column. Raises `DataRefused` where the columns cannot hold `x`.
 """
 
 import math
@@ -84,6 +84,7 @@ def choose_columns(
 
     Raises:
         UsageRefused: a column is not there, or none can be meant.
+        DataRefused: the columns cannot hold `x`.
     """
     for name in (*asked, *ids):
         if name not in schema.names:
@@ -112,10 +113,7 @@ def read_x(
     Raises:
         DataRefused: a column is of another kind in this file.
     """
-    try:
-        _check_types(batch.schema, columns, layout)
-    except UsageRefused as err:
-        raise DataRefused(str(err)) from err
+    _check_types(batch.schema, columns, layout)
     if batch.num_rows == 0:
         return np.empty((0, *layout.shape), layout.dtype), np.zeros(0, np.uint8)
     arrays = [_plain(batch.column(name)) for name in columns]
@@ -133,30 +131,30 @@ def read_x(
 
 
 def _check_types(schema: pa.Schema, columns: Sequence[str], layout: Layout) -> None:
-    """Refuse what no row of could be read."""
-    for name in columns:
-        kind = _plain_type(schema.field(name).type)
-        if len(columns) > 1 and not _is_number(kind):
-            raise UsageRefused(f"of several columns each must hold numbers, {name!r} is {kind}")
-        if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
-            raise UsageRefused(
-                f"column {name!r} has {kind.byte_width} bytes a row, the model takes "
-                f"{layout.row_bytes}: {layout.dtype} {layout.shape}"
+    """Refuse columns of which no row could be read."""
+    kinds = {name: _plain_type(schema.field(name).type) for name in columns}
+    if all(_is_number(kind) for kind in kinds.values()):
+        if len(columns) != layout.size:
+            raise DataRefused(
+                f"x takes {layout.size} columns of numbers, got {len(columns)}: "
+                f"{', '.join(columns[:8])}"
             )
-        if not (
-            _is_number(kind)
-            or pa.types.is_fixed_size_binary(kind)
-            or _is_binary(kind)
-            or _list_depth(kind) in (1, len(layout.shape))
-        ):
-            raise UsageRefused(
-                f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
-                "or one number a column"
-            )
-    if _is_number(_plain_type(schema.field(columns[0]).type)) and len(columns) != layout.size:
-        raise UsageRefused(
-            f"x takes {layout.size} columns of numbers, got {len(columns)}: "
-            f"{', '.join(columns[:8])}"
+        return
+    if len(columns) > 1:
+        raise DataRefused(f"of several columns each must be numbers, got {_listed(schema)}")
+    name, kind = next(iter(kinds.items()))
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
+        raise DataRefused(
+            f"column {name!r} has {kind.byte_width} bytes a row, x takes {layout.row_bytes}: "
+            f"{layout.shape} of {layout.dtype}"
+        )
+    sizes = _list_sizes(kind)
+    if sizes and not any(_may_be(sizes, shape) for shape in ((layout.size,), layout.shape)):
+        raise DataRefused(f"column {name!r} is {kind}, x takes rows of {layout.shape}")
+    if not (sizes or _is_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        raise DataRefused(
+            f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
+            "or one number a column"
         )
 
 
@@ -186,8 +184,8 @@ def _from_lists(array: pa.Array, layout: Layout) -> _Rows:
     """Follow the offsets of every level down to the numbers."""
     codes = np.zeros(len(array), np.uint8)
     starts, stops = np.arange(len(array)), np.arange(1, len(array) + 1)
-    depth = _list_depth(array.type)
-    sizes = layout.shape if depth == len(layout.shape) else (layout.size,)
+    flat = len(_list_sizes(array.type)) == 1
+    sizes = (layout.size,) if flat else layout.shape
     for size in sizes:
         codes[_any(_nulls(array), starts, stops)] = NULL
         offsets = _offsets(array)
@@ -309,14 +307,19 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _list_depth(kind: pa.DataType) -> int:
-    """Levels of lists around numbers; 0 where it is no list of numbers."""
-    depth = 0
-    while (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
-        kind, depth = _plain_type(kind.value_type), depth + 1
-    return depth if _is_number(kind) else 0
+def _list_sizes(kind: pa.DataType) -> tuple[int | None, ...]:
+    """Sizes of the lists around numbers, None for any; empty where it is no list of numbers."""
+    sizes: tuple[int | None, ...] = ()
+    while any(is_list(kind) for is_list in _LISTS):
+        sizes += (kind.list_size if pa.types.is_fixed_size_list(kind) else None,)
+        kind = _plain_type(kind.value_type)
+    return sizes if _is_number(kind) else ()
+
+
+def _may_be(sizes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(sizes) == len(shape) and all(
+        size in (None, wanted) for size, wanted in zip(sizes, shape, strict=True)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -127,7 +127,8 @@ def reading(place: Place) -> Iterator[None]:
     except VaeError:
         raise
     except (*READ_ERRORS, pa.ArrowException) as err:
-        raise DataRefused(f"cannot read {place}: {err}") from err
+        first_line = (str(err) or type(err).__name__).splitlines()[0]
+        raise DataRefused(f"cannot read {place}: {first_line}") from err
 
 
 def _reading_all(place: Place, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

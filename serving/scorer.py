@@ -66,7 +66,8 @@ class Scorer:
         ids: columns that are passed through.
 
     Raises:
-        UsageRefused: an unknown operation, a bad number of draws, or columns that cannot hold `x`.
+        UsageRefused: an unknown operation or column, or a bad number of draws.
+        DataRefused: the columns cannot hold `x`.
     """
 
     def __init__(

@@ -80,9 +80,10 @@ def find_files(location: str) -> list[tuple[str, Place, fs.FileInfo]]:
     Raises:
         DataRefused: there is no file.
     """
-    plain = location.partition("://")[2] or location
+    is_uri = "://" in location
+    is_pattern = bool(_PATTERN & set(location)) and (is_uri or not locate(location).exists())
     found: list[tuple[str, fs.FileInfo]]
-    if _PATTERN & set(plain) and not locate(location).exists():
+    if is_pattern:
         parts = location.split("/")
         first = next(index for index, part in enumerate(parts) if _PATTERN & set(part))
         place = locate("/".join(parts[:first]) or ("/" if location.startswith("/") else "."))

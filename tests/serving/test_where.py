@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from serving.errors import UsageRefused
+from serving.where import parse_where
+
+ROWS: list[dict[str, Any]] = [
+    {"label": 1, "split": "test", "a b": 1.5, "flag": True},
+    {"label": 9, "split": "test", "a b": 2.0, "flag": False},
+    {"label": None, "split": "train", "a b": 3.0, "flag": True},
+    {"label": 3, "split": "test", "a b": 4.0, "flag": None},
+    {"label": -4, "split": None, "a b": -1.0, "flag": False},
+]
+BATCH = pa.RecordBatch.from_pylist(ROWS)
+
+Row = dict[str, Any]
+FILTERS: dict[str, Callable[[Row], Any]] = {
+    "label != 9 and split == 'test'": lambda r: r["label"] != 9 and r["split"] == "test",
+    "label in (1, 3)": lambda r: r["label"] in (1, 3),
+    "label not in [1]": lambda r: r["label"] is not None and r["label"] != 1,
+    "label is None": lambda r: r["label"] is None,
+    "label is not None": lambda r: r["label"] is not None,
+    "0 < label < 9": lambda r: r["label"] is not None and 0 < r["label"] < 9,
+    "not label == 9": lambda r: r["label"] is not None and r["label"] != 9,
+    "col('a b') >= 2": lambda r: r["a b"] >= 2,
+    "2 <= col('a b')": lambda r: r["a b"] >= 2,
+    "flag": lambda r: r["flag"] is True,
+    "label == -4 or flag and label <= 1": lambda r: r["label"] in (-4, 1),
+    "split == 'none'": lambda r: False,
+}
+
+
+@pytest.mark.parametrize(("text", "python"), FILTERS.items(), ids=FILTERS.keys())
+def test_a_filter_keeps_the_rows_that_python_would(text: str, python: Callable[[Row], Any]) -> None:
+    assert parse_where(text, BATCH.schema).apply(BATCH).to_pylist() == [
+        row for row in ROWS if python(row)
+    ]
+
+
+def test_a_filter_knows_its_columns() -> None:
+    where = parse_where("flag or col('a b') < 1 and flag", BATCH.schema)
+    assert where.columns == ("a b", "flag")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("__import__('os').system('x')", "takes no \"__import__('os').system('x')\"; allowed are"),
+        ("label.real == 1", "takes no 'label.real'; allowed are"),
+        ("label + 1 == 2", "takes no 'label + 1'; allowed are"),
+        ("label is 1", "takes no '1'; allowed are"),
+        ("label in split", "takes no 'split'; allowed are"),
+        ("label == (1,)", "takes no '(1,)'; allowed are"),
+        ("[1 for x in label]", "takes no '[1 for x in label]'; allowed are"),
+        ("lambda: 1", "takes no 'lambda: 1'; allowed are"),
+        ("col(label) == 1", "takes no 'col(label)'; allowed are"),
+        ("label ==", "cannot be read; allowed are"),
+        ("label == 1; flag", "cannot be read; allowed are"),
+        ("(" * 500, "cannot be read; allowed are"),
+        ("lable == 1", "the input has no column 'lable'; it has label, split, a b, flag"),
+        ("label == 'a'", "does not fit the columns: "),
+        ("label", "does not fit the columns: "),
+    ],
+)
+def test_anything_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        parse_where(text, BATCH.schema)
+    assert message in str(caught.value)
