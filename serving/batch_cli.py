@@ -5,8 +5,9 @@ Imports that take time stand inside the command.
 
 import sys
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,13 @@ from serving.cli import device_option, engine_device, model_option, seed_option
 from serving.command import CONTEXT, Command, finish, say
 from serving.errors import UsageRefused
 from serving.threads import available_cores
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from serving.output import Output
+    from serving.rows import Rows
+    from serving.scorer import Scorer
 
 _LINE_S = 10.0
 _BAR_S = 0.2
@@ -70,6 +78,17 @@ _BAR_S = 0.2
     help="Bad rows at which the job fails all the same: a number, or a share",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="HTML file to write: distributions, drift from the held-out rows, the rows at both ends",
+)
+@click.option(
+    "--run-id",
+    envvar="MLFLOW_RUN_ID",
+    show_envvar=True,
+    help="MLflow run to log the report and its figures to",
+)
 def score(**settings: Any) -> None:
     r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
 
@@ -104,6 +123,7 @@ def _score(
     from serving.source import open_source
 
     limit = parse_limit(settings["max_bad"])
+    report = _Report(settings["report"], settings["run_id"], operation)
     rows = Rows(input_, settings["ids"], settings["where"])
     source = open_source(reference)
     engine = Engine(source.bundle, device=engine_device(device))
@@ -128,13 +148,50 @@ def _score(
                 skip=progress.skip,
             )
             progress.end()
-            summary = {"rows": done.rows, "bad": done.bad, "rows_per_s": done.rows_per_s}
+            summary = asdict(done)
+        reported = report.write(folder, summary, scorer, rows)
     return {
         "out": output,
         **{name: summary[name] for name in ("rows", "rows_per_s", "bad")},
         "version": source.version,
         "digest": source.bundle.manifest.digest,
+        **reported,
     }
+
+
+class _Report:
+    """The report, if one was asked for, and the run that it is logged to, if there is one.
+
+    What stands in its way is said before the rows are scored.
+    """
+
+    def __init__(self, path: Path | None, run_id: str | None, operation: str) -> None:
+        self._path, self._run_id = path, run_id
+        self._client: MlflowClient | None = None
+        if path is None:
+            return
+        from serving.formats import check_target
+        from serving.source import open_run
+
+        if operation != "score":
+            raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
+        check_target(path, (".html",), "--report")
+        if run_id:
+            self._client = open_run(run_id)
+
+    def write(
+        self, folder: "Output", summary: dict[str, Any], scorer: "Scorer", rows: "Rows"
+    ) -> dict[str, Any]:
+        """Write and log it; return what the result says of it."""
+        if self._path is None:
+            return {}
+        from serving.score_report import write_report
+        from serving.source import log_report
+
+        figures = write_report(self._path, folder, summary, scorer, rows)
+        if self._client is not None and self._run_id:
+            log_report(self._client, self._run_id, self._path, figures)
+        return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
 
 
 @dataclass(slots=True)
