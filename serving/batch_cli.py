@@ -135,7 +135,7 @@ def _score(
         if summary is not None:
             say(f"{output} is finished already: nothing to do")
         else:
-            progress = _Progress(rows.total)
+            progress = RowProgress(rows.total)
             done = run_job(
                 scorer,
                 rows,
@@ -195,7 +195,7 @@ class _Report:
 
 
 @dataclass(slots=True)
-class _Progress:
+class RowProgress:
     """How far the job is: one line that changes on a terminal, a line now and then elsewhere."""
 
     total: int

@@ -93,15 +93,16 @@ def fetch_x(extremes: Sequence[Extreme], scorer: Scorer, rows: Rows) -> list[Arr
         wanted = [position for _, position in group]
         for position, x in zip(wanted, _fetch_of_part(scorer, rows, part, wanted), strict=False):
             found[part, position] = x
+    return [_confirm(row, found.get((row.part, row.position)), scorer) for row in extremes]
+
+
+def _confirm(row: Extreme, x: Array | None, scorer: Scorer) -> Array | None:
+    """Pass `x` on if it has the score of the row."""
+    if x is None:
+        return None
     made = scorer.provenance
-    result: list[Array | None] = []
-    for row in extremes:
-        x = found.get((row.part, row.position))
-        if x is not None:
-            elbo = scorer.engine.score(x[None], made.num_samples, made.seed)["elbo"][0]
-            x = x if abs(elbo - row.elbo) <= _CLOSE * max(1, abs(row.elbo)) else None
-        result.append(x)
-    return result
+    elbo = float(scorer.engine.score(x[None], made.num_samples, made.seed)["elbo"][0])
+    return x if abs(elbo - row.elbo) <= _CLOSE * max(1, abs(row.elbo)) else None
 
 
 def _read(output: Output, part: int, columns: Sequence[str]) -> pa.Table:

@@ -203,8 +203,9 @@ def _render_picture(shown: ShownRow) -> str:
         )
     ids = html.escape(", ".join(f"{name} {value}" for name, value in row.ids.items()))
     return (
-        f"<figure>{pictures}<figcaption><b>{_nats(row.elbo)}</b> = {_nats(row.log_likelihood)} "
-        f"- {_nats(row.kl)}<br>{ids}</figcaption></figure>"
+        f"<figure>{pictures}<figcaption><b>{_nats(row.elbo)}</b> nats<br>"
+        f"log_likelihood {_nats(row.log_likelihood)}<br>kl {_nats(row.kl)}<br>{ids}"
+        "</figcaption></figure>"
     )
 
 

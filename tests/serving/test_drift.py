@@ -26,7 +26,7 @@ def compare(held: np.ndarray, values: np.ndarray, pieces: int = 3) -> Drift:
 def largest_distance(left: np.ndarray, right: np.ndarray) -> float:
     """D by its definition: both functions at every value."""
     points = np.concatenate([left, right])
-    return max(abs((left <= point).mean() - (right <= point).mean()) for point in points)
+    return max(float(abs((left <= p).mean() - (right <= p).mean())) for p in points)
 
 
 @pytest.mark.parametrize(
