@@ -5,6 +5,7 @@ Imports that take time stand inside the command.
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from serving.errors import UsageRefused
 from serving.threads import available_cores
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from serving.output import Output
     from serving.rows import Rows
     from serving.scorer import Scorer
@@ -166,8 +165,8 @@ class _Report:
     """
 
     def __init__(self, path: Path | None, run_id: str | None, operation: str) -> None:
-        self._path, self._run_id = path, run_id
-        self._client: MlflowClient | None = None
+        self._path = path
+        self._log: Callable[[Path, Mapping[str, float]], None] | None = None
         if path is None:
             return
         from serving.formats import check_target
@@ -177,20 +176,19 @@ class _Report:
             raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
         check_target(path, (".html",), "--report")
         if run_id:
-            self._client = open_run(run_id)
+            self._log = open_run(run_id)
 
     def write(
-        self, folder: "Output", summary: dict[str, Any], scorer: "Scorer", rows: "Rows"
+        self, folder: "Output", summary: Mapping[str, Any], scorer: "Scorer", rows: "Rows"
     ) -> dict[str, Any]:
         """Write and log it; return what the result says of it."""
         if self._path is None:
             return {}
         from serving.score_report import write_report
-        from serving.source import log_report
 
         figures = write_report(self._path, folder, summary, scorer, rows)
-        if self._client is not None and self._run_id:
-            log_report(self._client, self._run_id, self._path, figures)
+        if self._log is not None:
+            self._log(self._path, figures)
         return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, parquet
 
-from serving.batch import BATCH_BYTES, BATCH_ROWS, PART_ROWS
+from serving.batch import BATCH_BYTES, BATCH_ROWS
 from serving.columns import read_x
 from serving.drift import Drift, DriftCounter, HeldOut
 from serving.output import QUARANTINE, Output
@@ -85,13 +85,16 @@ def gather(output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | N
     )
 
 
-def fetch_x(extremes: Sequence[Extreme], scorer: Scorer, rows: Rows) -> list[Array | None]:
+def fetch_x(
+    extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
+) -> list[Array | None]:
     """Read the rows from the input again; None where the input holds another row there by now."""
     found: dict[tuple[int, int], Array] = {}
     places = sorted({(row.part, row.position) for row in extremes})
     for part, group in itertools.groupby(places, key=lambda place: place[0]):
         wanted = [position for _, position in group]
-        for position, x in zip(wanted, _fetch_of_part(scorer, rows, part, wanted), strict=False):
+        fetched = _fetch(scorer, rows, range(part * part_rows, (part + 1) * part_rows), wanted)
+        for position, x in zip(wanted, fetched, strict=False):
             found[part, position] = x
     return [_confirm(row, found.get((row.part, row.position)), scorer) for row in extremes]
 
@@ -123,13 +126,11 @@ def _ends(
     return sorted([*before, *found], key=lambda row: sign * row.elbo)[:SHOWN]
 
 
-def _fetch_of_part(
-    scorer: Scorer, rows: Rows, part: int, positions: Sequence[int]
-) -> Iterator[Array]:
-    """The good rows of a part at these positions, which increase."""
-    start, first = part * PART_ROWS, 0
+def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) -> Iterator[Array]:
+    """Of the good rows of a part of the input those at these positions, which increase."""
+    first = 0
     batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // scorer.layout.row_bytes))
-    for batch in rows.read(start, start + PART_ROWS, scorer.x, batch_rows):
+    for batch in rows.read(part.start, part.stop, scorer.x, batch_rows):
         x, _ = read_x(rows.keep(batch), scorer.x, scorer.layout)
         yield from x[[place - first for place in positions if first <= place < first + len(x)]]
         first += len(x)

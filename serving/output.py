@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from serving.errors import UsageRefused, VaeError
-from serving.storage import Place, locate, replacing
+from serving.storage import Place, locate, remove_leftovers, replacing
 
 JOB, SUMMARY, SUCCESS, QUARANTINE = "_job.json", "_summary.json", "_SUCCESS", "_quarantine"
 _KEY, _BAD = b"vae.job", b"vae.bad"
@@ -97,6 +97,7 @@ class Output:
         for index in range(parts):
             if self.counts(index) is None:
                 raise VaeError(f"{self.part(index)} was changed meanwhile: run the command again")
+        remove_leftovers(self.place)
         self._write(SUMMARY, json.dumps(summary, indent=1).encode())
         self._write(SUCCESS, b"")
 

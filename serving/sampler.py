@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.batch import PART_ROWS
+from serving import batch
 from serving.columns import Layout
 from serving.engine import Engine
 from serving.noise import check_seed
@@ -36,9 +36,9 @@ class Draws:
             numbers = pa.array(np.arange(first, min(first + batch_rows, last)))
             yield pa.record_batch([numbers], schema=_ROWS)
 
-    def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def keep(self, numbers: pa.RecordBatch) -> pa.RecordBatch:
         """All of them."""
-        return batch
+        return numbers
 
 
 class Sampler:
@@ -54,15 +54,15 @@ class Sampler:
         self._x_loc = pa.field(x_loc.name, arrow_type(x_loc))
         self.schema = pa.schema([*_ROWS, self._x_loc, *PROVENANCE_FIELDS])
 
-    def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    def __call__(self, numbers: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Give the samples of rows that follow each other, as `schema`; and no bad rows."""
-        rows = batch.num_rows
-        start = batch.column(ROW)[0].as_py()
+        rows = numbers.num_rows
+        start = numbers.column(ROW)[0].as_py()
         x_loc = self.engine.sample(rows, self.provenance.seed, start=start)
         values = to_arrow(x_loc, self._x_loc.type)
         made_by = self.provenance.columns(rows)
-        results = pa.record_batch([batch.column(ROW), values, *made_by], schema=self.schema)
-        return results, batch.slice(0, 0)
+        results = pa.record_batch([numbers.column(ROW), values, *made_by], schema=self.schema)
+        return results, numbers.slice(0, 0)
 
 
 def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
@@ -73,5 +73,5 @@ def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
         "count": count,
         **asdict(sampler.provenance),
         "device": sampler.engine.device,
-        "part_rows": PART_ROWS,
+        "part_rows": batch.PART_ROWS,
     }

@@ -54,7 +54,8 @@ def write_report(
     bundle = scorer.engine.bundle
     held_out = read_held_out(bundle.read_json(METRICS))
     findings = gather(output, summary["parts"], scorer.ids, held_out)
-    shown = [_show(part, scorer, rows) for part in (findings.lowest, findings.highest)]
+    part_rows = output.job["part_rows"]
+    shown = [_show(ends, scorer, rows, part_rows) for ends in (findings.lowest, findings.highest)]
     page = render_page(findings, output.job, summary, bundle.manifest, *shown)
     with writing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -97,8 +98,10 @@ def render_page(
     )
 
 
-def _show(extremes: Sequence[Extreme], scorer: Scorer, rows: Rows) -> list[ShownRow]:
-    found = fetch_x(extremes, scorer, rows)
+def _show(
+    extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
+) -> list[ShownRow]:
+    found = fetch_x(extremes, scorer, rows, part_rows)
     return [
         ShownRow(row, x, None if x is None else scorer.engine.reconstruct(x[None])[0])
         for row, x in zip(extremes, found, strict=True)

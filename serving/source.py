@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,22 +209,19 @@ def connect() -> "MlflowClient":
     return client
 
 
-def open_run(run_id: str) -> "MlflowClient":
-    """Open the store of a run, and look that the run is there."""
+def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
+    """Look that a run is there; give what logs a file and figures to it."""
     client = connect()
     with store_errors():
         client.get_run(run_id)
-    return client
 
+    def log(path: Path, figures: Mapping[str, float]) -> None:
+        with store_errors():
+            client.log_artifact(run_id, str(path))
+            for name, value in figures.items():
+                client.log_metric(run_id, name, value)
 
-def log_report(
-    client: "MlflowClient", run_id: str, path: Path, figures: Mapping[str, float]
-) -> None:
-    """Log a file and figures to a run."""
-    with store_errors():
-        client.log_artifact(run_id, str(path))
-        for name, value in figures.items():
-            client.log_metric(run_id, name, value)
+    return log
 
 
 def tracking_uri() -> str:

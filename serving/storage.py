@@ -18,6 +18,7 @@ from pyarrow import fs
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 _PATTERN = frozenset("*?[")
+_TEMPORARY = "_tmp."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def replacing(place: Place) -> Iterator[pa.NativeFile]:
         VaeError: the file cannot be written.
     """
     folder, name = posixpath.split(place.path)
-    temporary = posixpath.join(folder, f"_tmp.{uuid.uuid4().hex}.{name}")
+    temporary = posixpath.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}.{name}")
     try:
         place.system.create_dir(folder, recursive=True)
         with place.system.open_output_stream(temporary) as stream:
@@ -120,6 +121,14 @@ def replacing(place: Place) -> Iterator[pa.NativeFile]:
         with contextlib.suppress(OSError):
             if place.system.get_file_info(temporary).is_file:
                 place.system.delete_file(temporary)
+
+
+def remove_leftovers(folder: Place) -> None:
+    """Delete what processes that were killed were about to write below a folder."""
+    selector = fs.FileSelector(folder.path, recursive=True)
+    for info in folder.system.get_file_info(selector):
+        if info.base_name.startswith(_TEMPORARY):
+            folder.system.delete_file(info.path)
 
 
 def _list_files(place: Place) -> list[tuple[str, fs.FileInfo]]:

@@ -70,16 +70,16 @@ def void(value: object) -> None:
 
 BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("none.npy", lambda folder: None, "no file none.npy"),
-    "folder": ("x", lambda folder: (folder / "x").mkdir(), "cannot read x: "),
+    "folder": ("x", lambda folder: (folder / "x").mkdir(), "no files in x"),
     "wrong magic": (
         "x.bin",
         write("x.bin", b"\x89PNG\r\n\x1a\n"),
-        "cannot read x.bin: no IDX file, it starts with 0x89504e47",
+        "x.bin is no Parquet, Arrow IPC, .npy, .npz or IDX file: it starts with 0x89504e470d0a1a0a",
     ),
     "text": (
         "x.csv",
         write("x.csv", b"1,2,3\n"),
-        "cannot read x.csv: no IDX file, it starts with 0x312c322c",
+        "x.csv is no Parquet, Arrow IPC, .npy, .npz or IDX file: it starts with 0x312c322c330a",
     ),
     "truncated gz": (
         "x.gz",
@@ -89,22 +89,23 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "IDX cut off": (
         "x.idx",
         write("x.idx", IDX[:-1]),
-        "cannot read x.idx: IDX shape (4, 6, 5) needs 136 bytes, got 135",
+        "x.idx is cut off: shape (4, 6, 5) needs 136 bytes, got 135",
     ),
     "wrong shape": (
         "x.npy",
         save("x.npy", np.zeros((4, 5, 6), np.uint8)),
-        "x must be (batch, 6, 5), got (4, 5, 6)",
+        "column 'x' is fixed_size_list<item: fixed_size_list<item: uint8>[6]>[5], "
+        "x takes rows of (6, 5)",
     ),
-    "wrong dtype": (
+    "wrong values": (
         "x.npy",
-        save("x.npy", np.zeros((4, 6, 5), np.float32)),
-        "x must be uint8, got float32",
+        save("x.npy", np.full((4, 6, 5), 0.5, np.float32)),
+        "bad row, file 'x.npy', row 0: x is not a whole number from 0 to 255; ",
     ),
     "empty set": (
         "x.npy",
         save("x.npy", np.zeros((0, 6, 5), np.uint8)),
-        "x.npy must hold at least one row, got (0, 6, 5)",
+        "x.npy must hold at least one row, it has none",
     ),
     "one number": (
         "x.npy",
@@ -120,9 +121,11 @@ def test_rows_that_cannot_be_scored_are_refused(
 ) -> None:
     make(tmp_path)
     before = tree(tmp_path)
-    result = run_vae(tmp_path, "score", name, "--model", "bundle", "--out", "scores.parquet")
-    assert refusal(result, 3).startswith(message)
-    assert tree(tmp_path) == before
+    result = run_vae(tmp_path, "score", name, "scores", "--model", "bundle")
+    assert refusal(result, 3).replace(f"{tmp_path}/", "").startswith(message)
+    after = tree(tmp_path)
+    assert {key: after[key] for key in after if not key.startswith("scores")} == before
+    assert not [key for key in after if "part-" in key]
 
 
 def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("y.csv", "--out must end in .parquet, got 'y.csv'"),
+        ("y.csv", "--out must end in .png, .npy, .parquet, got 'y.csv'"),
         ("none/y.parquet", "cannot write none/y.parquet: No such file or directory"),
         ("/dev/null/y.parquet", "cannot write /dev/null/y.parquet: Not a directory"),
     ],
@@ -146,7 +149,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
     bundle: Path, tmp_path: Path, out: str, message: str
 ) -> None:
     before = tree(tmp_path)
-    result = run_vae(tmp_path, "score", "none.npy", "--model", "bundle", "--out", out)
+    result = run_vae(tmp_path, "reconstruct", "none.npy", "--model", "bundle", "--out", out)
     assert refusal(result, 2) == message
     assert tree(tmp_path) == before
 

@@ -93,7 +93,7 @@ def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) ->
         ("promote", "1"),
     ]
     assert project("verify", {"version": 2}, env)["verified"] is True
-    scores = project("score", {"data": data, "out": tmp_path / "scores.parquet"}, env)
+    scores = project("score", {"input": data, "output": tmp_path / "scores"}, env)
     assert (scores["rows"], scores["version"]) == (400, "1")
 
 

@@ -99,7 +99,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
             run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]
     ran = {words[1] for words in users}
     assert {"train", "evaluate", "export", "check", "register", "promote", "rollback"} <= ran
-    assert {"grid.png", "reconstructions.npy", "scores.parquet"} <= set(os.listdir(tmp_path))
+    assert {"grid.png", "reconstructions.npy", "scores"} <= set(os.listdir(tmp_path))
     serve_and_ask(tmp_path, env)
     for code in blocks("python"):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)

@@ -3,10 +3,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
+from serving import batch
 from serving.bundle import Bundle, open_bundle
 from serving.engine import Engine
+from tests.serving.jobs import PART_ROWS, Array, read, run, table
 from tests.serving.running import Running, serve
 
 SEALED = Path(__file__).parent / "bundle"
@@ -34,3 +38,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of the bundle, shared by tests that leave it as it was."""
     with serve(tmp_path_factory.mktemp("server"), SEALED, "--drain", "2") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def batch_data(tmp_path_factory: pytest.TempPathFactory, x: Array) -> Path:
+    """One file of all rows, and a folder with them in a hundred."""
+    folder = tmp_path_factory.mktemp("batch")
+    parquet.write_table(table(x), folder / "x.parquet", row_group_size=1000)
+    (folder / "many").mkdir()
+    for index in range(100):
+        part = table(x).slice(25 * index, 25)
+        parquet.write_table(part, folder / "many" / f"{index:03d}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(batch_data: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """The output of a job that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "PART_ROWS", PART_ROWS)
+        run(engine, batch_data / "x.parquet", output / "out")
+    return read(output / "out")
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "PART_ROWS", PART_ROWS)

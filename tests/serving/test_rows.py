@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("1,2\n"), "{path} is no Parquet, Arrow IPC, .npy, "),
     "empty": (lambda path: path.write_text(""), "{path} is no Parquet, Arrow IPC, .npy, "),
     "no rows": (save(X[:0]), "{path} must hold at least one row, it has none"),
-    "one number": (save(np.uint8(1)), "{path} must hold at least one row, got ()"),
+    "one number": (save(np.array(1)), "{path} must hold at least one row, got ()"),
     "objects": (save(np.array([None])), "{path} must hold numbers, got object"),
     "complex": (save(np.zeros(3, complex)), "{path} must hold numbers, got complex128"),
     "by columns": (save(np.asfortranarray(X)), "{path} is stored by columns: save numpy."),
@@ -229,6 +229,23 @@ def test_what_cannot_be_read_is_refused(
     with pytest.raises(DataRefused) as caught:
         Rows(str(tmp_path / "x"))
     assert str(caught.value).startswith(message.format(path=tmp_path / "x"))
+
+
+def spoil_checksum(content: bytes) -> bytes:
+    """The CRC of gzip is the eighth byte from the end and on."""
+    return content[:-8] + bytes(byte ^ 1 for byte in content[-8:-4]) + content[-4:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [spoil_checksum(gzip.compress(idx())), gzip.compress(idx())[:-9], idx() + b"more"],
+    ids=["other checksum", "no checksum", "more than its rows"],
+)
+def test_an_end_that_is_not_right_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    rows = Rows(str(tmp_path / "x"))
+    with pytest.raises(DataRefused, match=str(tmp_path / "x")):
+        list(rows.read(0, ROWS, ["x"], 32))
 
 
 def test_two_arrays_without_a_clear_choice_are_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_folder_is_named_by_its_name_and_its_digest(engine: Engine) -> None:
 
 
 def test_bad_rows_come_beside_the_results_with_their_ids(engine: Engine, x: Array) -> None:
-    lists = [*x[:5].reshape(5, 30).tolist()]
+    lists: list[Any] = x[:5].reshape(5, 30).tolist()
     lists[1], lists[3] = None, lists[3][:-1]
     batch = pa.record_batch(
         {"x": pa.array(lists, pa.list_(pa.uint8())), "id": pa.array(list("abcde"))}
