@@ -1,7 +1,7 @@
 """Speed, each beside the thing to beat, in one run: `make bench`.
 
 Machines are noisy: what is measured side by side takes turns, and the best of each is compared.
-Every line is a ratio with what it should be; nothing here is a test.
+Every line is a ratio with what it should be, or a figure of a real use; nothing here is a test.
 """
 
 import sys
@@ -11,14 +11,21 @@ from serving.threads import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks import engine, startup, tracking, training  # noqa: E402  after the spin limit
+from tests.benchmarks import (  # noqa: E402  after the spin limit
+    anomaly,
+    engine,
+    startup,
+    tracking,
+    training,
+)
 from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[Row | str]]] = {
     "startup": startup.measure,
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "anomaly": anomaly.measure,
 }
 
 

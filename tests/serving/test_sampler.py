@@ -37,7 +37,8 @@ def fill(out: Path, *arguments: object) -> Result:
 
 def samples(folder: Path) -> np.ndarray:
     column = read(folder).column("x_loc").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), 6, 5)
+    values: np.ndarray = column.flatten().to_numpy().reshape(len(column), 6, 5)
+    return values
 
 
 def test_the_folder_holds_the_samples_of_the_engine_in_order(
