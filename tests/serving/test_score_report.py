@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from serving import findings
 from serving.bundle import Bundle
 from serving.drift import summarize
 from serving.engine import Engine
@@ -118,8 +119,14 @@ def mixed(tmp_path: Path, x: Array) -> Path:
 
 
 def test_bad_rows_and_a_filter_shift_nothing(
-    carrying: Bundle, mixed: Path, tmp_path: Path, x: Array, elbo: Array
+    carrying: Bundle,
+    mixed: Path,
+    tmp_path: Path,
+    x: Array,
+    elbo: Array,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(findings, "BATCH_ROWS", 64)  # several batches a part
     page = report(
         tmp_path,
         carrying.path,

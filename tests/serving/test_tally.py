@@ -42,6 +42,12 @@ def test_bins_hold_the_shares_of_the_values() -> None:
     assert tally(values).histogram(edges).sum() == pytest.approx(1)
 
 
+def test_values_that_are_counted_together_are_spread_over_the_bins() -> None:
+    values = np.random.default_rng(1).uniform(-100_032, -99_968, 20_000)  # 32 apart are one
+    edges = np.linspace(-100_032, -99_968, 9)
+    assert tally(values).histogram(edges) == pytest.approx(np.full(8, 1 / 8), abs=0.01)
+
+
 def test_a_piece_without_values_changes_nothing() -> None:
     found = tally(np.array([1.0, 2.0]), pieces=5)
     assert (found.rows, found.mean) == (2, 1.5)
