@@ -22,7 +22,7 @@ from pipeline.config import (
     configure,
 )
 from pipeline.options import chosen, preset_option, settings_options
-from serving import batch_cli, serve_cli
+from serving import batch_cli, sample_cli, serve_cli
 from serving import cli as use
 from serving.cli import device_option, threads_option
 from serving.command import CONTEXT, Group, finish, run_command, say
@@ -257,7 +257,7 @@ def doctor() -> None:
 
 for command in (
     *promotion_cli.COMMANDS,
-    use.sample,
+    sample_cli.sample,
     use.reconstruct,
     batch_cli.score,
     serve_cli.serve,

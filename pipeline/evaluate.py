@@ -1,8 +1,10 @@
 """Evaluate a model on held-out rows: ELBO, its terms, the NLL and the active units.
 
-In: a model, rows, the number of importance samples and a seed. Out: `Metrics`, in nats.
+In: a model, rows, the number of importance samples and a seed. Out: `Metrics`, in nats. The ELBO of
+single rows is kept too, as `vae score` makes it: what the scores of new rows are compared with.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from pipeline.errors import TrainingDiverged
 from pipeline.model import VAE
 from pipeline.objective import terms
+from serving.drift import SCORE_SAMPLES, SCORE_SEED, HeldOut, read_held_out, summarize
+from serving.noise import draw_rows
 
 ROWS_PER_CHUNK = 256
 SAMPLES_PER_CHUNK = 16
@@ -37,14 +41,23 @@ class Metrics:
     nll_samples: int
     active_units: int
     """Latents whose posterior mean varies over rows by more than 0.01 (Burda et al., 2016)."""
+    held_out: HeldOut | None = None
+    """Scores of single rows; runs of old have none."""
 
     def numbers(self, prefix: str) -> dict[str, float]:
         """What MLflow shows as metrics, by prefixed name."""
-        return {f"{prefix}{name}": float(value) for name, value in self.to_json().items()}
+        values = self.to_json()
+        del values["held_out"]
+        return {f"{prefix}{name}": float(value) for name, value in values.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The metrics by name."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
+        """The metrics of `to_json`."""
+        return cls(**{**content, "held_out": read_held_out(content)})
 
 
 @torch.no_grad()
@@ -79,11 +92,24 @@ def evaluate(
         nll_se=log_p.std(correction=0).item() / root,
         nll_samples=nll_samples,
         active_units=int((z_loc.var(0, correction=0) > 0.01).sum()),
+        held_out=summarize(score_rows(model, x, device)),
     )
     model.cpu()
-    if not np.isfinite([value for value in metrics.to_json().values()]).all():
+    if not np.isfinite(list(metrics.numbers("").values())).all():
         raise TrainingDiverged(f"a held-out metric is not finite: {metrics.to_json()}")
     return metrics
+
+
+@torch.no_grad()
+def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]:
+    """ELBO of each row in nats, over the noise that `vae score` shares over rows, (rows,)."""
+    noise = torch.from_numpy(draw_rows(SCORE_SEED, 0, SCORE_SAMPLES, model.latent_dim)).to(device)
+    chunks = [
+        terms(model, rows.to(device), noise.expand(len(rows), *noise.shape), torch.float64).elbo()
+        for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK)
+    ]
+    elbo: NDArray[Any] = torch.cat(chunks).cpu().numpy()
+    return elbo
 
 
 def _evaluate_rows(

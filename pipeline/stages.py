@@ -254,7 +254,7 @@ def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
 
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = load_checkpoint(fetch_artifact(run_id, CHECKPOINT, Path(temporary)))
-    return checkpoint, Metrics(**fetch_json(run_id, "metrics.json"))
+    return checkpoint, Metrics.from_json(fetch_json(run_id, "metrics.json"))
 
 
 def torch_device(device: str, threads: int) -> str:

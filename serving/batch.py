@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from serving.columns import Layout
 from serving.errors import DataRefused, UsageRefused
 from serving.output import Counts, Output
 from serving.rows import Rows
-from serving.scorer import Scorer
+from serving.scorer import Provenance, Scorer
 from serving.storage import locate
 
 PART_ROWS = 65_536
@@ -34,6 +35,34 @@ OnError = Literal["fail", "quarantine"]
 _NONE = Counts()
 Item = tuple[int, pa.RecordBatch | None]
 """A part and some of its rows; None at its end."""
+
+
+class Input(Protocol):
+    """Rows by number: those of files, or those that are to be drawn."""
+
+    @property
+    def total(self) -> int:
+        """Rows there are."""
+
+    def read(
+        self, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of rows `start` to `stop`, those that there are."""
+
+    def keep(self, batch: pa.RecordBatch, /) -> pa.RecordBatch:
+        """The rows of a batch that are wanted."""
+
+
+class Mapper(Protocol):
+    """Maps a batch to results, of which each row depends on its own row alone, and bad rows."""
+
+    schema: pa.Schema
+    provenance: Provenance
+    layout: Layout
+    x: tuple[str, ...]
+
+    def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Results, and bad rows with a column `reason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +117,8 @@ def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
 
 
 def run_job(
-    scorer: Scorer,
-    rows: Rows,
+    scorer: Mapper,
+    rows: Input,
     output: Output,
     *,
     workers: int,
@@ -142,8 +171,8 @@ Result = tuple[pa.RecordBatch, pa.RecordBatch, int]
 class Job:
     """What makes parts of an output; engines of batch jobs differ in who calls `make` where."""
 
-    scorer: Scorer
-    rows: Rows
+    scorer: Mapper
+    rows: Input
     output: Output
     batch_rows: int
     on_error: OnError
@@ -228,5 +257,5 @@ class Job:
 PartMaker = Callable[[Job, Sequence[int]], Iterator[Counts]]
 
 
-def _part_size(rows: Rows, index: int) -> int:
+def _part_size(rows: Input, index: int) -> int:
     return min(PART_ROWS, rows.total - index * PART_ROWS)

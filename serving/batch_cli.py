@@ -6,9 +6,10 @@ Imports that take time stand inside the command.
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,9 @@ from serving.threads import available_cores
 
 if TYPE_CHECKING:
     from serving.batch import PartMaker
+    from serving.output import Output
+    from serving.rows import Rows
+    from serving.scorer import Scorer
 
 _LINE_S = 10.0
 _BAR_S = 0.2
@@ -84,6 +88,17 @@ _BAR_S = 0.2
     help="Who computes: this process, or Spark's executors",
 )
 @click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="HTML file to write: distributions, drift from the held-out rows, the rows at both ends",
+)
+@click.option(
+    "--run-id",
+    envvar="MLFLOW_RUN_ID",
+    show_envvar=True,
+    help="MLflow run to log the report and its figures to",
+)
 def score(**settings: Any) -> None:
     r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
 
@@ -120,6 +135,7 @@ def _score(
     if settings["master"] and settings["engine"] != "spark":
         raise UsageRefused("--master is Spark's: add --engine spark")
     limit = parse_limit(settings["max_bad"])
+    report = _Report(settings["report"], settings["run_id"], operation)
     rows = Rows(input_, settings["ids"], settings["where"])
     source = open_source(reference)
     engine = Engine(source.bundle, device=engine_device(device))
@@ -131,8 +147,10 @@ def _score(
         if summary is not None:
             say(f"{output} is finished already: nothing to do")
         else:
-            progress = _Progress(rows.total)
-            with _part_maker(settings["engine"], settings["master"], settings["workers"]) as make:
+            progress = RowProgress(rows.total)
+            with _part_maker(
+                settings["engine"], settings["master"], settings["workers"], scorer, rows
+            ) as make:
                 done = run_job(
                     scorer,
                     rows,
@@ -146,17 +164,21 @@ def _score(
                     make=make,
                 )
             progress.end()
-            summary = {"rows": done.rows, "bad": done.bad, "rows_per_s": done.rows_per_s}
+            summary = asdict(done)
+        reported = report.write(folder, summary, scorer, rows)
     return {
         "out": output,
         **{name: summary[name] for name in ("rows", "rows_per_s", "bad")},
         "version": source.version,
         "digest": source.bundle.manifest.digest,
+        **reported,
     }
 
 
 @contextlib.contextmanager
-def _part_maker(engine: str, master: str | None, workers: int) -> "Iterator[PartMaker | None]":
+def _part_maker(
+    engine: str, master: str | None, workers: int, scorer: "Scorer", rows: "Rows"
+) -> "Iterator[PartMaker | None]":
     """Give who makes the parts; None for this process."""
     if engine == "local":
         yield None
@@ -164,11 +186,45 @@ def _part_maker(engine: str, master: str | None, workers: int) -> "Iterator[Part
     from serving.spark import make_parts, open_session
 
     with open_session(master or f"local[{workers}]") as session:
-        yield partial(make_parts, session)
+        yield partial(make_parts, session, scorer, rows)
+
+
+class _Report:
+    """The report, if one was asked for, and the run that it is logged to, if there is one.
+
+    What stands in its way is said before the rows are scored.
+    """
+
+    def __init__(self, path: Path | None, run_id: str | None, operation: str) -> None:
+        self._path = path
+        self._log: Callable[[Path, Mapping[str, float]], None] | None = None
+        if path is None:
+            return
+        from serving.formats import check_target
+        from serving.source import open_run
+
+        if operation != "score":
+            raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
+        check_target(path, (".html",), "--report")
+        if run_id:
+            self._log = open_run(run_id)
+
+    def write(
+        self, folder: "Output", summary: Mapping[str, Any], scorer: "Scorer", rows: "Rows"
+    ) -> dict[str, Any]:
+        """Write and log it; return what the result says of it."""
+        if self._path is None:
+            return {}
+        from serving.score_report import write_report
+
+        figures = write_report(self._path, folder, summary, scorer, rows)
+        if self._log is not None:
+            self._log(self._path, figures)
+        return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
 
 
 @dataclass(slots=True)
-class _Progress:
+class RowProgress:
     """How far the job is: one line that changes on a terminal, a line now and then elsewhere."""
 
     total: int

@@ -1,4 +1,4 @@
-"""The commands that use a model: `vae sample` and `reconstruct`.
+"""The command `vae reconstruct`, and what the commands that use a model share.
 
 Imports that take time stand inside the commands.
 """
@@ -53,33 +53,6 @@ seed_option = click.option(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@model_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples to draw"
-)
-@seed_option
-@out_option
-@device_option
-@threads_option
-def sample(reference: str, count: int, seed: int, out: Path, device: str, threads: int) -> None:
-    """Draw samples from the prior and decode them.
-
-    The file is a grid (.png) or the rows themselves (.npy, .parquet).
-
-    Example: vae sample --count 64 --seed 7 --out grid.png
-    """
-    from serving.formats import check_target, write_array
-
-    check_target(out, (".png", ".npy", ".parquet"))
-    source, engine = open_engine(reference, device, threads)
-    started = time.perf_counter()
-    x_loc = engine.sample(count, seed)
-    seconds = time.perf_counter() - started
-    write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
-    _report(out, count, seconds, source)
-
-
-@click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("data", type=click.Path(path_type=Path))
 @model_option
 @out_option
@@ -108,7 +81,7 @@ def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int
         write_array(out, as_picture(source, pairs))
     else:
         write_array(out, x_loc)
-    _report(out, len(x), seconds, source)
+    finish_rows(out, len(x), seconds, source)
 
 
 def read_rows(path: Path) -> "NDArray[Any]":
@@ -152,7 +125,8 @@ def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
     return x * unit
 
 
-def _report(out: Path, rows: int, seconds: float, source: "Source") -> None:
+def finish_rows(out: Path, rows: int, seconds: float, source: "Source") -> None:
+    """Print what was written, and which version made it."""
     manifest = source.bundle.manifest
     finish(
         {

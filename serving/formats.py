@@ -115,14 +115,22 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
 
 def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
     """Write gray images (rows, height, width) in units of bytes as one PNG, `columns` a line."""
+    if images.ndim != 3:
+        raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
+    content = encode_png(tile(images, columns))
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_png(image: Array) -> bytes:
+    """Encode an image (height, width) or (height, width, 3) in units of bytes."""
     try:
         from PIL import Image
     except ImportError as err:
         raise UsageRefused("PNG needs pillow: pip install 'vae-pipeline[files]'") from err
-    if images.ndim != 3:
-        raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
-    with writing(path) as temporary:
-        Image.fromarray(tile(images, columns)).save(temporary, format="PNG")
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def interleave(upper: Array, lower: Array, columns: int) -> Array:

@@ -29,6 +29,13 @@ PIECE = 256
 MAX_SAMPLES = 4096
 
 
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+PROVENANCE_FIELDS = (
+    *(pa.field(name, _TEXT) for name in ("model", "version", "digest")),
+    *(pa.field(name, pa.int64()) for name in ("seed", "num_samples")),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """What made a result: columns of every output row."""
@@ -38,6 +45,12 @@ class Provenance:
     digest: str
     seed: int
     num_samples: int
+
+    def columns(self, rows: int) -> list[pa.Array]:
+        """The same in every row, as `PROVENANCE_FIELDS`."""
+        texts = [_constant(text, rows) for text in (self.model, self.version, self.digest)]
+        numbers = [np.full(rows, number, np.int64) for number in (self.seed, self.num_samples)]
+        return [*texts, *(pa.array(number) for number in numbers)]
 
 
 def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
@@ -96,7 +109,7 @@ class Scorer:
         self.ids = tuple(ids)
         fields = [schema.field(name) for name in self.ids]
         self.bad_schema = pa.schema([*fields, pa.field("reason", _TEXT)])
-        self.schema = pa.schema([*fields, *self._result_fields(), *_provenance_fields()])
+        self.schema = pa.schema([*fields, *self._result_fields(), *PROVENANCE_FIELDS])
         if len(set(self.schema.names)) != len(self.schema.names):
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
@@ -159,13 +172,9 @@ class Scorer:
             good = pa.array(codes == 0)
             ids = [array.filter(good) for array in ids]
         rows = int(np.count_nonzero(codes == 0))
-        values = [_arrow(outputs[item.name], item.type) for item in self._result_fields()]
-        made = self.provenance
-        texts = [_constant(text, rows) for text in (made.model, made.version, made.digest)]
-        numbers = [
-            pa.array(np.full(rows, number, np.int64)) for number in (made.seed, made.num_samples)
-        ]
-        return pa.record_batch([*ids, *values, *texts, *numbers], schema=self.schema)
+        values = [to_arrow(outputs[item.name], item.type) for item in self._result_fields()]
+        made_by = self.provenance.columns(rows)
+        return pa.record_batch([*ids, *values, *made_by], schema=self.schema)
 
     def _bad_rows(self, ids: list[pa.Array], codes: Array) -> pa.RecordBatch:
         bad = pa.array(codes != 0)
@@ -177,17 +186,7 @@ class Scorer:
 
     def _result_fields(self) -> list[pa.Field]:
         outputs = self.engine.operations[self.operation].outputs
-        return [pa.field(tensor.name, _arrow_type(tensor)) for tensor in outputs]
-
-
-_TEXT = pa.dictionary(pa.int32(), pa.string())
-
-
-def _provenance_fields() -> list[pa.Field]:
-    return [
-        *(pa.field(name, _TEXT) for name in ("model", "version", "digest")),
-        *(pa.field(name, pa.int64()) for name in ("seed", "num_samples")),
-    ]
+        return [pa.field(tensor.name, arrow_type(tensor)) for tensor in outputs]
 
 
 def _constant(text: str, rows: int) -> pa.DictionaryArray:
@@ -199,14 +198,15 @@ def _as_matrix(values: Array) -> Array:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _arrow_type(tensor: Tensor) -> pa.DataType:
-    """A number a row, or a list of one length."""
+def arrow_type(tensor: Tensor) -> pa.DataType:
+    """Of a tensor's rows: a number each, or a list of one length."""
     kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
     sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
     return pa.list_(kind, math.prod(sizes)) if sizes else kind
 
 
-def _arrow(values: Array, kind: pa.DataType) -> pa.Array:
+def to_arrow(values: Array, kind: pa.DataType) -> pa.Array:
+    """Values (rows, …) as a column of `arrow_type`, without a copy where they lie in order."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     if not pa.types.is_fixed_size_list(kind):
         return flat

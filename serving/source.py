@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -216,6 +216,21 @@ def connect() -> "MlflowClient":
             client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
     return client
+
+
+def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
+    """Look that a run is there; give what logs a file and figures to it."""
+    client = connect()
+    with store_errors():
+        client.get_run(run_id)
+
+    def log(path: Path, figures: Mapping[str, float]) -> None:
+        with store_errors():
+            client.log_artifact(run_id, str(path))
+            for name, value in figures.items():
+                client.log_metric(run_id, name, value)
+
+    return log
 
 
 def tracking_uri() -> str:

@@ -139,8 +139,10 @@ def _start(master: str) -> "SparkSession":
         ) from err
 
 
-def make_parts(session: "SparkSession", job: Job, parts: Sequence[int]) -> Iterator[Counts]:
-    """Make parts of a job in Spark's executors; give the counts of each.
+def make_parts(
+    session: "SparkSession", scorer: Scorer, rows: Rows, job: Job, parts: Sequence[int]
+) -> Iterator[Counts]:
+    """Make parts of a job, which maps `rows` by `scorer`, in Spark's executors; give their counts.
 
     Raises:
         VaeError: what a task raised, or Spark gave up.
@@ -148,10 +150,10 @@ def make_parts(session: "SparkSession", job: Job, parts: Sequence[int]) -> Itera
     if not parts:
         return
     context = session.sparkContext
-    ship(context, job.scorer.engine.bundle)
+    ship(context, scorer.engine.bundle)
     task = _Task(
-        recipe_of(job.scorer, job.rows.schema),
-        job.rows,
+        recipe_of(scorer, rows.schema),
+        rows,
         job.output,
         job.batch_rows,
         job.on_error,

@@ -16,9 +16,12 @@ ARROW = {
     "batch.py",
     "batch_cli.py",  # where it says that it is missing
     "columns.py",
+    "findings.py",
     "formats.py",
     "output.py",
     "rows.py",
+    "sample_cli.py",  # so does it
+    "sampler.py",
     "scorer.py",
     "spark.py",
     "spark_frame.py",

@@ -1,8 +1,8 @@
 """Speed, each beside the thing to beat, in one run: `make bench`.
 
 Machines are noisy: what is measured side by side takes turns, and the best of each is compared.
-Every line is a ratio with what it should be; nothing here is a test. `parity` is no ratio but a
-table: which rule catches which corruption, and whether clean models pass.
+Every line is a ratio with what it should be, or a figure of a real use; nothing here is a test.
+`parity` is a table: which rule catches which corruption, and whether clean models pass.
 """
 
 import sys
@@ -13,6 +13,7 @@ from serving.threads import limit_spinning
 limit_spinning()
 
 from tests.benchmarks import (  # noqa: E402  after the spin limit
+    anomaly,
     batch,
     batch_spark,
     engine,
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "parity": parity.measure,
     "batch": batch.measure,
     "batch_spark": batch_spark.measure,
+    "anomaly": anomaly.measure,
 }
 
 

@@ -240,7 +240,7 @@ def served_rate(folder: Path) -> float:
         str(folder / "model"),
         python_model=str(_CODE),
         artifacts={"bundle": str(bundle.path)},
-        signature=_signature(bundle.manifest),
+        signature=_signature(),
         pip_requirements=[],
     )
     with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -34,10 +34,11 @@ def run(
     ids: tuple[str, ...] = ("id",),
     where: str = "",
     seed: int = 7,
+    num_samples: int = 4,
     **settings: Any,
 ) -> Summary:
     rows = Rows(str(location), ids, where)
-    made_by = provenance_of(Source(engine.bundle), seed, 4)
+    made_by = provenance_of(Source(engine.bundle), seed, num_samples)
     scorer = Scorer(engine, made_by, "score", rows.schema, ids=rows.ids)
     with open_output(str(output), describe_job(scorer, rows), overwrite=overwrite) as folder:
         return run_job(scorer, rows, folder, **{"workers": 2, "batch_rows": 64, **settings})

@@ -1,0 +1,100 @@
+"""Plots of distributions as inline SVG, which takes its colours from the page.
+
+In: shares of rows by bin. Out: SVG with the classes `new` and `held` for the two distributions.
+"""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+WIDTH, HEIGHT = 330, 160
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 32
+_FLOOR = HEIGHT - BOTTOM
+
+
+def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None = None) -> str:
+    """Bars of the shares in each bin; the shares of other rows as a line of steps."""
+    top = max(float(shares.max()), float(held.max()) if held is not None else 0, 1e-12)
+    parts = list(_frame(edges, below, f"{top:.0%}" if top >= 0.1 else f"{top:.1%}"))
+    for low, high, share in zip(edges, edges[1:], shares, strict=False):
+        left, right = _x(edges, low), _x(edges, high)
+        height = max((_FLOOR - TOP) * share / top, 1.0) if share else 0  # a row must be seen
+        title = f"<title>{_number(low)} to {_number(high)}: {share:.3%}</title>"
+        parts.append(
+            f'<rect class="new" x="{left + 0.3:.1f}" y="{_FLOOR - height:.1f}" '
+            f'width="{right - left - 0.6:.1f}" height="{height:.1f}">{title}</rect>'
+        )
+    if held is not None:
+        steps = [
+            f"{_x(edges, value):.1f},{_FLOOR - (_FLOOR - TOP) * share / top:.1f}"
+            for low, high, share in zip(edges, edges[1:], held, strict=False)
+            for value in (low, high)
+        ]
+        parts.append(f'<polyline class="held" points="{" ".join(steps)}"/>')
+    return _svg(parts, f"histogram of {below}")
+
+
+def plot_functions(points: Array, new: Array, held: Array, mark: float, below: str) -> str:
+    """Two distribution functions at `points`, and a dashed line where they are furthest apart."""
+    parts = list(_frame(points, below, "1"))
+    for kind, values in (("held", held), ("new", new)):
+        line = " ".join(
+            f"{_x(points, point):.1f},{_FLOOR - (_FLOOR - TOP) * value:.1f}"
+            for point, value in zip(points, values, strict=True)
+        )
+        parts.append(f'<polyline class="{kind}" points="{line}"/>')
+    if points[0] <= mark <= points[-1]:
+        x = f"{_x(points, mark):.1f}"
+        parts.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{TOP}" y2="{_FLOOR}"/>')
+    return _svg(parts, f"distribution functions of {below}")
+
+
+def bin_edges(low: float, high: float, bins: int) -> Array:
+    """Edges of bins over a range, which is made wider where it is none."""
+    if not high > low:
+        middle, half = (low + high) / 2, max(abs(low) * 1e-3, 0.5)
+        low, high = middle - half, middle + half
+    return np.linspace(low, high, bins + 1)
+
+
+def _x(edges: Array, value: float) -> float:
+    share = (value - edges[0]) / (edges[-1] - edges[0])
+    return float(LEFT + (WIDTH - LEFT - RIGHT) * share)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers in a range, about five."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _frame(edges: Array, below: str, top: str) -> Iterator[str]:
+    yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
+    yield _text(LEFT - 4, TOP + 7, top, "end")
+    yield _text(LEFT - 4, _FLOOR, "0", "end")
+    for tick in _ticks(float(edges[0]), float(edges[-1])):
+        yield _text(_x(edges, tick), _FLOOR + 12, _number(tick), "middle")
+    yield _text((LEFT + WIDTH) / 2, HEIGHT - 4, html.escape(below), "middle")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.6g}"
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+
+def _svg(parts: Sequence[str], label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
+        + "".join(parts)
+        + "</svg>"
+    )
