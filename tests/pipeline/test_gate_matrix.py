@@ -1,6 +1,7 @@
 """The gate fails closed: whatever is wrong with a candidate, it is refused, and says what."""
 
 import contextlib
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -22,7 +23,26 @@ from tests.e2e.versions import reseal
 from tests.pipeline.conftest import Trained
 from tests.pipeline.versions import champion, flip_byte, put, register, stored_files
 
-pytestmark = pytest.mark.usefixtures("store")
+
+@pytest.fixture(scope="module")
+def with_champion(
+    sealed: Bundle, trained: Trained, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store whose version 1 is champion."""
+    path = tmp_path_factory.mktemp("champion") / "mlflow.db"
+    shutil.copy(empty_store, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        put(trained, register(sealed))
+    return path
+
+
+@pytest.fixture
+def store(with_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, whose files are shared."""
+    path = Path(shutil.copy(with_champion, tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    return path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +76,6 @@ def edit_json(name: str, **changes: Any) -> Callable[[Bundle], Bundle]:
     """Change a JSON file and seal the bundle anew; None takes a key away."""
 
     def edit(bundle: Bundle) -> Bundle:
-        import json
-
         content = {**bundle.read_json(name), **changes}
         kept = {key: value for key, value in content.items() if value is not None}
         (bundle.path / name).write_text(json.dumps(kept))
@@ -167,14 +185,12 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_fault(
-    sealed: Bundle,
     bundle: Bundle,
     trained: Trained,
     store: Path,
     fault: Fault,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put(trained, register(sealed))
     with monkeypatch.context() as patch:  # register_bundle would refuse what has no parity
         patch.setattr("pipeline.registry.parity_faults", lambda *_, **__: [])
         version = register(fault.bundle(reseal(bundle.path, seed=1)))
@@ -202,16 +218,14 @@ def test_fault(
         assert champion() == "1"
 
 
-def test_without_a_fault_it_passes(sealed: Bundle, bundle: Bundle, trained: Trained) -> None:
-    put(trained, register(sealed))
+@pytest.mark.usefixtures("store")
+def test_without_a_fault_it_passes(bundle: Bundle, trained: Trained) -> None:
     assert put(trained, register(reseal(bundle.path, seed=1))).decision == "promoted"
     assert champion() == "2"
 
 
-def test_new_data_is_accepted_on_request_and_recorded(
-    sealed: Bundle, bundle: Bundle, trained: Trained
-) -> None:
-    put(trained, register(sealed))
+@pytest.mark.usefixtures("store")
+def test_new_data_is_accepted_on_request(bundle: Bundle, trained: Trained) -> None:
     version = register(other_rows(reseal(bundle.path, seed=1)))
     gate = PromoteConfig(allow_new_data=True)
     assert put(trained, version, gate, sha256="1" * 64).decision == "promoted"

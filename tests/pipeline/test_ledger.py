@@ -97,6 +97,24 @@ def test_a_process_that_slept_does_not_undo_what_came_after(
     assert sorted(moved) == [(first, None), (second, first)]
 
 
+def test_a_process_that_slept_finds_its_move_finished(
+    sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It won, slept, and wakes when others have carried out its move and made another."""
+    first, second = register(worse), register(sealed)
+
+    def sleep_after_the_claim(client: Any, name: str, move: Move) -> Move:
+        claimed = claim_move(client, name, move)
+        monkeypatch.setattr(moving, "claim_move", claim_move)
+        assert put(trained, second, GATE).decision == "promoted"
+        return claimed
+
+    monkeypatch.setattr(moving, "claim_move", sleep_after_the_claim)
+    assert put(trained, first, GATE).decision == "promoted"
+    assert (champion(), alias("previous")) == (second, first)
+    assert {row["decision"] for row in history("vae")} == {"promoted"}
+
+
 def test_a_champion_that_a_person_moved_is_left_where_it_is(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
