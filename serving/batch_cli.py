@@ -20,7 +20,7 @@ _BAR_S = 0.2
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input_", metavar="INPUT")
+@click.argument("input")
 @click.argument("output")
 @model_option
 @click.option(
@@ -87,7 +87,6 @@ def score(**settings: Any) -> None:
 
 
 def _score(
-    input_: str,
     output: str,
     reference: str,
     operation: str,
@@ -104,7 +103,7 @@ def _score(
     from serving.source import open_source
 
     limit = parse_limit(settings["max_bad"])
-    rows = Rows(input_, settings["ids"], settings["where"])
+    rows = Rows(settings["input"], settings["ids"], settings["where"])
     source = open_source(reference)
     engine = Engine(source.bundle, device=engine_device(device))
     made_by = provenance_of(source, seed, num_samples)
