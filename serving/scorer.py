@@ -24,7 +24,7 @@ from serving.source import Source
 Array = NDArray[Any]
 ScorerOperation = Literal["encode", "reconstruct", "score"]
 
-PIECE = 128
+PIECE = 256
 """Rows times noise draws in one run of a graph: what stays in the cache of one core."""
 MAX_SAMPLES = 4096
 

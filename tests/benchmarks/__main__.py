@@ -13,18 +13,19 @@ limit_spinning()
 
 from tests.benchmarks import (  # noqa: E402  after the spin limit
     anomaly,
+    batch,
     engine,
     startup,
     tracking,
     training,
 )
-from tests.benchmarks.measure import Row  # noqa: E402
 
-BENCHMARKS: dict[str, Callable[[], Iterator[Row | str]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "startup": startup.measure,
     "training": training.measure,
     "tracking": tracking.measure,
     "engine": engine.measure,
+    "batch": batch.measure,
     "anomaly": anomaly.measure,
 }
 

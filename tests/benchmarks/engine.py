@@ -4,16 +4,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import configure
 from pipeline.data import load_dataset
 from pipeline.export import export_bundle
+from pipeline.model import VAE
 from pipeline.reference import _reconstruct
 from pipeline.train import build_model
+from serving.bundle import Bundle
 from serving.engine import Engine
 from tests.benchmarks.measure import Row, best_in_turns
 
@@ -21,15 +25,8 @@ from tests.benchmarks.measure import Row, best_in_turns
 def measure() -> Iterator[Row]:
     """Reconstruction of 2,048 rows by the untrained default model, one thread."""
     torch.set_num_threads(1)
-    config = configure()
-    mnist = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
-    model = build_model(mnist, config).eval().requires_grad_(False)
-    git = {"sha": "unknown", "dirty": False}
-    checkpoint = Checkpoint(model, config, "uint8", "bernoulli", mnist.describe(), git)
-    metrics = dict.fromkeys(("elbo", "elbo_se", "log_likelihood", "kl", "nll", "nll_se"), 0.0)
-    metrics |= {"rows": 0, "nll_samples": 0, "active_units": 0}
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle(Path(folder, "bundle"), checkpoint, metrics, mnist.test.x)
+        bundle, model, test_x = export_untrained(Path(folder, "bundle"))
         engine = Engine(bundle)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -37,7 +34,7 @@ def measure() -> Iterator[Row]:
             bundle.path / "reconstruct.onnx", options, providers=["CPUExecutionProvider"]
         )
         for batch in (1, 64, 1024):
-            x = mnist.test.x[:batch]
+            x = test_x[:batch]
             feeds, rows = {"x": x}, torch.from_numpy(x)
             ours, floor, eager = best_in_turns(
                 partial(repeat, partial(engine.reconstruct, x), 2048 // batch),
@@ -47,6 +44,18 @@ def measure() -> Iterator[Row]:
             )
             yield Row(f"engine, batch {batch} / onnxruntime in a loop", ours, floor, "close to 1x")
             yield Row(f"engine, batch {batch} / torch eager", ours, eager, "below 1x")
+
+
+def export_untrained(out: Path) -> tuple[Bundle, VAE, NDArray[Any]]:
+    """The default model on MNIST before training: its bundle, itself, and held-out rows."""
+    config = configure()
+    mnist = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
+    model = build_model(mnist, config).eval().requires_grad_(False)
+    git = {"sha": "unknown", "dirty": False}
+    checkpoint = Checkpoint(model, config, "uint8", "bernoulli", mnist.describe(), git)
+    metrics = dict.fromkeys(("elbo", "elbo_se", "log_likelihood", "kl", "nll", "nll_se"), 0.0)
+    metrics |= {"rows": 0, "nll_samples": 0, "active_units": 0}
+    return export_bundle(out, checkpoint, metrics, mnist.test.x), model, mnist.test.x
 
 
 def repeat(function: Callable[[], object], times: int) -> None:
