@@ -2,7 +2,9 @@
 
 Part `i` holds the results of rows `i * PART_ROWS` and on of the input, so that the parts do not
 depend on who makes them or when: a job that was cut short keeps its parts and makes the rest.
-One thread reads and writes, others run graphs over one set of sessions, each of one thread.
+One thread reads and writes, others run graphs over one set of sessions, each of one thread: beside
+one onnxruntime pool of two threads that took 13 % less CPU time, and processes gain nothing over
+threads, as a session runs without the interpreter's lock (`make bench` prints both).
 
 In: rows, a scorer, an output folder. Out: a `Summary`. Raises `DataRefused` for bad rows,
 `VaeError` where parts cannot be written.

@@ -30,7 +30,7 @@ _BAR_S = 0.2
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input_", metavar="INPUT")
+@click.argument("input")
 @click.argument("output")
 @model_option
 @click.option(
@@ -116,7 +116,6 @@ def score(**settings: Any) -> None:
 
 
 def _score(
-    input_: str,
     output: str,
     reference: str,
     operation: str,
@@ -136,7 +135,7 @@ def _score(
         raise UsageRefused("--master is Spark's: add --engine spark")
     limit = parse_limit(settings["max_bad"])
     report = _Report(settings["report"], settings["run_id"], operation)
-    rows = Rows(input_, settings["ids"], settings["where"])
+    rows = Rows(settings["input"], settings["ids"], settings["where"])
     source = open_source(reference)
     engine = Engine(source.bundle, device=engine_device(device))
     made_by = provenance_of(source, seed, num_samples)

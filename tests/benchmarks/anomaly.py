@@ -20,13 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import dataset, parquet
 
-from pipeline.checkpoint import Checkpoint
-from pipeline.config import configure
 from pipeline.data import MNIST, load_dataset
-from pipeline.evaluate import evaluate
-from pipeline.export import export_bundle
-from pipeline.train import train
 from serving.formats import read_array
+from serving.threads import available_cores, limit_spinning
 
 UNSEEN = 9
 SEEDS = (0, 1)
@@ -85,6 +81,15 @@ def write_mix(path: Path, x: NDArray[np.uint8], unusual: NDArray[np.bool_]) -> N
 
 def train_known(folder: Path, seed: int, **settings: Any) -> Path:
     """Train on what is known and export; give the bundle's folder."""
+    import torch  # here, after the spin limit
+
+    from pipeline.checkpoint import Checkpoint
+    from pipeline.config import configure
+    from pipeline.evaluate import evaluate
+    from pipeline.export import export_bundle
+    from pipeline.train import train
+
+    torch.set_num_threads(available_cores())
     config = configure("default", data=str(folder / "known.npz"), seed=seed, **settings)
     data = config.data
     rows = load_dataset(
@@ -133,5 +138,6 @@ def area_error(area: float, positive: NDArray[np.bool_]) -> float:
 
 
 if __name__ == "__main__":
+    limit_spinning()
     for line in measure([int(seed) for seed in sys.argv[1:]] or SEEDS):
         print(line, flush=True)
