@@ -28,6 +28,7 @@ FILES = (
     "metrics.json",
     "parity.json",
     "MODEL_CARD.md",
+    "reconstructions.png",
     "samples.png",
     "manifest.json",
 )
@@ -476,4 +477,4 @@ def versions(folder: Path) -> list[str]:
     from mlflow import MlflowClient
 
     client = MlflowClient(registry_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    return [str(version.version) for version in client.search_model_versions()]
+    return [str(version.version) for version in client.search_model_versions("name='vae'")]

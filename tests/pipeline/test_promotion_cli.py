@@ -26,6 +26,7 @@ FILES = (
     "metrics.json",
     "parity.json",
     "reconstruct.onnx",
+    "reconstructions.png",
     "samples.png",
     "score.onnx",
     "weights.pt",

@@ -270,7 +270,7 @@ def test_from_training_to_the_server(
 
     champion = "models:/vae@champion"
     bundle = open_bundle(tmp_path / "b")
-    scored = vae("score", "x.npy", "--model", champion, "--out", "s.parquet", "--threads", 1)
+    scored = vae("score", "x.npy", "scores", "--model", champion, "--workers", 1)
     assert scored["digest"] == bundle.manifest.digest
     expected = Engine(bundle).reconstruct(x[:50])
     model = mlflow.pyfunc.load_model(champion)

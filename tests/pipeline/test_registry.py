@@ -22,6 +22,7 @@ def test_the_tags_tell_where_a_version_comes_from(sealed: Bundle, trained: Train
         "data.valid.sha256": dataset.valid.sha256,
         "data.test.sha256": dataset.test.sha256,
         "parity.status": "passed",
+        "precision": "float32",
         "elbo": str(sealed.read_json("metrics.json")["elbo"]),
     }
 
