@@ -86,7 +86,7 @@ def _job(out: Path, data: Path, session: SparkSession | None) -> None:
     source, rows = open_source(MODEL), Rows(str(data), ["id"])
     made_by = provenance_of(source, 0, 1)
     scorer = Scorer(Engine(source.bundle), made_by, "score", rows.schema, ids=rows.ids)
-    make = None if session is None else partial(spark.make_parts, session)
+    make = None if session is None else partial(spark.make_parts, session, scorer, rows)
     output = Output(locate(str(out)), describe_job(scorer, rows))
     run_job(scorer, rows, output, workers=CORES, make=make)
 
