@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.parity import checked_files
+from pipeline.parity import checked_files, provider_fault
 from pipeline.parity_page import PAGE, render_page
 from pipeline.tracking import Run, open_experiment
 from serving.bundle import PARITY, Bundle
@@ -167,4 +167,4 @@ def _report_fault(report: Any, bundle: Bundle) -> str | None:
         return "says that it passed, but not every comparison did"
     if report.get("files") != checked_files(bundle):
         return "speaks of other files"
-    return None
+    return provider_fault(report)

@@ -11,7 +11,7 @@ held-out batches, and one batch of every other kind.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.machine import describe_machine, describe_versions
 from pipeline.model import VAE
@@ -24,7 +24,7 @@ from pipeline.precision import reduce_model
 from pipeline.reduction import compare_reduction
 from pipeline.reference import Array
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
-from serving.engine import Device, Engine, require_cuda
+from serving.engine import PROVIDERS, Device, Engine, require_cuda
 from serving.errors import VerificationFailed
 
 Devices = Literal["cpu", "cuda", "all"]
@@ -122,6 +122,20 @@ def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]
         return ["parity failed: see parity.json"]
     if report.get("files") != checked_files(bundle):
         return ["parity.json speaks of other files: run vae check"]
+    if fault := provider_fault(report):
+        return [f"parity.json {fault}: run vae check"]
     if on_this_machine and report.get("machine") != describe_machine():
         return ["parity was checked on another machine: run vae check on this one"]
     return []
+
+
+def provider_fault(report: Mapping[str, Any]) -> str | None:
+    """Why a report does not show that its devices, and they alone, computed."""
+    wanted = {device: PROVIDERS.get(device, "") for device in report.get("devices", ())}
+    ran = {str(row.get("provider")) for row in report.get("comparisons", ())}
+    if not wanted or ran != {*wanted.values()}:
+        return f"is of {', '.join(wanted) or 'no device'}, but {', '.join(sorted(ran))} computed"
+    for device, provider in wanted.items():
+        if provider not in report.get("placement", {}).get(device, {}):
+            return f"places no node of {device} on {provider}"
+    return None

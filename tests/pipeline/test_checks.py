@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,14 +12,24 @@ from pipeline.checks import Check, add_check, check_faults
 from pipeline.registry import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
+from serving.engine import PROVIDERS, Device
 from serving.source import Source, connect, fetch_version
 
 Report = dict[str, Any]
 
 
 def report_of(bundle: Bundle, *devices: str, **changes: Any) -> Report:
+    """The sealed report, as if each of `devices` had computed it."""
     report: Report = bundle.read_json("parity.json")
-    return {**report, "devices": list(devices), **changes}
+    rows = [
+        {**row, "provider": PROVIDERS[device]}
+        for device in get_args(Device)
+        for row in report["comparisons"]
+        if device in devices
+    ]
+    placement = {device: {PROVIDERS[device]: 1} for device in get_args(Device) if device in devices}
+    made = {"devices": list(devices), "comparisons": rows, "placement": placement}
+    return {**report, **made, **changes}
 
 
 def cuda_check() -> Check:
@@ -115,6 +125,10 @@ def fail_one(version: Source) -> None:
     add(version, "cuda", comparisons=[*rows[1:], {**rows[0], "passed": False}])
 
 
+def run_on_the_cpu(version: Source) -> None:
+    add(version, "cuda", comparisons=version.bundle.read_json("parity.json")["comparisons"])
+
+
 def check_other_files(version: Source) -> None:
     files = version.bundle.read_json("parity.json")["files"]
     add(version, "cuda", files={**files, "encoder.onnx": "0" * 64})
@@ -160,6 +174,10 @@ REFUSED: dict[str, tuple[Callable[[Source], None], str]] = {
     "tag forged": (lambda v: add(v, "cuda", verdict="failed"), "in run {run} has failed"),
     "verdict forged": (fail_one, "says that it passed, but not every comparison did"),
     "nothing compared": (lambda v: add(v, "cuda", comparisons=[], elbo=[]), "not every comparison"),
+    "other provider": (
+        run_on_the_cpu,
+        "in run {run} is of cuda, but CPUExecutionProvider computed",
+    ),
     "other device": (check_on_cpu, "the report in run {run} does not speak of cuda"),
     "tag spoiled": (spoil_tag, "the tag parity.cuda cannot be read"),
 }

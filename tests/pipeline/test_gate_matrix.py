@@ -129,6 +129,16 @@ FAULTS = {
         message="parity.json speaks of other files",
         bundle=edit_json("parity.json", files={"encoder.onnx": "0" * 64}),
     ),
+    "parity of another provider": Fault(
+        exit_code=5,
+        message="parity.json is of cuda, but CPUExecutionProvider computed: run vae check",
+        bundle=edit_json("parity.json", devices=["cuda"]),
+    ),
+    "parity on no provider": Fault(
+        exit_code=5,
+        message="parity.json places no node of cpu on CPUExecutionProvider: run vae check",
+        bundle=edit_json("parity.json", placement={}),
+    ),
     "missing file": Fault(
         exit_code=7,
         message="cannot read .*score.onnx: No such file or directory",
