@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import configure
 from pipeline.data import load_dataset
+from pipeline.evaluate import evaluate
 from pipeline.export import export_bundle
 from pipeline.model import VAE
 from pipeline.reference import _reconstruct
@@ -53,8 +54,7 @@ def export_untrained(out: Path) -> tuple[Bundle, VAE, NDArray[Any]]:
     model = build_model(mnist, config).eval().requires_grad_(False)
     git = {"sha": "unknown", "dirty": False}
     checkpoint = Checkpoint(model, config, "uint8", "bernoulli", mnist.describe(), git)
-    metrics = dict.fromkeys(("elbo", "elbo_se", "log_likelihood", "kl", "nll", "nll_se"), 0.0)
-    metrics |= {"rows": 0, "nll_samples": 0, "active_units": 0}
+    metrics = evaluate(model, mnist.test.x[:1000], nll_samples=1, seed=0).to_json()
     return export_bundle(out, checkpoint, metrics, mnist.test.x), model, mnist.test.x
 
 
