@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from serving.plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
+
 Row = Mapping[str, Any]
 
-WIDTH, HEIGHT = 330, 150
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 30
+HEIGHT, BOTTOM = 150, 30
 DECADES = (-4, 1)
 """Parts of the budget that are told apart, as powers of ten; 0 is the whole budget."""
 _FLOOR = HEIGHT - BOTTOM
@@ -43,8 +44,8 @@ def plot_histogram(rows: Sequence[Row], edges: Sequence[float]) -> str:
         if edge == 0:
             parts.append(_limit(x, x, TOP, _FLOOR))
         if float(edge).is_integer():
-            parts.append(_text(x, _FLOOR + 12, _power(edge), "middle"))
-    return _svg(parts, f"histogram of {sum(counts):,} errors")
+            parts.append(draw_text(x, _FLOOR + 12, _power(edge), "middle"))
+    return draw_svg(parts, f"histogram of {sum(counts):,} errors", HEIGHT)
 
 
 def plot_batches(rows: Sequence[Row]) -> str:
@@ -62,7 +63,7 @@ def plot_batches(rows: Sequence[Row]) -> str:
     parts = list(_frame("rows in the batch", _power(high), _power(low)))
     limit = TOP + (_FLOOR - TOP) * high / (high - low)
     parts.append(_limit(LEFT, WIDTH - RIGHT, limit, limit))
-    parts.append(_text(LEFT - 4, limit + 3, "1", "end"))
+    parts.append(draw_text(LEFT - 4, limit + 3, "1", "end"))
     tops = {batch: min(height(row) for row in rows if row["batch"] == batch) for batch in batches}
     points = " ".join(f"{place[batch]:.1f},{tops[batch]:.1f}" for batch in batches)
     parts.append(f'<polyline points="{points}"/>')
@@ -70,8 +71,8 @@ def plot_batches(rows: Sequence[Row]) -> str:
     for batch, y, passed in sorted(dots):
         kind = "good" if passed else "bad"
         parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
-    parts += [_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
-    return _svg(parts, f"part of the budget used at {len(batches)} batch sizes")
+    parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
+    return draw_svg(parts, f"part of the budget used at {len(batches)} batch sizes", HEIGHT)
 
 
 def _share(error: float | None, budget: float | None) -> float:
@@ -84,9 +85,9 @@ def _share(error: float | None, budget: float | None) -> float:
 
 def _frame(below: str, top: str, bottom: str) -> Iterator[str]:
     yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
-    yield _text(LEFT - 4, TOP + 7, top, "end")
-    yield _text(LEFT - 4, _FLOOR, bottom, "end")
-    yield _text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
+    yield draw_text(LEFT - 4, TOP + 7, top, "end")
+    yield draw_text(LEFT - 4, _FLOOR, bottom, "end")
+    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
 
 
 def _bin_name(i: int, edges: Sequence[float]) -> str:
@@ -103,15 +104,3 @@ def _power(exponent: float) -> str:
 
 def _limit(x1: float, x2: float, y1: float, y2: float) -> str:
     return f'<line class="limit" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
-
-
-def _svg(parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
-        + "".join(parts)
-        + "</svg>"
-    )

@@ -37,7 +37,7 @@ def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None =
             for value in (low, high)
         ]
         parts.append(f'<polyline class="held" points="{" ".join(steps)}"/>')
-    return _svg(parts, f"histogram of {below}")
+    return draw_svg(parts, f"histogram of {below}")
 
 
 def plot_functions(points: Array, new: Array, held: Array, mark: float, below: str) -> str:
@@ -52,7 +52,7 @@ def plot_functions(points: Array, new: Array, held: Array, mark: float, below: s
     if points[0] <= mark <= points[-1]:
         x = f"{_x(points, mark):.1f}"
         parts.append(f'<line class="limit" x1="{x}" x2="{x}" y1="{TOP}" y2="{_FLOOR}"/>')
-    return _svg(parts, f"distribution functions of {below}")
+    return draw_svg(parts, f"distribution functions of {below}")
 
 
 def bin_edges(low: float, high: float, bins: int) -> Array:
@@ -77,24 +77,26 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _frame(edges: Array, below: str, top: str) -> Iterator[str]:
     yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
-    yield _text(LEFT - 4, TOP + 7, top, "end")
-    yield _text(LEFT - 4, _FLOOR, "0", "end")
+    yield draw_text(LEFT - 4, TOP + 7, top, "end")
+    yield draw_text(LEFT - 4, _FLOOR, "0", "end")
     for tick in _ticks(float(edges[0]), float(edges[-1])):
-        yield _text(_x(edges, tick), _FLOOR + 12, _number(tick), "middle")
-    yield _text((LEFT + WIDTH) / 2, HEIGHT - 4, html.escape(below), "middle")
+        yield draw_text(_x(edges, tick), _FLOOR + 12, _number(tick), "middle")
+    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, html.escape(below), "middle")
 
 
 def _number(value: float) -> str:
     return f"{value:,.6g}"
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> str:
+def draw_text(x: float, y: float, words: str, anchor: str) -> str:
+    """A label in a plot."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
+def draw_svg(parts: Sequence[str], label: str, height: int = HEIGHT) -> str:
+    """A plot of its parts, `WIDTH` wide."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(label)}">'
         + "".join(parts)
         + "</svg>"
     )
