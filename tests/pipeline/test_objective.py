@@ -171,7 +171,7 @@ def test_free_bits_cost_nothing_and_pull_no_further() -> None:
     row_terms = Terms(torch.tensor([[-3.0], [-5.0]]), torch.zeros(2, 1), latent_kl)
     value = loss(row_terms, TrainConfig(free_bits=0.5), 1.0)
     assert value.item() == pytest.approx(4.0 + 0.5 + 4.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert latent_kl.grad is not None
     assert latent_kl.grad.tolist() == [[0.0, 0.5], [0.0, 0.5]]
 
