@@ -38,17 +38,18 @@ def plot_latents(path: Path, z_loc: NDArray[Any], labels: NDArray[Any] | None) -
     figure = _figure(7, 6)
     axes = figure.subplots()
     places, shares = principal_components(z_loc)
+    x, y = places.T
     groups = np.unique(labels) if labels is not None else np.empty(0)
     if labels is None or (len(groups) > MAX_GROUPS and labels.dtype.kind not in "iuf"):
-        axes.scatter(*places.T, s=4)
+        axes.scatter(x, y, s=4)
     elif len(groups) > MAX_GROUPS:
-        points = axes.scatter(*places.T, s=4, c=labels)
+        points = axes.scatter(x, y, s=4, c=labels)
         figure.colorbar(points, label="label")
     else:
         colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
         for index, group in enumerate(groups):
             rows = labels == group
-            axes.scatter(*places[rows].T, s=4, color=colours(index), label=str(group))
+            axes.scatter(x[rows], y[rows], s=4, color=colours(index), label=str(group))
         axes.legend(markerscale=3, fontsize="small")
     axes.set(
         title="z_loc of held-out rows",
