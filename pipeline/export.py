@@ -28,7 +28,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pipeline.card import render_card
+from pipeline.card import has_pictures, render_card
 from pipeline.checkpoint import Checkpoint, weights_bytes
 from pipeline.config import Precision
 from pipeline.errors import ParityFailed
@@ -92,7 +92,7 @@ def export_bundle(
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
-        if len(model.x_shape) == 2 and checkpoint.x_dtype == "uint8":
+        if has_pictures(model.x_shape, checkpoint.x_dtype):
             _write_samples(folder / SAMPLES, reduced, operations["decode"])
             _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
         (folder / CARD).write_text(render_card(content, metrics, parity=None))

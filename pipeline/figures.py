@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.model import VAE
 from pipeline.reference import Array
-from serving.formats import interleave, write_grid
+from serving.formats import interleave, is_picture, write_grid
 from serving.noise import draw_rows
 
 PAIRS = 10
@@ -30,7 +30,7 @@ def draw_figures(
     folder.mkdir(parents=True, exist_ok=True)
     curves = folder / "curves.png"
     plot_curves(curves, history)
-    if len(model.x_shape) != 2:
+    if not is_picture(model.x_shape):
         return [curves]
     unit = 1.0 if x.dtype == np.uint8 else 255.0  # floats in [0, 1] are shown as bytes
     grids = {

@@ -29,7 +29,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
 
 
 class Words(click.ParamType[tuple[str, ...]]):
-    """Comma-separated words of a list, without repetition."""
+    """Comma-separated words without repetition, of a list where there is one."""
 
     name = "words"
 
@@ -39,7 +39,7 @@ class Words(click.ParamType[tuple[str, ...]]):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         """Read `cpu,cuda`."""
         words = tuple(dict.fromkeys(word.strip() for word in value.split(","))) if value else ()
-        if unknown := [word for word in words if word not in self.known]:
+        if self.known and (unknown := [word for word in words if word not in self.known]):
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
         return words
 

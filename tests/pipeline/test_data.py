@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data import MNIST, Dataset, digest, load_dataset
+from pipeline.data import Dataset, digest, load_dataset
+from pipeline.readers import MNIST
 from serving.errors import DataRefused
 
 Array = NDArray[Any]
@@ -235,11 +236,17 @@ IMAGES = idx_bytes(BYTES[:4])
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (
         lambda folder: folder / "none.npy",
-        "no data at '{path}': give mnist, an IDX folder, a .npy or a .npz file",
+        "no data at '{path}': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
+        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
     ),
-    "folder without IDX": (
-        lambda folder: folder,
+    "folder with half of IDX": (
+        lambda folder: write("t10k-images-idx3-ubyte", b"")(folder).parent,
         "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
+    ),
+    "empty folder": (
+        lambda folder: folder,
+        "{path} is empty: give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
+        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
     ),
     "wrong magic": (
         write("x", b"\x89PNG\r\n\x1a\n"),
