@@ -48,7 +48,7 @@ from serving.bundle import (
     describe_operations,
 )
 from serving.errors import UsageRefused
-from serving.formats import interleave, write_grid
+from serving.formats import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
 
@@ -225,10 +225,9 @@ def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
     """Lines of held-out rows, each above the line of their reconstructions."""
-    columns = min(CARD_COLUMNS, len(x))
-    rows = x[: min(2 * columns, len(x)) // columns * columns]
+    rows = x[: 2 * CARD_COLUMNS]
     x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
-    write_grid(path, interleave(rows.astype(np.float32), x_loc, columns), columns)
+    write_pairs(path, rows, x_loc, CARD_COLUMNS)
 
 
 def _graph_metadata(

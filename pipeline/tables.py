@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str], label: str) -> tuple[Array, A
     names = _choose(path, rows.schema, columns, label)
     wanted = [*names, label] if label else names
     first = next(rows.read(0, min(rows.total, _FIRST_ROWS), wanted, _FIRST_ROWS))
-    kinds = [file.schema.field(name).type for file in rows.files for name in names]
+    kinds = (item.type for file in rows.files for item in file.schema if item.name in names)
     are_bytes = all(pa.types.is_uint8(number_type(plain_type(kind))) for kind in kinds)
     layout = _find_layout(path, first, names, are_bytes)
     batch_rows = max(1, _BATCH_BYTES // layout.row_bytes)
@@ -88,7 +88,7 @@ def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -
             "learn from by --columns, and a column of classes by --label"
         )
     if not names:
-        raise DataRefused(f"{path} has no columns but the label {label!r}")
+        raise UsageRefused(f"{path} has no columns but the label {label!r}")
     return names
 
 

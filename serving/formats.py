@@ -131,11 +131,15 @@ def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
         temporary.write_bytes(content)
 
 
-def encode_png(image: Array) -> bytes:
-    """Encode an image (height, width) or (height, width, 3) in units of bytes."""
-    stream = io.BytesIO()
-    _pillow().fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
+def write_pairs(path: Path, upper: Array, lower: Array, columns: int) -> None:
+    """Write lines of images, each above the line of its counterparts, as one PNG.
+
+    Where there are fewer images than `columns`, the lines are shorter; a line that would not be
+    full is left out.
+    """
+    columns = min(columns, len(upper))
+    shown = len(upper) // columns * columns
+    write_grid(path, interleave(upper[:shown], lower[:shown], columns), columns)
 
 
 def interleave(upper: Array, lower: Array, columns: int) -> Array:
@@ -146,6 +150,13 @@ def interleave(upper: Array, lower: Array, columns: int) -> Array:
         for part in (upper, lower)
     ]
     return np.concatenate(lines)
+
+
+def encode_png(image: Array) -> bytes:
+    """Encode an image (height, width) or (height, width, 3) in units of bytes."""
+    stream = io.BytesIO()
+    _pillow().fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def read_image_shape(content: bytes) -> tuple[int, ...]:
