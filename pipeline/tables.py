@@ -180,9 +180,9 @@ def _as_labels(arrays: Sequence[pa.Array]) -> Array:
 
 
 def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """Numbers are float32, whatever the first rows look like; so is a column that starts empty."""
+    """Numbers are floats, whatever the first rows look like; so is a column that starts empty."""
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
-        return pa.float32()
+        return pa.float64()
     return kind
 
 

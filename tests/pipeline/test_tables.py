@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import feather, parquet
 
+from pipeline.config import configure
 from pipeline.data import load_dataset
 from pipeline.readers import Part, read_source
+from pipeline.stages import load_data
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]
@@ -165,6 +167,21 @@ def test_csv_that_looks_like_integers_at_first_is_read_to_its_end(tmp_path: Path
     np.testing.assert_allclose(read(path).x[:, 0], values, rtol=1e-5)
 
 
+def test_a_model_s_data_may_lie_elsewhere_in_another_format(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float64)
+    path = write(tmp_path / "x.parquet", a=numbers[0], b=numbers[1], kind=["x"] * 50, n=range(50))
+    config = configure(data=str(path), columns=("b", "a"), label="kind")
+    known = load_data(config).describe()
+    lines = [f"{b!r},{a!r},y" for a, b in numbers.T.tolist()]
+    (tmp_path / "x.csv").write_text("\n".join(["b,a,kind", *lines]))
+    assert load_data(config, known, str(tmp_path / "x.csv")).digests() == {
+        name: split["sha256"] for name, split in known["splits"].items()
+    }
+    (tmp_path / "x.csv").write_text("\n".join(["a,b,kind", *lines]))
+    with pytest.raises(DataRefused, match="is not the data that the model was trained with"):
+        load_data(config, known, str(tmp_path / "x.csv"))
+
+
 def table(**columns: Any) -> Callable[[Path], Path]:
     return lambda folder: write(folder / "x.parquet", **columns)
 
@@ -277,7 +294,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "two columns of a name": (
         text("a,b,a\n1,2,3\n"),
         {},
-        "{path} has columns of the same name: a (float), b (float), a (float)",
+        "{path} has columns of the same name: a (double), b (double), a (double)",
     ),
     "a header alone": (text("a,b\n"), {}, "{path} must hold at least one row, it has none"),
     "no row": (
