@@ -1,5 +1,6 @@
 """Click options from the config dataclasses, so that no default or help text is written twice."""
 
+import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,9 @@ class Words(click.ParamType[tuple[str, ...]]):
         self.known = known
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read `cpu,cuda`."""
-        words = tuple(dict.fromkeys(word.strip() for word in value.split(","))) if value else ()
+        """Read `cpu,cuda`; a word with a comma stands in double quotes."""
+        listed = next(csv.reader([value], skipinitialspace=True)) if value else []
+        words = tuple(dict.fromkeys(word.strip() for word in listed))
         if self.known and (unknown := [word for word in words if word not in self.known]):
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
         return words
