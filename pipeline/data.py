@@ -88,6 +88,7 @@ def load_dataset(
                 f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
             )
     train, valid = _split(source, rest, valid_fraction)
+    del rest  # memory: no more than the data and one copy
     if binarize == "static":  # in training, dynamic draws each batch anew
         train = _draw(train, key=1)
     if binarize != "none":

@@ -33,7 +33,7 @@ from serving.storage import locate
 
 Array = NDArray[Any]
 
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 4 << 20
 _FIRST_ROWS = 1024
 """Rows among which one must show the size of lists or images whose type does not tell it."""
 
@@ -133,15 +133,18 @@ def _gather(
     layout: Layout,
 ) -> tuple[Array, Array | None]:
     """Read all batches; count what is wrong by column, and refuse it at the end."""
-    chunks, labels = [], []
+    x = np.empty((0, *layout.shape), layout.dtype)
+    labels: list[pa.Array] = []
     missing: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for batch in batches:
         missing.update(_count_missing(batch, names))
-        x, codes = read_x(batch, names, layout)
+        good, codes = read_x(batch, names, layout)
         reasons.update(REASONS[code] for code in codes[codes > 0].tolist())
-        chunks.append(x)
+        x.resize((len(x) + len(good), *layout.shape), refcheck=False)  # in place: no second copy
+        x[len(x) - len(good) :] = good
         labels += [batch.column(label)] if label else []
+    pa.default_memory_pool().release_unused()  # it would keep what a few batches took
     if missing:
         listed = ", ".join(f"{name}: {count} missing" for name, count in missing.items())
         raise DataRefused(
@@ -151,9 +154,9 @@ def _gather(
     if reasons:
         listed = ", ".join(f"{reason}: {count} rows" for reason, count in reasons.items())
         raise DataRefused(f"{path} cannot be used, {listed}; x is {', '.join(names[:8])}")
-    if not chunks:
+    if not len(x):
         raise DataRefused(f"{path} must hold at least one row, it has none")
-    return np.concatenate(chunks), _as_labels(labels) if label else None
+    return x, _as_labels(labels) if label else None
 
 
 def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> Counter[str]:
