@@ -114,6 +114,8 @@ def read_images(path: Path, columns: Sequence[str], label: str) -> Source:
     name is its label.
     """
     files = _find_images(path)
+    if not files:
+        raise DataRefused(f"{path} has no PNG or JPEG images")
     shapes = [_read_shape(file) for file in files]
     for file, shape in zip(files, shapes, strict=True):
         if shape[:2] != shapes[0][:2]:
@@ -170,7 +172,7 @@ def _find_images(folder: Path) -> list[Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _IMAGES
+        if path.suffix.lower() in _IMAGES and path.is_file()
     }
     return [
         found[name]

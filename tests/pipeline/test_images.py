@@ -118,6 +118,11 @@ def third_folder(folder: Path) -> None:
         save(folder / name / "b.png", draw(0))
 
 
+def empty_half(folder: Path) -> None:
+    save(folder / "train" / "b.png", draw(0))
+    (folder / "test" / "not.png").mkdir(parents=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -137,8 +142,9 @@ def third_folder(folder: Path) -> None:
             "{folder} has 'valid' beside 'train' and 'test': move it into one of them, or away; "
             "rows to choose the best epoch on are taken from 'train'",
         ),
+        (empty_half, "{folder}/test has no PNG or JPEG images"),
     ],
-    ids=["size", "alpha", "text", "cut off", "third folder"],
+    ids=["size", "alpha", "text", "cut off", "third folder", "empty half"],
 )
 def test_refuses_and_says_why(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
     save(tmp_path / "a.png", draw(1))
