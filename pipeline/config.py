@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from serving.errors import UsageRefused
 
 Device = Literal["cpu", "cuda"]
+Binarize = Literal["none", "static", "dynamic"]
 Precision = Literal["float32", "fp16", "int8"]
 LikelihoodName = Literal[
     "auto",
@@ -38,8 +39,21 @@ class DataConfig:
     """Which data, and how it is split."""
 
     data: Annotated[
-        str, Option("mnist, a folder in MNIST's IDX layout, or an .npy or .npz file")
+        str,
+        Option(
+            "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a "
+            "folder of Parquet files or of PNG and JPEG images"
+        ),
     ] = "mnist"
+    columns: Annotated[
+        tuple[str, ...], Option("Columns of a table to learn from; none: all but the label")
+    ] = ()
+    label: Annotated[
+        str, Option("Column of a table that is not learned from, but colours pictures")
+    ] = ""
+    binarize: Annotated[
+        Binarize, Option("Draw 0 or 1 from each value: never, once, or in training each time anew")
+    ] = "none"
     valid_fraction: Annotated[
         float, Option("Part of the training rows kept for early stopping", min=0, max=0.5)
     ] = 0.1
@@ -189,10 +203,11 @@ class Config:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Config":
         """The settings that `to_json` wrote."""
+        columns = tuple(content["data"].get("columns", ()))
         model = {**content["model"], "hidden_dims": tuple(content["model"]["hidden_dims"])}
         return cls(
             preset=content["preset"],
-            data=DataConfig(**content["data"]),
+            data=DataConfig(**{**content["data"], "columns": columns}),
             model=ModelConfig(**model),
             train=TrainConfig(**content["train"]),
             evaluate=EvaluateConfig(**content["evaluate"]),

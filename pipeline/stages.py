@@ -247,9 +247,8 @@ def load_data(
     from pipeline.data import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
-    dataset = load_dataset(
-        data.data, valid_fraction=data.valid_fraction, test_fraction=data.test_fraction
-    )
+    settings = {item.name: getattr(data, item.name) for item in fields(data)}
+    dataset = load_dataset(settings.pop("data"), **settings)
     if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
         raise DataRefused(
             f"{data.data} is not the data that the model was trained with: its test split is "
