@@ -61,10 +61,6 @@ class DataConfig:
         float,
         Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
     ] = 0.1
-    binarize: Annotated[
-        Literal["none", "static", "dynamic"],
-        Option("Draw pixels as coin flips: once, or anew for every batch"),
-    ] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

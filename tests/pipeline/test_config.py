@@ -61,10 +61,7 @@ def test_given_settings_win_over_the_preset_s(preset: str) -> None:
 def test_an_unknown_preset_lists_the_valid_ones() -> None:
     with pytest.raises(UsageRefused) as caught:
         configure("exmaple")
-    assert (
-        str(caught.value)
-        == "preset must be one of default, seed, example, burda, conv, resnet, got 'exmaple'"
-    )
+    assert str(caught.value) == f"preset must be one of {', '.join(PRESETS)}, got 'exmaple'"
     assert caught.value.exit_code == 2
 
 
@@ -86,6 +83,18 @@ def test_a_config_comes_back_from_json(preset: str) -> None:
     back = Config.from_json(json.loads(json.dumps(config.to_json())))
     assert back == config
     assert hash(back) == hash(config)
+
+
+def test_columns_come_back_from_json() -> None:
+    config = configure(columns=("a", "b"), label="c", binarize="static")
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_config_of_old_has_today_s_defaults_for_what_it_lacks() -> None:
+    content = configure().to_json()
+    for name in ("columns", "label", "binarize"):
+        del content["data"][name]
+    assert Config.from_json(content) == configure()
 
 
 def test_json_has_a_section_for_each_part() -> None:
