@@ -85,18 +85,6 @@ def test_a_config_comes_back_from_json(preset: str) -> None:
     assert hash(back) == hash(config)
 
 
-def test_columns_come_back_from_json() -> None:
-    config = configure(columns=("a", "b"), label="c", binarize="static")
-    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
-
-
-def test_a_config_of_old_has_today_s_defaults_for_what_it_lacks() -> None:
-    content = configure().to_json()
-    for name in ("columns", "label", "binarize"):
-        del content["data"][name]
-    assert Config.from_json(content) == configure()
-
-
 def test_json_has_a_section_for_each_part() -> None:
     content = configure("seed").to_json()
     assert content["preset"] == "seed"
@@ -141,3 +129,15 @@ def test_settings_cannot_be_changed(section: type) -> None:
     config = section()
     with pytest.raises(FrozenInstanceError):
         setattr(config, fields(section)[0].name, "other")
+
+
+def test_columns_come_back_from_json() -> None:
+    config = configure(columns=("a", "b"), label="c", binarize="static")
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_config_of_old_has_today_s_defaults_for_what_it_lacks() -> None:
+    content = configure().to_json()
+    for name in ("columns", "label", "binarize"):
+        del content["data"][name]
+    assert Config.from_json(content) == configure()
