@@ -39,6 +39,10 @@ class DataConfig:
         float,
         Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
     ] = 0.1
+    binarize: Annotated[
+        Literal["none", "static", "dynamic"],
+        Option("Draw pixels as coin flips: once, or anew for every batch"),
+    ] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,9 @@ class TrainConfig:
     patience: Annotated[
         int, Option("Stop after so many epochs without a better validation ELBO", min=1)
     ] = 5
+    max_time: Annotated[
+        float | None, Option("Minutes after which training ends", min=0, open_min=True)
+    ] = None
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 
