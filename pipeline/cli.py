@@ -65,7 +65,7 @@ def run(
     """
     from pipeline.export import check_out
     from pipeline.registry import register_bundle
-    from pipeline.tracking import FIGURES, tracked_run
+    from pipeline.tracking import FIGURES, RESUME, tracked_run
 
     started = time.perf_counter()
     gate = stages.gate_settings(settings)
@@ -85,6 +85,7 @@ def run(
         if not no_promote:
             decision = stages.promote(name, version, gate, threads, trained.dataset.test)
         figures = tracked.artifact_place(FIGURES)
+    tracked.delete_folder(RESUME)  # now that the run has ended well
     stages.say_summary(name, version, trained.metrics, decision, figures)
     finish(
         {
@@ -113,7 +114,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
 
     Example: vae train --preset example --epochs 10
     """
-    from pipeline.tracking import tracked_run
+    from pipeline.tracking import RESUME, tracked_run
 
     started = time.perf_counter()
     if resume is None:
@@ -124,6 +125,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
         state, dataset = stages.prepare_resume(resume, **given)
     with tracked_run(run_id=resume or stages.project_run()) as tracked:
         metrics = stages.train(tracked, state, dataset).metrics
+    tracked.delete_folder(RESUME)  # now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
     finish(stages.outcome(tracked.run_id, metrics, started))
 

@@ -27,6 +27,7 @@ EXPERIMENT = "vae"
 STATUS_TAG = "vae.status"
 CHECKPOINT = "checkpoint"
 FIGURES = "figures"
+RESUME = "resume"
 """Artifact folders of a training run."""
 
 

@@ -14,16 +14,15 @@ from typing import Any
 from pipeline.data import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.interrupt import deferred_signals
-from pipeline.tracking import Run
+from pipeline.tracking import RESUME, Run
 from pipeline.train import TrainResult, continue_training, steps_per_epoch
 from pipeline.training_state import TrainState, read_state
 from serving.command import progress, say
 from serving.errors import UsageRefused, VerificationFailed
 from serving.source import connect
 
-FOLDER = "resume"
-"""Artifact folder of the two files."""
 SLOTS = ("a.pt", "b.pt")
+"""Files in the run's folder `resume`."""
 
 
 class TrainingRun:
@@ -45,7 +44,7 @@ class TrainingRun:
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary, SLOTS[state.saves % 2])
             path.write_bytes(state.to_bytes())
-            self._run.log_file(path, FOLDER)
+            self._run.log_file(path, RESUME)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log those metrics of a step that an earlier process has not logged."""
@@ -55,19 +54,18 @@ class TrainingRun:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Where the block breaks off, say how to go on; where it ends, drop the files."""
+        """Where the block breaks off, say how to go on."""
         run_id = self._run.run_id
         try:
             yield
         except TrainingDiverged:
             if self._state.saves:
-                say(f"the last good state is kept: run {run_id}, folder {FOLDER}")
+                say(f"the last good state is kept: run {run_id}, folder {RESUME}")
             raise
         except BaseException:
             if self._state.saves:
                 say(f"the state is saved; go on with: vae train --resume {run_id}")
             raise
-        self._run.delete_folder(FOLDER)
 
 
 def fit(tracked: TrainingRun, state: TrainState, dataset: Dataset) -> TrainResult:
@@ -113,7 +111,7 @@ def fetch_state(run_id: str) -> Mapping[str, Any]:
     if run.status() == "FINISHED":
         raise UsageRefused(f"run {run_id} has finished: there is nothing to go on with")
     with tempfile.TemporaryDirectory() as temporary:
-        contents = [path.read_bytes() for path in run.fetch_folder(FOLDER, Path(temporary))]
+        contents = [path.read_bytes() for path in run.fetch_folder(RESUME, Path(temporary))]
     if not contents:
         raise UsageRefused(
             f"run {run_id} holds no state to go on from: it ended before its first epoch did, or "
