@@ -50,50 +50,48 @@ def unbroken(
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    ("blow", "exit_code", "left"),
-    [
-        pytest.param(Blow(step=2 * STEPS + 3), -KILL, "RUNNING", id="killed in an epoch"),
-        pytest.param(Blow((TERM,), step=STEPS + 2), 143, "KILLED", id="SIGTERM in an epoch"),
-        pytest.param(
-            Blow((INT, TERM), step=2 * STEPS, save=2), 130, "KILLED", id="SIGINT and others"
-        ),
-    ],
-)
-def test_what_goes_on_is_what_never_stopped(
-    unbroken: Mapping[str, Any],
-    images: Dataset,
-    tmp_path: Path,
-    blow: Blow,
-    exit_code: int,
-    left: str,
+def test_what_is_interrupted_and_killed_in_its_epochs_is_what_never_stopped(
+    unbroken: Mapping[str, Any], images: Dataset, tmp_path: Path
 ) -> None:
-    ended = vae_train(tmp_path, "--data", images.source, *SETTINGS, blow=blow)
+    def break_off(*arguments: object, blow: Blow) -> tuple[int, str, list[str]]:
+        ended = vae_train(tmp_path, *arguments, blow=blow)
+        (run_id,) = run_ids()
+        return ended.exit_code, status(run_id), [line for line in ended.said if line][-2:]
+
+    begun = break_off("--data", images.source, *SETTINGS, blow=Blow((TERM,), step=STEPS + 2))
     (run_id,) = run_ids()
-    assert (ended.exit_code, status(run_id)) == (exit_code, left), ended.said
-    if exit_code > 0:
-        word = "terminated" if exit_code == 143 else "interrupted"
-        advice = f"the state is saved; go on with: vae train --resume {run_id}"
-        assert [line for line in ended.said if line][-2:] == [advice, word]
-    resumed = vae_train(tmp_path, "--resume", run_id)
-    assert resumed.exit_code == 0, resumed.said
+    advice = f"the state is saved; go on with: vae train --resume {run_id}"
+    assert begun == (143, "KILLED", [advice, "terminated"])
+    impatient = Blow((INT, TERM), step=2, save=1)  # again while the state is written
+    assert break_off("--resume", run_id, blow=impatient) == (130, "KILLED", [advice, "interrupted"])
+    killed = break_off("--resume", run_id, blow=Blow((KILL,), step=STEPS))
+    assert killed[:2] == (-KILL, "RUNNING")
+    last = vae_train(tmp_path, "--resume", run_id)
+    assert last.exit_code == 0, last.said
+    assert last.said[1] == f"going on in epoch 3, after {2 * STEPS} steps"
     assert run_ids() == [run_id]
     assert outcome(run_id, tmp_path / "outcome") == unbroken
 
 
 @pytest.mark.usefixtures("store")
-def test_deaths_at_every_kind_of_change_to_the_store_and_damage_are_survived(
+def test_deaths_between_two_changes_to_the_store_and_a_damaged_state_are_survived(
     unbroken: Mapping[str, Any], images: Dataset, tmp_path: Path
 ) -> None:
-    """A process dies when a state is written, and the next ones each before a later change."""
-    first = vae_train(tmp_path, "--data", images.source, *SETTINGS, blow=Blow(save=1))
-    (run_id,) = run_ids()
-    assert first.exit_code == -KILL
-    place = Path(connect().get_run(run_id).info.artifact_uri.removeprefix("file://"), "resume")
-    for change in range(7, 16):
-        ended = vae_train(tmp_path, "--resume", run_id, blow=Blow(change=change))
-        print(change, ended)
-        if ended.exit_code == 0:
-            break
+    """Dead after the state and before its metrics; in the evaluation; with the run half closed."""
+
+    def die(*arguments: object, blow: Blow) -> str:
+        ended = vae_train(tmp_path, *arguments, blow=blow)
         assert ended.exit_code == -KILL, ended.said
+        return ended.said[-1]
+
+    die("--data", images.source, *SETTINGS, blow=Blow(save=1))
+    (run_id,) = run_ids()
+    assert connect().get_run(run_id).data.metrics == {}
+    assert die("--resume", run_id, blow=Blow(change=9)).startswith("epoch 2/4 ")
+    folder = Path(connect().get_run(run_id).info.artifact_uri.removeprefix("file://"), "resume")
+    newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert die("--resume", run_id, blow=Blow(change=15)).startswith("test loss ")
+    last = vae_train(tmp_path, "--resume", run_id)
+    assert last.exit_code == 0, last.said
     assert outcome(run_id, tmp_path / "outcome") == unbroken
