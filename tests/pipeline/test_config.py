@@ -1,5 +1,5 @@
 import json
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, asdict, fields
 from typing import Any
 
 import pytest
@@ -88,7 +88,7 @@ def test_a_config_comes_back_from_json(preset: str) -> None:
 def test_json_has_a_section_for_each_part() -> None:
     content = configure("seed").to_json()
     assert content["preset"] == "seed"
-    assert content["data"] == {"data": "mnist", "valid_fraction": 0.1, "test_fraction": 0.1}
+    assert content["data"] == asdict(DataConfig()) | {"data": "mnist"}
     assert content["evaluate"] == {"nll_samples": 100}
     assert list(content) == ["preset", "data", "model", "train", "evaluate"]
 
