@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -159,10 +160,23 @@ def draw_batch(rows: Tensor, generator: torch.Generator) -> Tensor:
     The probability of a byte is exact, byte / 255; that of a float is so to 2⁻²⁴.
     """
     if rows.dtype == torch.uint8:
-        noise = torch.empty_like(rows).random_(0, 255, generator=generator)  # from 0 to 254
-        return (noise < rows).to(torch.uint8) * 255
+        ones = _draw_bytes(rows, generator) < rows
+        return ones.view(torch.uint8).mul_(255)
     noise = torch.rand(rows.shape, generator=generator, device=rows.device)
     return (noise < rows).to(rows.dtype)
+
+
+def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Bytes of the shape of `rows`, uniform from 0 to 254."""
+    if rows.is_cuda:
+        return torch.empty_like(rows).random_(0, 255, generator=generator)
+    # Eight at a time, and those that are 255 again, in a third of the time
+    words = torch.empty(-(-rows.numel() // 8), dtype=torch.int64)
+    noise = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[: rows.numel()]
+    again = np.flatnonzero(noise.numpy() == 255)  # torch's nonzero takes ten times as long
+    redrawn = torch.empty(len(again), dtype=torch.uint8).random_(0, 255, generator=generator)
+    noise.numpy()[again] = redrawn.numpy()
+    return noise.view_as(rows)
 
 
 def _batches(state: TrainState, x: Tensor) -> Iterator[Tensor]:
