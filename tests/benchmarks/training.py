@@ -39,20 +39,23 @@ class ExampleVAE(nn.Module):
         return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))), mu, logvar
 
 
-class Images(Dataset[torch.Tensor]):
+class Images(Dataset[tuple[torch.Tensor, int]]):
     """Torchvision's MNIST with `ToTensor`, written out: a picture a row, then floats."""
 
     def __init__(self, x: NDArray[Any]) -> None:
-        self.x = x
+        self.data = torch.from_numpy(x)
+        self.targets = torch.zeros(len(x), dtype=torch.int64)
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.x)
+        return len(self.data)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """One row, (1, 28, 28)."""
-        picture = Image.fromarray(self.x[index])
-        return torch.from_numpy(np.array(picture)).unsqueeze(0).float().div(255)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """One row, (1, 28, 28), and its label."""
+        row, target = self.data[index], int(self.targets[index])
+        picture = torch.from_numpy(np.array(Image.fromarray(row.numpy()), np.uint8, copy=True))
+        channels = picture.view(28, 28, 1).permute(2, 0, 1).contiguous()
+        return channels.to(torch.get_default_dtype()).div(255), target
 
 
 def usual_loop(x: NDArray[Any]) -> Callable[[], None]:
@@ -63,7 +66,7 @@ def usual_loop(x: NDArray[Any]) -> Callable[[], None]:
 
     def run() -> None:
         total = 0.0
-        for x in islice(loader, STEPS):
+        for x, _ in islice(loader, STEPS):
             optimizer.zero_grad()
             recon, mu, logvar = model(x)
             bce = F.binary_cross_entropy(recon, x.view(-1, 784), reduction="sum")
