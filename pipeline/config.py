@@ -125,6 +125,9 @@ class TrainConfig:
     patience: Annotated[
         int, Option("Stop after so many epochs without a better validation ELBO", min=1)
     ] = 5
+    max_time: Annotated[
+        float | None, Option("Minutes after which training ends", min=0, open_min=True)
+    ] = None
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 

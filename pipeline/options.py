@@ -102,6 +102,27 @@ def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def given_beside(option: str, *allowed: str) -> dict[str, Any]:
+    """The value of each `allowed` option, None where it was not given beside `option`.
+
+    Raises:
+        click.UsageError: another option was given, which is named.
+    """
+    context = click.get_current_context()
+    values: dict[str, Any] = {}
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if parameter.opts[0] in allowed:
+            values[name] = context.params[name] if given else None
+        elif given and parameter.opts[0] != option:
+            raise click.UsageError(
+                f"{parameter.opts[0]} cannot be given beside {option}, which takes all settings "
+                "from the run"
+            )
+    return values
+
+
 def _describe_default(name: str, default: Any) -> str:
     if isinstance(default, tuple):
         shown = ",".join(map(str, default))

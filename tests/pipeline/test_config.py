@@ -107,7 +107,8 @@ def test_flat_names_settings_by_section() -> None:
 def test_every_setting_has_help_and_a_default_within_its_limits(section: type) -> None:
     for name, _, option, default in settings_of(section):
         assert option.help, name
-        for value in default if isinstance(default, tuple) else (default,):
+        values = default if isinstance(default, tuple) else (default,)
+        for value in (value for value in values if value is not None):
             if option.min is not None:
                 assert value > option.min or (value == option.min and not option.open_min), name
             if option.max is not None:
