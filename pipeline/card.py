@@ -13,9 +13,9 @@ from serving.formats import is_picture
 
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 
-{likelihood} likelihood, latent size {latent_dim}, layers {hidden_dims}, {activation}; preset
-`{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the data's own units, so a
-client needs no scaler.
+{likelihood} likelihood, latent size {latent_dim}, {model} with layers {hidden_dims},
+{activation}; preset `{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the
+data's own units, so a client needs no scaler.
 {samples}
 ## Data
 
@@ -37,7 +37,7 @@ KL and the NLL.
 | KL | {kl:.2f} ± {kl_se:.2f} |
 | NLL, {nll_samples} importance samples | {nll:.2f} ± {nll_se:.2f} |
 | active latents | {active_units} of {latent_dim} |
-{reconstructions}
+{more}{reconstructions}
 ## Parity of ONNX and torch
 
 {parity}
@@ -111,13 +111,15 @@ def render_card(
         **metrics,
         shape=" by ".join(str(size) for size in content["x_shape"]),
         x_dtype=content["x_dtype"],
-        likelihood=content["likelihood"].capitalize(),
+        likelihood=content["likelihood"].replace("_", " ").capitalize(),
         latent_dim=content["latent_dim"],
         hidden_dims="-".join(str(width) for width in config["model"]["hidden_dims"]) or "none",
+        model=config["model"].get("model", "mlp"),
         activation=config["model"]["activation"],
         preset=config["preset"],
         precision=content["precision"],
         seed=content["seed"],
+        more=_describe_more(metrics),
         samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=data["source"],
         splits="\n".join(
@@ -144,6 +146,16 @@ def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
 
 
 _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"
+
+
+def _describe_more(metrics: Mapping[str, Any]) -> str:
+    """Lines of what not every model, and none of old, has."""
+    lines = ""
+    if (error := metrics.get("reconstruction_error")) is not None:
+        lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
+    if (bits := metrics.get("bits_per_dim")) is not None:
+        lines += f"| NLL in bits a dimension | {bits:.3f} |\n"
+    return lines
 
 
 def _describe_parity(parity: Mapping[str, Any] | None) -> str:

@@ -131,37 +131,45 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
 
 
 @cli.command()
-@click.option("--run-id", help="The training run")
-@click.option("--model", "reference", help="A bundle folder or models:/…, instead of a run")
+@click.argument("model", default="")
+@click.option("--run-id", help="The training run, where there is no MODEL")
 @settings_options(EvaluateConfig)
 @use.seed_option
-@stages.data_option
+@click.option(
+    "--data",
+    "source",
+    default=None,
+    help="Any data that fits the model  [default: the held-out rows of its training]",
+)
 @device_option
 @threads_option
 def evaluate(
+    model: str,
     run_id: str | None,
-    reference: str | None,
     nll_samples: int | None,
     seed: int,
     source: str | None,
     device: str,
     threads: int,
 ) -> None:
-    """Evaluate a trained model on its held-out data.
+    """Evaluate a trained model on held-out or on other rows.
 
-    Example: vae evaluate --model models:/vae@champion --nll-samples 1000
+    MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. Of --data it takes the
+    test set; where that has none, all rows.
+
+    Example: vae evaluate models:/vae@champion --nll-samples 1000
     """
     from pipeline.checkpoint import checkpoint_of
     from serving.source import open_source
 
     started = time.perf_counter()
-    if (run_id is None) == (reference is None):
-        raise click.UsageError("give either --run-id or --model")
-    if reference is not None:
-        checkpoint = checkpoint_of(open_source(reference).bundle)
+    if (run_id is None) == (not model):
+        raise click.UsageError("give either MODEL or --run-id")
+    if model:
+        checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = stages.load_data(checkpoint.config, checkpoint.data, source).test
+    test = stages.rows_to_evaluate(checkpoint, source)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(stages.outcome(checkpoint.run_id, metrics, started))

@@ -101,6 +101,33 @@ def load_dataset(
     )
 
 
+def load_rows(
+    source: str,
+    known: str,
+    *,
+    test_fraction: float,
+    columns: Sequence[str] = (),
+    label: str = "",
+    binarize: Binarize = "none",
+) -> Split:
+    """Load rows to evaluate on: the test set of the source, or all rows where it has none.
+
+    Of the data that a model was trained with, which its test split's digest `known` tells, it is
+    that split.
+    """
+    rest, test = read_source(source, columns, label)
+    rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
+    choices = [rows]
+    if test is None and len(rows.x) > 1:
+        choices.insert(0, _split(source, rows, test_fraction)[1])
+    for part in choices:
+        drawn = part if binarize == "none" else _draw(part, key=3)
+        split = Split(drawn.x, digest(drawn.x), drawn.labels)
+        if split.sha256 == known:
+            break
+    return split
+
+
 def binarize(x: Array, generator: np.random.Generator) -> Array:
     """Draw each value as a coin: ones with probability x/255 of bytes, x of floats.
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import LikelihoodName, ModelConfig
+from pipeline.config import Binarize, Config, LikelihoodName, ModelConfig
 from pipeline.likelihood_discrete import Categorical, DiscretizedLogistic, count_categories
 from pipeline.likelihood_reals import Gaussian
 from pipeline.likelihood_unit import Bernoulli, ContinuousBernoulli
+from serving.errors import UsageRefused
 
 
 class Likelihood(Protocol):
@@ -68,8 +69,10 @@ def make_likelihood(
     return LIKELIHOODS[settings.likelihood](features, settings)
 
 
-def choose_likelihood(*splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
+def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
     """Name of the likelihood that fits the data, and which data that is."""
+    if binarize != "none":
+        return "bernoulli", "coin flips"
     if all(x.dtype == np.uint8 for x in splits):
         return "bernoulli", "bytes"
     if not all(x.size == 0 or (x.min() >= 0 and x.max() <= 1) for x in splits):
@@ -79,14 +82,20 @@ def choose_likelihood(*splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
     return "continuous_bernoulli", "numbers from 0 to 1"
 
 
-def settle(settings: ModelConfig, *splits: NDArray[Any]) -> ModelConfig:
-    """The settings with the likelihood and its number of codes as the data demands.
+def settle(config: Config, *splits: NDArray[Any]) -> ModelConfig:
+    """The model's settings with the likelihood and its number of codes as the data demands.
 
     Raises:
-        DataRefused: some row is outside the likelihood's support.
+        DataRefused: some value is no code.
+        UsageRefused: the data is binarized, and the likelihood is not that of coins.
     """
+    settings, binarize = config.model, config.data.binarize
     name = settings.likelihood
-    name = choose_likelihood(*splits)[0] if name == "auto" else name
+    name = choose_likelihood(binarize, *splits)[0] if name == "auto" else name
+    if binarize != "none" and name != "bernoulli":
+        raise UsageRefused(
+            f"--binarize {binarize} makes zeros and ones: use --likelihood bernoulli, got {name}"
+        )
     categories = settings.num_categories
     if name == "categorical" and not categories:
         categories = count_categories(*splits)

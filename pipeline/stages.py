@@ -16,7 +16,7 @@ import click
 
 from pipeline.config import Config, Precision, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.command import say
+from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
     from pipeline.likelihoods import choose_likelihood, settle
 
     splits = [split.x for split in (dataset.train, dataset.valid, dataset.test)]
-    model = settle(config.model, *splits)
-    reason = f", for {choose_likelihood(*splits)[1]}" if config.model.likelihood == "auto" else ""
+    model = settle(config, *splits)
+    reason = ""
+    if config.model.likelihood == "auto":
+        reason = f", for {choose_likelihood(config.data.binarize, *splits)[1]}"
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     return replace(config, model=model)
 
@@ -130,7 +132,8 @@ def train(run: "Run", state: "TrainState", dataset: "Dataset") -> Trained:
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
-            draw_figures(Path(temporary), result.model, result.history, dataset.test.x)
+            figures = Path(temporary)
+            draw_figures(figures, result.model, result.history, dataset.test, metrics.held_out)
             run.log_folder(Path(temporary), FIGURES)
     return Trained(checkpoint, metrics, dataset)
 
@@ -142,14 +145,36 @@ def evaluate(
     from pipeline.evaluate import evaluate as evaluate_rows
 
     device = torch_device(device, threads)
-    say(f"evaluating {len(test.x):,} held-out rows with {nll_samples} samples each")
-    metrics = evaluate_rows(model, test.x, nll_samples=nll_samples, seed=seed, device=device)
+    say(f"evaluating {len(test.x):,} rows with {nll_samples:,} samples each")
+    with progress(len(test.x), "evaluating") as bar:
+        metrics = evaluate_rows(
+            model, test.x, nll_samples=nll_samples, seed=seed, device=device, tick=bar.advance
+        )
     say(
         f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
         f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
         f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active"
     )
     return metrics
+
+
+def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
+    """The held-out rows of the model's data, or those of `source`, which must fit the model."""
+    from pipeline.data import load_rows
+
+    data = checkpoint.config.data
+    if source is None:
+        return load_data(checkpoint.config, checkpoint.data).test
+    known = checkpoint.data["splits"]["test"]["sha256"]
+    names = ("test_fraction", "columns", "label", "binarize")
+    split = load_rows(source, known, **{name: getattr(data, name) for name in names})
+    wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
+    if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
+        raise DataRefused(f"{source} has rows of {found}, the model takes {wanted}")
+    checkpoint.model.px.check(split.x)
+    same = "the model's own held-out rows" if split.sha256 == known else "rows of other data"
+    say(f"{source}: {same}")
+    return split
 
 
 def export(
@@ -308,6 +333,9 @@ def outcome(run_id: str | None, metrics: "Metrics", started: float) -> dict[str,
         "nll": metrics.nll,
         "log_likelihood": metrics.log_likelihood,
         "kl": metrics.kl,
+        "active_units": metrics.active_units,
+        "reconstruction_error": metrics.reconstruction_error,
+        "bits_per_dim": metrics.bits_per_dim,
         "seconds": round(time.perf_counter() - started, 1),
     }
 

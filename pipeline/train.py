@@ -51,7 +51,7 @@ class TrainResult:
 
 def build_model(dataset: Dataset, config: Config) -> VAE:
     """Build the model with its initial weights, its scaling fitted to the training rows."""
-    settings = settle(config.model, *_rows(dataset))
+    settings = settle(config, *_rows(dataset))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = VAE(dataset.x_shape, settings)

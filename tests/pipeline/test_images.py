@@ -227,8 +227,8 @@ def test_a_report_on_scores_shows_rows_in_colour(
 
 def test_figures_of_a_training_are_in_colour(discs: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = discs
-    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test.x)
-    names = ["curves.png", "reconstructions.png", "samples.png", "traversals.png"]
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test)[1:]
+    names = ["latents.png", "reconstructions.png", "samples.png", "traversals.png"]
     assert [path.name for path in paths] == names
     rows = len(dataset.test.x)  # fewer than a line takes
     pairs = read(paths[1])

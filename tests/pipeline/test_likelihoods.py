@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from pipeline.config import ModelConfig
-from pipeline.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood
-from serving.errors import DataRefused
+from pipeline.config import ModelConfig, configure
+from pipeline.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood, settle
+from serving.errors import DataRefused, UsageRefused
 
 CATEGORIES = 4
 f4, u1 = np.float32, np.uint8
@@ -245,4 +245,19 @@ def test_an_unknown_code_scores_low_and_finite() -> None:
     ],
 )
 def test_the_default_follows_from_the_data(x: np.ndarray, expected: tuple[str, str]) -> None:
-    assert choose_likelihood(x) == expected
+    assert choose_likelihood("none", x) == expected
+
+
+def test_binarized_data_is_coins_whatever_the_training_rows_are() -> None:
+    gray = np.array([[0, 0.3]], f4)
+    config = configure(binarize="dynamic")
+    assert settle(config, gray).likelihood == "bernoulli"
+    with pytest.raises(UsageRefused, match="use --likelihood bernoulli, got gaussian"):
+        settle(configure(binarize="static", likelihood="gaussian"), gray)
+
+
+def test_codes_are_counted_and_one_is_added() -> None:
+    config = configure(likelihood="categorical")
+    assert settle(config, np.array([[0, 4]], u1), np.array([[6, 1]], u1)).num_categories == 8
+    given = configure(likelihood="categorical", num_categories=40)
+    assert settle(given, np.array([[0, 4]], u1)).num_categories == 40

@@ -10,7 +10,7 @@ from pipeline.data import Dataset, Split
 from pipeline.errors import TrainingDiverged
 from pipeline.likelihoods import choose_likelihood
 from pipeline.train import begin_training, build_model, continue_training, elbo_terms, train
-from serving.errors import DataRefused
+from serving.errors import DataRefused, UsageRefused
 from tests.pipeline.conftest import tiny_config
 
 
@@ -64,7 +64,7 @@ def test_keeps_the_weights_of_the_best_validation_elbo_and_stops(
     elbos = iter([-10.0, -5.0, -7.0, -6.0, -1.0])
     copies: list[bytes] = []
 
-    def scripted(model: torch.nn.Module, x: torch.Tensor, *, seed: int) -> dict[str, float]:
+    def scripted(model: torch.nn.Module, *_: object, **__: object) -> dict[str, float]:
         copies.append(weights(model))
         return {"elbo": next(elbos)}
 
@@ -73,6 +73,39 @@ def test_keeps_the_weights_of_the_best_validation_elbo_and_stops(
     assert result.best_epoch == 2
     assert len(result.history) == 4
     assert weights(result.model) == copies[1]
+
+
+def test_the_best_epoch_is_one_after_the_warm_up(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """270 rows in batches of 50 are 6 steps; the epoch in which the warm-up ends counts."""
+    elbos = iter([-1.0, -2.0, -9.0, -8.0, -10.0])
+    monkeypatch.setattr(training, "elbo_terms", lambda *_, **__: {"elbo": next(elbos)})
+    config = tiny_config(images, epochs=5, patience=2, kl_warmup_steps=13)
+    result = train(images, config)
+    assert result.best_epoch == 4
+    assert len(result.history) == 5
+
+
+def test_a_warm_up_without_an_end_is_refused(images: Dataset) -> None:
+    with pytest.raises(UsageRefused, match="less than the 12 steps of the training, got 12"):
+        train(images, tiny_config(images, epochs=2, kl_warmup_steps=12))
+
+
+def test_iwae_draws_several_samples_and_goes_by_its_bound(images: Dataset) -> None:
+    config = tiny_config(images, epochs=4, objective="iwae", train_samples=5)
+    result = train(images, config)
+    row = max(result.history, key=lambda row: row["valid_iw_elbo"])
+    assert row is result.history[result.best_epoch - 1]
+    for metrics in result.history:
+        assert metrics["valid_elbo"] < metrics["valid_iw_elbo"]
+        assert metrics["elbo"] < metrics["iw_elbo"]
+
+
+def test_a_learned_bias_starts_at_the_data_s_own(images: Dataset) -> None:
+    model = build_model(images, tiny_config(images, output_bias=True))
+    x_loc = torch.sigmoid(model.decoder.output_bias).detach().numpy() * 255
+    np.testing.assert_allclose(x_loc, images.train.x.reshape(270, -1).mean(0), rtol=1e-4)
 
 
 def test_without_validation_rows_the_last_weights_are_kept(images: Dataset) -> None:
@@ -117,7 +150,7 @@ def test_one_value_outside_the_support_in_any_split_counts(images: Dataset, spli
     ],
 )
 def test_likelihood_follows_the_data(x: np.ndarray, likelihood: str) -> None:
-    assert choose_likelihood(x)[0] == likelihood
+    assert choose_likelihood("none", x)[0] == likelihood
 
 
 def test_table_is_standardized_by_column(table: Dataset) -> None:
