@@ -81,7 +81,8 @@ def test_a_state_holds_nothing_that_it_does_not_need(images: Dataset, config: Co
 def test_the_best_epoch_is_remembered(images: Dataset, config: Config) -> None:
     state = begin_training(images, config, "cpu")
     state.best_epoch, state.best_elbo = 1, 0.0  # which no later epoch will reach
-    state.position, state.epoch = 0, 2
+    state.best_weights = {name: value + 1 for name, value in state.best_weights.items()}
+    state.epoch = 2
     restored = restore_training(read_state(state.to_bytes()), images)
     result = continue_training(restored, images)
     assert result.best_epoch == 1
