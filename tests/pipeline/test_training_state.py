@@ -78,6 +78,29 @@ def test_a_state_holds_nothing_that_it_does_not_need(images: Dataset, config: Co
     assert sizes[0] == pytest.approx(sizes[-1], abs=1000)
 
 
+def test_the_best_epoch_is_remembered(images: Dataset, config: Config) -> None:
+    state = begin_training(images, config, "cpu")
+    state.best_epoch, state.best_elbo = 1, 0.0  # which no later epoch will reach
+    state.best_weights = {name: value + 1 for name, value in state.best_weights.items()}
+    state.epoch = 2
+    restored = restore_training(read_state(state.to_bytes()), images)
+    result = continue_training(restored, images)
+    assert result.best_epoch == 1
+    for name, value in state.best_weights.items():
+        assert torch.equal(weights(result)[name], value)
+
+
+def test_what_an_epoch_leaves_behind_is_empty(images: Dataset) -> None:
+    """No row of the first counts in the second, and its order is not kept in a view."""
+    kept: list[bytes] = []
+    config = tiny_config(images, epochs=2, learning_rate=1e-12)
+    state = begin_training(images, config, "cpu")
+    result = continue_training(state, images, save=lambda state: kept.append(state.to_bytes()))
+    first, second = (metrics["elbo"] for metrics in result.history)
+    assert second == pytest.approx(first, rel=0.05)
+    assert read_state(kept[0])["order"].untyped_storage().nbytes() == 0
+
+
 def test_a_changed_byte_anywhere_is_seen(images: Dataset, config: Config) -> None:
     content = begin_training(images, config, "cpu").to_bytes()
     assert read_state(content)["step"] == 0
@@ -177,6 +200,9 @@ def test_time_is_counted_over_all_processes(images: Dataset) -> None:
     assert not state.out_of_time
     state.seconds = 600.0
     assert continue_training(state, images).history == ()
+    state = begin_training(images, tiny_config(images, epochs=1), "cpu")
+    state.seconds = 600.0
+    assert continue_training(state, images).seconds > 600
 
 
 def test_pixels_are_one_with_their_own_probability() -> None:
