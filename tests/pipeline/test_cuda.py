@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import dataset as parts
 
 from pipeline.checks import check_faults
@@ -124,6 +125,8 @@ def test_a_check_on_the_gpu_is_what_the_gate_asks_for(
 
 def test_training_on_the_gpu_learns_as_it_does_on_the_cpu(wide: Trained) -> None:
     assert torch_device("auto", 1) == "cuda"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
     there = train(wide[1], wide[0].config, device="cuda")
     assert {value.device.type for value in there.model.state_dict().values()} == {"cpu"}
     x = wide[1].test.x
