@@ -154,14 +154,15 @@ def test_commands_give_on_the_gpu_what_they_give_on_the_cpu(
 ) -> None:
     np.save(tmp_path / "x.npy", wide[1].test.x)
     model = ("--model", wide_bundle.path)
-    samples, scores = [], []
+    samples: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for device in ("cpu", "cuda"):
         vae(tmp_path, "sample", "--seed", 7, *model, "--device", device, "--out", f"{device}.npy")
         vae(tmp_path, "score", "x.npy", device, *model, "--device", device)
-        samples.append(np.load(tmp_path / f"{device}.npy"))
-        scores.append(parts.dataset(tmp_path / device).to_table()["elbo"].to_numpy())
-    np.testing.assert_allclose(*samples, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(*scores, rtol=1e-6)
+        samples[device] = np.load(tmp_path / f"{device}.npy")
+        scores[device] = parts.dataset(tmp_path / device).to_table()["elbo"].to_numpy()
+    np.testing.assert_allclose(samples["cuda"], samples["cpu"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(scores["cuda"], scores["cpu"], rtol=1e-6)
 
 
 def test_a_server_computes_on_the_gpu(wide: Trained, wide_bundle: Bundle, tmp_path: Path) -> None:
