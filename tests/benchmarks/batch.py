@@ -1,6 +1,6 @@
 """`vae score` beside the same sessions in a loop, beside its own other ways, and beside a server.
 
-`python -m tests.benchmarks.batch 60000` measures it on fewer rows than the million of `make bench`, and
+`python -m tests.benchmarks.batch 60000` takes fewer rows than the million of `make bench`, and
 `python -m tests.benchmarks.batch 1000000 memory kills` some of it: names of `measure`'s steps.
 """
 

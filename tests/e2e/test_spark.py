@@ -125,7 +125,8 @@ def test_the_command_makes_the_files_of_the_local_engine_on_spark(
     assert said.pop("rows_per_s") > 0
     digest = open_bundle(BUNDLE).manifest.digest
     counts = {"rows": KEPT - 1, "bad": 1}
-    assert said == {"out": "out", **counts, "version": None, "digest": digest}
+    report = {"report": "report.html", "drift_d": None}
+    assert said == {"out": "out", **counts, "version": None, "digest": digest, **report}
 
 
 class Deadly(fs.FSSpecHandler):  # type: ignore[misc]
