@@ -8,7 +8,7 @@ import io
 import json
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,9 @@ def weights_bytes(model: VAE) -> bytes:
 
 def _build(content: Mapping[str, Any], weights: Path) -> Checkpoint:
     config = Config.from_json(content["config"])
-    model = VAE(
-        tuple(content["x_shape"]),
-        likelihood=content["likelihood"],
-        hidden_dims=config.model.hidden_dims,
-        latent_dim=config.model.latent_dim,
-        activation=config.model.activation,
-    )
+    # the config of an older model may say auto
+    settings = replace(config.model, likelihood=content["likelihood"])
+    model = VAE(tuple(content["x_shape"]), settings)
     try:
         model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     except (RuntimeError, OSError, pickle.UnpicklingError) as err:

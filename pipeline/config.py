@@ -12,6 +12,14 @@ from serving.errors import UsageRefused
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "fp16", "int8"]
+LikelihoodName = Literal[
+    "auto",
+    "bernoulli",
+    "continuous_bernoulli",
+    "gaussian",
+    "discretized_logistic",
+    "categorical",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,10 @@ class DataConfig:
         float,
         Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
     ] = 0.1
+    binarize: Annotated[
+        Literal["none", "static", "dynamic"],
+        Option("Draw pixels as coin flips: once, or anew for every batch"),
+    ] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +58,36 @@ class ModelConfig:
     """The networks and the likelihood."""
 
     likelihood: Annotated[
-        Literal["auto", "bernoulli", "gaussian"],
-        Option("p(x given z); auto: bernoulli for bytes and [0, 1], else gaussian"),
+        LikelihoodName,
+        Option(
+            "p(x given z); auto: bernoulli for bytes and bits, continuous_bernoulli for [0, 1], "
+            "else gaussian"
+        ),
     ] = "auto"
+    model: Annotated[
+        str, Option("Networks: mlp, conv, resnet, or the import path package.module:function")
+    ] = "mlp"
     hidden_dims: Annotated[
-        tuple[int, ...], Option("Widths of the encoder's layers, the decoder mirrors them", min=1)
+        tuple[int, ...],
+        Option("Widths or channels of the encoder's layers, the decoder mirrors them", min=1),
     ] = (512,)
     latent_dim: Annotated[int, Option("Size of z", min=1)] = 32
     activation: Annotated[
         Literal["relu", "tanh", "silu", "gelu"], Option("Activation between layers")
     ] = "silu"
+    output_bias: Annotated[
+        bool, Option("Start the decoder's last bias at what fits each feature by itself")
+    ] = False
+    sigma: Annotated[
+        Literal["learned", "optimal", "fixed"],
+        Option("A gaussian's scale: a weight, the root mean square error, or --fixed-sigma"),
+    ] = "learned"
+    fixed_sigma: Annotated[
+        float, Option("A gaussian's fixed scale, in standardized units", min=0, open_min=True)
+    ] = 1.0
+    num_categories: Annotated[
+        int, Option("Codes of a categorical likelihood; 0: those of the data", min=0, max=257)
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +100,18 @@ class TrainConfig:
     schedule: Annotated[Literal["constant", "cosine"], Option("Course of the learning rate")] = (
         "cosine"
     )
+    objective: Annotated[
+        Literal["elbo", "iwae"],
+        Option("Bound that is maximised; iwae weighs the draws of --train-samples"),
+    ] = "elbo"
+    train_samples: Annotated[int, Option("Noise draws a row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
+    kl_warmup_steps: Annotated[
+        int, Option("Steps over which the weight of the KL grows from 0", min=0)
+    ] = 0
+    free_bits: Annotated[
+        float, Option("Nats that each latent's mean KL takes at no cost", min=0)
+    ] = 0.0
     patience: Annotated[
         int, Option("Stop after so many epochs without a better validation ELBO", min=1)
     ] = 5
@@ -176,8 +219,38 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "epochs": 10,
         "valid_fraction": 0.0,
     },
+    "burda": {
+        "hidden_dims": (200, 200),
+        "latent_dim": 50,
+        "activation": "tanh",
+        "output_bias": True,
+        "binarize": "dynamic",
+        "valid_fraction": 400 / 60_000,
+        "batch_size": 100,
+        "learning_rate": 2e-3,
+        "epochs": 300,
+        "patience": 300,
+        "nll_samples": 5000,
+    },
+    "conv": {
+        "model": "conv",
+        "hidden_dims": (32, 64, 128),
+        "latent_dim": 32,
+        "output_bias": True,
+        "kl_warmup_steps": 1000,
+    },
+    "resnet": {
+        "model": "resnet",
+        "hidden_dims": (64, 128, 128),
+        "latent_dim": 64,
+        "output_bias": True,
+        "kl_warmup_steps": 2000,
+        "free_bits": 0.1,
+        "epochs": 100,
+    },
 }
-"""`seed`: 784-128-64-20. `example`: pytorch/examples' VAE, on all training rows, last weights."""
+"""`seed`: 784-128-64-20. `example`: pytorch/examples' VAE, on all training rows, last weights.
+`burda`: the net and the binarization of Burda et al. (2016), on all but their 400 rows."""
 
 
 def configure(preset: str = "default", **settings: Any) -> Config:
@@ -193,6 +266,8 @@ def configure(preset: str = "default", **settings: Any) -> Config:
         config = replace(config, **{section: part})
     if chosen:
         raise UsageRefused(f"no such setting: {', '.join(chosen)}")
+    if config.train.objective == "iwae" and config.train.free_bits:
+        raise UsageRefused("free_bits need the KL in closed form: use --objective elbo")
     return config
 
 

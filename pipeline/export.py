@@ -27,6 +27,7 @@ import onnxscript
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 
 from pipeline.card import render_card
 from pipeline.checkpoint import Checkpoint, weights_bytes
@@ -136,7 +137,10 @@ def save_graph(
         {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in operation.inputs
     )
-    with _quiet_exporter():
+    # a convolution asks whether there is one row, for its layout alone; torch would take that for
+    # a limit of the graph (pytorch#133653)
+    oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with _quiet_exporter(), oblivious:
         program = torch.onnx.export(
             _Graph(model, operation).eval(),
             tuple(torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs),

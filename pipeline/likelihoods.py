@@ -1,24 +1,32 @@
 """Likelihoods p(x given z): what the decoder's output means, and in which units.
 
 A likelihood owns the scaling between the data's units and the network's, as buffers, so that it is
-part of every exported graph. `log_prob` is in nats and in the data's units.
+part of every exported graph. `log_prob` is in nats and in the data's units. Parameters come as
+(…, features * params_width), all of one feature side by side; rows go to the network as (batch,
+features * x_width).
 """
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from serving.errors import DataRefused
+from pipeline.config import LikelihoodName, ModelConfig
+from pipeline.likelihood_discrete import Categorical, DiscretizedLogistic, count_categories
+from pipeline.likelihood_reals import Gaussian
+from pipeline.likelihood_unit import Bernoulli, ContinuousBernoulli
 
 
 class Likelihood(Protocol):
     """What the model asks of a likelihood."""
+
+    x_width: int
+    """Numbers that the network reads a feature."""
+    params_width: int
+    """Parameters a feature."""
 
     def fit(self, train: NDArray[Any]) -> None:
         """Set the scaling from training data."""
@@ -26,8 +34,11 @@ class Likelihood(Protocol):
     def check(self, x: NDArray[Any]) -> None:
         """Refuse rows outside the support."""
 
+    def output_bias(self, train: NDArray[Any]) -> Tensor:
+        """Parameters that fit each feature by itself, (features * params_width,)."""
+
     def standardize(self, x: Tensor) -> Tensor:
-        """Data (batch, *x_shape) to network units (batch, features)."""
+        """Data (batch, *x_shape) to network units (batch, features * x_width)."""
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Log p(x given params) in nats, summed over features; `x` is standardized."""
@@ -35,106 +46,48 @@ class Likelihood(Protocol):
     def mean(self, params: Tensor) -> Tensor:
         """E[x given params] in the data's units, (…, features)."""
 
-
-class Bernoulli(nn.Module):
-    """Each feature is a coin; the decoder's output is its logit. Data: bytes, or floats in [0, 1].
-
-    For values between the ends, log p is the expectation over x ~ Bernoulli(value). An ELBO of gray
-    images is therefore a lower bound on that of the same images binarized at random.
-    """
-
-    x_unit: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("x_unit", torch.ones(()))
-
-    def fit(self, train: NDArray[Any]) -> None:
-        """Bytes are divided by 255, floats are taken as they are."""
-        if train.dtype == np.uint8:
-            self.x_unit.fill_(255.0)
-
-    def check(self, x: NDArray[Any]) -> None:
-        """Bytes, or floats from 0 to 1."""
-        if x.dtype != np.uint8 and x.size and not (x.min() >= 0 and x.max() <= 1):
-            raise DataRefused(
-                "a bernoulli likelihood needs bytes, or floats from 0 to 1; "
-                f"got {x.min():g} to {x.max():g}: use --likelihood gaussian"
-            )
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """Values in [0, 1], (batch, features)."""
-        return x.flatten(1).to(self.x_unit.dtype) / self.x_unit
-
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """Sum of x·l - softplus(l) over features: finite for any logit l."""
-        return (x * params - _softplus(params)).sum(-1)
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Probability of one, times the unit."""
-        return params.sigmoid() * self.x_unit
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Draw x in the data's units by inversion; `noise` (…, features) is uniform in (0, 1)."""
 
 
-class Gaussian(nn.Module):
-    """Each feature is normal around the decoder's output, with one learned scale for all.
+AnyLikelihood = type[Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical]
 
-    Floats are standardized by column, bytes divided by 255; `log_prob` counts the Jacobian, so that
-    it is the density of the data as it came.
-    """
-
-    x_shift: Tensor
-    x_unit: Tensor
-    min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("x_shift", torch.zeros(features))
-        self.register_buffer("x_unit", torch.ones(features))
-        self.x_log_scale = nn.Parameter(torch.zeros(()))
-
-    def fit(self, train: NDArray[Any]) -> None:
-        """Mean and standard deviation of each column; a constant column keeps unit 1."""
-        if train.dtype == np.uint8:
-            self.x_unit.fill_(255.0)
-            return
-        rows = train.reshape(len(train), -1).astype(np.float64)
-        unit = rows.std(0)
-        self.x_shift.copy_(torch.from_numpy(rows.mean(0)))
-        self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
-
-    def check(self, x: NDArray[Any]) -> None:
-        """Any finite number will do."""
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """(x - shift) / unit, (batch, features)."""
-        return (x.flatten(1).to(self.x_unit.dtype) - self.x_shift) / self.x_unit
-
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """Log N(x; params, scale²) less the log of the units."""
-        log_scale = self.x_log_scale.clamp(min=self.min_log_scale)
-        squares = ((x - params) * torch.exp(-log_scale)).square().sum(-1)
-        constant = x.shape[-1] * (math.log(2 * math.pi) / 2 + log_scale) + self.x_unit.log().sum()
-        return -squares / 2 - constant
-
-    def mean(self, params: Tensor) -> Tensor:
-        """The decoder's output in the data's units."""
-        return params * self.x_unit + self.x_shift
-
-
-LIKELIHOODS: Mapping[str, type[Bernoulli] | type[Gaussian]] = {
+LIKELIHOODS: Mapping[str, AnyLikelihood] = {
     "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,
+    "discretized_logistic": DiscretizedLogistic,
+    "categorical": Categorical,
 }
 
 
-def _softplus(logits: Tensor) -> Tensor:
-    """Log(1 + exp(logits)); in float64 by operations that onnxruntime has for it."""
-    if logits.dtype == torch.float32:
-        return F.softplus(logits)
-    return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
+def make_likelihood(
+    features: int, settings: ModelConfig
+) -> Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical:
+    """The likelihood of the settings, which must be settled, for rows of so many features."""
+    return LIKELIHOODS[settings.likelihood](features, settings)
 
 
-def choose_likelihood(*splits: NDArray[Any]) -> str:
-    """Bytes and values in [0, 1] are Bernoulli; other reals are Gaussian."""
-    bits = all(x.dtype == np.uint8 or not x.size or (x.min() >= 0 and x.max() <= 1) for x in splits)
-    return "bernoulli" if bits else "gaussian"
+def choose_likelihood(*splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
+    """Name of the likelihood that fits the data, and which data that is."""
+    if all(x.dtype == np.uint8 for x in splits):
+        return "bernoulli", "bytes"
+    if not all(x.size == 0 or (x.min() >= 0 and x.max() <= 1) for x in splits):
+        return "gaussian", "reals"
+    if all(((x == 0) | (x == 1)).all() for x in splits):
+        return "bernoulli", "zeros and ones"
+    return "continuous_bernoulli", "numbers from 0 to 1"
+
+
+def settle(settings: ModelConfig, *splits: NDArray[Any]) -> ModelConfig:
+    """The settings with the likelihood and its number of codes as the data demands.
+
+    Raises:
+        DataRefused: some row is outside the likelihood's support.
+    """
+    name = settings.likelihood
+    name = choose_likelihood(*splits)[0] if name == "auto" else name
+    categories = settings.num_categories
+    if name == "categorical" and not categories:
+        categories = count_categories(*splits)
+    return replace(settings, likelihood=name, num_categories=categories)

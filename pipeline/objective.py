@@ -2,6 +2,8 @@
 
 Kingma & Welling (2014), equation 3: elbo = E_q[log p(x given z)] - KL(q(z given x), p(z)).
 Burda et al. (2016), equation 8: iw_elbo = log mean_k p(x, z_k) / q(z_k given x).
+Bowman et al. (2016): the weight of the KL grows from 0 while training warms up.
+Kingma et al. (2016), appendix C.8: free bits, which the KL of a latent may take at no cost.
 """
 
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.config import TrainConfig
 from pipeline.model import VAE, Posterior
 
 
@@ -19,8 +22,13 @@ class Terms(NamedTuple):
     """log p(x given z_k), (batch, num_samples)."""
     log_ratio: Tensor
     """log p(z_k) - log q(z_k given x), (batch, num_samples)."""
-    kl: Tensor
-    """KL(q(z given x), p(z)), (batch,), in closed form."""
+    latent_kl: Tensor
+    """KL(q(z given x), p(z)) by latent, (batch, latent_dim), in closed form."""
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q(z given x), p(z)), (batch,)."""
+        return self.latent_kl.sum(-1)
 
     def elbo(self) -> Tensor:
         """The bound with the closed-form KL, (batch,)."""
@@ -43,7 +51,7 @@ def terms(model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None) 
     What follows the networks is computed in `dtype`, by default theirs.
     """
     rows = model.px.standardize(x)
-    qz = model.encoder(rows)
+    qz = model.infer(rows)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
     params = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
     if dtype is not None:
@@ -52,9 +60,17 @@ def terms(model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None) 
     log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
     # log N(z; 0, 1) - log N(z; loc, scale²); the constants cancel
     log_ratio = ((eps.square() - z.square()) / 2 + qz.log_scale.unsqueeze(1)).sum(-1)
-    return Terms(log_likelihood, log_ratio, qz.kl())
+    return Terms(log_likelihood, log_ratio, qz.latent_kl())
 
 
-def loss(row_terms: Terms, kl_weight: float) -> Tensor:
+def loss(row_terms: Terms, settings: TrainConfig, kl_weight: float) -> Tensor:
     """What training minimises: a mean over the batch, whose size then scales no gradient."""
-    return -(row_terms.log_likelihood.mean(-1) - kl_weight * row_terms.kl).mean()
+    if settings.objective == "iwae":
+        return -row_terms._replace(log_ratio=kl_weight * row_terms.log_ratio).iw_elbo().mean()
+    kl = row_terms.latent_kl.mean(0).clamp(min=settings.free_bits).sum()
+    return kl_weight * kl - row_terms.log_likelihood.mean()
+
+
+def kl_weight_at(step: int, settings: TrainConfig) -> float:
+    """Weight of the KL at a step, from 0: it grows evenly over the steps of the warm-up."""
+    return settings.kl_weight * min(1.0, (step + 1) / max(1, settings.kl_warmup_steps))

@@ -150,4 +150,4 @@ def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
     """How `x` is drawn; None leaves the held-out rows."""
     if x.dtype == "uint8":
         return _BYTES.get(kind)
-    return (_UNIT if likelihood == "bernoulli" else _REALS).get(kind)
+    return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Precision
-from pipeline.likelihoods import Bernoulli
+from pipeline.likelihood_unit import Bernoulli
 from pipeline.model import VAE
-from pipeline.reference import EPS, Array, run_reference
+from pipeline.reference import EPS, Array, product_layers, run_reference
 from serving.errors import UsageRefused
 from serving.noise import draw_rows
 from serving.operations import Operation
@@ -35,6 +35,8 @@ CALIBRATION_ROWS = 10_000
 STEPS = 255
 """Steps between the ends of an activation's range; a weight has 127 on either side of zero."""
 
+PRODUCTS = ("Gemm", "Conv", "ConvTranspose")
+"""Operators whose second input is a weight."""
 FIRST = "encoder.hidden.0"
 """The layer that reads the data."""
 
@@ -88,7 +90,7 @@ def reduce_model(model: VAE, precision: str, ranges: Ranges | None = None) -> VA
         raise UsageRefused(f"precision must be one of {known}, got {precision!r}")
     reduced = copy.deepcopy(model)
     if precision == "fp16":
-        for layer in _linear_layers(reduced).values():
+        for layer in product_layers(reduced).values():
             layer.weight.data = layer.weight.data.half()
             if not layer.weight.isfinite().all():
                 raise UsageRefused("a weight is too large for fp16: use --precision float32")
@@ -114,7 +116,7 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     bounded = x.dtype == np.uint8 or isinstance(model.px, Bernoulli)
     layers = _wide_layers(model, bounded=bounded)
     if not layers:
-        raise UsageRefused("int8 needs a hidden layer: use --precision fp16")
+        raise UsageRefused("int8 needs a linear hidden layer: use --precision fp16")
     ranges = dict.fromkeys(layers, (0.0, 0.0))
     watched = copy.deepcopy(model)
     for name in layers:
@@ -152,7 +154,7 @@ def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
     del proto.graph.node[:]
     used: dict[str, Array] = {}
     for node in nodes:
-        weight = node.input[1] if node.op_type == "Gemm" else ""
+        weight = node.input[1] if node.op_type in PRODUCTS else ""
         dtype = state[weight].dtype if weight in state else np.float32
         rewrite = {np.dtype("float16"): _widen, np.dtype("int8"): _quantize}.get(np.dtype(dtype))
         if rewrite is None:
@@ -177,11 +179,11 @@ def _once(proto: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     return [node for node in nodes if node.output[0] not in made]
 
 
-def _widen(gemm: NodeProto, weight: str) -> list[NodeProto]:
+def _widen(product: NodeProto, weight: str) -> list[NodeProto]:
     wide = f"{weight}.float32"
     cast_node = helper.make_node("Cast", [weight], [wide], f"{wide}.cast", to=TensorProto.FLOAT)
-    gemm.input[1] = wide
-    return [cast_node, gemm]
+    product.input[1] = wide
+    return [cast_node, product]
 
 
 def _quantize(gemm: NodeProto, weight: str) -> list[NodeProto]:

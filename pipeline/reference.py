@@ -118,10 +118,15 @@ def round_to_tf32(values: Tensor) -> Tensor:
 
 def _round_products(model: VAE) -> None:
     """Round both factors of every matrix product; sums stay float32, as on the device."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.copy_(round_to_tf32(layer.weight))
-            layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
+    for layer in product_layers(model).values():
+        layer.weight.copy_(round_to_tf32(layer.weight))
+        layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
+
+
+def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:
+    """Layers that multiply by a weight, by name."""
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
 
 
 def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:

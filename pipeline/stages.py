@@ -58,6 +58,7 @@ def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
 
     device = torch_device(device, threads)
     dataset = load_data(config)
+    config = _settle(config, dataset)
     git = git_state()
     run.log_params(config.flat())
     run.set_tags(
@@ -74,7 +75,7 @@ def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
         model=result.model,
         config=config,
         x_dtype=str(dataset.train.x.dtype),
-        likelihood=result.likelihood,
+        likelihood=config.model.likelihood,
         data=dataset.describe(),
         git=git,
         run_id=run.run_id,
@@ -92,6 +93,17 @@ def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
         draw_figures(Path(temporary), result.model, result.history, dataset.test.x)
         run.log_folder(Path(temporary), FIGURES)
     return Trained(checkpoint, metrics, dataset)
+
+
+def _settle(config: Config, dataset: "Dataset") -> Config:
+    """The config with what follows from the data, and words on it."""
+    from pipeline.likelihoods import choose_likelihood, settle
+
+    splits = [split.x for split in (dataset.train, dataset.valid, dataset.test)]
+    model = settle(config.model, *splits)
+    reason = f", for {choose_likelihood(*splits)[1]}" if config.model.likelihood == "auto" else ""
+    say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
+    return replace(config, model=model)
 
 
 def _fit(run: "Run", dataset: "Dataset", config: Config, device: str) -> "TrainResult":

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset
 from pipeline.errors import TrainingDiverged
-from pipeline.likelihoods import choose_likelihood
+from pipeline.likelihoods import settle
 from pipeline.model import VAE
 from pipeline.objective import loss, terms
 
@@ -35,34 +35,24 @@ class TrainResult:
     """A trained model in evaluation mode, and how it got there."""
 
     model: VAE
-    likelihood: str
     history: tuple[Mapping[str, float], ...]
     """Metrics by epoch."""
     best_epoch: int
     seconds: float
 
 
-def resolve_likelihood(dataset: Dataset, config: Config) -> str:
-    """Name of the likelihood; `auto` follows the rows of all splits."""
-    name = config.model.likelihood
-    return choose_likelihood(*_rows(dataset)) if name == "auto" else name
-
-
 def build_model(dataset: Dataset, config: Config) -> VAE:
     """Build the model with its initial weights, its scaling fitted to the training rows."""
-    likelihood = resolve_likelihood(dataset, config)
+    settings = settle(config.model, *_rows(dataset))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = VAE(
-            dataset.x_shape,
-            likelihood=likelihood,
-            hidden_dims=config.model.hidden_dims,
-            latent_dim=config.model.latent_dim,
-            activation=config.model.activation,
-        )
+        model = VAE(dataset.x_shape, settings)
     for x in _rows(dataset):
         model.px.check(x)
     model.px.fit(dataset.train.x)
+    bias = getattr(model.decoder, "output_bias", None)
+    if settings.output_bias and bias is not None:
+        bias.data.copy_(model.px.output_bias(dataset.train.x))
     return model
 
 
@@ -104,7 +94,6 @@ def train(
     model.eval().requires_grad_(False)
     return TrainResult(
         model.cpu(),
-        resolve_likelihood(dataset, config),
         tuple(history),
         best_epoch,
         time.perf_counter() - started,
@@ -146,7 +135,7 @@ def _train_epoch(
         rows = x.index_select(0, indices)
         row_terms = terms(model, rows, _draw_eps(len(rows), model.latent_dim, generator))
         optimizer.zero_grad()
-        loss(row_terms, settings.kl_weight).backward()  # type: ignore[no-untyped-call]
+        loss(row_terms, settings, settings.kl_weight).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         sums += torch.stack([row_terms.log_likelihood.detach().sum(), row_terms.kl.detach().sum()])

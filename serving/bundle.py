@@ -56,6 +56,11 @@ class Manifest:
     ranges: Mapping[str, Any] | None = None
     """Least and largest input of every int8 layer."""
 
+    @property
+    def unit_range(self) -> bool:
+        """Whether `x` must be from 0 to 1."""
+        return self.x_dtype == "float32" and self.likelihood.endswith("bernoulli")
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:

@@ -94,7 +94,7 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
-        return _check_inputs(self.operations[name], inputs, self.bundle.manifest.likelihood)
+        return _check_inputs(self.operations[name], inputs, self.bundle.manifest.unit_range)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, in pieces that bound memory."""
@@ -278,7 +278,7 @@ def _numpy_dtype(onnx_type: str) -> str:
     return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(onnx_type, onnx_type)
 
 
-def _check_inputs(operation: Operation, inputs: Mapping[str, Array], likelihood: str) -> int:
+def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range: bool) -> int:
     """Compare arrays with the table; return the number of rows."""
     names = [tensor.name for tensor in operation.inputs]
     if len(inputs) != len(names) or any(name not in inputs for name in names):
@@ -297,9 +297,7 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], likelihood:
         if not fits:
             wanted = ", ".join(str(axis) for axis in tensor.shape)
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
-        _check_values(
-            tensor.name, array, unit_range=tensor.name == "x" and likelihood == "bernoulli"
-        )
+        _check_values(tensor.name, array, unit_range=tensor.name == "x" and unit_range)
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")
     return sizes["batch"]

@@ -86,7 +86,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite in float32")
-        unit = name == "x" and dtype == "float32" and self._manifest["likelihood"] == "bernoulli"
+        coins = self._manifest["likelihood"].endswith("bernoulli")
+        unit = name == "x" and dtype == "float32" and coins
         if unit and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name} must be from 0 to 1 for a bernoulli likelihood")
         return values

@@ -100,7 +100,7 @@ def train_known(folder: Path, seed: int, **settings: Any) -> Path:
         model=trained.model,
         config=config,
         x_dtype=str(rows.train.x.dtype),
-        likelihood=trained.likelihood,
+        likelihood=trained.model.settings.likelihood,
         data=rows.describe(),
         git={"sha": None, "dirty": None},
         run_id=None,

@@ -94,7 +94,7 @@ def _export(out: Path, dataset: Dataset, preset: str) -> tuple[Bundle, VAE]:
     result = train(dataset, config)
     git = {"sha": "unknown", "dirty": False}
     checkpoint = Checkpoint(
-        result.model, config, "uint8", result.likelihood, dataset.describe(), git
+        result.model, config, "uint8", result.model.settings.likelihood, dataset.describe(), git
     )
     metrics = evaluate(result.model, dataset.test.x[:100], nll_samples=1, seed=0)
     return export_bundle(out, checkpoint, metrics.to_json(), dataset.test.x), result.model

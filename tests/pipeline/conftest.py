@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,9 @@ def train_checkpoint(dataset: Dataset, config: Config) -> Checkpoint:
     result = train(dataset, config)
     return Checkpoint(
         model=result.model,
-        config=config,
+        config=replace(config, model=result.model.settings),
         x_dtype=str(dataset.train.x.dtype),
-        likelihood=result.likelihood,
+        likelihood=result.model.settings.likelihood,
         data=dataset.describe(),
         git={"sha": "0" * 40, "dirty": False},
         run_id=None,

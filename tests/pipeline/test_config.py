@@ -1,5 +1,5 @@
 import json
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, asdict, fields
 from typing import Any
 
 import pytest
@@ -61,7 +61,10 @@ def test_given_settings_win_over_the_preset_s(preset: str) -> None:
 def test_an_unknown_preset_lists_the_valid_ones() -> None:
     with pytest.raises(UsageRefused) as caught:
         configure("exmaple")
-    assert str(caught.value) == "preset must be one of default, seed, example, got 'exmaple'"
+    assert (
+        str(caught.value)
+        == "preset must be one of default, seed, example, burda, conv, resnet, got 'exmaple'"
+    )
     assert caught.value.exit_code == 2
 
 
@@ -88,7 +91,7 @@ def test_a_config_comes_back_from_json(preset: str) -> None:
 def test_json_has_a_section_for_each_part() -> None:
     content = configure("seed").to_json()
     assert content["preset"] == "seed"
-    assert content["data"] == {"data": "mnist", "valid_fraction": 0.1, "test_fraction": 0.1}
+    assert content["data"] == asdict(DataConfig())
     assert content["evaluate"] == {"nll_samples": 100}
     assert list(content) == ["preset", "data", "model", "train", "evaluate"]
 

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.config import configure
+from pipeline.config import ModelConfig, configure
 from pipeline.data import Dataset, Split
 from pipeline.evaluate import Metrics, evaluate
 from pipeline.model import VAE
@@ -25,9 +25,8 @@ def orthogonal_loadings() -> NDArray[np.float64]:
 
 def exact_model(loadings: NDArray[np.float64]) -> VAE:
     """The VAE whose posterior is that of x = W z + offset + sigma noise."""
-    model = VAE(
-        (FEATURES,), likelihood="gaussian", hidden_dims=(), latent_dim=LATENTS, activation="relu"
-    ).double()
+    settings = ModelConfig(likelihood="gaussian", hidden_dims=(), latent_dim=LATENTS)
+    model = VAE((FEATURES,), settings).double()
     weights = torch.from_numpy(loadings)
     offset = torch.arange(FEATURES, dtype=torch.float64) / 3
     precision = torch.diagonal(weights.T @ weights) + SIGMA**2

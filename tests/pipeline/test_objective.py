@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +8,17 @@ from scipy import stats
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
-from pipeline.likelihoods import Gaussian
+from pipeline.config import LikelihoodName, ModelConfig, TrainConfig
+from pipeline.likelihood_reals import Gaussian
 from pipeline.model import VAE, Posterior
-from pipeline.objective import Terms, loss, terms
+from pipeline.objective import Terms, kl_weight_at, loss, terms
 
 
-def build(likelihood: str = "bernoulli", dtype: torch.dtype = torch.float64) -> VAE:
+def build(likelihood: LikelihoodName = "bernoulli", dtype: torch.dtype = torch.float64) -> VAE:
     torch.manual_seed(0)
-    model = VAE((7,), likelihood=likelihood, hidden_dims=(16,), latent_dim=3, activation="tanh")
+    settings = ModelConfig(hidden_dims=(16,), latent_dim=3, activation="tanh")
+    settings = replace(settings, likelihood=likelihood)
+    model = VAE((7,), settings)
     return model.to(dtype)
 
 
@@ -57,24 +61,24 @@ def test_loss_is_the_seed_loss_by_row() -> None:
     qz = model.encode(x)
     recon = model.decode(qz.loc + qz.scale * eps[:, 0])
     expected = seed_loss(recon, x, qz.loc, 2 * qz.log_scale)
-    assert len(x) * loss(row_terms, 1.0).item() == pytest.approx(expected, rel=1e-12)
+    assert len(x) * loss(row_terms, TrainConfig(), 1.0).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_kl_weight_scales_the_kl_alone() -> None:
-    row_terms = Terms(torch.tensor([[-3.0]]), torch.zeros(1, 1), torch.tensor([2.0]))
-    assert loss(row_terms, 0.5).item() == pytest.approx(3.0 + 0.5 * 2.0)
+    row_terms = Terms(torch.tensor([[-3.0]]), torch.zeros(1, 1), torch.tensor([[2.0]]))
+    assert loss(row_terms, TrainConfig(), 0.5).item() == pytest.approx(3.0 + 0.5 * 2.0)
 
 
 def test_loss_and_gradient_of_a_batch_are_means_over_its_parts() -> None:
     model, (x, eps) = build(), draw(rows=12)
-    loss(terms(model, x, eps), 1.0).backward()
+    loss(terms(model, x, eps), TrainConfig(), 1.0).backward()
     whole = [
         parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
     ]
     model.zero_grad()
     for part in (slice(0, 4), slice(4, 12)):
         share = (part.stop - part.start) / 12
-        (share * loss(terms(model, x[part], eps[part]), 1.0)).backward()
+        (share * loss(terms(model, x[part], eps[part]), TrainConfig(), 1.0)).backward()
     parts = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -129,7 +133,9 @@ def test_gaussian_is_the_density_in_the_units_of_the_data() -> None:
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("size", [1e4, 1e15], ids=str)
-def test_extreme_parameters_give_finite_terms_and_gradients(likelihood: str, size: float) -> None:
+def test_extreme_parameters_give_finite_terms_and_gradients(
+    likelihood: LikelihoodName, size: float
+) -> None:
     model = build(likelihood, torch.float32)
     params = torch.tensor([[size, -size] * 3 + [0.0]], requires_grad=True)
     x = torch.tensor([[0.0, 1.0] * 3 + [0.5]])
@@ -148,3 +154,30 @@ def test_extreme_log_scales_give_finite_kl() -> None:
     row_terms = terms(model, x.float(), eps.float())
     assert torch.isfinite(row_terms.kl).all()
     assert torch.isfinite(row_terms.log_weights()).all()
+
+
+def test_iwae_maximises_the_importance_weighted_bound() -> None:
+    row_terms = terms(build(), *draw())
+    settings = TrainConfig(objective="iwae")
+    expected = -torch.logsumexp(row_terms.log_weights() - math.log(5), -1).mean()
+    assert loss(row_terms, settings, 1.0).item() == pytest.approx(expected.item(), rel=1e-12)
+    without = -torch.logsumexp(row_terms.log_likelihood - math.log(5), -1).mean()
+    assert loss(row_terms, settings, 0.0).item() == pytest.approx(without.item(), rel=1e-12)
+
+
+def test_free_bits_cost_nothing_and_pull_no_further() -> None:
+    """Latents whose mean KL is below the limit count as the limit, and have no gradient."""
+    latent_kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
+    row_terms = Terms(torch.tensor([[-3.0], [-5.0]]), torch.zeros(2, 1), latent_kl)
+    value = loss(row_terms, TrainConfig(free_bits=0.5), 1.0)
+    assert value.item() == pytest.approx(4.0 + 0.5 + 4.0)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert latent_kl.grad is not None
+    assert latent_kl.grad.tolist() == [[0.0, 0.5], [0.0, 0.5]]
+
+
+def test_kl_weight_grows_over_the_steps_of_the_warm_up() -> None:
+    settings = TrainConfig(kl_weight=2.0, kl_warmup_steps=4)
+    weights = [kl_weight_at(step, settings) for step in range(6)]
+    assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert kl_weight_at(0, TrainConfig()) == 1.0

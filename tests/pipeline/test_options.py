@@ -151,10 +151,12 @@ USAGE_ERRORS = {
         "Invalid value for '--hidden-dims': widths must be at least 1, got '64,0'"
     ),
     "--likelihood poisson": (
-        "Invalid value for '--likelihood': 'poisson' is not one of 'auto', 'bernoulli', 'gaussian'."
+        "Invalid value for '--likelihood': 'poisson' is not one of 'auto', 'bernoulli', "
+        "'continuous-bernoulli', 'gaussian', 'discretized-logistic', 'categorical'."
     ),
     "--preset exmaple": (
-        "Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', 'example'."
+        "Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', 'example', "
+        "'burda', 'conv', 'resnet'."
     ),
     "--device tpu": "Invalid value for '--device': 'tpu' is not one of 'cpu', 'cuda', 'auto'.",
     "--threads 0": "Invalid value for '--threads': 0 is not in the range x>=1.",

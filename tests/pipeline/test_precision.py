@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from pipeline.config import ModelConfig
 from pipeline.export import export_bundle, save_graph
 from pipeline.model import VAE
 from pipeline.precision import QuantizedLinear, calibrate, reduce_model, settled_rows
@@ -260,6 +261,6 @@ def test_what_cannot_be_reduced_is_refused(
 
 
 def test_a_model_without_hidden_layers_has_nothing_for_int8() -> None:
-    model = VAE((4,), likelihood="gaussian", hidden_dims=(), latent_dim=2, activation="relu")
-    with pytest.raises(UsageRefused, match="int8 needs a hidden layer: use --precision fp16"):
+    model = VAE((4,), ModelConfig(likelihood="gaussian", hidden_dims=(), latent_dim=2))
+    with pytest.raises(UsageRefused, match="int8 needs a linear hidden layer"):
         calibrate(model, np.zeros((3, 4), np.float32))

@@ -1,0 +1,88 @@
+"""The likelihood of real numbers."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+
+
+class Gaussian(nn.Module):
+    """Each feature is normal around the decoder's output, with one scale for all.
+
+    Floats are standardized by column, bytes divided by 255; `log_prob` counts the Jacobian, so that
+    it is the density of the data as it came. The scale is in standardized units: `learned` with
+    the weights, `fixed`, or `optimal`, which is the root mean square error: of each batch while
+    training (Rybkin et al., 2021, equation 5), later its moving average.
+    """
+
+    x_width = 1
+    params_width = 1
+    x_shift: Tensor
+    x_unit: Tensor
+    x_log_scale: Tensor
+    min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
+    averaging = 0.02
+    """Weight of one batch in the moving average of the optimal scale."""
+
+    def __init__(self, features: int, settings: ModelConfig) -> None:
+        super().__init__()
+        self.register_buffer("x_shift", torch.zeros(features))
+        self.register_buffer("x_unit", torch.ones(features))
+        self.sigma = settings.sigma
+        if self.sigma == "learned":
+            self.x_log_scale = nn.Parameter(torch.zeros(()))
+        else:
+            start = math.log(settings.fixed_sigma) if self.sigma == "fixed" else 0.0
+            self.register_buffer("x_log_scale", torch.tensor(start))
+
+    def fit(self, train: NDArray[Any]) -> None:
+        """Mean and standard deviation of each column; a constant column keeps unit 1."""
+        if train.dtype == np.uint8:
+            self.x_unit.fill_(255.0)
+            return
+        rows = train.reshape(len(train), -1)
+        unit = rows.std(0, dtype=np.float64)
+        self.x_shift.copy_(torch.from_numpy(rows.mean(0, dtype=np.float64)))
+        self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Any finite number will do."""
+
+    def output_bias(self, train: NDArray[Any]) -> Tensor:
+        """Mean of the standardized features."""
+        mean = torch.from_numpy(train.reshape(len(train), -1).mean(0, dtype=np.float64))
+        return ((mean - self.x_shift) / self.x_unit).float()
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """(x - shift) / unit, (batch, features)."""
+        return (x.flatten(1).to(self.x_unit.dtype) - self.x_shift) / self.x_unit
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Log N(x; params, scale²) less the log of the units."""
+        errors = x - params
+        log_scale = self._log_scale(errors)
+        squares = (errors * torch.exp(-log_scale)).square().sum(-1)
+        constant = x.shape[-1] * (math.log(2 * math.pi) / 2 + log_scale) + self.x_unit.log().sum()
+        return -squares / 2 - constant
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The decoder's output in the data's units."""
+        return params * self.x_unit + self.x_shift
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The mean, and the scale times the normal quantile of the noise."""
+        scale = self.x_log_scale.clamp(min=self.min_log_scale).exp()
+        return self.mean(params + scale * torch.special.ndtri(noise))
+
+    def _log_scale(self, errors: Tensor) -> Tensor:
+        if self.sigma == "optimal" and self.training:
+            # a constant to the gradient: at its optimum the loss does not change with the scale
+            best = errors.detach().square().mean().log() / 2
+            self.x_log_scale.lerp_(best, self.averaging)
+            return best.clamp(min=self.min_log_scale)
+        return self.x_log_scale.clamp(min=self.min_log_scale)

@@ -1,0 +1,129 @@
+"""Likelihoods of features between 0 and 1: coins, and the density that resembles them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import ModelConfig
+from serving.errors import DataRefused
+
+
+class Bernoulli(nn.Module):
+    """Each feature is a coin; the decoder's output is its logit. Data: bytes, or floats in [0, 1].
+
+    For values between the ends, log p is the expectation over x ~ Bernoulli(value). An ELBO of gray
+    images is therefore a lower bound on that of the same images binarized at random.
+    """
+
+    x_width = 1
+    params_width = 1
+    x_unit: Tensor
+
+    def __init__(self, features: int, settings: ModelConfig) -> None:
+        super().__init__()
+        self.register_buffer("x_unit", torch.ones(()))
+
+    def fit(self, train: NDArray[Any]) -> None:
+        """Bytes are divided by 255, floats are taken as they are."""
+        if train.dtype == np.uint8:
+            self.x_unit.fill_(255.0)
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Bytes, or floats from 0 to 1."""
+        if x.dtype != np.uint8 and x.size and not (x.min() >= 0 and x.max() <= 1):
+            raise DataRefused(
+                "a bernoulli likelihood needs bytes, or floats from 0 to 1; "
+                f"got {x.min():g} to {x.max():g}: use --likelihood gaussian"
+            )
+
+    def output_bias(self, train: NDArray[Any]) -> Tensor:
+        """Logit of each feature's mean, kept from the ends (as in Burda et al., 2016)."""
+        mean = _means(train, self.x_unit)
+        return torch.from_numpy(np.log(mean) - np.log1p(-mean)).float()
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Values in [0, 1], (batch, features)."""
+        return x.flatten(1).to(self.x_unit.dtype) / self.x_unit
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Sum of x·l - softplus(l) over features: finite for any logit l."""
+        return (x * params - softplus(params)).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Probability of one, times the unit."""
+        return params.sigmoid() * self.x_unit
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Zero, or the unit."""
+        return (noise > (-params).sigmoid()) * self.x_unit
+
+
+class ContinuousBernoulli(Bernoulli):
+    """The density on [0, 1] that is proportional to a coin's (Loaiza-Ganem & Cunningham, 2019).
+
+    With the logit l, log p(x) = x·l - softplus(l) + log C(l), C(l) = l / tanh(l / 2). For bytes it
+    is the density of x / 255. `torch.distributions.ContinuousBernoulli` is off for |l| above 15.
+    """
+
+    series = 0.05
+    """Below it log C is a series: the quotient of two small numbers is not exact."""
+
+    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """The coin's, and the log of the constant that makes it a density."""
+        small = params.abs() < self.series
+        # the other branch must stay finite where it is not taken, or its gradient is NaN
+        size = torch.where(small, 1.0, params.abs())
+        constant = size.log() - (size / 2).tanh().log()
+        square = params.square().clamp(max=1)
+        near = math.log(2) + square / 12 - 7 * square.square() / 1440
+        return super().log_prob(params, x) + torch.where(small, near, constant).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """1/2 + coth(l/2)/2 - 1/l, by its series near 0, times the unit."""
+        return _unit_mean(params) * self.x_unit
+
+    def output_bias(self, train: NDArray[Any]) -> Tensor:
+        """The logits whose means are the features' own, by bisection."""
+        mean = torch.from_numpy(_means(train, self.x_unit))
+        low, high = torch.full_like(mean, -2000.0), torch.full_like(mean, 2000.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = _unit_mean(middle) > mean
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return middle.float()
+
+    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Inverse of the distribution function, mirrored so that nothing overflows."""
+        slope, rest = -params.abs(), torch.where(params > 0, 1 - noise, noise)
+        small = slope > -1e-3
+        slope = torch.where(small, -1.0, slope)
+        value = torch.where(small, rest, torch.log1p(rest * torch.expm1(slope)) / slope)
+        return torch.where(params > 0, 1 - value, value) * self.x_unit
+
+
+def softplus(logits: Tensor) -> Tensor:
+    """Log(1 + exp(logits)); in float64 by operations that onnxruntime has for it."""
+    if logits.dtype == torch.float32:
+        return F.softplus(logits)
+    return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
+
+
+def _unit_mean(logits: Tensor) -> Tensor:
+    small = logits.abs() < 1
+    size = torch.where(small, 1.0, logits)
+    square = torch.where(small, logits, 0.0).square()
+    # of coth(l/2)/2 - 1/l; the next term is below 1e-9
+    odd = torch.zeros_like(square)
+    for term in (47_900_160, 1_209_600, 30_240, 720, 12):
+        odd = 1 / term - square * odd
+    return torch.where(small, 0.5 + logits * odd, 0.5 + 0.5 / (size / 2).tanh() - 1 / size)
+
+
+def _means(train: NDArray[Any], unit: Tensor) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = train.reshape(len(train), -1).mean(0, dtype=np.float64)
+    return np.clip(mean / unit.item(), 0.001, 0.999)

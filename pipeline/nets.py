@@ -1,0 +1,150 @@
+"""Encoders and decoders by name, or by the import path of a user's own.
+
+A builder takes a `NetSpec` and gives two ordinary modules. The encoder takes standardized rows
+(batch, x_width) and gives two tensors (batch, latent_dim): `z_loc` and the log of `z_scale`. The
+decoder takes latents (batch, latent_dim) and gives the likelihood's parameters (batch,
+params_width). Both work on every row by itself and draw no random numbers when they evaluate. A
+decoder may have a parameter `output_bias` (params_width,), to be set from the data.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from serving.errors import UsageRefused
+
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetSpec:
+    """Sizes that a builder has to keep, and the settings it may use."""
+
+    x_shape: tuple[int, ...]
+    """Shape of one row of data: (features,), (height, width) or (height, width, channels)."""
+    x_width: int
+    """Numbers in a standardized row, those of one pixel side by side."""
+    params_width: int
+    """Parameters of a row's likelihood, those of one pixel side by side."""
+    latent_dim: int
+    hidden_dims: tuple[int, ...]
+    activation: str
+
+    def activate(self) -> nn.Module:
+        """A new activation layer."""
+        return ACTIVATIONS[self.activation]()
+
+
+Nets = tuple[nn.Module, nn.Module]
+"""Encoder and decoder."""
+Builder = Callable[[NetSpec], Nets]
+
+
+class Encoder(nn.Module):
+    """Layers of a perceptron to the posterior's parameters."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        widths = (spec.x_width, *spec.hidden_dims)
+        self.hidden = _layers(widths, spec)
+        self.z_loc = nn.Linear(widths[-1], spec.latent_dim)
+        self.z_log_scale = nn.Linear(widths[-1], spec.latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode `x`."""
+        h = self.hidden(x)
+        return self.z_loc(h), self.z_log_scale(h)
+
+
+class Decoder(nn.Module):
+    """The encoder's layers in reverse, to the likelihood's parameters."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        widths = (spec.latent_dim, *reversed(spec.hidden_dims))
+        self.hidden = _layers(widths, spec)
+        self.x_params = nn.Linear(widths[-1], spec.params_width)
+
+    @property
+    def output_bias(self) -> Tensor:
+        """What the parameters are without any latent."""
+        return self.x_params.bias
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode `z`."""
+        return cast(Tensor, self.x_params(self.hidden(z)))
+
+
+def build_mlp(spec: NetSpec) -> Nets:
+    """Build two perceptrons."""
+    return Encoder(spec), Decoder(spec)
+
+
+def _layers(widths: Sequence[int], spec: NetSpec) -> nn.Sequential:
+    return nn.Sequential(
+        *(layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), spec.activate()))
+    )
+
+
+def build_nets(spec: NetSpec, model: str) -> Nets:
+    """Build the nets that `model` names, and see that their shapes are right.
+
+    Raises:
+        UsageRefused: there is no such builder, or what it builds does not fit the data.
+    """
+    # here, so that the table can name builders that use this module
+    from pipeline.conv_nets import build_conv, build_resnet
+
+    builders: Mapping[str, Builder] = {
+        "mlp": build_mlp,
+        "conv": build_conv,
+        "resnet": build_resnet,
+    }
+    builder = _import_builder(model) if ":" in model else builders.get(model)
+    if builder is None:
+        raise UsageRefused(
+            f"model must be one of {', '.join(builders)}, or package.module:function; got {model!r}"
+        )
+    encoder, decoder = nets = builder(spec)
+    for module, width, sizes in (
+        (encoder, spec.x_width, [(2, spec.latent_dim)] * 2),
+        (decoder, spec.latent_dim, [(2, spec.params_width)]),
+    ):
+        _check_shapes(model, module, width, sizes)
+    return nets
+
+
+@torch.no_grad()
+def _check_shapes(
+    model: str, module: nn.Module, width: int, expected: list[tuple[int, int]]
+) -> None:
+    output = module(torch.zeros(2, width))
+    shapes = [tuple(part.shape) for part in (output if isinstance(output, tuple) else (output,))]
+    if shapes != expected:
+        raise UsageRefused(
+            f"{type(module).__name__} of model {model} must give {expected} for two rows of "
+            f"{width}, got {shapes}"
+        )
+
+
+def _import_builder(path: str) -> Builder:
+    """Import `package.module:function`, also from the working folder."""
+    module, _, name = path.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return cast(Builder, getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as err:
+        raise UsageRefused(f"cannot import model {path!r}: {err}") from err

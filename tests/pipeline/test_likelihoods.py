@@ -1,0 +1,248 @@
+"""Every likelihood against scipy, its sum over a grid, and its own limits."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, special, stats
+
+from pipeline.config import ModelConfig
+from pipeline.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood
+from serving.errors import DataRefused
+
+CATEGORIES = 4
+f4, u1 = np.float32, np.uint8
+WIDTHS = {"discretized_logistic": 2, "categorical": CATEGORIES}
+EXTREMES = (-1e4, -88.0, -1.0, -1e-3, 0.0, 1e-20, 0.04, 0.06, 1.0, 17.0, 88.0, 500.0, 1e4)
+
+
+def make(name: str, features: int = 1, *, dtype: torch.dtype = torch.float64, **settings):  # type: ignore[no-untyped-def]
+    chosen = ModelConfig(likelihood=name, num_categories=CATEGORIES, **settings)  # type: ignore[arg-type]
+    made = make_likelihood(features, chosen)
+    return made.to(dtype).eval().requires_grad_(False)
+
+
+def draw_params(name: str, rows: int = 50) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    width = WIDTHS.get(name, 1)
+    params = torch.randn(rows, width, generator=generator, dtype=torch.float64) * 2
+    params[:, 1:] = params[:, 1:].clamp(max=4)  # within the bounds of a logistic's scale
+    return params
+
+
+def logistic_masses(params: np.ndarray) -> np.ndarray:
+    """Masses of the 256 bytes as differences of float64's distribution function."""
+    loc, scale = params[:, :1] * 255, np.exp(params[:, 1:]) * 255
+    ends = special.expit((np.arange(255) + 0.5 - loc) / scale)
+    return np.diff(ends, prepend=0, append=1, axis=-1)
+
+
+def logistic_log_mass(params: np.ndarray, x: float) -> np.ndarray:
+    """scipy's own logarithms, on the side of the bin where they do not cancel."""
+    half = 0.5 / 255
+    lower, upper = ((x - params[:, 0] + side) / np.exp(params[:, 1]) for side in (-half, half))
+    if x == 0:
+        return np.asarray(stats.logistic.logcdf(upper))
+    if x == 1:
+        return np.asarray(stats.logistic.logsf(lower))
+    turned = lower > 0
+    low, high = np.where(turned, -upper, lower), np.where(turned, -lower, upper)
+    ends = stats.logistic.logcdf(high), stats.logistic.logcdf(low)
+    return np.asarray(ends[0] + np.log(-np.expm1(ends[1] - ends[0])))
+
+
+def continuous_bernoulli(params: np.ndarray, x: float) -> np.ndarray:
+    """The exponential density on [0, 1] that scipy has, turned where the logit is positive."""
+    size = np.abs(params[:, 0])
+    place = np.where(params[:, 0] > 0, 1 - x, x)
+    return np.asarray(stats.truncexpon.logpdf(place * size, size) + np.log(size))
+
+
+REFERENCES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "bernoulli": lambda params, x: stats.bernoulli.logpmf(x, special.expit(params[:, 0])),
+    "continuous_bernoulli": continuous_bernoulli,
+    "gaussian": lambda params, x: stats.norm.logpdf(x, params[:, 0]),
+    "discretized_logistic": lambda params, x: logistic_log_mass(params, x),
+    "categorical": lambda params, x: special.log_softmax(params, -1)[:, int(x)],
+}
+POINTS = {
+    "bernoulli": (0.0, 1.0),
+    "continuous_bernoulli": (0.0, 0.3, 1.0),
+    "gaussian": (-2.0, 0.5),
+    "discretized_logistic": (0.0, 3 / 255, 0.5 + 0.5 / 255, 1.0),
+    "categorical": (0.0, 2.0, 3.0),
+}
+
+
+def log_prob(name: str, params: torch.Tensor, x: float) -> torch.Tensor:
+    """Log p of one value, given to the network's units by `standardize` where it has any."""
+    made = make(name)
+    rows = torch.full((len(params), 1), x, dtype=torch.float64)
+    if name == "categorical":
+        rows = made.standardize(rows)
+    value: torch.Tensor = made.log_prob(params, rows)
+    return value
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_log_prob_is_that_of_scipy(name: str) -> None:
+    params = draw_params(name)
+    for x in POINTS[name]:
+        expected = REFERENCES[name](params.numpy(), x)
+        np.testing.assert_allclose(
+            log_prob(name, params, x).numpy(), expected, rtol=1e-6, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "discretized_logistic", "categorical"])
+def test_masses_sum_to_one(name: str) -> None:
+    params = draw_params(name)
+    bytes_ = np.arange(256) / 255
+    grid = {"bernoulli": (0, 1), "categorical": range(CATEGORIES), "discretized_logistic": bytes_}
+    total = sum(log_prob(name, params, float(x)).exp().numpy() for x in grid[name])
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        pytest.param("continuous_bernoulli", np.linspace(0, 1, 100_001), id="continuous_bernoulli"),
+        pytest.param("gaussian", np.linspace(-40, 40, 100_001), id="gaussian"),
+    ],
+)
+def test_densities_integrate_to_one(name: str, grid: np.ndarray) -> None:
+    params = torch.cat([draw_params(name, 5), torch.tensor([[-20.0], [1e-4], [0.051], [300.0]])])
+    params = params if name == "continuous_bernoulli" else params[:5]
+    x = torch.from_numpy(grid)[:, None]
+    for row in params:
+        density = make(name).log_prob(row.expand(len(x), 1), x).exp().numpy()
+        assert integrate.simpson(density, x=grid) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradients_are_finite_at_extreme_parameters(name: str, dtype: torch.dtype) -> None:
+    width = WIDTHS.get(name, 1)
+    values = torch.tensor(EXTREMES, dtype=dtype)
+    params = torch.cartesian_prod(*[values] * width).reshape(-1, width).requires_grad_()
+    made = make(name, dtype=dtype)
+    for x in (0.0, 1.0):
+        rows = torch.full((len(params), 1), x, dtype=dtype)
+        row = made.standardize(rows) if name == "categorical" else rows
+        total = made.log_prob(params, row)
+        (gradient,) = torch.autograd.grad(total.sum(), params)
+        assert torch.isfinite(total).all()
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_samples_are_drawn_by_inversion(name: str) -> None:
+    """Averages over an even grid of noise are means; the gaussian's quantiles are scipy's."""
+    made, params = make(name), draw_params(name, 6)
+    params[:, -1] = params[:, -1].clamp(max=1)
+    noise = (torch.arange(20_000, dtype=torch.float64) + 0.5)[:, None, None] / 20_000
+    drawn = made.sample(params.expand(20_000, -1, -1), noise.expand(-1, len(params), 1))
+    if name == "discretized_logistic":
+        expected = (logistic_masses(params.numpy()) * np.arange(256)).sum(-1)
+    else:
+        expected = made.mean(params)[:, 0].numpy()
+    np.testing.assert_allclose(drawn.mean((0, 2)).numpy(), expected, rtol=1e-3, atol=1e-3)
+    assert (drawn.diff(dim=0) >= 0).all()
+
+
+def test_mean_of_a_continuous_bernoulli_is_its_integral() -> None:
+    made = make("continuous_bernoulli")
+    for logit in (-30.0, -0.9, -1e-3, 0.0, 0.5, 1.1, 12.0):
+        params = torch.full((1, 1), logit, dtype=torch.float64)
+        grid = torch.linspace(0, 1, 50_001, dtype=torch.float64)[:, None]
+        density = made.log_prob(params.expand(len(grid), 1), grid).exp()[:, None] * grid
+        expected = integrate.simpson(density[:, 0].numpy(), x=grid[:, 0].numpy())
+        assert made.mean(params).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_output_bias_is_the_best_constant(name: str) -> None:
+    """At the bias the likelihood of the training rows has no slope, but for its smoothing."""
+    generator = np.random.default_rng(0)
+    byte = generator.integers(0, 200, (5000, 3)).astype(np.uint8)
+    real = generator.normal([0, 5, -3], [1, 2, 0.1], (5000, 3)).astype(np.float32)
+    code = generator.integers(0, 3, (5000, 3)).astype(np.uint8)
+    train = {"gaussian": real, "categorical": code}.get(name, byte)
+    made = make(name, 3)
+    made.fit(train)
+    bias = made.output_bias(train).double().requires_grad_()
+    x = made.standardize(torch.from_numpy(train))
+    (slope,) = torch.autograd.grad(made.log_prob(bias.expand(len(x), -1), x).mean(), bias)
+    # moments are not maximum likelihood for a logistic, they are near
+    limit = 0.5 if name == "discretized_logistic" else 2e-3
+    assert slope.abs().max() < limit
+
+
+def test_optimal_sigma_is_the_root_mean_square_error() -> None:
+    made = make("gaussian", 3, sigma="optimal").train()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=generator, dtype=torch.float64) * 0.3
+    params = torch.zeros_like(x)
+    for _ in range(400):
+        value = made.log_prob(params, x)
+    assert made.x_log_scale.exp().item() == pytest.approx(x.square().mean().sqrt().item(), rel=1e-3)
+    expected = -3 / 2 * (torch.log(2 * torch.pi * x.square().mean()) + 1)  # sigma-VAE, equation 6
+    assert value.mean().item() == pytest.approx(expected.item(), rel=1e-9)
+    frozen = made.eval().log_prob(params[:1], x[:1])
+    assert frozen.item() == pytest.approx(made.log_prob(params[:9], x[:9])[0].item(), rel=1e-12)
+
+
+def test_fixed_sigma_stays() -> None:
+    made = make("gaussian", sigma="fixed", fixed_sigma=0.1)
+    assert "x_log_scale" not in dict(made.named_parameters())
+    expected = stats.norm.logpdf(0.25, 0.2, 0.1)
+    value = made.log_prob(torch.tensor([[0.2]]).double(), torch.tensor([[0.25]]).double())
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        pytest.param("bernoulli", np.array([[0.5, 7]], f4), "got 0.5 to 7", id="bernoulli"),
+        pytest.param("continuous_bernoulli", np.array([[-1, 1]], f4), "got -1 to 1", id="cb"),
+        pytest.param("discretized_logistic", np.array([[0, 1]], f4), "needs bytes", id="logistic"),
+        pytest.param(
+            "categorical", np.array([[0, 1.5]], f4), "0 to 1.5 with fractions", id="codes"
+        ),
+        pytest.param("categorical", np.array([[-1, 3]], f4), "got -1 to 3", id="negative"),
+    ],
+)
+def test_data_outside_the_support_is_refused_with_its_range(
+    name: str, x: np.ndarray, message: str
+) -> None:
+    with pytest.raises(DataRefused, match=message):
+        make(name, 2).check(x)
+
+
+def test_an_unknown_code_scores_low_and_finite() -> None:
+    made = make("categorical", 1)
+    train = np.zeros((1000, 1), np.uint8)
+    params = made.output_bias(train).double()[None]
+    known, unknown = (
+        made.log_prob(params, made.standardize(torch.tensor([[code]]))) for code in (0, 77)
+    )
+    assert known > -0.01
+    assert -8 < unknown < -6
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        pytest.param(np.array([[0, 255]], u1), ("bernoulli", "bytes"), id="bytes"),
+        pytest.param(np.array([[0, 1]], f4), ("bernoulli", "zeros and ones"), id="bits"),
+        pytest.param(
+            np.array([[0, 0.3]], f4),
+            ("continuous_bernoulli", "numbers from 0 to 1"),
+            id="unit",
+        ),
+        pytest.param(np.array([[-0.1, 1]], f4), ("gaussian", "reals"), id="reals"),
+    ],
+)
+def test_the_default_follows_from_the_data(x: np.ndarray, expected: tuple[str, str]) -> None:
+    assert choose_likelihood(x) == expected

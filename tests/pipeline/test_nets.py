@@ -1,0 +1,170 @@
+"""Every preset, every likelihood and a user's own nets through export, parity and the engine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Config, ModelConfig, Precision, configure
+from pipeline.data import Dataset, Split
+from pipeline.model import VAE
+from pipeline.nets import Nets, NetSpec
+from serving.engine import Engine
+from serving.errors import UsageRefused
+from tests.pipeline.conftest import make_bundle, train_checkpoint
+
+SMALL = {"latent_dim": 3, "epochs": 2, "learning_rate": 5e-3, "batch_size": 50, "nll_samples": 4}
+GRAY, COLOUR = (9, 6), (7, 5, 3)
+
+
+def draw(shape: tuple[int, ...], kind: str) -> Dataset:
+    """200 rows whose brightness differs, of one kind of values."""
+    generator = np.random.default_rng(0)
+    values = generator.random((200, 1)) * generator.random((200, np.prod(shape)))
+    kinds: dict[str, np.ndarray] = {
+        "bytes": (values * 255).astype(np.uint8),
+        "codes": (values * 5).astype(np.uint8),
+        "unit": values.astype(np.float32),
+        "reals": (values * 30 - 7).astype(np.float32),
+    }
+    parts = np.split(kinds[kind].reshape(200, *shape), [100, 150])
+    return Dataset("drawn", *(Split(part, str(i)) for i, part in enumerate(parts)))
+
+
+def small_config(preset: str = "default", **settings: object) -> Config:
+    hidden = (8,) if preset == "resnet" else (8, 8)
+    quick = {"hidden_dims": hidden, "kl_warmup_steps": 1, "binarize": "none"}
+    return configure(preset, **{**SMALL, **quick, **settings})
+
+
+def assert_served(
+    dataset: Dataset, config: Config, folder: Path, precision: Precision = "float32"
+) -> None:
+    """Train a little, export, check, and serve rows together as alone."""
+    bundle = make_bundle(folder / "bundle", (train_checkpoint(dataset, config), dataset), precision)
+    report = bundle.read_json("parity.json")
+    assert report["verdict"] == "passed", report["faults"]
+    engine, x = Engine(bundle, threads=1), dataset.test.x[:40]
+    together = engine.score(x, num_samples=2, seed=1)
+    alone = engine.score(x[:1], num_samples=2, seed=1)
+    assert all(alone[name].tobytes() == together[name][:1].tobytes() for name in together)
+    assert engine.reconstruct(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("preset", "likelihood", "shape", "kind"),
+    [
+        pytest.param("default", "gaussian", (7,), "reals", id="default-gaussian"),
+        pytest.param("seed", "categorical", (7,), "codes", id="seed-categorical"),
+        pytest.param("example", "continuous_bernoulli", (7,), "unit", id="example-continuous"),
+        pytest.param("burda", "bernoulli", GRAY, "bytes", id="burda-bernoulli"),
+        pytest.param("conv", "discretized_logistic", GRAY, "bytes", id="conv-logistic"),
+        pytest.param("resnet", "bernoulli", COLOUR, "bytes", id="resnet-colour"),
+    ],
+)
+def test_every_preset_and_likelihood_is_served(
+    preset: str, likelihood: str, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    config = small_config(preset, likelihood=likelihood, free_bits=0.05)
+    assert_served(draw(shape, kind), config, tmp_path)
+
+
+def test_fp16_rounds_convolutions_too(tmp_path: Path) -> None:
+    assert_served(draw(COLOUR, "bytes"), small_config("conv"), tmp_path, "fp16")
+
+
+class Gated(nn.Module):
+    """A user's encoder, of a shape that none of ours has."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.gate = nn.Linear(spec.x_width, 2 * spec.latent_dim)
+        self.value = nn.Linear(spec.x_width, 2 * spec.latent_dim)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.value(x) * self.gate(x).sigmoid()
+        loc, log_scale = h.chunk(2, -1)
+        return loc, log_scale
+
+
+def build_gated(spec: NetSpec) -> Nets:
+    return Gated(spec), nn.Sequential(nn.Linear(spec.latent_dim, spec.params_width))
+
+
+def build_wrong(spec: NetSpec) -> Nets:
+    return Gated(spec), nn.Linear(spec.latent_dim, spec.params_width + 1)
+
+
+def test_a_users_own_nets_are_served(tmp_path: Path) -> None:
+    model = f"{__name__}:build_gated"
+    assert_served(draw((7,), "unit"), small_config(model=model), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        pytest.param("mpl", r"mlp, conv, resnet, or package.module:function; got 'mpl'", id="name"),
+        pytest.param("no.such:build", "cannot import model 'no.such:build'", id="module"),
+        pytest.param(f"{__name__}:nothing", "has no attribute 'nothing'", id="function"),
+        pytest.param(
+            f"{__name__}:build_wrong", r"must give \[\(2, 5\)\] for two rows of 3, got", id="shape"
+        ),
+        pytest.param("conv", r"images.*got \(5,\) and 512: use --model mlp", id="table"),
+    ],
+)
+def test_a_model_that_cannot_be_built_says_why(model: str, message: str) -> None:
+    settings = ModelConfig(model=model, latent_dim=3)
+    with pytest.raises(UsageRefused, match=message):
+        VAE((5,), replace(settings, likelihood="gaussian"))
+
+
+def test_a_conv_decoder_gives_every_size_back() -> None:
+    for shape in ((1, 1), (2, 3), (9, 6), (28, 28), (5, 16, 3)):
+        settings = ModelConfig(model="conv", hidden_dims=(4, 4, 4), latent_dim=2)
+        model = VAE(shape, replace(settings, likelihood="discretized_logistic"))
+        x = torch.zeros((2, *shape), dtype=torch.uint8)
+        assert model.decode(model.encode(x).loc).shape == x.shape
+
+
+def test_pixels_keep_their_places_in_colour() -> None:
+    """Convolutions work on channels first, the data has them last."""
+    settings = ModelConfig(model="conv", hidden_dims=(4,), latent_dim=2, output_bias=True)
+    model = VAE(COLOUR, replace(settings, likelihood="bernoulli"))
+    nn.init.zeros_(model.decoder.hidden[-1].weight)
+    nn.init.zeros_(model.decoder.hidden[-1].bias)
+    logits = torch.linspace(-3, 3, model.decoder.output_bias.numel())
+    model.decoder.output_bias.data.copy_(logits)
+    expected = logits.sigmoid().reshape(COLOUR)
+    torch.testing.assert_close(model.decode(torch.zeros(1, 2))[0], expected)
+    seen = []
+    model.encoder.hidden[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(2, *COLOUR)
+    model.encode(x)
+    torch.testing.assert_close(seen[0], x.permute(0, 3, 1, 2))
+
+
+class Mixing(nn.Module):
+    """Standardizes by the batch at hand, as no graph that serves may."""
+
+    def __init__(self, spec: NetSpec) -> None:
+        super().__init__()
+        self.encoder = Gated(spec)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loc, log_scale = self.encoder(x - x.mean(0))
+        return loc, log_scale
+
+
+def build_mixing(spec: NetSpec) -> Nets:
+    return Mixing(spec), nn.Linear(spec.latent_dim, spec.params_width)
+
+
+def test_nets_that_mix_rows_fail_parity(tmp_path: Path) -> None:
+    dataset, config = draw((7,), "unit"), small_config(model=f"{__name__}:build_mixing")
+    bundle = make_bundle(tmp_path / "bundle", (train_checkpoint(dataset, config), dataset))
+    report = bundle.read_json("parity.json")
+    assert report["verdict"] == "failed"
+    assert any(not row["passed"] for row in report["comparisons"] if row["rule"] == "batch")
