@@ -12,6 +12,7 @@ import torch
 from pyarrow import dataset as parts
 
 from pipeline.checks import check_faults
+from pipeline.config import configure
 from pipeline.evaluate import evaluate
 from pipeline.parity import check_parity
 from pipeline.parity_result import ParityReport
@@ -24,6 +25,7 @@ from serving.engine import PROVIDERS, Engine
 from serving.source import connect, fetch_version
 from tests.pipeline.conftest import Trained, load, make_bundle, tiny_config, train_checkpoint
 from tests.pipeline.mutations import MUTATIONS, corrupt
+from tests.pipeline.test_nets import COLOUR, GRAY, draw, small_config
 from tests.pipeline.versions import register
 from tests.serving.running import serve
 
@@ -84,6 +86,43 @@ def test_parity_passes_on_both_devices(precision: Any, wide: Trained, tmp_path: 
 
 def test_parity_of_a_table_passes(trained_table: Trained, tmp_path: Path) -> None:
     report = check(make_bundle(tmp_path / "bundle", trained_table), trained_table)
+    assert report.faults() == []
+
+
+@pytest.fixture(scope="module")
+def convolved() -> Trained:
+    """A convolutional model with channels enough for tensor cores."""
+    rows = draw((16, 16), "bytes")
+    settings = {"hidden_dims": (32, 64), "latent_dim": 16, "epochs": 2, "batch_size": 50}
+    return train_checkpoint(rows, configure("conv", kl_warmup_steps=1, **settings)), rows
+
+
+def test_convolutions_are_in_float32_and_tf32_is_caught(
+    convolved: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", convolved)
+    assert check(bundle, convolved).faults() == []
+    monkeypatch.setattr(engines, "provider", lambda device, *, tf32: (PROVIDERS[device], {}))
+    assert "values" in {fault.rule for fault in check(bundle, convolved).faults()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "likelihood", "shape", "kind"),
+    [
+        ("default", "gaussian", (7,), "reals"),
+        ("seed", "categorical", (7,), "codes"),
+        ("example", "continuous_bernoulli", (7,), "unit"),
+        ("burda", "bernoulli", GRAY, "bytes"),
+        ("conv", "discretized_logistic", GRAY, "bytes"),
+        ("resnet", "bernoulli", COLOUR, "bytes"),
+    ],
+)
+def test_parity_of_every_preset_and_likelihood_passes(
+    preset: str, likelihood: str, shape: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    rows = draw(shape, kind)
+    trained = train_checkpoint(rows, small_config(preset, likelihood=likelihood)), rows
+    report = check(make_bundle(tmp_path / "bundle", trained), trained)
     assert report.faults() == []
 
 
