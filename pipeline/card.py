@@ -4,11 +4,12 @@ In: the manifest's content, the held-out metrics and, once it was checked, the p
 Markdown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.parity_page import describe_share, worst_comparisons
 from serving.bundle import RECONSTRUCTIONS, SAMPLES
+from serving.formats import is_picture
 
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 
@@ -105,7 +106,7 @@ def render_card(
 ) -> str:
     """Fill the card in from the manifest's `content`, the metrics and the parity report."""
     config, data, git = content["config"], content["data"], content["git"]
-    pictured = len(content["x_shape"]) == 2 and content["x_dtype"] == "uint8"
+    pictured = has_pictures(content["x_shape"], content["x_dtype"])
     return _TEMPLATE.format(
         **metrics,
         shape=" by ".join(str(size) for size in content["x_shape"]),
@@ -135,6 +136,11 @@ def render_card(
         git=f"`{git['sha']}`{' with uncommitted changes' if git['dirty'] else ''}",
         versions=", ".join(f"{name} {value}" for name, value in content["versions"].items()),
     )
+
+
+def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
+    """Whether a bundle holds pictures: where rows are images of bytes."""
+    return is_picture(x_shape) and x_dtype == "uint8"
 
 
 _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"

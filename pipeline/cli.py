@@ -21,7 +21,7 @@ from pipeline.config import (
     TrainConfig,
     configure,
 )
-from pipeline.options import chosen, preset_option, settings_options
+from pipeline.options import chosen, given_beside, preset_option, settings_options
 from serving import batch_cli, sample_cli, serve_cli
 from serving import cli as use
 from serving.cli import device_option, threads_option
@@ -65,15 +65,16 @@ def run(
     """
     from pipeline.export import check_out
     from pipeline.registry import register_bundle
-    from pipeline.tracking import FIGURES, tracked_run
+    from pipeline.tracking import FIGURES, RESUME, tracked_run
 
     started = time.perf_counter()
     gate = stages.gate_settings(settings)
     config = configure(preset, **chosen(settings))
     check_out(out or Path("bundles", "new"))
+    state, dataset = stages.prepare(config, device, threads)
     decision = None
     with tracked_run(run_id=stages.project_run()) as tracked:
-        trained = stages.train(tracked, config, device, threads)
+        trained = stages.train(tracked, state, dataset)
         out = out or Path("bundles", tracked.run_id)
         bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
         bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
@@ -84,6 +85,7 @@ def run(
         if not no_promote:
             decision = stages.promote(name, version, gate, threads, trained.dataset.test)
         figures = tracked.artifact_place(FIGURES)
+    tracked.delete_folder(RESUME)  # now that the run has ended well
     stages.say_summary(name, version, trained.metrics, decision, figures)
     finish(
         {
@@ -100,19 +102,30 @@ def run(
 @cli.command()
 @preset_option
 @settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig)
+@click.option(
+    "--resume",
+    metavar="RUN_ID",
+    help="Go on with a run that broke off; its settings stay as they are",
+)
 @device_option
 @threads_option
-def train(preset: str, device: str, threads: int, **settings: Any) -> None:
+def train(preset: str, resume: str | None, device: str, threads: int, **settings: Any) -> None:
     """Train a model and evaluate it on held-out data, as an MLflow run.
 
     Example: vae train --preset example --epochs 10
     """
-    from pipeline.tracking import tracked_run
+    from pipeline.tracking import RESUME, tracked_run
 
     started = time.perf_counter()
-    config = configure(preset, **chosen(settings))
-    with tracked_run(run_id=stages.project_run()) as tracked:
-        metrics = stages.train(tracked, config, device, threads).metrics
+    if resume is None:
+        config = configure(preset, **chosen(settings))
+        state, dataset = stages.prepare(config, device, threads)
+    else:
+        given = given_beside("--resume", "--device", "--threads")
+        state, dataset = stages.prepare_resume(resume, **given)
+    with tracked_run(run_id=resume or stages.project_run()) as tracked:
+        metrics = stages.train(tracked, state, dataset).metrics
+    tracked.delete_folder(RESUME)  # now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
     finish(stages.outcome(tracked.run_id, metrics, started))
 

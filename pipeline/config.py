@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from serving.errors import UsageRefused
 
 Device = Literal["cpu", "cuda"]
+Binarize = Literal["none", "static", "dynamic"]
 Precision = Literal["float32", "fp16", "int8"]
 LikelihoodName = Literal[
     "auto",
@@ -38,8 +39,21 @@ class DataConfig:
     """Which data, and how it is split."""
 
     data: Annotated[
-        str, Option("mnist, a folder in MNIST's IDX layout, or an .npy or .npz file")
+        str,
+        Option(
+            "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a "
+            "folder of Parquet files or of PNG and JPEG images"
+        ),
     ] = "mnist"
+    columns: Annotated[
+        tuple[str, ...], Option("Columns of a table to learn from; none: all but the label")
+    ] = ()
+    label: Annotated[
+        str, Option("Column of a table that is not learned from, but colours pictures")
+    ] = ""
+    binarize: Annotated[
+        Binarize, Option("Draw 0 or 1 from each value: never, once, or in training each time anew")
+    ] = "none"
     valid_fraction: Annotated[
         float, Option("Part of the training rows kept for early stopping", min=0, max=0.5)
     ] = 0.1
@@ -47,10 +61,6 @@ class DataConfig:
         float,
         Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
     ] = 0.1
-    binarize: Annotated[
-        Literal["none", "static", "dynamic"],
-        Option("Draw pixels as coin flips: once, or anew for every batch"),
-    ] = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +125,9 @@ class TrainConfig:
     patience: Annotated[
         int, Option("Stop after so many epochs without a better validation ELBO", min=1)
     ] = 5
+    max_time: Annotated[
+        float | None, Option("Minutes after which training ends", min=0, open_min=True)
+    ] = None
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 
@@ -189,10 +202,11 @@ class Config:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Config":
         """The settings that `to_json` wrote."""
+        columns = tuple(content["data"].get("columns", ()))
         model = {**content["model"], "hidden_dims": tuple(content["model"]["hidden_dims"])}
         return cls(
             preset=content["preset"],
-            data=DataConfig(**content["data"]),
+            data=DataConfig(**{**content["data"], "columns": columns}),
             model=ModelConfig(**model),
             train=TrainConfig(**content["train"]),
             evaluate=EvaluateConfig(**content["evaluate"]),
@@ -226,27 +240,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "output_bias": True,
         "binarize": "dynamic",
         "valid_fraction": 400 / 60_000,
-        "batch_size": 100,
-        "learning_rate": 2e-3,
-        "epochs": 300,
-        "patience": 300,
+        "batch_size": 200,
+        "learning_rate": 3e-3,
+        "kl_warmup_steps": 5000,
+        "epochs": 250,
+        "patience": 250,
         "nll_samples": 5000,
     },
     "conv": {
         "model": "conv",
         "hidden_dims": (32, 64, 128),
-        "latent_dim": 32,
         "output_bias": True,
-        "kl_warmup_steps": 1000,
+        "batch_size": 100,
+        "kl_warmup_steps": 3000,
+        "epochs": 40,
+        "patience": 10,
     },
     "resnet": {
         "model": "resnet",
         "hidden_dims": (64, 128, 128),
         "latent_dim": 64,
         "output_bias": True,
-        "kl_warmup_steps": 2000,
+        "batch_size": 100,
+        "learning_rate": 1e-3,
+        "kl_warmup_steps": 3000,
         "free_bits": 0.1,
         "epochs": 100,
+        "patience": 10,
     },
 }
 """`seed`: 784-128-64-20. `example`: pytorch/examples' VAE, on all training rows, last weights.

@@ -1,33 +1,36 @@
 """Data: from a name or a path to three fixed splits and their digests.
 
-In: `mnist`, a folder in MNIST's IDX layout, or an `.npy` or `.npz` file. Out: a `Dataset`. Data
-that cannot be used raises `DataRefused` and says why. Splits depend on the data alone, not on the
-seed of a training, so that models of different seeds are compared on the same held-out rows.
+In: what `pipeline.readers` reads. Out: a `Dataset`. Data that cannot be used raises `DataRefused`
+and says why. Splits depend on the data alone, not on the seed of a training, so that models of
+different seeds are compared on the same held-out rows; so do the draws of binarized images.
 """
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import Binarize
+from pipeline.readers import Part, read_source
 from serving.errors import DataRefused
-from serving.formats import read_array, read_npz
 
 Array = NDArray[Any]
 
-MNIST = Path(__file__).parent / "datasets" / "mnist"
-_IDX_NAMES = {"train": "train-images", "test": "t10k-images"}
+_BINARIZED_ROWS = 4096
+"""Drawn at once, which bounds memory; another number would give other draws."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows (rows, *x_shape) of uint8 or float32, and their SHA-256."""
+    """Rows (rows, *x_shape) of uint8 or float32, and the SHA-256 of these."""
 
     x: Array
     sha256: str
+    labels: Array | None = None
+    """Integers or strings (rows,), for pictures alone; only a test split has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +63,68 @@ class Dataset:
         }
 
 
-def load_dataset(source: str, *, valid_fraction: float, test_fraction: float) -> Dataset:
-    """Load and split the data at `source`.
+def load_dataset(
+    source: str,
+    *,
+    valid_fraction: float,
+    test_fraction: float,
+    columns: Sequence[str] = (),
+    label: str = "",
+    binarize: Binarize = "none",
+) -> Dataset:
+    """Load and split the data at `source`; the settings are those of `DataConfig`.
 
     Where the source has a test set of its own, `test_fraction` is not used.
     """
-    rest, test = _read_source(source)
-    rest = _check_rows(source, rest)
+    rest, test = read_source(source, columns, label)
+    rest = replace(rest, x=_check_rows(source, rest.x))
     if test is None:
         rest, test = _split(source, rest, test_fraction)
     else:
-        test = _check_rows(f"{source} (test)", test)
-        if (test.dtype, test.shape[1:]) != (rest.dtype, rest.shape[1:]):
+        test = replace(test, x=_check_rows(f"{source} (test)", test.x))
+        if (test.x.dtype, test.x.shape[1:]) != (rest.x.dtype, rest.x.shape[1:]):
             raise DataRefused(
-                f"{source}: test rows are {test.dtype} {test.shape[1:]}, "
-                f"training rows {rest.dtype} {rest.shape[1:]}"
+                f"{source}: test rows are {test.x.dtype} {test.x.shape[1:]}, "
+                f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
             )
     train, valid = _split(source, rest, valid_fraction)
-    return Dataset(source, *(Split(x, digest(x)) for x in (train, valid, test)))
+    del rest  # memory: no more than the data and one copy
+    if binarize == "static":  # in training, dynamic draws each batch anew
+        train = _draw(train, key=1)
+    if binarize != "none":
+        valid, test = _draw(valid, key=2), _draw(test, key=3)
+    return Dataset(
+        source,
+        train=Split(train.x, digest(train.x)),
+        valid=Split(valid.x, digest(valid.x)),
+        test=Split(test.x, digest(test.x), test.labels),
+    )
+
+
+def binarize(x: Array, generator: np.random.Generator) -> Array:
+    """Draw each value as a coin: ones with probability x/255 of bytes, x of floats.
+
+    Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or 255, so that they
+    keep their unit; their probability is exact, that of floats is to 2^-24.
+
+    Raises:
+        DataRefused: floats are not all from 0 to 1.
+    """
+    ones = np.empty_like(x)
+    is_bytes = x.dtype == np.uint8
+    if not is_bytes and x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise DataRefused(
+            "to be binarized, data must be bytes, or floats from 0 to 1; "
+            f"got {x.min():g} to {x.max():g}: use --binarize none"
+        )
+    for start in range(0, len(x), _BINARIZED_ROWS):
+        rows = x[start : start + _BINARIZED_ROWS]
+        if is_bytes:  # of the 255 numbers from 0 to 254 exactly x are below x
+            draws = generator.integers(0, 255, rows.shape, np.uint8)
+        else:
+            draws = generator.random(rows.shape, np.float32)
+        ones[start : start + len(rows)] = (draws < rows) * x.dtype.type(255 if is_bytes else 1)
+    return ones
 
 
 def digest(x: Array) -> str:
@@ -88,25 +135,10 @@ def digest(x: Array) -> str:
     return sha.hexdigest()
 
 
-def _read_source(source: str) -> tuple[Array, Array | None]:
-    path = MNIST if source == "mnist" else Path(source).expanduser()
-    if not path.exists():
-        raise DataRefused(
-            f"no data at {source!r}: give mnist, an IDX folder, a .npy or a .npz file"
-        )
-    if path.is_dir():
-        return read_array(_idx_file(path, "train")), read_array(_idx_file(path, "test"))
-    if path.suffix == ".npz" and {"x_train", "x_test"} <= (arrays := read_npz(path)).keys():
-        return arrays["x_train"], arrays["x_test"]
-    return read_array(path), None
-
-
-def _idx_file(folder: Path, split: str) -> Path:
-    name = f"{_IDX_NAMES[split]}-idx3-ubyte"
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists():
-            return path
-    raise DataRefused(f"{folder} has no {name} or {name}.gz")
+def _draw(part: Part, *, key: int) -> Part:
+    """Draw a split once, the same for every training."""
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return replace(part, x=binarize(part.x, generator))
 
 
 def _check_rows(source: str, x: Array) -> Array:
@@ -128,12 +160,17 @@ def _check_rows(source: str, x: Array) -> Array:
     return x
 
 
-def _split(source: str, x: Array, fraction: float) -> tuple[Array, Array]:
+def _split(source: str, part: Part, fraction: float) -> tuple[Part, Part]:
     """Cut a fixed random `fraction` of the rows off, at least one row where it is not 0."""
     if fraction == 0:
-        return x, x[:0]
-    count = max(1, round(len(x) * fraction))
-    if count >= len(x):
-        raise DataRefused(f"{source} has {len(x)} rows, too few to split")
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(x))
-    return x[np.sort(order[:-count])], x[np.sort(order[-count:])]
+        return part, _take(part, np.arange(0))
+    rows = len(part.x)
+    count = max(1, round(rows * fraction))
+    if count >= rows:
+        raise DataRefused(f"{source} has {rows} rows, too few to split")
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(rows)
+    return _take(part, np.sort(order[:-count])), _take(part, np.sort(order[-count:]))
+
+
+def _take(part: Part, rows: Array) -> Part:
+    return Part(part.x[rows], None if part.labels is None else part.labels[rows])

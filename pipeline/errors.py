@@ -4,7 +4,11 @@ from serving.errors import VaeError
 
 
 class TrainingDiverged(VaeError):
-    """The loss is not finite."""
+    """A metric or a weight is not finite."""
+
+
+class TrainingStopped(VaeError):
+    """Somebody wanted the training to stop; its state has been saved."""
 
 
 class ParityFailed(VaeError):

@@ -4,7 +4,8 @@ In: a model, rows, the number of importance samples and a seed. Out: `Metrics`, 
 single rows is kept too, as `vae score` makes it: what the scores of new rows are compared with.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from serving.noise import draw_rows
 ROWS_PER_CHUNK = 256
 SAMPLES_PER_CHUNK = 16
 """Together they bound memory: 4,096 decoded rows at a time."""
+
+Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,11 @@ class Metrics:
     nll_samples: int
     active_units: int
     """Latents whose posterior mean varies over rows by more than 0.01 (Burda et al., 2016)."""
+    reconstruction_error: float | None = None
+    """Root mean square of x less its reconstruction, in the data's units; runs of old have none."""
+    bits_per_dim: float | None = None
+    """The NLL of images in bits a feature. It compares with published figures only where the
+    likelihood is that of whole bytes, or of bits."""
     held_out: HeldOut | None = None
     """Scores of single rows; runs of old have none."""
 
@@ -48,7 +56,8 @@ class Metrics:
         """What MLflow shows as metrics, by prefixed name."""
         values = self.to_json()
         del values["held_out"]
-        return {f"{prefix}{name}": float(value) for name, value in values.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {f"{prefix}{name}": float(value) for name, value in known.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The metrics by name."""
@@ -62,22 +71,31 @@ class Metrics:
 
 @torch.no_grad()
 def evaluate(
-    model: VAE, x: NDArray[Any], *, nll_samples: int, seed: int, device: str = "cpu"
+    model: VAE,
+    x: NDArray[Any],
+    *,
+    nll_samples: int,
+    seed: int,
+    device: str = "cpu",
+    tick: Tick = lambda rows: None,
 ) -> Metrics:
     """Average the ELBO over all samples of a row; the NLL weighs the same samples.
+
+    `tick` takes the number of rows done since the last call.
 
     Raises:
         TrainingDiverged: a metric is not finite.
     """
     model = model.to(device)
     generator = torch.Generator(device).manual_seed(seed)
-    chunks = [
-        _evaluate_rows(model, rows.to(device), nll_samples, generator)
-        for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK)
-    ]
-    log_likelihood, kl, log_p, z_loc = (
+    chunks = []
+    for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK):
+        chunks.append(_evaluate_rows(model, rows.to(device), nll_samples, generator))
+        tick(len(rows))
+    log_likelihood, kl, log_p, z_loc, squares = (
         torch.cat(values).double() for values in zip(*chunks, strict=True)
     )
+    nll = -log_p.mean().item()
     elbo = log_likelihood - kl
     root = len(x) ** 0.5
     metrics = Metrics(
@@ -88,10 +106,12 @@ def evaluate(
         log_likelihood_se=log_likelihood.std(correction=0).item() / root,
         kl=kl.mean().item(),
         kl_se=kl.std(correction=0).item() / root,
-        nll=-log_p.mean().item(),
+        nll=nll,
         nll_se=log_p.std(correction=0).item() / root,
         nll_samples=nll_samples,
         active_units=int((z_loc.var(0, correction=0) > 0.01).sum()),
+        reconstruction_error=squares.mean().sqrt().item(),
+        bits_per_dim=nll / (x[0].size * math.log(2)) if x.ndim > 2 else None,
         held_out=summarize(score_rows(model, x, device)),
     )
     model.cpu()
@@ -115,7 +135,10 @@ def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]
 def _evaluate_rows(
     model: VAE, x: Tensor, nll_samples: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Mean log_likelihood, kl and the estimate of log p(x), each (rows,); and z_loc."""
+    """Mean log_likelihood, kl and the estimate of log p(x), each (rows,); z_loc; and squares.
+
+    The squares, (rows,), are the mean squared errors of the reconstructions.
+    """
     log_likelihood = torch.zeros(len(x), device=x.device)
     log_sum = torch.full((len(x),), -torch.inf, device=x.device)
     for start in range(0, nll_samples, SAMPLES_PER_CHUNK):
@@ -125,4 +148,6 @@ def _evaluate_rows(
         log_likelihood += row_terms.log_likelihood.sum(-1)
         log_sum = torch.logaddexp(log_sum, row_terms.log_weights().logsumexp(-1))
     log_p = log_sum - float(np.log(nll_samples))
-    return log_likelihood / nll_samples, row_terms.kl, log_p, model.encode(x).loc
+    z_loc = model.encode(x).loc
+    squares = (model.decode(z_loc) - x).square().flatten(1).mean(1)
+    return log_likelihood / nll_samples, row_terms.kl, log_p, z_loc, squares

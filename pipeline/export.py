@@ -29,7 +29,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
-from pipeline.card import render_card
+from pipeline.card import has_pictures, render_card
 from pipeline.checkpoint import Checkpoint, weights_bytes
 from pipeline.config import Precision
 from pipeline.errors import ParityFailed
@@ -49,7 +49,7 @@ from serving.bundle import (
     describe_operations,
 )
 from serving.errors import UsageRefused
-from serving.formats import interleave, write_grid
+from serving.formats import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
 
@@ -93,7 +93,7 @@ def export_bundle(
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
-        if len(model.x_shape) == 2 and checkpoint.x_dtype == "uint8":
+        if has_pictures(model.x_shape, checkpoint.x_dtype):
             _write_samples(folder / SAMPLES, reduced, operations["decode"])
             _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
         (folder / CARD).write_text(render_card(content, metrics, parity=None))
@@ -229,10 +229,9 @@ def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
     """Lines of held-out rows, each above the line of their reconstructions."""
-    columns = min(CARD_COLUMNS, len(x))
-    rows = x[: min(2 * columns, len(x)) // columns * columns]
+    rows = x[: 2 * CARD_COLUMNS]
     x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
-    write_grid(path, interleave(rows.astype(np.float32), x_loc, columns), columns)
+    write_pairs(path, rows, x_loc, CARD_COLUMNS)
 
 
 def _graph_metadata(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.model import VAE
 from pipeline.reference import Array
-from serving.formats import interleave, write_grid
+from serving.formats import is_picture, write_grid, write_pairs
 from serving.noise import draw_rows
 
 PAIRS = 10
@@ -30,17 +30,18 @@ def draw_figures(
     folder.mkdir(parents=True, exist_ok=True)
     curves = folder / "curves.png"
     plot_curves(curves, history)
-    if len(model.x_shape) != 2:
+    if not is_picture(model.x_shape):
         return [curves]
     unit = 1.0 if x.dtype == np.uint8 else 255.0  # floats in [0, 1] are shown as bytes
-    grids = {
-        "reconstructions.png": (_reconstructions(model, x), 2 * PAIRS),
-        "samples.png": (_decode(model, draw_rows(0, 0, SAMPLES, model.latent_dim)), 10),
-        "traversals.png": (_traversals(model, x), len(TRAVERSAL)),
-    }
-    for name, (images, columns) in grids.items():
-        write_grid(folder / name, images * unit, columns)
-    return [curves, *(folder / name for name in grids)]
+    reconstructions = folder / "reconstructions.png"
+    rows = x[: 4 * PAIRS]
+    write_pairs(reconstructions, rows * unit, _reconstruct(model, rows) * unit, 2 * PAIRS)
+    samples = folder / "samples.png"
+    drawn = _decode(model, draw_rows(0, 0, SAMPLES, model.latent_dim))
+    write_grid(samples, drawn * unit, columns=10)
+    traversals = folder / "traversals.png"
+    write_grid(traversals, _traversals(model, x) * unit, len(TRAVERSAL))
+    return [curves, reconstructions, samples, traversals]
 
 
 def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -59,11 +60,8 @@ def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 @torch.no_grad()
-def _reconstructions(model: VAE, x: Array) -> Array:
-    """Lines of originals, each above the line of their reconstructions."""
-    rows = x[: 4 * PAIRS]
-    decoded = model.decode(model.encode(torch.from_numpy(rows)).loc).numpy()
-    return interleave(rows.astype(np.float32), decoded, 2 * PAIRS)
+def _reconstruct(model: VAE, x: Array) -> Array:
+    return _decode(model, model.encode(torch.from_numpy(x)).loc.numpy())
 
 
 @torch.no_grad()

@@ -69,8 +69,3 @@ def loss(row_terms: Terms, settings: TrainConfig, kl_weight: float) -> Tensor:
         return -row_terms._replace(log_ratio=kl_weight * row_terms.log_ratio).iw_elbo().mean()
     kl = row_terms.latent_kl.mean(0).clamp(min=settings.free_bits).sum()
     return kl_weight * kl - row_terms.log_likelihood.mean()
-
-
-def kl_weight_at(step: int, settings: TrainConfig) -> float:
-    """Weight of the KL at a step, from 0: it grows evenly over the steps of the warm-up."""
-    return settings.kl_weight * min(1.0, (step + 1) / max(1, settings.kl_warmup_steps))

@@ -1,5 +1,6 @@
 """Click options from the config dataclasses, so that no default or help text is written twice."""
 
+import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
 
 
 class Words(click.ParamType[tuple[str, ...]]):
-    """Comma-separated words of a list, without repetition."""
+    """Comma-separated words without repetition, of a list where there is one."""
 
     name = "words"
 
@@ -37,9 +38,10 @@ class Words(click.ParamType[tuple[str, ...]]):
         self.known = known
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read `cpu,cuda`."""
-        words = tuple(dict.fromkeys(word.strip() for word in value.split(","))) if value else ()
-        if unknown := [word for word in words if word not in self.known]:
+        """Read `cpu,cuda`; a word with a comma stands in double quotes."""
+        listed = next(csv.reader([value], skipinitialspace=True)) if value else []
+        words = tuple(dict.fromkeys(word.strip() for word in listed))
+        if self.known and (unknown := [word for word in words if word not in self.known]):
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
         return words
 
@@ -98,6 +100,27 @@ def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     if source != "mnist" and path.exists():  # the name stays a name, whatever lies here
         given["data"] = str(path.absolute())
     return given
+
+
+def given_beside(option: str, *allowed: str) -> dict[str, Any]:
+    """The value of each `allowed` option, None where it was not given beside `option`.
+
+    Raises:
+        click.UsageError: another option was given, which is named.
+    """
+    context = click.get_current_context()
+    values: dict[str, Any] = {}
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if parameter.opts[0] in allowed:
+            values[name] = context.params[name] if given else None
+        elif given and parameter.opts[0] != option:
+            raise click.UsageError(
+                f"{parameter.opts[0]} cannot be given beside {option}, which takes all settings "
+                "from the run"
+            )
+    return values
 
 
 def _describe_default(name: str, default: Any) -> str:

@@ -16,8 +16,8 @@ import click
 
 from pipeline.config import Config, Precision, PromoteConfig
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.command import progress, say
-from serving.errors import DataRefused, DeviceUnavailable
+from serving.command import say
+from serving.errors import DataRefused, DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
     from pipeline.audit import Decision
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.parity import Devices
     from pipeline.parity_result import ParityReport
     from pipeline.tracking import Run
-    from pipeline.train import TrainResult
+    from pipeline.training_state import TrainState
     from serving.bundle import Bundle, Manifest
 
 EVALUATION_SEED = 0
@@ -51,48 +51,13 @@ class Trained:
     dataset: "Dataset"
 
 
-def train(run: "Run", config: Config, device: str, threads: int) -> Trained:
-    """Train, evaluate and draw, logging all of it to the run."""
-    from pipeline.checkpoint import Checkpoint, save_checkpoint
-    from pipeline.tracking import CHECKPOINT, FIGURES, describe_system, git_state
+def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
+    """Refuse what cannot be trained, before a run is opened for it."""
+    from pipeline.train import begin_training
 
     device = torch_device(device, threads)
     dataset = load_data(config)
-    config = _settle(config, dataset)
-    git = git_state()
-    run.log_params(config.flat())
-    run.set_tags(
-        {
-            **{f"git.{key}": value for key, value in git.items()},
-            **describe_system(device, threads),
-            **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
-        }
-    )
-    run.log_dataset(dataset.describe())
-    run.log_json("config.json", config.to_json())
-    result = _fit(run, dataset, config, device)
-    checkpoint = Checkpoint(
-        model=result.model,
-        config=config,
-        x_dtype=str(dataset.train.x.dtype),
-        likelihood=config.model.likelihood,
-        data=dataset.describe(),
-        git=git,
-        run_id=run.run_id,
-    )
-    samples = config.evaluate.nll_samples
-    metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
-    run.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
-    run.log_json("metrics.json", metrics.to_json())
-    with tempfile.TemporaryDirectory() as temporary:
-        save_checkpoint(Path(temporary), checkpoint)
-        run.log_folder(Path(temporary), CHECKPOINT)
-    with tempfile.TemporaryDirectory() as temporary:
-        from pipeline.figures import draw_figures
-
-        draw_figures(Path(temporary), result.model, result.history, dataset.test.x)
-        run.log_folder(Path(temporary), FIGURES)
-    return Trained(checkpoint, metrics, dataset)
+    return begin_training(dataset, _settle(config, dataset), device), dataset
 
 
 def _settle(config: Config, dataset: "Dataset") -> Config:
@@ -106,30 +71,68 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
     return replace(config, model=model)
 
 
-def _fit(run: "Run", dataset: "Dataset", config: Config, device: str) -> "TrainResult":
-    from pipeline import train as training
+def prepare_resume(
+    run_id: str, device: str | None, threads: int | None
+) -> "tuple[TrainState, Dataset]":
+    """Read the state of a run that broke off; device and threads are by default its own."""
+    from pipeline.train import restore_training
+    from pipeline.training_run import fetch_state
 
-    epochs = config.train.epochs
-    say(
-        f"training on {len(dataset.train.x):,} rows of {config.data.data} for at most {epochs} "
-        f"epochs, on {device}; preset {config.preset}"
+    saved = fetch_state(run_id)
+    if device not in (None, saved["device"]):
+        raise UsageRefused(
+            f"run {run_id} was training on {saved['device']}, and goes on nowhere else; "
+            f"got --device {device}"
+        )
+    torch_device(saved["device"], threads or saved["threads"])
+    dataset = load_data(Config.from_json(saved["config"]))
+    return restore_training(saved, dataset), dataset
+
+
+def train(run: "Run", state: "TrainState", dataset: "Dataset") -> Trained:
+    """Train, evaluate and draw, logging all of it to the run."""
+    import torch
+
+    from pipeline.checkpoint import Checkpoint, save_checkpoint
+    from pipeline.figures import draw_figures
+    from pipeline.tracking import CHECKPOINT, FIGURES, describe_system, git_state
+    from pipeline.training_run import TrainingRun, fit
+
+    config, device, threads = state.config, state.device, torch.get_num_threads()
+    git = git_state()
+    run.log_params(config.flat())
+    run.set_tags(
+        {
+            **{f"git.{key}": value for key, value in git.items()},
+            **describe_system(device, threads),
+            **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
+        }
     )
-    steps = epochs * training.steps_per_epoch(dataset, config)
-    started = time.perf_counter()
-    with progress(steps, "training") as bar:
-
-        def log(epoch: int, metrics: Mapping[str, float]) -> None:
-            run.log_metrics(metrics, step=epoch)
-            held = f"  valid {metrics['valid_elbo']:.2f}" if "valid_elbo" in metrics else ""
-            seconds = time.perf_counter() - started
-            bar.say(
-                f"epoch {epoch}/{epochs}  elbo {metrics['elbo']:.2f}{held}  "
-                f"kl {metrics['kl']:.2f}  {seconds:.0f} s"
-            )
-
-        result = training.train(dataset, config, device=device, log=log, tick=bar.advance)
-    run.log_metrics({"best_epoch": result.best_epoch, "train_seconds": result.seconds})
-    return result
+    run.log_dataset(dataset.describe())
+    run.log_json("config.json", config.to_json())
+    tracked = TrainingRun(run, state)
+    with tracked.kept():
+        result = fit(tracked, state, dataset)
+        checkpoint = Checkpoint(
+            model=result.model,
+            config=config,
+            x_dtype=str(dataset.train.x.dtype),
+            likelihood=config.model.likelihood,
+            data=dataset.describe(),
+            git=git,
+            run_id=run.run_id,
+        )
+        samples = config.evaluate.nll_samples
+        metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
+        tracked.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
+        run.log_json("metrics.json", metrics.to_json())
+        with tempfile.TemporaryDirectory() as temporary:
+            save_checkpoint(Path(temporary), checkpoint)
+            run.log_folder(Path(temporary), CHECKPOINT)
+        with tempfile.TemporaryDirectory() as temporary:
+            draw_figures(Path(temporary), result.model, result.history, dataset.test.x)
+            run.log_folder(Path(temporary), FIGURES)
+    return Trained(checkpoint, metrics, dataset)
 
 
 def evaluate(
@@ -247,9 +250,8 @@ def load_data(
     from pipeline.data import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
-    dataset = load_dataset(
-        data.data, valid_fraction=data.valid_fraction, test_fraction=data.test_fraction
-    )
+    settings = {item.name: getattr(data, item.name) for item in fields(data)}
+    dataset = load_dataset(settings.pop("data"), **settings)
     if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
         raise DataRefused(
             f"{data.data} is not the data that the model was trained with: its test split is "

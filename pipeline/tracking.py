@@ -4,6 +4,7 @@ In: the name of an experiment and, under `mlflow run`, the id of the run to adop
 interrupted ends as KILLED, one that fails as FAILED.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -11,7 +12,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ EXPERIMENT = "vae"
 STATUS_TAG = "vae.status"
 CHECKPOINT = "checkpoint"
 FIGURES = "figures"
+RESUME = "resume"
 """Artifact folders of a training run."""
 
 
@@ -93,13 +94,52 @@ class Run:
         with store_errors():
             self.client.log_artifacts(self.run_id, str(folder), name)
 
+    def log_file(self, path: Path, folder: str) -> None:
+        """Log one file into an artifact folder, over an earlier one of its name."""
+        with store_errors():
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def fetch_folder(self, name: str, folder: Path) -> list[Path]:
+        """Download the files of an artifact folder; none where there is no such folder."""
+        with store_errors():
+            files = [item.path for item in self.client.list_artifacts(self.run_id, name)]
+            return [
+                Path(self.client.download_artifacts(self.run_id, file, str(folder)))
+                for file in files
+            ]
+
+    def delete_folder(self, name: str) -> None:
+        """Delete an artifact folder, where the store can; else it stays."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with store_errors():
+            uri = self.client.get_run(self.run_id).info.artifact_uri
+        with contextlib.suppress(MlflowException, NotImplementedError, OSError):
+            get_artifact_repository(uri).delete_artifacts(name)
+
+    def status(self) -> str:
+        """What MLflow calls the run's status: RUNNING, FINISHED, FAILED or KILLED."""
+        with store_errors():
+            return str(self.client.get_run(self.run_id).info.status)
+
+    def logged_steps(self) -> frozenset[tuple[str, int]]:
+        """Name and step of every value that has been logged."""
+        with store_errors():
+            names = self.client.get_run(self.run_id).data.metrics
+            return frozenset(
+                (name, value.step)
+                for name in names
+                for value in self.client.get_metric_history(self.run_id, name)
+            )
+
     def artifact_place(self, name: str) -> str:
         """Where a person finds an artifact: a path for a local store, else its URI."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{name}"
         return uri.removeprefix("file://")
 
 
-@contextmanager
+@contextlib.contextmanager
 def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[Run]:
     """Open a new run in `experiment`, or the run `run_id`, and close it when the block ends."""
     client = connect()

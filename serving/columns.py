@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
+from serving.arrow_types import is_bytes, is_number, list_columns, list_sizes, plain_type
 from serving.errors import DataRefused, UsageRefused
 from serving.formats import decode_image
 
@@ -33,9 +34,6 @@ REASONS: Mapping[int, str] = {
 }
 """Why a row is bad; a good row has code 0."""
 
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-_BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _DEFAULTS = ("x", "image")
 _PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)
 _JPEG = np.frombuffer(b"\xff\xd8\xff", np.uint8)
@@ -88,18 +86,18 @@ def choose_columns(
     """
     for name in (*asked, *ids):
         if name not in schema.names:
-            raise UsageRefused(f"the input has no column {name!r}; it has {_listed(schema)}")
+            raise UsageRefused(f"the input has no column {name!r}; it has {list_columns(schema)}")
     if asked:
         columns = tuple(asked)
     elif found := [name for name in _DEFAULTS if name in schema.names]:
         columns = (found[0],)
     else:
-        columns = tuple(item.name for item in schema if _is_number(item.type))
+        columns = tuple(item.name for item in schema if is_number(item.type))
         columns = tuple(name for name in columns if name not in ids)
         if len(columns) != layout.size:
             raise UsageRefused(
                 f"cannot tell which columns hold x: {len(columns)} are numbers, the model takes "
-                f"{layout.size}; name them by --x. The input has {_listed(schema)}"
+                f"{layout.size}; name them by --x. The input has {list_columns(schema)}"
             )
     _check_types(schema, columns, layout)
     return columns
@@ -116,12 +114,12 @@ def read_x(
     _check_types(batch.schema, columns, layout)
     if batch.num_rows == 0:
         return np.empty((0, *layout.shape), layout.dtype), np.zeros(0, np.uint8)
-    arrays = [_plain(batch.column(name)) for name in columns]
-    if _is_number(arrays[0].type):
+    arrays = [plain(batch.column(name)) for name in columns]
+    if is_number(arrays[0].type):
         rows = _from_numbers(arrays, layout)
     elif pa.types.is_fixed_size_binary(arrays[0].type):
         rows = _from_fixed_bytes(arrays[0], layout)
-    elif _is_binary(arrays[0].type):
+    elif is_bytes(arrays[0].type):
         rows = _from_bytes(arrays[0], layout)
     else:
         rows = _from_lists(arrays[0], layout)
@@ -132,8 +130,8 @@ def read_x(
 
 def _check_types(schema: pa.Schema, columns: Sequence[str], layout: Layout) -> None:
     """Refuse columns of which no row could be read."""
-    kinds = {name: _plain_type(schema.field(name).type) for name in columns}
-    if all(_is_number(kind) for kind in kinds.values()):
+    kinds = {name: plain_type(schema.field(name).type) for name in columns}
+    if all(is_number(kind) for kind in kinds.values()):
         if len(columns) != layout.size:
             raise DataRefused(
                 f"x takes {layout.size} columns of numbers, got {len(columns)}: "
@@ -141,17 +139,17 @@ def _check_types(schema: pa.Schema, columns: Sequence[str], layout: Layout) -> N
             )
         return
     if len(columns) > 1:
-        raise DataRefused(f"of several columns each must be numbers, got {_listed(schema)}")
+        raise DataRefused(f"of several columns each must be numbers, got {list_columns(schema)}")
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(
             f"column {name!r} has {kind.byte_width} bytes a row, x takes {layout.row_bytes}: "
             f"{layout.shape} of {layout.dtype}"
         )
-    sizes = _list_sizes(kind)
+    sizes = list_sizes(kind)
     if sizes and not any(_may_be(sizes, shape) for shape in ((layout.size,), layout.shape)):
         raise DataRefused(f"column {name!r} is {kind}, x takes rows of {layout.shape}")
-    if not (sizes or _is_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+    if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
             f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
             "or one number a column"
@@ -184,7 +182,7 @@ def _from_lists(array: pa.Array, layout: Layout) -> _Rows:
     """Follow the offsets of every level down to the numbers."""
     codes = np.zeros(len(array), np.uint8)
     starts, stops = np.arange(len(array)), np.arange(1, len(array) + 1)
-    flat = len(_list_sizes(array.type)) == 1
+    flat = len(list_sizes(array.type)) == 1
     sizes = (layout.size,) if flat else layout.shape
     for size in sizes:
         codes[_any(_nulls(array), starts, stops)] = NULL
@@ -192,7 +190,7 @@ def _from_lists(array: pa.Array, layout: Layout) -> _Rows:
         codes[_any(np.diff(offsets) != size, starts, stops) & (codes == 0)] = LENGTH
         first, last = int(offsets[0]), int(offsets[-1])  # of the batch, in what may be a whole file
         starts, stops = offsets[starts] - first, offsets[stops] - first
-        array = _plain(array.values.slice(first, last - first))
+        array = plain(array.values.slice(first, last - first))
     if array.null_count:
         codes[_any(_nulls(array), starts, stops)] = NULL
     values = _numbers(array)
@@ -286,52 +284,18 @@ def _numbers(array: pa.Array) -> Array:
     return np.asarray(array.to_numpy())
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain(array: pa.Array) -> pa.Array:
     """The array itself of an extension, a dictionary, or the struct of an image."""
     if isinstance(array, pa.ExtensionArray):
-        return _plain(array.storage)
+        return plain(array.storage)
     if pa.types.is_dictionary(array.type):
-        return _plain(array.dictionary_decode())
+        return plain(array.dictionary_decode())
     if pa.types.is_struct(array.type) and array.type.get_field_index("bytes") >= 0:
         return compute.struct_field(array, "bytes")
     return array
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return kind.field("bytes").type
-    return kind
-
-
-def _list_sizes(kind: pa.DataType) -> tuple[int | None, ...]:
-    """Sizes of the lists around numbers, None for any; empty where it is no list of numbers."""
-    sizes: tuple[int | None, ...] = ()
-    while any(is_list(kind) for is_list in _LISTS):
-        sizes += (kind.list_size if pa.types.is_fixed_size_list(kind) else None,)
-        kind = _plain_type(kind.value_type)
-    return sizes if _is_number(kind) else ()
 
 
 def _may_be(sizes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     return len(sizes) == len(shape) and all(
         size in (None, wanted) for size, wanted in zip(sizes, shape, strict=True)
     )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    )
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return any(is_binary(kind) for is_binary in _BINARIES)
-
-
-def _listed(schema: pa.Schema) -> str:
-    shown = [f"{item.name} ({item.type})" for item in schema][:20]
-    return ", ".join(shown) + (f" and {len(schema) - 20} more" if len(schema) > 20 else "")

@@ -14,7 +14,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,9 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 Array = NDArray[Any]
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_IMAGE_MODES = ("1", "L", "P", "RGB")  # of 8 bits a channel: others would lose some
+_IMAGE_FORMATS = ("PNG", "JPEG")
+_GRAY_MODES = ("1", "L")
+_IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits a channel: others would lose some
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -113,24 +115,31 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
         parquet.write_table(table, temporary)
 
 
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether rows of a shape can be shown: (height, width) is gray, (height, width, 3) is RGB."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+
+
 def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
-    """Write gray images (rows, height, width) in units of bytes as one PNG, `columns` a line."""
-    if images.ndim != 3:
-        raise UsageRefused(f"a picture needs rows of (height, width), got {images.shape[1:]}")
+    """Write images, see `is_picture`, in units of bytes as one PNG, `columns` a line."""
+    if not is_picture(images.shape[1:]):
+        raise UsageRefused(
+            f"a picture needs rows of (height, width) or (height, width, 3), got {images.shape[1:]}"
+        )
     content = encode_png(tile(images, columns))
     with writing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def encode_png(image: Array) -> bytes:
-    """Encode an image (height, width) or (height, width, 3) in units of bytes."""
-    try:
-        from PIL import Image
-    except ImportError as err:
-        raise UsageRefused("PNG needs pillow: pip install 'vae-pipeline[files]'") from err
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
-    return stream.getvalue()
+def write_pairs(path: Path, upper: Array, lower: Array, columns: int) -> None:
+    """Write lines of images, each above the line of its counterparts, as one PNG.
+
+    Where there are fewer images than `columns`, the lines are shorter; a line that would not be
+    full is left out.
+    """
+    columns = min(columns, len(upper))
+    shown = len(upper) // columns * columns
+    write_grid(path, interleave(upper[:shown], lower[:shown], columns), columns)
 
 
 def interleave(upper: Array, lower: Array, columns: int) -> Array:
@@ -143,34 +152,56 @@ def interleave(upper: Array, lower: Array, columns: int) -> Array:
     return np.concatenate(lines)
 
 
-def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Decode a PNG or JPEG to `shape`, (height, width) or (height, width, 3); None if it is none.
+def encode_png(image: Array) -> bytes:
+    """Encode an image (height, width) or (height, width, 3) in units of bytes."""
+    stream = io.BytesIO()
+    _pillow().fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def read_image_shape(content: bytes) -> tuple[int, ...]:
+    """Shape of a PNG or JPEG, from its header: (height, width) if gray, else (height, width, 3).
 
     Raises:
-        UsageRefused: pillow is missing, or the model takes no pictures.
+        DataRefused: it is neither, or has more than 8 bits a channel, or transparency.
+        UsageRefused: pillow is missing.
     """
+    pillow = _pillow()
     try:
-        from PIL import Image
-    except ImportError as err:
-        raise UsageRefused("images need pillow: pip install 'vae-pipeline[files]'") from err
-    mode = {2: "L", 3: "RGB"}.get(len(shape))
-    if mode is None or shape[2:] not in ((), (3,)):
+        with pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS) as image:
+            size, mode = (image.height, image.width), image.mode
+    except (*READ_ERRORS, pillow.DecompressionBombError) as err:
+        raise DataRefused("it is no PNG or JPEG") from err
+    if mode not in _IMAGE_MODES:
+        raise DataRefused(f"its mode is {mode}: save it as gray or RGB of 8 bits, without alpha")
+    return size if mode in _GRAY_MODES else (*size, 3)
+
+
+def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Decode a PNG or JPEG to `shape`, see `is_picture`; None if it is none.
+
+    Raises:
+        UsageRefused: pillow is missing.
+    """
+    pillow = _pillow()
+    if not is_picture(shape):
         return None
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        with pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS) as image:
             if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
                 return None  # before its pixels are decoded
-            return np.asarray(image.convert(mode))
-    except (*READ_ERRORS, Image.DecompressionBombError):
+            return np.asarray(image.convert("L" if len(shape) == 2 else "RGB"))
+    except (*READ_ERRORS, pillow.DecompressionBombError):
         return None
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
-    """Lay images (rows, height, width) in units of bytes out as one image, 2 pixels apart."""
-    count, height, width = images.shape
+    """Lay images, see `is_picture`, in units of bytes out as one image, 2 pixels apart."""
+    count, height, width, *channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
-    canvas = np.full((lines * (height + 2) + 2, columns * (width + 2) + 2), 255, np.uint8)
+    size = (lines * (height + 2) + 2, columns * (width + 2) + 2)
+    canvas = np.full((*size, *channels), 255, np.uint8)
     for index, image in enumerate(images):
         top, left = (
             2 + place * (size + 2)
@@ -214,6 +245,14 @@ def _read_idx(path: Path) -> Array:
         raise ValueError(f"IDX shape {shape} needs {wanted} bytes, got {len(content)}")
     values = np.frombuffer(content, dtype, offset=header).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as err:
+        raise UsageRefused("images need pillow: pip install 'vae-pipeline[files]'") from err
+    return Image
 
 
 def _column(pa: Any, values: Any) -> Any:

@@ -47,7 +47,7 @@ class Rows:
 
     Args:
         location: a file, a folder, a pattern or a URI.
-        ids: columns that identify a row; empty for `file` and `row`.
+        ids: columns that identify a row; empty for `file` and `row`, None for none.
         where: a filter, see `serving.where`; empty for all rows.
 
     Raises:
@@ -55,15 +55,15 @@ class Rows:
         UsageRefused: the filter or an id does not fit the columns.
     """
 
-    def __init__(self, location: str, ids: Sequence[str] = (), where: str = "") -> None:
+    def __init__(self, location: str, ids: Sequence[str] | None = (), where: str = "") -> None:
         self.location = location
         self.files = [_open(name, place, info) for name, place, info in find_files(location)]
         self.total = sum(file.rows for file in self.files)
         if not self.total:
             raise DataRefused(f"{location} must hold at least one row, it has none")
         self.schema = self.files[0].schema
-        self._numbered = not ids
-        self.ids = tuple(ids) or (FILE, ROW)
+        self._numbered = ids is not None and not ids
+        self.ids = (FILE, ROW) if self._numbered else tuple(ids or ())
         if self._numbered:
             self.schema = _with_ids(self.schema)
         self.where: Where | None = parse_where(where, self.schema) if where else None

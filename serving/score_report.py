@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, read_held_out
 from serving.findings import Extreme, Findings, fetch_x, gather
-from serving.formats import encode_png, writing
+from serving.formats import encode_png, is_picture, writing
 from serving.output import Output
 from serving.plots import bin_edges, plot_functions, plot_histogram
 from serving.rows import Rows
@@ -189,7 +189,7 @@ def _render_rows(rows: Sequence[ShownRow], job: Mapping[str, Any]) -> str:
     words = ""
     if any(row.x is None for row in rows):
         words = "<p>Some rows are not shown: the input holds others in their place by now.</p>"
-    if values is not None and (values.ndim == 2 or values.shape[2:] == (3,)):
+    if values is not None and is_picture(values.shape):
         figures = "".join(_render_picture(row) for row in rows)
         hint = '<p class="mild">Each row, and its reconstruction beside it.</p>'
         return f'{words}{hint}<div class="rows">{figures}</div>'

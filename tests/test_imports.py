@@ -13,6 +13,7 @@ SERVING = sorted((ROOT / "serving").glob("*.py"))
 HEAVY = {"torch", "mlflow", "onnxruntime", "onnx", "pyarrow", "pyspark"}
 ARROW = {
     "arrays.py",
+    "arrow_types.py",
     "batch.py",
     "batch_cli.py",  # where it says that it is missing
     "columns.py",

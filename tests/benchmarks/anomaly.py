@@ -20,7 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import dataset, parquet
 
-from pipeline.data import MNIST, load_dataset
+from pipeline.data import load_dataset
+from pipeline.readers import MNIST
 from serving.formats import read_array
 from serving.threads import available_cores, limit_spinning
 

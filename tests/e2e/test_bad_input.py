@@ -251,7 +251,8 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "missing": (
         lambda folder: None,
         (),
-        "no data at 'x.npy': give mnist, an IDX folder, a .npy or a .npz file",
+        "no data at 'x.npy': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
+        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
     ),
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),

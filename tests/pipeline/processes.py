@@ -43,7 +43,7 @@ TIMEOUT_S = 60.0
 def forks() -> ForkServerContext:
     """A context whose processes start with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.processes"])
+    context.set_forkserver_preload(["tests.pipeline.training_processes"])  # and this module
     return context
 
 

@@ -61,10 +61,7 @@ def test_given_settings_win_over_the_preset_s(preset: str) -> None:
 def test_an_unknown_preset_lists_the_valid_ones() -> None:
     with pytest.raises(UsageRefused) as caught:
         configure("exmaple")
-    assert (
-        str(caught.value)
-        == "preset must be one of default, seed, example, burda, conv, resnet, got 'exmaple'"
-    )
+    assert str(caught.value) == f"preset must be one of {', '.join(PRESETS)}, got 'exmaple'"
     assert caught.value.exit_code == 2
 
 
@@ -110,7 +107,8 @@ def test_flat_names_settings_by_section() -> None:
 def test_every_setting_has_help_and_a_default_within_its_limits(section: type) -> None:
     for name, _, option, default in settings_of(section):
         assert option.help, name
-        for value in default if isinstance(default, tuple) else (default,):
+        values = default if isinstance(default, tuple) else (default,)
+        for value in (value for value in values if value is not None):
             if option.min is not None:
                 assert value > option.min or (value == option.min and not option.open_min), name
             if option.max is not None:
@@ -132,3 +130,15 @@ def test_settings_cannot_be_changed(section: type) -> None:
     config = section()
     with pytest.raises(FrozenInstanceError):
         setattr(config, fields(section)[0].name, "other")
+
+
+def test_columns_come_back_from_json() -> None:
+    config = configure(columns=("a", "b"), label="c", binarize="static")
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_config_of_old_has_today_s_defaults_for_what_it_lacks() -> None:
+    content = configure().to_json()
+    for name in ("columns", "label", "binarize"):
+        del content["data"][name]
+    assert Config.from_json(content) == configure()

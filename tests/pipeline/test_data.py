@@ -1,8 +1,6 @@
 import gzip
 import hashlib
-import struct
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data import MNIST, Dataset, digest, load_dataset
+from pipeline.config import Binarize
+from pipeline.data import Dataset, binarize, digest, load_dataset
+from pipeline.readers import MNIST
 from serving.errors import DataRefused
 
 Array = NDArray[Any]
@@ -27,21 +27,9 @@ def count_rows(*arrays: Array) -> Counter[bytes]:
     return Counter(row.tobytes() for x in arrays for row in x)
 
 
-def idx_bytes(x: Array, code: int = 0x08) -> bytes:
-    header = struct.pack(f">HBB{x.ndim}I", 0, code, x.ndim, *x.shape)
-    return header + x.tobytes()
-
-
 def save(path: Path, x: Array) -> Path:
     np.save(path, x)
     return path
-
-
-def save_idx_folder(folder: Path, train: bytes, test: bytes, suffix: str = "") -> Path:
-    pack = gzip.compress if suffix == ".gz" else bytes
-    (folder / f"train-images-idx3-ubyte{suffix}").write_bytes(pack(train))
-    (folder / f"t10k-images-idx3-ubyte{suffix}").write_bytes(pack(test))
-    return folder
 
 
 def read_mnist(name: str) -> Array:
@@ -79,21 +67,6 @@ def test_mnist_loads_the_same_from_another_path_under_another_seed(
     assert len(set(mnist.digests().values())) == 3
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
-def test_reads_an_idx_folder_with_its_own_test_set(tmp_path: Path, suffix: str) -> None:
-    folder = save_idx_folder(tmp_path, idx_bytes(BYTES[:30]), idx_bytes(BYTES[30:]), suffix)
-    dataset = load(folder, test_fraction=0.5)
-    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
-    assert (len(dataset.train.x), len(dataset.valid.x)) == (27, 3)
-    assert count_rows(dataset.train.x, dataset.valid.x) == count_rows(BYTES[:30])
-
-
-def test_plain_files_of_an_idx_folder_go_before_zipped_ones(tmp_path: Path) -> None:
-    save_idx_folder(tmp_path, idx_bytes(BYTES), idx_bytes(BYTES), ".gz")
-    save_idx_folder(tmp_path, idx_bytes(BYTES[:20]), idx_bytes(BYTES[:5]))
-    np.testing.assert_array_equal(load(tmp_path, 0).train.x, BYTES[:20])
-
-
 @pytest.mark.parametrize("x", [BYTES, FLOATS], ids=["uint8 images", "float32 table"])
 def test_cuts_npy_rows_into_three_parts(tmp_path: Path, x: Array) -> None:
     dataset = load(save(tmp_path / "x.npy", x), valid_fraction=0.25, test_fraction=0.2)
@@ -102,24 +75,6 @@ def test_cuts_npy_rows_into_three_parts(tmp_path: Path, x: Array) -> None:
     assert count_rows(*parts) == count_rows(x)
     assert all(part.dtype == x.dtype for part in parts)
     assert dataset.x_shape == x.shape[1:]
-
-
-@pytest.mark.parametrize(
-    "arrays",
-    [{"x": FLOATS, "labels": np.arange(40)}, {"rows": FLOATS}],
-    ids=["x among others", "one array"],
-)
-def test_reads_the_rows_of_an_npz(tmp_path: Path, arrays: dict[str, Array]) -> None:
-    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
-    expected = load(save(tmp_path / "x.npy", FLOATS))
-    assert load(tmp_path / "x.npz").digests() == expected.digests()
-
-
-def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x_train=BYTES[:30], x_test=BYTES[30:], x=BYTES)
-    dataset = load(tmp_path / "x.npz", valid_fraction=0, test_fraction=0.5)
-    np.testing.assert_array_equal(dataset.train.x, BYTES[:30])
-    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
 
 
 def test_without_a_valid_fraction_all_rows_train(tmp_path: Path) -> None:
@@ -194,168 +149,47 @@ def test_digest_tells_dtypes_and_shapes_with_the_same_bytes_apart() -> None:
     assert len({digest(view) for view in views}) == 4
 
 
-def spoil(*cells: tuple[int, int, float]) -> Array:
-    x = FLOATS.astype(np.float64)
-    for row, column, value in cells:
-        x[row, column] = value
-    return x
+GRAY = np.tile(np.arange(256, dtype=np.uint8), (9000, 1))
+UNIT = (GRAY / np.float32(255)).astype(np.float32)
 
 
-def write(name: str, content: bytes) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return make
-
-
-def write_npy(x: Array, name: str = "x.npy") -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        with (folder / name).open("wb") as file:
-            np.save(file, x)
-        return folder / name
-
-    return make
+@pytest.mark.parametrize(("x", "one"), [(GRAY, 255), (UNIT, 1)], ids=["bytes", "floats"])
+def test_a_binarized_value_is_one_with_the_chance_that_it_says(x: Array, one: int) -> None:
+    drawn = binarize(x, np.random.default_rng(0))
+    assert drawn.dtype == x.dtype
+    assert set(np.unique(drawn)) == {0, one}
+    assert (drawn[:, 0] == 0).all()
+    assert (drawn[:, 255] == one).all()
+    p = np.arange(1, 255) / 255
+    z = ((drawn[:, 1:255] == one).mean(0) - p) / np.sqrt(p * (1 - p) / len(x))
+    assert np.abs(z).max() < 4.5  # 254 values
+    assert 0.85 < z.std() < 1.15
+    assert abs(np.corrcoef(drawn[:-1, 128], drawn[1:, 128])[0, 1]) < 0.05
 
 
-def write_npz(name: str = "x.npz", **arrays: Array) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        with (folder / name).open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        return folder / name
-
-    return make
+def load_binarized(path: Path, how: Binarize) -> Dataset:
+    return load_dataset(str(path), valid_fraction=0.2, test_fraction=0.2, binarize=how)
 
 
-def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
-    return lambda folder: save_idx_folder(folder, train, test)
+def test_static_binarization_is_drawn_once_and_dynamic_leaves_training_gray(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", GRAY[:50])
+    none, static, dynamic = (load_binarized(path, how) for how in ("none", "static", "dynamic"))
+    assert static.digests() == load_binarized(path, "static").digests()
+    np.testing.assert_array_equal(dynamic.train.x, none.train.x)
+    for split in (static.train, static.valid, static.test):
+        assert set(np.unique(split.x)) == {0, 255}
+        assert split.sha256 == digest(split.x)
+    assert dynamic.digests() == {**static.digests(), "train": none.digests()["train"]}
+    draws = [split.x[:8] for split in (static.train, static.valid, static.test)]
+    assert not any((a == b).all() for a, b in ((draws[0], draws[1]), (draws[1], draws[2])))
 
 
-IMAGES = idx_bytes(BYTES[:4])
-REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (
-        lambda folder: folder / "none.npy",
-        "no data at '{path}': give mnist, an IDX folder, a .npy or a .npz file",
-    ),
-    "folder without IDX": (
-        lambda folder: folder,
-        "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
-    ),
-    "wrong magic": (
-        write("x", b"\x89PNG\r\n\x1a\n"),
-        "cannot read {path}: no IDX file, it starts with 0x89504e47",
-    ),
-    "unknown IDX type": (
-        write("x", idx_bytes(BYTES, code=7)),
-        "cannot read {path}: no IDX file, it starts with 0x00000703",
-    ),
-    "empty file": (write("x", b""), "cannot read {path}: no IDX file, it starts with 0x"),
-    "IDX header cut off": (
-        write("x", IMAGES[:10]),
-        "cannot read {path}: the IDX header is cut off after 10 bytes",
-    ),
-    "IDX too short": (
-        write("x", IMAGES[:-1]),
-        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 39",
-    ),
-    "IDX too long": (
-        write("x", IMAGES + b"\0"),
-        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 41",
-    ),
-    "npz without x": (
-        write_npz(a=BYTES, b=BYTES),
-        "{path} must hold one array, or one named x; got a, b",
-    ),
-    "NaN": (
-        write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
-        "{path} must be finite: 2 of 40 rows are not, the first is row 3",
-    ),
-    "infinite": (
-        write_npy(spoil((5, 0, -np.inf))),
-        "{path} must be finite: 1 of 40 rows are not, the first is row 5",
-    ),
-    "too large for float32": (
-        write_npy(spoil((7, 2, 1e300))),
-        "{path} must be finite: 1 of 40 rows are not, the first is row 7",
-    ),
-    "wrong dtype": (
-        write_npy(BYTES.astype(np.int64)),
-        "{path} must be uint8, float32 or float64, got int64",
-    ),
-    "no rows": (
-        write_npy(FLOATS[:0]),
-        "{path} must be rows of features, at least one of each; got (0, 3)",
-    ),
-    "no features": (
-        write_npy(FLOATS[:, :0]),
-        "{path} must be rows of features, at least one of each; got (40, 0)",
-    ),
-    "one-dimensional": (
-        write_npy(FLOATS[0]),
-        "{path} must be rows of features, at least one of each; got (3,)",
-    ),
-    "one row": (write_npy(FLOATS[:1]), "{path} has 1 rows, too few to split"),
-    "nothing left for validation": (
-        write_npz(x_train=FLOATS[:1], x_test=FLOATS),
-        "{path} has 1 rows, too few to split",
-    ),
-    "test rows of another shape": (
-        write_npz(x_train=BYTES, x_test=BYTES.reshape(40, 2, 3)),
-        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
-    ),
-    "test rows of another shape in a folder": (
-        write_folder(IMAGES, idx_bytes(BYTES.reshape(40, 2, 3))),
-        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
-    ),
-    "test rows of another dtype": (
-        write_npz(x_train=FLOATS, x_test=FLOATS.astype(np.uint8)),
-        "{path}: test rows are uint8 (3,), training rows float32 (3,)",
-    ),
-    "NaN in the test rows": (
-        write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
-        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0",
-    ),
-}
-
-
-@pytest.mark.parametrize(("make", "message"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_refuses_and_says_why(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
-    path = make(tmp_path)
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+def test_only_what_can_be_a_chance_is_binarized(tmp_path: Path, how: Binarize) -> None:
     with pytest.raises(DataRefused) as caught:
-        load(path)
-    assert str(caught.value) == message.format(path=path)
-    assert caught.value.exit_code == 3
-
-
-UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "truncated gz": (write("x.gz", gzip.compress(IMAGES)[:-9]), "ended before the end"),
-    "damaged gz": (write("x.gz", gzip.compress(IMAGES)[:-8] + bytes(8)), "CRC check failed"),
-    "npy cut off": (
-        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
-        "Expected (40, 3, 2) = 240 elements, could only read 239",
-    ),
-    "empty npy": (write("x.npy", b""), "expected 8 bytes got 0"),
-    "npz named npy": (write_npz("x.npy", x=BYTES), "the magic string is not correct"),
-    "npy named npz": (write_npy(BYTES, "x.npz"), "not a zip file"),
-    "npz cut off": (
-        lambda folder: write("x.npz", write_npz(x=BYTES)(folder).read_bytes()[:-30])(folder),
-        "not a zip file",
-    ),
-    "objects": (
-        write_npy(np.array([{"a": 1}], object)),
-        "Object arrays cannot be loaded when allow_pickle=False",
-    ),
-}
-"""What a library says of a file; the words are its own."""
-
-
-@pytest.mark.parametrize(("make", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_refuses_what_a_library_cannot_read(
-    tmp_path: Path, make: Callable[[Path], Path], said: str
-) -> None:
-    path = make(tmp_path)
-    with pytest.raises(DataRefused) as caught:
-        load(path)
-    assert str(caught.value).startswith(f"cannot read {path}: ")
-    assert said in str(caught.value)
+        load_binarized(save(tmp_path / "x.npy", UNIT[:50] * 2 - 1), how)
+    assert str(caught.value) == (
+        "to be binarized, data must be bytes, or floats from 0 to 1; got -1 to 1: "
+        "use --binarize none"
+    )
     assert caught.value.exit_code == 3

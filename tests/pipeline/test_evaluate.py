@@ -73,3 +73,21 @@ def test_a_metric_that_is_not_finite_is_refused(trained: Trained) -> None:
         with pytest.raises(TrainingDiverged, match="not finite"):
             evaluate(model, x, nll_samples=1, seed=0)
         model.decoder.x_params.bias.copy_(weight)
+
+
+def test_reconstruction_error_and_bits_are_those_of_the_rows(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    ticks: list[int] = []
+    metrics = evaluate(model, x, nll_samples=2, seed=0, tick=ticks.append)
+    x_loc = model.decode(model.encode(torch.from_numpy(x)).loc).numpy().astype(float)
+    expected = math.sqrt(((x - x_loc) ** 2).mean())
+    assert metrics.reconstruction_error == pytest.approx(expected, rel=1e-5)
+    assert metrics.bits_per_dim == pytest.approx(metrics.nll / (30 * math.log(2)), rel=1e-12)
+    assert sum(ticks) == len(x)
+
+
+def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:
+    metrics = evaluate(trained_table[0].model, trained_table[1].test.x, nll_samples=2, seed=0)
+    assert metrics.bits_per_dim is None
+    assert "test_bits_per_dim" not in metrics.numbers("test_")
+    assert "test_reconstruction_error" in metrics.numbers("test_")

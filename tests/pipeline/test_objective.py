@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.config import LikelihoodName, ModelConfig, TrainConfig
 from pipeline.likelihood_reals import Gaussian
 from pipeline.model import VAE, Posterior
-from pipeline.objective import Terms, kl_weight_at, loss, terms
+from pipeline.objective import Terms, loss, terms
 
 
 def build(likelihood: LikelihoodName = "bernoulli", dtype: torch.dtype = torch.float64) -> VAE:
@@ -171,13 +171,6 @@ def test_free_bits_cost_nothing_and_pull_no_further() -> None:
     row_terms = Terms(torch.tensor([[-3.0], [-5.0]]), torch.zeros(2, 1), latent_kl)
     value = loss(row_terms, TrainConfig(free_bits=0.5), 1.0)
     assert value.item() == pytest.approx(4.0 + 0.5 + 4.0)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     assert latent_kl.grad is not None
     assert latent_kl.grad.tolist() == [[0.0, 0.5], [0.0, 0.5]]
-
-
-def test_kl_weight_grows_over_the_steps_of_the_warm_up() -> None:
-    settings = TrainConfig(kl_weight=2.0, kl_warmup_steps=4)
-    weights = [kl_weight_at(step, settings) for step in range(6)]
-    assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    assert kl_weight_at(0, TrainConfig()) == 1.0

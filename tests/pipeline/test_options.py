@@ -181,6 +181,20 @@ def test_widths_are_separated_by_commas(given: Given, text: str, widths: tuple[i
     assert given["hidden_dims"] == widths
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("mean radius, area", ("mean radius", "area")),
+        ('a,"b, in m",a', ("a", "b, in m")),
+        ("", ()),
+    ],
+    ids=["two", "a comma in a name", "none"],
+)
+def test_columns_are_separated_by_commas(given: Given, text: str, names: tuple[str, ...]) -> None:
+    call("train", "--columns", text, "--label", "kind of")
+    assert (given["columns"], given["label"]) == (names, "kind of")
+
+
 def test_what_was_not_given_is_left_to_the_preset(given: Given) -> None:
     call("run", "--preset", "seed", "--epochs", "3")
     settings = {name: given[name] for command, name in SETTINGS.values() if command == "run"}

@@ -9,7 +9,7 @@ from pipeline import train as training
 from pipeline.data import Dataset, Split
 from pipeline.errors import TrainingDiverged
 from pipeline.likelihoods import choose_likelihood
-from pipeline.train import build_model, elbo_terms, train
+from pipeline.train import begin_training, build_model, continue_training, elbo_terms, train
 from serving.errors import DataRefused
 from tests.pipeline.conftest import tiny_config
 
@@ -47,9 +47,9 @@ def test_logs_every_epoch_and_ticks_every_step(images: Dataset) -> None:
     epochs: list[tuple[int, Mapping[str, float]]] = []
     steps: list[int] = []
     config = tiny_config(images, epochs=2, batch_size=64)
-    result = train(
+    result = continue_training(
+        begin_training(images, config, "cpu"),
         images,
-        config,
         log=lambda epoch, metrics: epochs.append((epoch, metrics)),
         tick=steps.append,
     )
@@ -125,15 +125,3 @@ def test_table_is_standardized_by_column(table: Dataset) -> None:
     rows = model.px.standardize(torch.from_numpy(table.train.x)).numpy()
     np.testing.assert_allclose(rows.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(rows.std(0), 1, atol=1e-4)
-
-
-def test_schedule_ends_at_zero_where_it_is_cosine(images: Dataset) -> None:
-    parameter = torch.nn.Parameter(torch.zeros(()))
-    for schedule, last in (("cosine", 0.0), ("constant", 1e-3)):
-        optimizer = torch.optim.SGD([parameter], lr=1e-3)
-        settings = tiny_config(images, schedule=schedule, epochs=2, learning_rate=1e-3).train
-        steps = training._schedule(optimizer, settings, steps=5)
-        for _ in range(10):
-            optimizer.step()
-            steps.step()
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(last)

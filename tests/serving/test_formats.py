@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 from pyarrow import parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
@@ -18,9 +17,7 @@ from serving.formats import (
     check_target,
     read_array,
     read_npz,
-    tile,
     write_array,
-    write_grid,
     write_table,
     writing,
 )
@@ -193,44 +190,11 @@ def test_writes_columns_as_parquet(tmp_path: Path) -> None:
     assert [str(table.schema.field(name).type) for name in ("row", "elbo")] == ["int64", "float"]
 
 
-def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:
-    write_array(tmp_path / "a.png", ROWS)
-    write_grid(tmp_path / "b.png", ROWS, columns=5)
-    for name, columns in (("a.png", None), ("b.png", 5)):
-        with Image.open(tmp_path / name) as picture:
-            assert (picture.format, picture.mode) == ("PNG", "L")
-            np.testing.assert_array_equal(np.asarray(picture), tile(ROWS, columns), strict=True)
-
-
-def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
-    images = np.array([[[-5.0, 0.4]], [[1.6, 254.6]], [[300.0, 7.0]]])
-    expected = np.full((8, 10), 255)
-    expected[2, 2:4] = [0, 0]
-    expected[2, 6:8] = [2, 255]
-    expected[5, 2:4] = [255, 7]
-    np.testing.assert_array_equal(tile(images, columns=2), expected.astype(np.uint8), strict=True)
-
-
-@pytest.mark.parametrize(
-    ("count", "lines", "columns"),
-    [(1, 1, 1), (4, 2, 2), (5, 2, 3), (64, 8, 8)],
-    ids=["one", "square", "ragged", "many"],
-)
-def test_tiles_make_about_a_square(count: int, lines: int, columns: int) -> None:
-    assert tile(np.zeros((count, 3, 4))).shape == (lines * 5 + 2, columns * 6 + 2)
-
-
-def test_a_table_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(UsageRefused, match=r"a picture needs rows of \(height, width\), got \(6,"):
-        write_array(tmp_path / "x.png", ROWS.reshape(5, 6))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
         ("x.parquet", "pyarrow", "Parquet needs pyarrow: pip install 'vae-pipeline[files]'"),
-        ("x.png", "PIL", "PNG needs pillow: pip install 'vae-pipeline[files]'"),
+        ("x.png", "PIL", "images need pillow: pip install 'vae-pipeline[files]'"),
     ],
     ids=["pyarrow", "pillow"],
 )

@@ -1,0 +1,164 @@
+"""What `vae train` refuses to begin or to go on with, before any run is touched."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline import stages
+from pipeline.cli import cli
+from pipeline.config import configure
+from pipeline.data import Dataset
+from pipeline.errors import TrainingDiverged
+from pipeline.tracking import RESUME, Run, tracked_run
+from pipeline.train import begin_training
+from pipeline.training_run import SLOTS, TrainingRun, fetch_state, fit
+from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
+from serving.source import connect
+from tests.pipeline.conftest import draw_images, tiny_config
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def broken_off(dataset: Dataset, saves: int = 1) -> Run:
+    """A run that was interrupted, with states in it."""
+    state = begin_training(dataset, tiny_config(dataset), "cpu")
+    with pytest.raises(KeyboardInterrupt), tracked_run() as run:  # noqa: PT012  the run must come out
+        training = TrainingRun(run, state)
+        for _ in range(saves):
+            training.save(state)
+        raise KeyboardInterrupt
+    return run
+
+
+def folder(run: Run) -> Path:
+    return Path(run.artifact_place(RESUME))
+
+
+def test_states_lie_in_two_files_in_turn_and_the_newest_that_is_whole_is_taken(
+    images: Dataset,
+) -> None:
+    run = broken_off(images, saves=3)
+    assert sorted(path.name for path in folder(run).iterdir()) == sorted(SLOTS)
+    assert fetch_state(run.run_id)["saves"] == 3
+    (folder(run) / SLOTS[3 % 2]).write_bytes(b"")
+    assert fetch_state(run.run_id)["saves"] == 2
+    (folder(run) / SLOTS[2 % 2]).write_bytes(b"half of it")
+    with pytest.raises(VerificationFailed, match=f"run {run.run_id} cannot go on: .* is damaged"):
+        fetch_state(run.run_id)
+
+
+def test_a_run_that_goes_on_overwrites_the_older_file(images: Dataset) -> None:
+    run = broken_off(images, saves=2)
+    older, newer = (folder(run) / SLOTS[saves % 2] for saves in (1, 2))
+    kept = newer.read_bytes()
+    state, _ = stages.prepare_resume(run.run_id, None, 1)
+    TrainingRun(run, state).save(state)
+    assert newer.read_bytes() == kept
+    assert fetch_state(run.run_id)["saves"] == 3
+    assert older.read_bytes() != kept
+
+
+def finish(run: Run) -> None:
+    connect().set_terminated(run.run_id, "FINISHED")
+
+
+def drop(run: Run) -> None:
+    run.delete_folder(RESUME)
+    assert not folder(run).exists()
+
+
+def change_data(run: Run) -> None:
+    source = Path(str(fetch_state(run.run_id)["config"]["data"]["data"]))
+    x = np.load(source)
+    x[0, 0, 0] ^= 1
+    np.save(source, x)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "device", "kind", "message"),
+    [
+        pytest.param(finish, None, UsageRefused, "run .* has finished: there is", id="finished"),
+        pytest.param(drop, None, UsageRefused, "run .* holds no state to go on", id="no state"),
+        pytest.param(change_data, None, DataRefused, "has changed since", id="data"),
+        pytest.param(
+            lambda run: None, "cuda", UsageRefused, "was training on cpu, .*got --d", id="device"
+        ),
+    ],
+)
+def test_what_cannot_go_on_says_why_and_leaves_the_run(
+    tmp_path: Path,
+    spoil: Callable[[Run], None],
+    device: str | None,
+    kind: type[VaeError],
+    message: str,
+) -> None:
+    np.save(tmp_path / "x.npy", draw_images(60))
+    dataset = stages.load_data(configure(data=str(tmp_path / "x.npy")))
+    run = broken_off(dataset)
+    spoil(run)
+    before = run.status()
+    with pytest.raises(kind, match=message):
+        stages.prepare_resume(run.run_id, device, None)
+    assert run.status() == before
+
+
+def test_an_unknown_run_is_one_line() -> None:
+    with pytest.raises(VaeError, match=r"the MLflow store sqlite:.* refused: .*not found"):
+        fetch_state("0" * 32)
+
+
+@pytest.mark.parametrize("given", ["--epochs", "--preset", "--data", "--max-time"])
+def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
+    value = {"--preset": "default", "--data": "mnist"}.get(given, "3")
+    result = CliRunner().invoke(cli, ["train", "--resume", "0" * 32, given, value])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {given} cannot be given beside --resume, which takes all settings from the run"
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        pytest.param(["--data", "typo.npy"], DataRefused, id="no data"),
+        pytest.param(["--data", "table", "--likelihood", "bernoulli"], DataRefused, id="support"),
+    ],
+)
+def test_what_cannot_be_trained_opens_no_run(
+    table: Dataset, command: str, arguments: list[str], kind: type[VaeError]
+) -> None:
+    words = [table.source if word == "table" else word for word in arguments]
+    threads = str(torch.get_num_threads())
+    result = CliRunner().invoke(cli, [command, *words, "--threads", threads])
+    assert isinstance(result.exception, kind)
+    assert connect().search_runs(["0", "1"]) == []
+
+
+class Spoiling(TrainingRun):
+    """Spoils the third epoch."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        super().log_metrics(metrics, step)
+        if step == 2:
+            self._state.sums.fill_(torch.nan)
+
+
+def test_divergence_keeps_the_last_good_state_and_says_where(
+    images: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = begin_training(images, tiny_config(images, epochs=5), "cpu")
+    with pytest.raises(TrainingDiverged, match="epoch 3: elbo is nan"), tracked_run() as run:  # noqa: PT012  the run must come out
+        tracked = Spoiling(run, state)
+        with tracked.kept():
+            fit(tracked, state, images)
+    assert run.status() == "FAILED"
+    assert fetch_state(run.run_id)["epoch"] == 3
+    steps = [row.step for row in connect().get_metric_history(run.run_id, "elbo")]
+    assert steps == [1, 2]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"the last good state is kept: run {run.run_id}, folder resume"
