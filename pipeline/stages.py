@@ -297,13 +297,15 @@ def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
 
 
 def torch_device(device: str, threads: int) -> str:
-    """`cpu` or `cuda`; `auto` takes CUDA where there is one."""
+    """`cpu` or `cuda`; `auto` takes CUDA where there is one. Either computes in float32."""
     import torch
 
     torch.set_num_threads(threads)
     if device == "cpu":
         return device
     if torch.cuda.is_available():
+        # torch lets convolutions round to ten bits, and matrix products not
+        torch.backends.cudnn.allow_tf32 = False
         return "cuda"
     if device == "auto":
         return "cpu"

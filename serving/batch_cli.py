@@ -134,7 +134,8 @@ def _score(
     if settings["master"] and settings["engine"] != "spark":
         raise UsageRefused("--master is Spark's: add --engine spark")
     limit = parse_limit(settings["max_bad"])
-    report = _Report(settings["report"], settings["run_id"], operation)
+    places = {"INPUT": settings["input"], "OUTPUT": output}
+    report = _Report(settings["report"], settings["run_id"], operation, places)
     rows = Rows(settings["input"], settings["ids"], settings["where"])
     source = open_source(reference)
     engine = Engine(source.bundle, device=engine_device(device))
@@ -194,7 +195,9 @@ class _Report:
     What stands in its way is said before the rows are scored.
     """
 
-    def __init__(self, path: Path | None, run_id: str | None, operation: str) -> None:
+    def __init__(
+        self, path: Path | None, run_id: str | None, operation: str, places: Mapping[str, str]
+    ) -> None:
         self._path = path
         self._log: Callable[[Path, Mapping[str, float]], None] | None = None
         if path is None:
@@ -204,6 +207,8 @@ class _Report:
 
         if operation != "score":
             raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
+        for name, place in places.items():
+            _refuse_inside(path, name, place)
         check_target(path, (".html",), "--report")
         if run_id:
             self._log = open_run(run_id)
@@ -220,6 +225,15 @@ class _Report:
         if self._log is not None:
             self._log(self._path, figures)
         return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
+
+
+def _refuse_inside(report: Path, name: str, location: str) -> None:
+    """Whoever reads the folder of INPUT or OUTPUT takes every file in it for rows."""
+    from serving.storage import locate
+
+    place = locate(location)
+    if place.is_local and report.resolve().is_relative_to(Path(place.path).resolve()):
+        raise UsageRefused(f"--report must lie outside {name} {location}, got {str(report)!r}")
 
 
 @dataclass(slots=True)

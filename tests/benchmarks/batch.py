@@ -1,6 +1,7 @@
 """`vae score` beside the same sessions in a loop, beside its own other ways, and beside a server.
 
-`python -m tests.benchmarks.batch 60000` measures it on fewer rows than the million of `make bench`.
+`python -m tests.benchmarks.batch 60000` takes fewer rows than the million of `make bench`, and
+`python -m tests.benchmarks.batch 1000000 memory kills` some of it: names of `measure`'s steps.
 """
 
 import json
@@ -69,18 +70,24 @@ class Figure:
         return f"{self.what:<58} {self.shown:>32}  {self.goal}"
 
 
-def measure(rows: int = ROWS) -> Iterator[Row | Figure]:
+def measure(rows: int = ROWS, *names: str) -> Iterator[Row | Figure]:
     """MNIST's held-out images by the untrained default model, repeated to `rows`."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         bundle, _, x = export_untrained(folder / "bundle")
         for layout in ("bytes", "list"):
             write_input(folder / f"{layout}.parquet", x, rows, layout)
-        yield from measure_rate(folder, bundle, x, rows)
-        yield from measure_split(folder, bundle, rows)
-        yield from measure_process(folder, rows)
-        yield from measure_memory(folder, rows)
-        yield from measure_kills(folder)
+        steps: dict[str, Callable[[], Iterator[Row | Figure]]] = {
+            "rate": partial(measure_rate, folder, bundle, x, rows),
+            "split": partial(measure_split, folder, bundle, rows),
+            "process": partial(measure_process, folder, rows),
+            "memory": partial(measure_memory, folder, rows),
+            "kills": partial(measure_kills, folder),
+        }
+        if unknown := set(names) - set(steps):
+            raise SystemExit(f"steps are {', '.join(steps)}, got {', '.join(unknown)}")
+        for name in names or steps:
+            yield from steps[name]()
 
 
 def write_input(path: Path, x: Array, rows: int, layout: str) -> None:
@@ -289,8 +296,9 @@ def measure_memory(folder: Path, rows: int) -> Iterator[Figure]:
         os.link(folder / "bytes.parquet", folder / "five" / f"{index}.parquet")
     once, five = (run_command(folder, folder / name)[1] for name in ("bytes.parquet", "five"))
     listed = run_command(folder, folder / "list.parquet")[1]
-    yield Figure(f"peak memory, {rows} rows", f"{once / 1e6:.0f} MB", "below 1000 MB")
-    yield Figure(f"peak memory, {rows} rows as lists", f"{listed / 1e6:.0f} MB", "below 1000 MB")
+    yield Figure(f"peak memory, {rows:,} rows", f"{once / 1e6:.0f} MB", "below 1000 MB")
+    yield Figure(f"peak memory, {rows:,} rows as lists", f"{listed / 1e6:.0f} MB", "below 1000 MB")
+    yield Figure(f"peak memory, {5 * rows:,} rows", f"{five / 1e6:.0f} MB", "below 1000 MB")
     yield Figure("peak memory, five times the rows", f"{five / once:.3f}x", "at most 1.05x")
 
 
@@ -321,5 +329,5 @@ def measure_kills(folder: Path, points: int = 20) -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    for line in measure(*map(int, sys.argv[1:])):
+    for line in measure(int(next(iter(sys.argv[1:]), ROWS)), *sys.argv[2:]):
         print(line, flush=True)

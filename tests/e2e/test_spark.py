@@ -112,9 +112,10 @@ def test_the_command_makes_the_files_of_the_local_engine_on_spark(
 ) -> None:
     arguments = ["score", str(data), "out", "--model", str(BUNDLE), "--on-error", "quarantine"]
     arguments += ["--where", WHERE]
-    arguments += ["--engine", "spark", "--master", "local[2]"]
+    arguments += ["--engine", "spark", "--master", "local[2]", "--report", "report.html"]
     result = run_vae(tmp_path, *arguments, command=VAE, **environment)
     assert result.returncode == 0, result.stderr
+    assert f"{KEPT - 1:,} rows were scored" in (tmp_path / "report.html").read_text()
     made = files(tmp_path / "out")
     assert made.keys() == local.keys()
     assert {"part-00002.parquet", "_quarantine/part-00001.parquet", "_SUCCESS"} <= made.keys()
@@ -124,7 +125,8 @@ def test_the_command_makes_the_files_of_the_local_engine_on_spark(
     assert said.pop("rows_per_s") > 0
     digest = open_bundle(BUNDLE).manifest.digest
     counts = {"rows": KEPT - 1, "bad": 1}
-    assert said == {"out": "out", **counts, "version": None, "digest": digest}
+    report = {"report": "report.html", "drift_d": None}
+    assert said == {"out": "out", **counts, "version": None, "digest": digest, **report}
 
 
 class Deadly(fs.FSSpecHandler):  # type: ignore[misc]

@@ -24,6 +24,15 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 Trained = tuple[Checkpoint, Dataset]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU its tests are no part of the run: one that is skipped looks like a check."""
+    if torch.cuda.is_available():
+        return
+    away = [item for item in items if item.get_closest_marker("cuda")]
+    items[:] = [item for item in items if item not in away]
+    config.hook.pytest_deselected(items=away)
+
+
 def draw_images(rows: int) -> np.ndarray:
     """Bars at random places: little images with structure."""
     generator = np.random.default_rng(0)

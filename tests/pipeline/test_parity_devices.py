@@ -16,7 +16,7 @@ from pipeline.parity_rules import FLOAT32, TF32, compare_elbo
 from pipeline.parity_runs import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
 from pipeline.reference import Budget
 from serving.bundle import Bundle
-from serving.engine import provider, require_cuda
+from serving.engine import PROVIDERS, provider, require_cuda
 from serving.errors import DeviceUnavailable
 from tests.pipeline.conftest import Trained
 from tests.pipeline.mutations import MUTATIONS, Mutation, corrupt
@@ -100,6 +100,17 @@ def test_the_budget_of_tf32_allows_ten_bits(rounded: Any, name: str) -> None:
 @pytest.mark.parametrize("name", ["weights through bfloat16", "one weight's sign"])
 def test_the_budget_of_tf32_allows_no_more(rounded: Any, name: str) -> None:
     assert "values" in rounded(NAMED[name])
+
+
+def test_the_table_shows_each_run_apart(sealed: Bundle, trained: Trained) -> None:
+    """TF32 uses more of its own budget, and must not stand for float32."""
+    report = check_parity(sealed, trained[0].model, trained[1].test.x)
+    cuda = [replace(row, provider=PROVIDERS["cuda"]) for row in report.comparisons]
+    rounded = [replace(row, tf32=True, max_error=row.max_budget) for row in cuda]
+    table = replace(report, comparisons=(*report.comparisons, *cuda, *rounded)).table()
+    lines = [line for line in table.splitlines() if line.startswith("  encode.z_loc")]
+    assert [line[24:34].strip() for line in lines] == ["CPU", "CUDA", "CUDA TF32"]
+    assert [line.endswith("100%") for line in lines] == [False, False, True]
 
 
 def test_goal_of_the_elbo_is_widened_by_noise_alone() -> None:

@@ -1,13 +1,17 @@
 """The report of `vae score` where it meets the pipeline: runs, tables, a model that learnt."""
 
 import json
+import re
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 from scipy import stats
 
 from pipeline.evaluate import evaluate
@@ -17,8 +21,11 @@ from serving.engine import Engine
 from serving.errors import VaeError
 from serving.source import connect
 from tests.benchmarks.anomaly import area_error, find_area
+from tests.benchmarks.engine import export_untrained
 from tests.pipeline.conftest import Trained
 from tests.serving.reports import Page, vae_score
+
+MANUAL = Path(__file__).parents[2] / "serving" / "BATCH.md"
 
 
 def score(folder: Path, x: np.ndarray, bundle: Path, *arguments: object) -> Result:
@@ -78,10 +85,10 @@ def test_a_run_that_is_not_there_is_told_before_the_work(
 
 
 def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Trained) -> None:
-    checkpoint, dataset = trained_table
-    metrics = evaluate(checkpoint.model, dataset.test.x, nll_samples=1, seed=0)
-    bundle = export_bundle(tmp_path / "bundle", checkpoint, metrics.to_json(), dataset.test.x)
-    x = dataset.test.x.copy()
+    checkpoint, rows = trained_table
+    metrics = evaluate(checkpoint.model, rows.test.x, nll_samples=1, seed=0)
+    bundle = export_bundle(tmp_path / "bundle", checkpoint, metrics.to_json(), rows.test.x)
+    x = rows.test.x.copy()
     x[17, 3] = 9000.5  # far from the others
     names = ["speed", "load", "heat", "flow"]
     table = pa.table(
@@ -129,3 +136,19 @@ def test_the_bound_tells_rows_of_another_kind(sealed: Bundle, trained: Trained) 
     unusual = np.arange(len(mix)) >= len(x)
     elbo = Engine(sealed).score(mix, 1, 0)["elbo"]
     assert find_area(-elbo, unusual) > 0.95
+
+
+def test_the_anomaly_flow_of_the_manual_runs(tmp_path: Path) -> None:
+    """With a model that learnt nothing in place of the training."""
+    make, area = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+    run = partial(subprocess.check_output, cwd=tmp_path, text=True)
+    run([sys.executable, "-c", make])
+    assert np.load(tmp_path / "known.npy", mmap_mode="r").shape == (54_051, 28, 28)
+    bundle, _, _ = export_untrained(tmp_path / "bundle")
+    arguments = ("--model", bundle.path, "--id", "label", "--report", tmp_path / "report.html")
+    result = vae_score(tmp_path / "mix.parquet", tmp_path / "scores", *arguments)
+    assert json.loads(result.stdout)["rows"] == 18_991
+    scores = dataset.dataset(tmp_path / "scores").to_table().to_pandas()
+    some = scores[scores["label"] != "9"]
+    expected = find_area(-some["elbo"].to_numpy(), (some["label"] == "turned").to_numpy())
+    assert f"turned by elbo: AUROC {expected:.3f}\n" in run([sys.executable, "-c", area])

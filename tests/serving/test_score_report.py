@@ -231,3 +231,19 @@ def test_a_report_that_cannot_be_made_is_refused_before_the_work(
     assert isinstance(result.exception, UsageRefused)
     assert message in str(result.exception)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("report", ["out/r.html", "no/../out/r.html", "link/r.html", "in/r.html"])
+def test_a_report_among_rows_is_refused(report: str, batch_data: Path, tmp_path: Path) -> None:
+    """A reader of the folder would take it for rows, and the next job for another input."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.parquet").write_bytes((batch_data / "x.parquet").read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    report = str(tmp_path / report)
+    command = (tmp_path / "in", tmp_path / "out", "--model", SEALED, "--report", report)
+    result = vae_score(*command)
+    assert isinstance(result.exception, UsageRefused)
+    assert result.exception.exit_code == 2
+    name = "INPUT" if "in" in Path(report).parts else "OUTPUT"
+    assert str(result.exception).startswith(f"--report must lie outside {name} {tmp_path}")
+    assert not (tmp_path / "out").exists()
