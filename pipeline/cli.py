@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline import promotion_cli, stages
+from pipeline import outcome, promotion_cli, stages
 from pipeline.config import (
     DataConfig,
     EvaluateConfig,
@@ -79,24 +79,24 @@ def run(
         bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
         bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
         stages.log_report(tracked.run_id, report.to_json(), f"bundle {out.name}")
-        stages.raise_unless_equal(report)
+        outcome.raise_unless_equal(report)
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
         if not no_promote:
             decision = stages.promote(name, version, gate, threads, trained.dataset.test)
         figures = tracked.artifact_place(FIGURES)
     tracked.delete_folder(RESUME)  # now that the run has ended well
-    stages.say_summary(name, version, trained.metrics, decision, figures)
+    outcome.say_summary(name, version, trained.metrics, decision, figures)
     finish(
         {
-            **stages.outcome(tracked.run_id, trained.metrics, started),
+            **outcome.figures(tracked.run_id, trained.metrics, started),
             "version": version,
             "parity": "passed",
             "decision": decision.decision if decision else None,
             "bundle": str(bundle.path),
         }
     )
-    stages.raise_unless_promoted(decision)
+    outcome.raise_unless_promoted(decision)
 
 
 @cli.command()
@@ -127,7 +127,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
         metrics = stages.train(tracked, state, dataset).metrics
     tracked.delete_folder(RESUME)  # now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
-    finish(stages.outcome(tracked.run_id, metrics, started))
+    finish(outcome.figures(tracked.run_id, metrics, started))
 
 
 @cli.command()
@@ -172,7 +172,7 @@ def evaluate(
     test = stages.rows_to_evaluate(checkpoint, source)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
-    finish(stages.outcome(checkpoint.run_id, metrics, started))
+    finish(outcome.figures(checkpoint.run_id, metrics, started))
 
 
 @cli.command()
@@ -252,7 +252,7 @@ def check(
     stages.log_report(stages.project_run(), content, bundle)
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
-    stages.raise_unless_equal(report)
+    outcome.raise_unless_equal(report)
 
 
 @cli.command()

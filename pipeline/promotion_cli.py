@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline import stages
+from pipeline import outcome, stages
 from pipeline.config import PromoteConfig
 from pipeline.options import settings_options
 from serving.cli import threads_option
@@ -200,4 +200,4 @@ def _finish(decision: Any) -> None:
             "reasons": list(decision.reasons),
         }
     )
-    stages.raise_unless_promoted(decision)
+    outcome.raise_unless_promoted(decision)

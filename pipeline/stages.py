@@ -4,9 +4,7 @@ Each function takes what the one before it gave. Imports that take time stand in
 """
 
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import Config, Precision, PromoteConfig
-from pipeline.errors import GateRefused, ParityFailed, Stale
 from serving.command import progress, say
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused
 
@@ -325,62 +322,3 @@ def gate_settings(settings: dict[str, Any]) -> PromoteConfig:
     names = [item.name for item in fields(PromoteConfig)]
     given = {name: settings.pop(name) for name in names}
     return PromoteConfig(**{name: value for name, value in given.items() if value is not None})
-
-
-def outcome(run_id: str | None, metrics: "Metrics", started: float) -> dict[str, Any]:
-    """The figures that `run`, `train` and `evaluate` print."""
-    return {
-        "run_id": run_id,
-        "elbo": metrics.elbo,
-        "nll": metrics.nll,
-        "log_likelihood": metrics.log_likelihood,
-        "kl": metrics.kl,
-        "active_units": metrics.active_units,
-        "reconstruction_error": metrics.reconstruction_error,
-        "bits_per_dim": metrics.bits_per_dim,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-
-
-def say_summary(
-    name: str, version: str, metrics: "Metrics", decision: "Decision | None", figures: str
-) -> None:
-    """The end of the main job: what is live now, how good it is, what to do next."""
-    promoted = decision is not None and decision.decision == "promoted"
-    model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
-    if promoted:
-        live = f"is now champion of {name}"
-    elif decision is None:
-        live = f"of {name} is registered as candidate"
-    else:
-        live = f"of {name} was {decision.decision}; champion is version {decision.previous}"
-    # a virtual environment that started this without being activated
-    hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
-    activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
-    say(
-        f"""
-version {version} {live}
-  held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
-  parity        passed
-  pictures      {figures}
-
-try next:
-{activate}  vae sample --model {model} --count 64 --seed 7 --out grid.png
-  vae history --name {name}
-  vae doctor
-"""
-    )
-
-
-def raise_unless_equal(report: "ParityReport") -> None:
-    """End with exit code 4 where parity failed."""
-    if not report.passed:
-        raise ParityFailed(f"parity failed: {report.faults()[0]}")
-
-
-def raise_unless_promoted(decision: "Decision | None") -> None:
-    """End with exit code 5 or 6 where the champion did not move."""
-    if decision is None or decision.decision not in ("refused", "stale"):
-        return
-    kind = Stale if decision.decision == "stale" else GateRefused
-    raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")

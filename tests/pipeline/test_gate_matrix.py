@@ -15,7 +15,7 @@ import pytest
 from pipeline import promotion
 from pipeline.audit import Decision, history
 from pipeline.config import PromoteConfig
-from pipeline.stages import raise_unless_promoted
+from pipeline.outcome import raise_unless_promoted
 from serving.bundle import Bundle
 from serving.errors import VaeError
 from serving.source import connect

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from pipeline import parity_nodes, stages
+from pipeline import outcome, parity_nodes, stages
 from pipeline.errors import ParityFailed
 from pipeline.parity import check_parity, parity_faults
 from pipeline.parity_nodes import find_difference
@@ -124,6 +124,6 @@ def test_a_failed_check_is_kept_with_its_place_and_ends_with_exit_4(
     assert content["faults"][0]["rule"] == "values"
     assert "first output that differs: encode.z_loc" in capsys.readouterr().err
     with pytest.raises(ParityFailed, match=r"parity failed: encode\.z_loc at batch 1 of") as caught:
-        stages.raise_unless_equal(report)
+        outcome.raise_unless_equal(report)
     assert caught.value.exit_code == 4
     assert parity_faults(sealed) == ["parity failed: see parity.json"]

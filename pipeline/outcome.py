@@ -1,0 +1,76 @@
+"""What a command says and returns at its end: figures, next steps, and the exit code of a verdict.
+
+In: what the stages gave. Out: a part of the JSON line, words on stderr, or an error.
+"""
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import GateRefused, ParityFailed, Stale
+from serving.command import say
+
+if TYPE_CHECKING:
+    from pipeline.audit import Decision
+    from pipeline.evaluate import Metrics
+    from pipeline.parity_result import ParityReport
+
+
+def figures(run_id: str | None, metrics: "Metrics", started: float) -> dict[str, Any]:
+    """What `run`, `train` and `evaluate` print."""
+    return {
+        "run_id": run_id,
+        "elbo": metrics.elbo,
+        "nll": metrics.nll,
+        "log_likelihood": metrics.log_likelihood,
+        "kl": metrics.kl,
+        "active_units": metrics.active_units,
+        "reconstruction_error": metrics.reconstruction_error,
+        "bits_per_dim": metrics.bits_per_dim,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def say_summary(
+    name: str, version: str, metrics: "Metrics", decision: "Decision | None", pictures: str
+) -> None:
+    """The end of the main job: what is live now, how good it is, what to do next."""
+    promoted = decision is not None and decision.decision == "promoted"
+    model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
+    if promoted:
+        live = f"is now champion of {name}"
+    elif decision is None:
+        live = f"of {name} is registered as candidate"
+    else:
+        live = f"of {name} was {decision.decision}; champion is version {decision.previous}"
+    # a virtual environment that started this without being activated
+    hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
+    activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
+    say(
+        f"""
+version {version} {live}
+  held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
+  parity        passed
+  pictures      {pictures}
+
+try next:
+{activate}  vae sample --model {model} --count 64 --seed 7 --out grid.png
+  vae history --name {name}
+  vae doctor
+"""
+    )
+
+
+def raise_unless_equal(report: "ParityReport") -> None:
+    """End with exit code 4 where parity failed."""
+    if not report.passed:
+        raise ParityFailed(f"parity failed: {report.faults()[0]}")
+
+
+def raise_unless_promoted(decision: "Decision | None") -> None:
+    """End with exit code 5 or 6 where the champion did not move."""
+    if decision is None or decision.decision not in ("refused", "stale"):
+        return
+    kind = Stale if decision.decision == "stale" else GateRefused
+    raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")
