@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 _BINARIZED_ROWS = 4096
 """Drawn at once, which bounds memory; another number would give other draws."""
+_MOVED_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def load_rows(
     rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
     choices = [rows]
     if test is None and len(rows.x) > 1:
-        choices.insert(0, _split(source, rows, test_fraction)[1])
+        choices.insert(0, _take(rows, _held_out(source, len(rows.x), test_fraction)))
     for part in choices:
         drawn = part if binarize == "none" else _draw(part, key=3)
         split = Split(drawn.x, digest(drawn.x), drawn.labels)
@@ -188,15 +189,36 @@ def _check_rows(source: str, x: Array) -> Array:
 
 
 def _split(source: str, part: Part, fraction: float) -> tuple[Part, Part]:
-    """Cut a fixed random `fraction` of the rows off, at least one row where it is not 0."""
+    """Cut a fixed random `fraction` of the rows off, at least one row where it is not 0.
+
+    What is left moves up in the array that it came in, so that memory holds the rows once.
+    """
+    held = _held_out(source, len(part.x), fraction)
+    cut = _take(part, held)
+    kept = np.delete(np.arange(len(part.x)), held)
+    labels = None if part.labels is None else part.labels[kept]
+    return Part(_move_up(part.x, kept), labels), cut
+
+
+def _held_out(source: str, rows: int, fraction: float) -> Array:
+    """Places of the rows that are held out, in order."""
     if fraction == 0:
-        return part, _take(part, np.arange(0))
-    rows = len(part.x)
+        return np.arange(0)
     count = max(1, round(rows * fraction))
     if count >= rows:
         raise DataRefused(f"{source} has {rows} rows, too few to split")
     order = np.random.Generator(np.random.Philox(key=0)).permutation(rows)
-    return _take(part, np.sort(order[:-count])), _take(part, np.sort(order[-count:]))
+    return np.sort(order[-count:])
+
+
+def _move_up(x: Array, kept: Array) -> Array:
+    """The rows `kept`, which are in order, at the front of `x` itself where it can be written."""
+    if not x.flags.writeable:
+        return x[kept]
+    for start in range(0, len(kept), _MOVED_ROWS):
+        places = kept[start : start + _MOVED_ROWS]
+        x[start : start + len(places)] = x[places]
+    return x[: len(kept)]
 
 
 def _take(part: Part, rows: Array) -> Part:

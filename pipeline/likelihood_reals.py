@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 
+_ROWS = 4096
+"""Rows whose squares are summed at once."""
+
 
 class Gaussian(nn.Module):
     """Each feature is normal around the decoder's output, with one scale for all.
@@ -45,9 +48,8 @@ class Gaussian(nn.Module):
         if train.dtype == np.uint8:
             self.x_unit.fill_(255.0)
             return
-        rows = train.reshape(len(train), -1)
-        unit = rows.std(0, dtype=np.float64)
-        self.x_shift.copy_(torch.from_numpy(rows.mean(0, dtype=np.float64)))
+        mean, unit = _moments(train.reshape(len(train), -1))
+        self.x_shift.copy_(torch.from_numpy(mean))
         self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
 
     def check(self, x: NDArray[Any]) -> None:
@@ -86,3 +88,12 @@ class Gaussian(nn.Module):
             self.x_log_scale.lerp_(best, self.averaging)
             return best.clamp(min=self.min_log_scale)
         return self.x_log_scale.clamp(min=self.min_log_scale)
+
+
+def _moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the columns, (features,), in float64 and bounded memory."""
+    mean: NDArray[np.float64] = rows.mean(0, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for start in range(0, len(rows), _ROWS):
+        squares += np.square(rows[start : start + _ROWS] - mean).sum(0)
+    return mean, np.sqrt(squares / len(rows))

@@ -1,8 +1,12 @@
 """A training step beside the usual loop, and beside its matrix products alone."""
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,25 @@ from tests.benchmarks.measure import Row, best_in_turns
 
 STEPS = 100
 BATCH = 128
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from pipeline.config import configure
+from pipeline.data import Dataset, Split, load_dataset
+from pipeline.train import train
+
+def kib(name):
+    return re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+
+config = configure("default", epochs=1)
+few = Split(np.zeros((512, 28, 28), np.uint8), "")
+train(Dataset("few", few, few, few), config)
+before = kib("VmRSS")
+train(load_dataset(sys.argv[1], valid_fraction=0.1, test_fraction=0.1), config)
+print(kib("VmHWM"), before)
+"""
 
 
 class ExampleVAE(nn.Module):
@@ -100,8 +123,8 @@ def take(mnist: data.Dataset, rows: int) -> data.Dataset:
     return data.Dataset("part", data.Split(x[:rows], ""), data.Split(x[:0], ""), mnist.test)
 
 
-def measure() -> Iterator[Row]:
-    """One hundred steps of the `example` preset; epochs over more rows."""
+def measure() -> Iterator[object]:
+    """One hundred steps of the `example` preset; epochs over more rows; memory."""
     torch.set_num_threads(available_cores())
     config = configure("example", epochs=1)
     mnist = data.load_dataset("mnist", valid_fraction=0, test_fraction=0.1)
@@ -114,3 +137,19 @@ def measure() -> Iterator[Row]:
     one, two, four = best_in_turns(*(partial(train, part, config) for part in parts), rounds=3)
     yield Row("an epoch over 2x the rows / 2 over 1x", two, 2 * one, "close to 1x")
     yield Row("an epoch over 4x the rows / 4 over 1x", four, 4 * one, "close to 1x")
+    yield from measure_memory(mnist)
+
+
+def measure_memory(mnist: data.Dataset) -> Iterator[str]:
+    """What a training takes at its peak, beyond a process that has trained a little already."""
+    with tempfile.TemporaryDirectory() as folder:
+        for copies in (1, 10):
+            x = np.concatenate([mnist.train.x] * copies)
+            np.save(Path(folder, "x.npy"), x)
+            command = [sys.executable, "-c", MEMORY, str(Path(folder, "x.npy"))]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            peak, before = (int(part) // 1024 for part in result.stdout.split())
+            yield (
+                f"memory, {len(x):,} rows of {x.nbytes >> 20} MiB: peak {peak} MiB, "
+                f"{peak - before} MiB more than before; at most {(x.nbytes >> 20) + 300}"
+            )

@@ -10,6 +10,7 @@ from pipeline.config import ModelConfig, configure
 from pipeline.data import Dataset, Split
 from pipeline.evaluate import Metrics, evaluate
 from pipeline.model import VAE
+from pipeline.objective import terms
 from pipeline.train import train
 
 FEATURES, LATENTS = 6, 2
@@ -100,6 +101,21 @@ def test_bounds_are_ordered_under_a_wrong_posterior() -> None:
     assert many.elbo < -many.nll <= log_p + 1e-2
     assert -one.nll < -many.nll
     assert many.nll == pytest.approx(-log_p, abs=1e-2)
+
+
+def test_more_samples_raise_the_importance_weighted_bound_towards_log_p() -> None:
+    """Burda et al. (2016), theorem 1: elbo <= iw_elbo(k) <= iw_elbo(k + 1) <= log p."""
+    loadings = orthogonal_loadings()
+    model, x = exact_model(loadings), draw_rows(loadings, 4000)
+    with torch.no_grad():
+        model.encoder.z_log_scale.bias.add_(0.5)
+        generator = torch.Generator().manual_seed(0)
+        eps = torch.randn(len(x), 50, LATENTS, generator=generator, dtype=torch.float64)
+        parts = [terms(model, torch.from_numpy(x), eps[:, :k]) for k in (1, 5, 50)]
+    bounds = [parts[-1].elbo().mean(), *(part.iw_elbo().mean() for part in parts[1:])]
+    log_p = exact_log_p(loadings, x).mean()
+    assert bounds[0] < bounds[1] < bounds[2] < log_p + 1e-3
+    assert bounds[2] == pytest.approx(log_p, abs=5e-3)
 
 
 def test_training_reaches_the_maximum_likelihood_of_pca() -> None:

@@ -90,17 +90,8 @@ class Gated(nn.Module):
         return loc, log_scale
 
 
-def build_gated(spec: NetSpec) -> Nets:
-    return Gated(spec), nn.Sequential(nn.Linear(spec.latent_dim, spec.params_width))
-
-
 def build_wrong(spec: NetSpec) -> Nets:
     return Gated(spec), nn.Linear(spec.latent_dim, spec.params_width + 1)
-
-
-def test_a_users_own_nets_are_served(tmp_path: Path) -> None:
-    model = f"{__name__}:build_gated"
-    assert_served(draw((7,), "unit"), small_config(model=model), tmp_path)
 
 
 @pytest.mark.parametrize(
