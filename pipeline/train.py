@@ -73,8 +73,8 @@ def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
     steps = config.train.epochs * steps_per_epoch(dataset, config)
     if config.train.kl_warmup_steps >= steps:
         raise UsageRefused(
-            f"kl_warmup_steps must be less than the {steps:,} steps of the training, "
-            f"got {config.train.kl_warmup_steps:,}"
+            f"the training has {steps:,} steps, and its warm-up {config.train.kl_warmup_steps:,}: "
+            "give fewer --kl-warmup-steps, or more --epochs"
         )
     return begin(dataset, config, device, build_model(dataset, config))
 
