@@ -121,7 +121,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
         config = configure(preset, **chosen(settings))
         state, dataset = stages.prepare(config, device, threads)
     else:
-        given = given_beside("--resume", "--device", "--threads")
+        given = given_beside("--resume", "--device", "--threads", "--learning-rate")
         state, dataset = stages.prepare_resume(resume, **given)
     with tracked_run(run_id=resume or stages.project_run()) as tracked:
         metrics = stages.train(tracked, state, dataset).metrics

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Binarize
-from pipeline.readers import Part, read_source
+from pipeline.readers import Part, read_like, read_source
 from serving.errors import DataRefused
 
 Array = NDArray[Any]
@@ -116,7 +116,7 @@ def load_rows(
     Of the data that a model was trained with, which its test split's digest `known` tells, it is
     that split.
     """
-    rest, test = read_source(source, columns, label)
+    rest, test = read_like(source, columns, label)
     rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
     choices = [rows]
     if test is None and len(rows.x) > 1:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.likelihood_reals import column_moments
 from pipeline.likelihood_unit import softplus
 from serving.errors import DataRefused
 
@@ -46,8 +47,7 @@ class DiscretizedLogistic(nn.Module):
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
         """Mean, and log of the logistic scale of the same variance."""
-        rows = train.reshape(len(train), -1)
-        loc, std = (part / 255 for part in (rows.mean(0, dtype="f8"), rows.std(0, dtype="f8")))
+        loc, std = (part / 255 for part in column_moments(train.reshape(len(train), -1)))
         log_scale = np.log(np.maximum(std * math.sqrt(3) / math.pi, self.half_bin))
         return torch.from_numpy(np.stack([loc, log_scale], -1).reshape(-1)).float()
 
@@ -122,7 +122,9 @@ class Categorical(nn.Module):
 
     def standardize(self, x: Tensor) -> Tensor:
         """One-hot codes, (batch, features * num_categories)."""
-        codes = x.flatten(1).to(self.codes.dtype).round().clamp(0, self.params_width - 1)
+        codes = x.flatten(1).to(self.codes.dtype).round()
+        unknown = (codes < 0) | (codes >= self.params_width)
+        codes = torch.where(unknown, self.params_width - 1, codes)
         return (codes.unsqueeze(-1) == self.codes).to(self.codes.dtype).flatten(1)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:

@@ -28,9 +28,10 @@ class Gaussian(nn.Module):
     x_shift: Tensor
     x_unit: Tensor
     x_log_scale: Tensor
+    batches: Tensor
     min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
-    averaging = 0.02
-    """Weight of one batch in the moving average of the optimal scale."""
+    averaged = 50.0
+    """Batches that the average of the optimal scale goes back, about."""
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
@@ -42,13 +43,14 @@ class Gaussian(nn.Module):
         else:
             start = math.log(settings.fixed_sigma) if self.sigma == "fixed" else 0.0
             self.register_buffer("x_log_scale", torch.tensor(start))
+            self.register_buffer("batches", torch.zeros(()))
 
     def fit(self, train: NDArray[Any]) -> None:
         """Mean and standard deviation of each column; a constant column keeps unit 1."""
         if train.dtype == np.uint8:
             self.x_unit.fill_(255.0)
             return
-        mean, unit = _moments(train.reshape(len(train), -1))
+        mean, unit = column_moments(train.reshape(len(train), -1))
         self.x_shift.copy_(torch.from_numpy(mean))
         self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
 
@@ -78,19 +80,24 @@ class Gaussian(nn.Module):
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
         """The mean, and the scale times the normal quantile of the noise."""
-        scale = self.x_log_scale.clamp(min=self.min_log_scale).exp()
-        return self.mean(params + scale * torch.special.ndtri(noise))
+        return self.mean(params + self._known_log_scale().exp() * torch.special.ndtri(noise))
 
     def _log_scale(self, errors: Tensor) -> Tensor:
-        if self.sigma == "optimal" and self.training:
-            # a constant to the gradient: at its optimum the loss does not change with the scale
-            best = errors.detach().square().mean().log() / 2
-            self.x_log_scale.lerp_(best, self.averaging)
-            return best.clamp(min=self.min_log_scale)
+        if self.sigma != "optimal" or not self.training:
+            return self._known_log_scale()
+        # a constant to the gradient: at its optimum the loss does not change with the scale
+        best = (errors.detach().square().mean().log() / 2).clamp(min=self.min_log_scale)
+        self.batches += 1
+        self.x_log_scale.lerp_(best, 1 / self.batches.clamp(max=self.averaged))
+        return best
+
+    def _known_log_scale(self) -> Tensor:
+        if self.sigma == "fixed":
+            return self.x_log_scale
         return self.x_log_scale.clamp(min=self.min_log_scale)
 
 
-def _moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def column_moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of the columns, (features,), in float64 and bounded memory."""
     mean: NDArray[np.float64] = rows.mean(0, dtype=np.float64)
     squares = np.zeros_like(mean)

@@ -87,7 +87,7 @@ def settle(config: Config, *splits: NDArray[Any]) -> ModelConfig:
 
     Raises:
         DataRefused: some value is no code.
-        UsageRefused: the data is binarized, and the likelihood is not that of coins.
+        UsageRefused: settings contradict each other, or the codes of the data.
     """
     settings, binarize = config.model, config.data.binarize
     name = settings.likelihood
@@ -96,7 +96,17 @@ def settle(config: Config, *splits: NDArray[Any]) -> ModelConfig:
         raise UsageRefused(
             f"--binarize {binarize} makes zeros and ones: use --likelihood bernoulli, got {name}"
         )
+    if settings.fixed_sigma != ModelConfig().fixed_sigma and settings.sigma != "fixed":
+        raise UsageRefused(
+            f"--fixed-sigma {settings.fixed_sigma:g} needs --sigma fixed, got {settings.sigma}"
+        )
     categories = settings.num_categories
-    if name == "categorical" and not categories:
-        categories = count_categories(*splits)
+    if name == "categorical":
+        least = count_categories(*splits)
+        if categories and categories < least:
+            raise UsageRefused(
+                f"--num-categories must be at least {least}, one more than the codes of the data; "
+                f"got {categories}"
+            )
+        categories = categories or least
     return replace(settings, likelihood=name, num_categories=categories)

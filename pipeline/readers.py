@@ -59,7 +59,7 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
     path = MNIST if source == "mnist" else Path(source).expanduser()
     if not path.exists():
         raise DataRefused(f"no data at {source!r}: give {_KINDS}")
-    kind = _folder_kind(path) if path.is_dir() else _SUFFIXES.get(path.suffix.lower(), "array")
+    kind = _kind(path)
     if (columns or label) and kind not in ("csv", "table"):
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
     read = READERS[kind]
@@ -67,6 +67,21 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
         train, test = (read(half, columns, label)[0] for half in halves)
         return train, test
     return read(path, columns, label)
+
+
+def read_like(source: str, columns: Sequence[str], label: str) -> Source:
+    """Read a source beside the one that `columns` and `label` were chosen for.
+
+    An array has neither; another table must have the columns, and may have the label.
+    """
+    path = MNIST if source == "mnist" else Path(source).expanduser()
+    is_table = path.exists() and _kind(path) in ("csv", "table")
+    if not is_table or not label:
+        return read_source(source, columns if is_table else ())
+    try:
+        return read_source(source, columns, label)
+    except UsageRefused:
+        return read_source(source, columns)
 
 
 def read_idx(path: Path, columns: Sequence[str], label: str) -> Source:
@@ -143,6 +158,10 @@ READERS: Mapping[str, Reader] = {
     "table": read_table,
     "images": read_images,
 }
+
+
+def _kind(path: Path) -> str:
+    return _folder_kind(path) if path.is_dir() else _SUFFIXES.get(path.suffix.lower(), "array")
 
 
 def _folder_kind(folder: Path) -> str:

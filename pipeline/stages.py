@@ -71,9 +71,9 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
 
 
 def prepare_resume(
-    run_id: str, device: str | None, threads: int | None
+    run_id: str, device: str | None, threads: int | None, learning_rate: float | None = None
 ) -> "tuple[TrainState, Dataset]":
-    """Read the state of a run that broke off; device and threads are by default its own."""
+    """Read the state of a run that broke off; what is None stays the run's own."""
     from pipeline.train import restore_training
     from pipeline.training_run import fetch_state
 
@@ -85,7 +85,11 @@ def prepare_resume(
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))
-    return restore_training(saved, dataset), dataset
+    state = restore_training(saved, dataset)
+    if learning_rate is not None:
+        rate = replace(state.config.train, learning_rate=learning_rate)
+        state.config = replace(state.config, train=rate)
+    return state, dataset
 
 
 def train(run: "Run", state: "TrainState", dataset: "Dataset") -> Trained:

@@ -26,7 +26,8 @@ from pipeline.schedule import kl_weight_at, learning_rate_at, warm_up_over
 from pipeline.training_state import TrainState, begin, restore
 from serving.errors import UsageRefused
 
-EVAL_BATCH = 1024
+EVAL_VALUES = 1 << 20
+"""Decoded values at a time in validation, which bounds memory."""
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Takes the epoch, from 1, and its metrics."""
@@ -118,24 +119,45 @@ def continue_training(
     x_train, x_valid = (
         torch.from_numpy(split.x).to(state.device) for split in (dataset.train, dataset.valid)
     )
-    state.model.train()
+    with state.own_generators():
+        _run_epochs(state, dataset, x_train, x_valid, log=log, tick=tick, save=save, stop=stop)
+    return _result(state, dataset)
+
+
+def _run_epochs(
+    state: TrainState,
+    dataset: Dataset,
+    x_train: Tensor,
+    x_valid: Tensor,
+    *,
+    log: Log,
+    tick: Tick,
+    save: Save,
+    stop: Stop,
+) -> None:
+    steps = steps_per_epoch(dataset, state.config)
     clock = time.perf_counter() - state.seconds
+    state.model.train()
     while not state.finished:
-        for rows in _batches(state, x_train):
-            _make_step(state, rows, steps_per_epoch(dataset, state.config))
-            tick(1)
-            state.seconds = time.perf_counter() - clock
-            if stop():
-                state.check_finite()
-                save(state)
-                raise TrainingStopped(f"training was stopped in epoch {state.epoch}")
-            if state.out_of_time:
-                break
-        _end_epoch(state, x_valid)
+        try:
+            for rows in _batches(state, x_train):
+                _make_step(state, rows, steps)
+                tick(1)
+                state.seconds = time.perf_counter() - clock
+                if stop():
+                    raise TrainingStopped(f"training was stopped in epoch {state.epoch}")
+                if state.out_of_time:
+                    break
+            _end_epoch(state, x_valid, stop)
+        except TrainingStopped:
+            state.check_finite()
+            state.keep_generators()
+            save(state)
+            raise
         state.seconds = time.perf_counter() - clock
+        state.keep_generators()
         save(state)
         log(state.epoch - 1, state.history[-1])
-    return _result(state, dataset)
 
 
 def _rows(dataset: Dataset) -> tuple[NDArray[Any], ...]:
@@ -148,11 +170,19 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
 
 
 @torch.no_grad()
-def elbo_terms(model: VAE, x: Tensor, *, seed: int, num_samples: int = 1) -> dict[str, float]:
-    """Mean `elbo`, `log_likelihood` and `kl` over rows; of several samples also `iw_elbo`."""
+def elbo_terms(
+    model: VAE, x: Tensor, *, seed: int, num_samples: int = 1, stop: Stop = lambda: False
+) -> dict[str, float]:
+    """Mean `elbo`, `log_likelihood` and `kl` over rows; of several samples also `iw_elbo`.
+
+    Raises:
+        TrainingStopped: `stop` said so on the way.
+    """
     generator = torch.Generator(x.device).manual_seed(seed)
     sums = torch.zeros(3, device=x.device)
-    for rows in torch.split(x, EVAL_BATCH):
+    for rows in torch.split(x, max(1, EVAL_VALUES // (x[0].numel() * num_samples))):
+        if stop():
+            raise TrainingStopped("training was stopped while it was validated")
         eps = _draw_eps(len(rows), num_samples, model.latent_dim, generator)
         sums += _sums(terms(model, rows, eps))
     return _means(sums, len(x), num_samples)
@@ -212,13 +242,14 @@ def _make_step(state: TrainState, rows: Tensor, steps_per_epoch: int) -> None:
     state.step += 1
 
 
-def _end_epoch(state: TrainState, x_valid: Tensor) -> None:
+def _end_epoch(state: TrainState, x_valid: Tensor, stop: Stop) -> None:
     """Add the metrics, keep the weights if they are the best, and turn to the next epoch."""
     settings = state.settings
     metrics = _means(state.sums, state.position, settings.train_samples)
     if len(x_valid):
         state.model.eval()
-        valid = elbo_terms(state.model, x_valid, seed=0, num_samples=settings.train_samples)
+        samples = settings.train_samples
+        valid = elbo_terms(state.model, x_valid, seed=0, num_samples=samples, stop=stop)
         state.model.train()
         metrics |= {f"valid_{name}": value for name, value in valid.items()}
     _check_finite(state.epoch, metrics)
@@ -267,9 +298,10 @@ def _means(sums: Tensor, rows: int, num_samples: int) -> dict[str, float]:
 
 
 def _check_finite(epoch: int, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-        if not math.isfinite(value):
+    """The terms come before the bounds that they are summed to."""
+    for name in sorted(metrics, key=lambda name: "elbo" in name):
+        if not math.isfinite(metrics[name]):
             raise TrainingDiverged(
-                f"training diverged in epoch {epoch}: {name} is {value}; "
+                f"training diverged in epoch {epoch}: {name} is {metrics[name]}; "
                 "try a lower --learning-rate"
             )

@@ -60,7 +60,10 @@ class TrainingRun:
             yield
         except TrainingDiverged:
             if self._state.saves:
-                say(f"the last good state is kept: run {run_id}, folder {RESUME}")
+                say(
+                    "the last good state is kept; go on with: "
+                    f"vae train --resume {run_id} --learning-rate RATE"
+                )
             raise
         except BaseException:
             if self._state.saves:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     """Draws order, pixels and noise."""
+    rng: Mapping[str, Tensor]
+    """States of torch's own generators by device, which a user's nets may draw from."""
     best_weights: Mapping[str, Tensor]
     order: Tensor
     """The epoch's permutation of the training rows; empty before its first step."""
@@ -93,6 +96,21 @@ class TrainState:
         """The weights as they are now."""
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
+    @contextmanager
+    def own_generators(self) -> Iterator[None]:
+        """Let torch's own generators be this training's, for the block alone."""
+        cuda = [torch.device(self.device)] if self.device != "cpu" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(self.settings.seed)
+            for device, value in self.rng.items():
+                _generator_of(device).set_state(value)
+            yield
+
+    def keep_generators(self) -> None:
+        """Note the states of torch's own generators."""
+        devices = {"cpu", self.device}
+        self.rng = {device: _generator_of(device).get_state() for device in devices}
+
     def check_finite(self) -> None:
         """Look for what is not finite in weights, moments and sums, with one wait for the device.
 
@@ -109,7 +127,8 @@ class TrainState:
             )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield "a sum of log-likelihood or KL", self.sums
+        for name, value in zip(("log-likelihood", "KL", "bound"), self.sums, strict=True):
+            yield f"the sum of the {name}", value
         yield from self.model.state_dict().items()
         for name, parameter in self.model.named_parameters():
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -127,6 +146,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "rng": dict(self.rng),
             **{name: getattr(self, name) for name in _VALUES},
         }
         buffer = io.BytesIO(bytes(_DIGEST_BYTES))
@@ -146,6 +166,7 @@ def begin(dataset: Dataset, config: Config, device: str, model: VAE) -> TrainSta
         model=model.to(device),
         optimizer=torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True),
         generator=torch.Generator(device).manual_seed(config.train.seed),
+        rng={},
         best_weights={},
         order=torch.empty(0, dtype=torch.int64, device=device),
         sums=torch.zeros(3, device=device),
@@ -182,9 +203,14 @@ def restore(saved: Mapping[str, Any], dataset: Dataset, model: VAE) -> TrainStat
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.generator.set_state(saved["generator"])
+    state.rng = saved["rng"]
     for name in _VALUES:
         setattr(state, name, _move(saved[name], device))
     return state
+
+
+def _generator_of(device: str) -> torch.Generator:
+    return torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
 
 
 def _move(value: Any, device: str) -> Any:

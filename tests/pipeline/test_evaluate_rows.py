@@ -1,13 +1,16 @@
 """Which rows `vae evaluate MODEL --data …` takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from pipeline.stages import rows_to_evaluate
-from serving.errors import DataRefused
-from tests.pipeline.conftest import Trained, draw_images
+from serving.errors import DataRefused, UsageRefused
+from tests.pipeline.conftest import Trained, draw_images, draw_table
 
 
 def test_without_data_they_are_the_held_out_rows(trained: Trained) -> None:
@@ -60,3 +63,22 @@ def test_rows_that_do_not_fit_are_refused(
     np.save(tmp_path / "other.npy", x)
     with pytest.raises(DataRefused, match=message):
         rows_to_evaluate(trained[0], str(tmp_path / "other.npy"))
+
+
+def test_another_table_needs_no_label_and_an_array_no_columns(
+    trained_table: Trained, tmp_path: Path
+) -> None:
+    checkpoint, _ = trained_table
+    data = replace(checkpoint.config.data, columns=("b", "a", "c", "d"), label="kind")
+    named = replace(checkpoint, config=replace(checkpoint.config, data=data))
+    x = draw_table(20)
+    np.save(tmp_path / "x.npy", x)
+    table = pa.table(dict(zip("bacd", x.T, strict=True)))
+    parquet.write_table(table, tmp_path / "x.parquet")
+    labelled = table.append_column("kind", pa.array(range(20)))
+    parquet.write_table(labelled, tmp_path / "labelled.parquet")
+    for name in ("x.npy", "x.parquet", "labelled.parquet"):
+        np.testing.assert_array_equal(rows_to_evaluate(named, str(tmp_path / name)).x, x)
+    parquet.write_table(table.drop_columns(["a"]), tmp_path / "less.parquet")
+    with pytest.raises(UsageRefused, match="no column 'a'; it has b"):
+        rows_to_evaluate(named, str(tmp_path / "less.parquet"))

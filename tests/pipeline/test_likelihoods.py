@@ -193,12 +193,26 @@ def test_optimal_sigma_is_the_root_mean_square_error() -> None:
     assert frozen.item() == pytest.approx(made.log_prob(params[:9], x[:9])[0].item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 10])
+def test_optimal_sigma_does_not_remember_where_it_began(steps: int) -> None:
+    made = make("gaussian", 3, sigma="optimal").train()
+    x = torch.full((9, 3), 0.01, dtype=torch.float64)
+    for _ in range(steps):
+        made.log_prob(torch.zeros_like(x), x)
+    assert made.x_log_scale.exp().item() == pytest.approx(0.01, rel=1e-6)
+    made.log_prob(x, x)  # without any error
+    assert torch.isfinite(made.x_log_scale)
+
+
 def test_fixed_sigma_stays() -> None:
     made = make("gaussian", sigma="fixed", fixed_sigma=0.1)
     assert "x_log_scale" not in dict(made.named_parameters())
     expected = stats.norm.logpdf(0.25, 0.2, 0.1)
     value = made.log_prob(torch.tensor([[0.2]]).double(), torch.tensor([[0.25]]).double())
     assert value.item() == pytest.approx(expected, rel=1e-6)
+    narrow = make("gaussian", sigma="fixed", fixed_sigma=1e-4)
+    value = narrow.log_prob(torch.zeros(1, 1).double(), torch.zeros(1, 1).double())
+    assert value.item() == pytest.approx(stats.norm.logpdf(0, 0, 1e-4), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +234,13 @@ def test_data_outside_the_support_is_refused_with_its_range(
         make(name, 2).check(x)
 
 
-def test_an_unknown_code_scores_low_and_finite() -> None:
+@pytest.mark.parametrize("code", [77, 3, -1, -7])
+def test_an_unknown_code_scores_low_and_finite(code: int) -> None:
     made = make("categorical", 1)
     train = np.zeros((1000, 1), np.uint8)
     params = made.output_bias(train).double()[None]
     known, unknown = (
-        made.log_prob(params, made.standardize(torch.tensor([[code]]))) for code in (0, 77)
+        made.log_prob(params, made.standardize(torch.tensor([[value]]))) for value in (0, code)
     )
     assert known > -0.01
     assert -8 < unknown < -6
@@ -261,3 +276,11 @@ def test_codes_are_counted_and_one_is_added() -> None:
     assert settle(config, np.array([[0, 4]], u1), np.array([[6, 1]], u1)).num_categories == 8
     given = configure(likelihood="categorical", num_categories=40)
     assert settle(given, np.array([[0, 4]], u1)).num_categories == 40
+    few = configure(likelihood="categorical", num_categories=5)
+    with pytest.raises(UsageRefused, match="must be at least 6, one more than the codes"):
+        settle(few, np.array([[0, 4]], u1))
+
+
+def test_a_fixed_sigma_without_its_switch_is_refused() -> None:
+    with pytest.raises(UsageRefused, match=r"--fixed-sigma 0.5 needs --sigma fixed, got learned"):
+        settle(configure(fixed_sigma=0.5), np.array([[0, 4]], f4))

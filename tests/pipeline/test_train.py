@@ -88,7 +88,7 @@ def test_the_best_epoch_is_one_after_the_warm_up(
 
 
 def test_a_warm_up_without_an_end_is_refused(images: Dataset) -> None:
-    with pytest.raises(UsageRefused, match="has 12 steps, and its warm-up 12: give fewer --kl-warmup"):
+    with pytest.raises(UsageRefused, match="12 steps, and its warm-up 12: give fewer"):
         train(images, tiny_config(images, epochs=2, kl_warmup_steps=12))
 
 
