@@ -286,8 +286,12 @@ def configure(preset: str = "default", **settings: Any) -> Config:
         config = replace(config, **{section: part})
     if chosen:
         raise UsageRefused(f"no such setting: {', '.join(chosen)}")
-    if config.train.objective == "iwae" and config.train.free_bits:
-        raise UsageRefused("free_bits need the KL in closed form: use --objective elbo")
+    if config.train.objective == "iwae" and (free_bits := config.train.free_bits):
+        source = "" if "free_bits" in settings else f" from preset {preset}"
+        raise UsageRefused(
+            f"objective iwae takes no free bits, got {free_bits:g}{source}: "
+            "use --free-bits 0 or --objective elbo"
+        )
     return config
 
 

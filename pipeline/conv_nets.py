@@ -55,6 +55,7 @@ class ResidualBlock(nn.Module):
         )
         last = cast(nn.Conv2d, self.layers[-1])
         nn.init.zeros_(last.weight)
+        nn.init.zeros_(cast(nn.Parameter, last.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the layers' output to `x`."""

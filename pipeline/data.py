@@ -22,6 +22,8 @@ Array = NDArray[Any]
 _BINARIZED_ROWS = 4096
 """Drawn at once, which bounds memory; another number would give other draws."""
 _MOVED_ROWS = 4096
+_EXACT = 1 << 24
+"""Whole numbers up to this, and no further, are float32 without rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +172,13 @@ def _draw(part: Part, *, key: int) -> Part:
 
 
 def _check_rows(source: str, x: Array) -> Array:
-    """Rows of uint8 or finite float32, at least one of each size."""
-    if x.dtype == np.float64:
-        with np.errstate(over="ignore"):  # too large a value becomes inf, refused below
-            x = x.astype(np.float32)
-    if x.dtype not in (np.uint8, np.float32):
-        raise DataRefused(f"{source} must be uint8, float32 or float64, got {x.dtype}")
+    """Rows of uint8 or finite float32, at least one of each size; other numbers become float32."""
+    if x.dtype.kind not in "buif":
+        raise DataRefused(f"{source} must be numbers, got {x.dtype}")
     if x.ndim < 2 or x.size == 0:
         raise DataRefused(f"{source} must be rows of features, at least one of each; got {x.shape}")
+    if x.dtype not in (np.uint8, np.float32):
+        x = _to_float32(source, x)
     if x.dtype == np.float32:
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
         if bad.any():
@@ -186,6 +187,19 @@ def _check_rows(source: str, x: Array) -> Array:
                 f"the first is row {int(bad.argmax())}"
             )
     return x
+
+
+def _to_float32(source: str, x: Array) -> Array:
+    """A copy; refuses whole numbers that it would round."""
+    if x.dtype.kind in "ui":
+        low, high = int(x.min()), int(x.max())
+        if low < -_EXACT or high > _EXACT:
+            raise DataRefused(
+                f"{source} must be whole numbers from {-_EXACT} to {_EXACT}, which float32 holds "
+                f"exactly; got {x.dtype} from {low} to {high}"
+            )
+    with np.errstate(over="ignore"):  # too large a value becomes inf, which is refused
+        return x.astype(np.float32)
 
 
 def _split(source: str, part: Part, fraction: float) -> tuple[Part, Part]:

@@ -50,7 +50,8 @@ def draw_figures(
 
 
 def _draw_images(folder: Path, model: VAE, x: Array) -> list[Path]:
-    unit = 1.0 if x.dtype == np.uint8 else 255.0  # floats in [0, 1] are shown as bytes
+    # floats up to 1 are shown as shares of a byte, others are taken for bytes
+    unit = 1.0 if x.dtype == np.uint8 or x.max() > 1 else 255.0
     reconstructions = folder / "reconstructions.png"
     rows = x[: 4 * PAIRS]
     x_loc = _decode(model, _encode(model, rows))

@@ -117,13 +117,28 @@ def build_nets(spec: NetSpec, model: str) -> Nets:
         raise UsageRefused(
             f"model must be one of {', '.join(builders)}, or package.module:function; got {model!r}"
         )
-    encoder, decoder = nets = builder(spec)
+    encoder, decoder = nets = _check_pair(model, builder(spec))
     for module, width, sizes in (
         (encoder, spec.x_width, [(2, spec.latent_dim)] * 2),
         (decoder, spec.latent_dim, [(2, spec.params_width)]),
     ):
         _check_shapes(model, module, width, sizes)
+    bias = getattr(decoder, "output_bias", None)
+    if bias is not None and (got := _shape(bias)) != (spec.params_width,):
+        raise UsageRefused(
+            f"output_bias of model {model} must be a tensor of {(spec.params_width,)}, got {got}"
+        )
     return nets
+
+
+def _check_pair(model: str, built: object) -> Nets:
+    parts = built if isinstance(built, tuple) else (built,)
+    if len(parts) != 2 or not all(isinstance(part, nn.Module) for part in parts):
+        got = ", ".join(type(part).__name__ for part in parts) or "none"
+        raise UsageRefused(
+            f"model {model} must build two modules, an encoder and a decoder; got {got}"
+        )
+    return cast(Nets, parts)
 
 
 @torch.no_grad()
@@ -131,7 +146,7 @@ def _check_shapes(
     model: str, module: nn.Module, width: int, expected: list[tuple[int, int]]
 ) -> None:
     output = module(torch.zeros(2, width))
-    shapes = [tuple(part.shape) for part in (output if isinstance(output, tuple) else (output,))]
+    shapes = [_shape(part) for part in (output if isinstance(output, tuple) else (output,))]
     if shapes != expected:
         raise UsageRefused(
             f"{type(module).__name__} of model {model} must give {expected} for two rows of "
@@ -139,12 +154,25 @@ def _check_shapes(
         )
 
 
+def _shape(value: object) -> tuple[int, ...] | str:
+    """A tensor's shape; of anything else its type."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _import_builder(path: str) -> Builder:
     """Import `package.module:function`, also from the working folder."""
     module, _, name = path.partition(":")
+    if not module or module.startswith(".") or not name:
+        raise UsageRefused(f"model must be package.module:function, got {path!r}")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return cast(Builder, getattr(importlib.import_module(module), name))
+        builder = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as err:
         raise UsageRefused(f"cannot import model {path!r}: {err}") from err
+    if not callable(builder):
+        raise UsageRefused(
+            f"model {path!r} must name a function that takes a NetSpec, got "
+            f"{type(builder).__name__}"
+        )
+    return cast(Builder, builder)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -11,6 +12,9 @@ import click
 from pipeline.config import PRESETS, Option, preset_settings, settings_of
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_SPACE_AT_END = re.compile(r'("[^"]*")|\s+(?=,|$)')
+"""Quoted text as its group, else the space after a word, which the csv module keeps."""
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
@@ -38,9 +42,10 @@ class Words(click.ParamType[tuple[str, ...]]):
         self.known = known
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read `cpu,cuda`; a word with a comma stands in double quotes."""
-        listed = next(csv.reader([value], skipinitialspace=True)) if value else []
-        words = tuple(dict.fromkeys(word.strip() for word in listed))
+        """Read `cpu, cuda`; a word with a comma or with outer spaces stands in double quotes."""
+        trimmed = _SPACE_AT_END.sub(lambda found: found[1] or "", value)
+        listed = next(csv.reader([trimmed], skipinitialspace=True)) if trimmed else []
+        words = tuple(dict.fromkeys(listed))
         if self.known and (unknown := [word for word in words if word not in self.known]):
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
         return words
@@ -71,8 +76,9 @@ def settings_options(*sections: type) -> Decorator:
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, kind, option, default in reversed(settings):
+            flag = name.replace("_", "-")
             function = click.option(
-                f"--{name.replace('_', '-')}",
+                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
                 type=_click_type(kind, option),
                 is_flag=kind is bool,
                 default=None,

@@ -21,8 +21,10 @@ def figures(run_id: str | None, metrics: "Metrics", started: float) -> dict[str,
     """What `run`, `train` and `evaluate` print."""
     return {
         "run_id": run_id,
+        "rows": metrics.rows,
         "elbo": metrics.elbo,
         "nll": metrics.nll,
+        "nll_se": metrics.nll_se,
         "log_likelihood": metrics.log_likelihood,
         "kl": metrics.kl,
         "active_units": metrics.active_units,

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from pipeline.config import Precision
 from pipeline.likelihood_unit import Bernoulli
 from pipeline.model import VAE
+from pipeline.nets import Encoder
 from pipeline.reference import EPS, Array, product_layers, run_reference
 from serving.errors import UsageRefused
 from serving.noise import draw_rows
@@ -38,7 +39,7 @@ STEPS = 255
 PRODUCTS = ("Gemm", "Conv", "ConvTranspose")
 """Operators whose second input is a weight."""
 FIRST = "encoder.hidden.0"
-"""The layer that reads the data."""
+"""The layer of our own encoder that reads the data."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """Least and largest input of every int8 layer, by the layer's name."""
@@ -131,7 +132,8 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     qz = watched.encode(torch.from_numpy(x))
     watched.decode(qz.loc + qz.scale * noise)
     watched.decode(prior)
-    if FIRST in ranges:  # known of all data, seen or not
+    # known of all data, seen or not; in a user's net it may be the layer after another
+    if FIRST in ranges and type(model.encoder) is Encoder:
         ranges[FIRST] = (0.0, 1.0)
     return ranges
 

@@ -73,15 +73,25 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
 def prepare_resume(
     run_id: str, device: str | None, threads: int | None, learning_rate: float | None = None
 ) -> "tuple[TrainState, Dataset]":
-    """Read the state of a run that broke off; what is None stays the run's own."""
+    """Read the state of a run that broke off; what is None stays the run's own.
+
+    Raises:
+        UsageRefused: another device was asked for.
+        DeviceUnavailable: the run's device is not here.
+    """
     from pipeline.train import restore_training
     from pipeline.training_run import fetch_state
 
     saved = fetch_state(run_id)
-    if device not in (None, saved["device"]):
+    if device not in (None, "auto", saved["device"]):
         raise UsageRefused(
             f"run {run_id} was training on {saved['device']}, and goes on nowhere else; "
             f"got --device {device}"
+        )
+    if saved["device"] == "cuda" and (missing := _missing_cuda()):
+        raise DeviceUnavailable(
+            f"run {run_id} was training on cuda, which is not here: {missing}; go on with it where "
+            "there is a GPU, or begin anew with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))
@@ -310,10 +320,17 @@ def torch_device(device: str, threads: int) -> str:
         return "cuda"
     if device == "auto":
         return "cpu"
+    raise DeviceUnavailable(f"device cuda is not available: {_missing_cuda()}; use --device cpu")
+
+
+def _missing_cuda() -> str:
+    """Why torch has no CUDA here; empty where it has."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
     missing = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
-    raise DeviceUnavailable(
-        f"device cuda is not available: torch {torch.__version__} {missing}; use --device cpu"
-    )
+    return f"torch {torch.__version__} {missing}"
 
 
 def project_run() -> str | None:

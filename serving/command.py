@@ -21,29 +21,29 @@ from serving.threads import limit_spinning
 class Command(click.Command):
     """A command that takes options the way `mlflow run -P` writes them.
 
-    MLflow passes every parameter as `--name value`, flags too: `--no-promote true`.
+    MLflow passes every parameter as `--name value`, flags too: `--no-promote true`. A flag that has
+    an opposite becomes that where it is false; one that has none is left out.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Turn `--flag true` into `--flag`, and drop `--flag false`."""
-        flags = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and option.is_flag
-            for name in option.opts
-        }
+        """Turn `--flag true` into `--flag`, and `--flag false` into `--no-flag` or nothing."""
+        opposites: dict[str, list[str]] = {}
+        for option in self.params:
+            if isinstance(option, click.Option) and option.is_flag:
+                opposites |= dict.fromkeys(option.opts, option.secondary_opts[:1])
+                opposites |= dict.fromkeys(option.secondary_opts, option.opts[:1])
         plain: list[str] = []
         rest = iter(args)
         following = next(rest, None)
         while following is not None:
             argument, following = following, next(rest, None)
+            opposite = opposites.get(argument.replace("_", "-"))
             if (
-                argument.replace("_", "-") in flags
+                opposite is not None
                 and following
-                and following.lower() in ("true", "false")
+                and (value := following.lower()) in ("true", "false")
             ):
-                if following.lower() == "true":
-                    plain.append(argument)
+                plain += [argument] if value == "true" else opposite
                 following = next(rest, None)
             else:
                 plain.append(argument)

@@ -72,6 +72,20 @@ def test_an_unknown_setting_is_named(unknown: str) -> None:
     assert str(caught.value) == f"no such setting: {unknown}"
 
 
+@pytest.mark.parametrize(
+    ("preset", "given", "source"),
+    [("resnet", {}, " from preset resnet"), ("default", {"free_bits": 0.1}, "")],
+    ids=["the preset's", "given"],
+)
+def test_iwae_takes_no_free_bits(preset: str, given: dict[str, Any], source: str) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        configure(preset, objective="iwae", **given)
+    assert str(caught.value) == (
+        f"objective iwae takes no free bits, got 0.1{source}: use --free-bits 0 or --objective elbo"
+    )
+    assert configure(preset, objective="iwae", free_bits=0.0).train.free_bits == 0
+
+
 def test_no_two_sections_share_a_name() -> None:
     names = [item.name for section in SECTIONS for item in fields(section)]
     assert len(names) == len(set(names))

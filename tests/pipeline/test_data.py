@@ -115,6 +115,26 @@ def test_float64_is_rounded_to_float32(tmp_path: Path) -> None:
     assert dataset.digests() == load(save(tmp_path / "y.npy", FLOATS)).digests()
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        pytest.param(np.array([[-(2**24)], [0], [2**24]]), id="int64"),
+        pytest.param(np.array([[-3], [0], [7]], np.int32), id="int32"),
+        pytest.param(np.array([[0], [65535], [3]], np.uint16), id="uint16"),
+        pytest.param(np.array([[-128], [127], [3]], ">i2"), id="big-endian int16"),
+        pytest.param(np.array([[True], [False], [True]]), id="bool"),
+        pytest.param(np.array([[0.1], [-7.5], [6e4]], np.float16), id="float16"),
+        pytest.param(np.array([[0.1], [-7.5], [6e30]], ">f4"), id="big-endian float32"),
+        pytest.param(np.array([[0.5], [-7.5], [2.0**90]], ">f8"), id="big-endian float64"),
+    ],
+)
+def test_other_numbers_become_float32_with_the_same_values(tmp_path: Path, x: Array) -> None:
+    dataset = load(save(tmp_path / "x.npy", x), 0)
+    parts = [dataset.train.x, dataset.test.x]
+    assert all(part.dtype == np.float32 and part.dtype.isnative for part in parts)
+    assert sorted(np.concatenate(parts)[:, 0].tolist()) == sorted(x[:, 0].tolist())
+
+
 def test_describe_names_source_rows_and_digests(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npy", BYTES)
     dataset = load(path)

@@ -8,6 +8,7 @@ from pipeline import evaluate as evaluation
 from pipeline.errors import TrainingDiverged
 from pipeline.evaluate import evaluate
 from pipeline.objective import terms
+from pipeline.outcome import figures
 from tests.pipeline.conftest import Trained
 
 
@@ -91,3 +92,10 @@ def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:
     assert metrics.bits_per_dim is None
     assert "test_bits_per_dim" not in metrics.numbers("test_")
     assert "test_reconstruction_error" in metrics.numbers("test_")
+
+
+def test_the_json_line_says_of_how_many_rows_it_is_and_how_sure(trained: Trained) -> None:
+    metrics = evaluate(trained[0].model, trained[1].test.x[:7], nll_samples=2, seed=0)
+    line = figures("id", metrics, 0.0)
+    assert (line["rows"], line["nll_se"]) == (7, metrics.nll_se)
+    assert metrics.nll_se > 0

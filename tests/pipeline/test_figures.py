@@ -3,10 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from pipeline.config import ModelConfig
+from pipeline.data import Split
 from pipeline.figures import draw_figures
+from pipeline.model import VAE
 from pipeline.plots import plot_latents, principal_components
 from serving.drift import summarize
 from serving.formats import tile
@@ -35,8 +39,6 @@ def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
         "samples.png",
         "traversals.png",
     ]
-    import torch
-
     samples = model.decode(torch.from_numpy(draw_rows(0, 0, 100, 3))).numpy()
     np.testing.assert_array_equal(read(paths[4]), tile(samples, 10))
     np.testing.assert_array_equal(read(paths[3])[2:8, 2:7], x[0])  # the first original
@@ -47,6 +49,21 @@ def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
     colours = {tuple(pixel) for pixel in read(paths[1])[..., :3].reshape(-1, 3).tolist()}
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
     assert (214, 39, 40) not in colours
+
+
+@pytest.mark.parametrize(
+    ("top", "unit"), [(1.0, 255), (200.0, 1)], ids=["up to 1", "in units of bytes"]
+)
+def test_floats_are_shown_in_their_unit(top: float, unit: int, tmp_path: Path) -> None:
+    x = np.linspace(0, top, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
+    model = VAE((6, 5), ModelConfig(likelihood="gaussian", hidden_dims=(4,), latent_dim=3))
+    paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""))
+    pictures = {path.name: read(path) for path in paths}
+    shown = pictures["reconstructions.png"][2:8, 9:14]  # the second original
+    np.testing.assert_array_equal(shown, np.rint(x[1] * unit))
+    with torch.no_grad():
+        samples = model.decode(torch.from_numpy(draw_rows(0, 0, 100, 3))).numpy()
+    np.testing.assert_array_equal(pictures["samples.png"], tile(samples * unit, 10))
 
 
 def test_a_table_has_plots_alone(trained_table: Trained, tmp_path: Path) -> None:

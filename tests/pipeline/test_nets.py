@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, ModelConfig, Precision, configure
+from pipeline.conv_nets import ResidualBlock
 from pipeline.data import Dataset, Split
 from pipeline.model import VAE
 from pipeline.nets import Nets, NetSpec
@@ -94,6 +96,31 @@ def build_wrong(spec: NetSpec) -> Nets:
     return Gated(spec), nn.Linear(spec.latent_dim, spec.params_width + 1)
 
 
+def build_one(spec: NetSpec) -> nn.Module:
+    return Gated(spec)
+
+
+def build_no_modules(spec: NetSpec) -> tuple[nn.Module, int]:
+    return Gated(spec), 3
+
+
+def build_listed(spec: NetSpec) -> Nets:
+    class Listed(Gated):
+        def forward(self, x: torch.Tensor) -> Any:
+            return [*super().forward(x)]
+
+    return Listed(spec), nn.Linear(spec.latent_dim, spec.params_width)
+
+
+def build_biased(spec: NetSpec) -> Nets:
+    decoder = nn.Linear(spec.latent_dim, spec.params_width)
+    decoder.output_bias = nn.Parameter(torch.zeros(1))
+    return Gated(spec), decoder
+
+
+NOTHING_TO_CALL = 3
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -102,6 +129,24 @@ def build_wrong(spec: NetSpec) -> Nets:
         pytest.param(f"{__name__}:nothing", "has no attribute 'nothing'", id="function"),
         pytest.param(
             f"{__name__}:build_wrong", r"must give \[\(2, 5\)\] for two rows of 3, got", id="shape"
+        ),
+        pytest.param(":build", "must be package.module:function, got ':build'", id="no module"),
+        pytest.param("json:", "must be package.module:function, got 'json:'", id="no function"),
+        pytest.param(".a:b", "must be package.module:function, got '.a:b'", id="relative"),
+        pytest.param(
+            f"{__name__}:NOTHING_TO_CALL", "must name a function .*, got int$", id="no call"
+        ),
+        pytest.param(
+            f"{__name__}:build_one", "must build two modules, .*; got Gated$", id="one module"
+        ),
+        pytest.param(
+            f"{__name__}:build_no_modules", "two modules, .*; got Gated, int$", id="no module built"
+        ),
+        pytest.param(f"{__name__}:build_listed", r"rows of 5, got \['list'\]$", id="a list"),
+        pytest.param(
+            f"{__name__}:build_biased",
+            r"output_bias of .* must be a tensor of \(5,\), got \(1,\)$",
+            id="bias",
         ),
         pytest.param("conv", r"images.*got \(5,\) and 512: use --model mlp", id="table"),
     ],
@@ -118,6 +163,15 @@ def test_a_conv_decoder_gives_every_size_back() -> None:
         model = VAE(shape, replace(settings, likelihood="discretized_logistic"))
         x = torch.zeros((2, *shape), dtype=torch.uint8)
         assert model.decode(model.encode(x).loc).shape == x.shape
+
+
+def test_residual_blocks_start_as_nothing() -> None:
+    settings = ModelConfig(model="resnet", likelihood="bernoulli", hidden_dims=(4,), latent_dim=2)
+    model = VAE(GRAY, settings)
+    blocks = [part for part in model.modules() if isinstance(part, ResidualBlock)]
+    assert len(blocks) == 4
+    x = torch.randn(2, 4, 5, 3)
+    assert all(torch.equal(block(x), x) for block in blocks)
 
 
 def test_pixels_keep_their_places_in_colour() -> None:

@@ -16,6 +16,7 @@ from pipeline.config import (
     ModelConfig,
     PromoteConfig,
     TrainConfig,
+    configure,
     preset_settings,
     settings_of,
 )
@@ -186,9 +187,11 @@ def test_widths_are_separated_by_commas(given: Given, text: str, widths: tuple[i
     [
         ("mean radius, area", ("mean radius", "area")),
         ('a,"b, in m",a', ("a", "b, in m")),
+        (' a , "b, in m" , c ', ("a", "b, in m", "c")),
+        ('a," b","c "", d "', ("a", " b", 'c ", d ')),
         ("", ()),
     ],
-    ids=["two", "a comma in a name", "none"],
+    ids=["two", "a comma in a name", "spaces around", "spaces in quotes", "none"],
 )
 def test_columns_are_separated_by_commas(given: Given, text: str, names: tuple[str, ...]) -> None:
     call("train", "--columns", text, "--label", "kind of")
@@ -229,6 +232,29 @@ def test_a_flag_of_run_is_taken_as_mlflow_writes_it(
     call("run", "--epochs", "3", *arguments.split(), "--seed", "5")
     assert given["no_promote"] is no_promote
     assert (given["epochs"], given["seed"]) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output_bias"),
+    [
+        ("", True),
+        ("--output-bias", True),
+        ("--output-bias true", True),
+        ("--output-bias false", False),
+        ("--output_bias False", False),
+        ("--no-output-bias", False),
+        ("--no_output_bias", False),
+        ("--no-output-bias false", True),
+        ("--no-output-bias true", False),
+    ],
+)
+def test_a_preset_s_flag_can_be_switched_off(
+    given: Given, arguments: str, output_bias: bool
+) -> None:
+    call("run", "--preset", "conv", *arguments.split(), "--seed", "5")
+    config = configure("conv", **chosen({"output_bias": given["output_bias"]}))
+    assert config.model.output_bias is output_bias
+    assert given["seed"] == 5
 
 
 @pytest.mark.parametrize(

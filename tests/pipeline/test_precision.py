@@ -1,8 +1,10 @@
 """What reduced bundles hold and compute, beside references that share no code with the export."""
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 from pipeline.config import ModelConfig
 from pipeline.export import export_bundle, save_graph
 from pipeline.model import VAE
+from pipeline.nets import Decoder, Encoder, Nets, NetSpec
 from pipeline.precision import QuantizedLinear, calibrate, reduce_model, settled_rows
 from serving.bundle import GRAPHS, Bundle, open_bundle
 from serving.engine import Engine
@@ -200,6 +203,28 @@ def test_ranges_are_those_of_the_activations_and_hold_zero(trained: Trained) -> 
     assert 0 < high < 100
 
 
+def build_normed(spec: NetSpec) -> Nets:
+    """A user's nets, whose `encoder.hidden.0` reads what another layer gave."""
+
+    class Normed(Encoder):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            loc, log_scale = super().forward((x - 0.5) * 8)
+            return loc, log_scale
+
+    return Normed(spec), Decoder(spec)
+
+
+def test_the_range_of_a_user_s_layer_is_the_calibrated_one() -> None:
+    settings = ModelConfig(likelihood="bernoulli", hidden_dims=(4,), latent_dim=2)
+    model = VAE((3,), replace(settings, model=f"{__name__}:build_normed"))
+    x = np.array([[0, 255, 51], [102, 153, 204]], np.uint8)
+    model.px.fit(x)
+    assert calibrate(model, x)["encoder.hidden.0"] == pytest.approx((-4, 4))
+    ours = VAE((3,), settings)
+    ours.px.fit(x)
+    assert calibrate(ours, x[1:])["encoder.hidden.0"] == (0, 1)
+
+
 def test_a_table_keeps_its_unbounded_first_layer(trained_table: Trained) -> None:
     assert calibrate(trained_table[0].model, trained_table[1].train.x).keys() == {
         "decoder.x_params"
@@ -249,9 +274,6 @@ def test_a_row_at_a_tie_is_not_settled(trained: Trained, sealed: Bundle) -> None
 def test_what_cannot_be_reduced_is_refused(
     trained: Trained, tmp_path: Path, precision: Any, change: float, message: str
 ) -> None:
-    import copy
-    from dataclasses import replace
-
     model = copy.deepcopy(trained[0].model)
     model.encoder.z_loc.weight.data *= change
     checkpoint = replace(trained[0], model=model)

@@ -184,9 +184,20 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         write_npy(spoil((7, 2, 1e300))),
         "{path} must be finite: 1 of 40 rows are not, the first is row 7",
     ),
-    "wrong dtype": (
-        write_npy(BYTES.astype(np.int64)),
-        "{path} must be uint8, float32 or float64, got int64",
+    "complex numbers": (
+        write_npy(FLOATS.astype(np.complex64)),
+        "{path} must be numbers, got complex64",
+    ),
+    "text": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
+    "integers that float32 would round": (
+        write_npy(np.array([[-5], [2**24 + 1]])),
+        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
+        "got int64 from -5 to 16777217",
+    ),
+    "an integer below": (
+        write_npy(np.array([[-(2**63)], [1]])),
+        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
+        "got int64 from -9223372036854775808 to 1",
     ),
     "no rows": (
         write_npy(FLOATS[:0]),

@@ -16,16 +16,23 @@ from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, Run, tracked_run
 from pipeline.train import begin_training
 from pipeline.training_run import SLOTS, TrainingRun, fetch_state, fit
-from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
+from serving.errors import (
+    DataRefused,
+    DeviceUnavailable,
+    UsageRefused,
+    VaeError,
+    VerificationFailed,
+)
 from serving.source import connect
 from tests.pipeline.conftest import draw_images, tiny_config
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
-def broken_off(dataset: Dataset, saves: int = 1) -> Run:
-    """A run that was interrupted, with states in it."""
+def broken_off(dataset: Dataset, saves: int = 1, device: str = "cpu") -> Run:
+    """A run that was interrupted, with states in it that say they are of `device`."""
     state = begin_training(dataset, tiny_config(dataset), "cpu")
+    state.device = device
     with pytest.raises(KeyboardInterrupt), tracked_run() as run:  # noqa: PT012  the run must come out
         training = TrainingRun(run, state)
         for _ in range(saves):
@@ -104,6 +111,26 @@ def test_what_cannot_go_on_says_why_and_leaves_the_run(
     with pytest.raises(kind, match=message):
         stages.prepare_resume(run.run_id, device, None)
     assert run.status() == before
+
+
+def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
+    run = broken_off(images, device="cuda")
+    with pytest.raises(UsageRefused, match="was training on cuda, and goes on nowhere else"):
+        stages.prepare_resume(run.run_id, "cpu", None)
+    if torch.cuda.is_available():
+        return
+    for device in (None, "auto", "cuda"):
+        with pytest.raises(DeviceUnavailable) as caught:
+            stages.prepare_resume(run.run_id, device, None)
+        said = f"run {run.run_id} was training on cuda, which is not here: torch "
+        assert str(caught.value).startswith(said)
+        assert "--device" not in str(caught.value)
+        assert caught.value.exit_code == 8
+
+
+def test_auto_leaves_the_device_to_the_run(images: Dataset) -> None:
+    state, _ = stages.prepare_resume(broken_off(images).run_id, "auto", 1)
+    assert state.device == "cpu"
 
 
 def test_an_unknown_run_is_one_line() -> None:
