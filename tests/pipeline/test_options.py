@@ -188,7 +188,7 @@ def test_widths_are_separated_by_commas(given: Given, text: str, widths: tuple[i
         ("mean radius, area", ("mean radius", "area")),
         ('a,"b, in m",a', ("a", "b, in m")),
         (' a , "b, in m" , c ', ("a", "b, in m", "c")),
-        ('a," b","c "", d "', ("a", " b", 'c ", d ')),
+        ('a," b","c "", d , e "', ("a", " b", 'c ", d , e ')),
         ("", ()),
     ],
     ids=["two", "a comma in a name", "spaces around", "spaces in quotes", "none"],
