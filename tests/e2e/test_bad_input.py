@@ -240,12 +240,12 @@ def test_an_unknown_preset_is_a_usage_error(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
-        "Error: Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', 'example'."
+        "Error: Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', "
+        "'example', 'burda', 'conv', 'resnet'."
     )
     assert tree(tmp_path) == {}
 
 
-TRAINING = "training on 243 rows of {folder}/x.npy for at most 1 epochs, on cpu; preset default"
 NORMAL = np.random.default_rng(0).normal(size=(300, 4)).clip(-2, 2).astype(np.float32)
 BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "missing": (
@@ -261,7 +261,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     ),
     "out of support": (
         save("x.npy", NORMAL),
-        (TRAINING,),
+        ("likelihood bernoulli; rows of float32 (4,)",),
         "a bernoulli likelihood needs bytes, or floats from 0 to 1; got -2 to 2: "
         "use --likelihood gaussian",
     ),
@@ -270,7 +270,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(("make", "before", "message"), BAD_DATA.values(), ids=BAD_DATA.keys())
-def test_data_that_cannot_be_learned_from_ends_the_run_as_failed(
+def test_data_that_cannot_be_learned_from_is_refused_before_a_run_is_opened(
     made: Path,
     tmp_path: Path,
     make: Callable[[Path], object],
@@ -283,7 +283,7 @@ def test_data_that_cannot_be_learned_from_ends_the_run_as_failed(
     lines = tuple(line.format(folder=tmp_path) for line in before)
     assert refusal(result, 3, lines) == message.format(folder=tmp_path)
     assert not (tmp_path / "other").exists()
-    assert run_statuses(tmp_path) == ["FAILED", *run_statuses(made)]
+    assert run_statuses(tmp_path) == run_statuses(made)
     assert versions(tmp_path) == ["1"]
 
 
@@ -317,7 +317,8 @@ def test_a_store_that_cannot_be_written_is_named(made: Path, store: Path, tmp_pa
     before = store.read_bytes()
     arguments = ("--data", str(made / "x.npy"), "--epochs", "1", *TINY)
     result = run_vae(tmp_path, "run", *arguments, MLFLOW_TRACKING_URI=uri)
-    assert refusal(result, 1) == (
+    said = ("likelihood bernoulli, for bytes; rows of uint8 (6, 5)",)
+    assert refusal(result, 1, said) == (
         f"the MLflow store {uri} refused: attempt to write a readonly database"
     )
     assert store.read_bytes() == before
@@ -348,7 +349,7 @@ def test_training_on_a_gpu_that_is_not_there_ends_with_8(made: Path, tmp_path: P
     arguments = ("--data", str(made / "x.npy"), "--epochs", "1", "--device", "cuda")
     result = run_vae(tmp_path, "train", *arguments)
     assert refusal(result, 8).startswith("device cuda is not available: torch ")
-    assert run_statuses(tmp_path)[0] == "FAILED"
+    assert run_statuses(tmp_path) == run_statuses(made)
 
 
 @needs_no_cuda
