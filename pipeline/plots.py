@@ -69,7 +69,8 @@ def plot_scores(path: Path, held_out: HeldOut) -> None:
     axes.hist((knots[1:] + knots[:-1]) / 2, bins=40, density=True)
     axes.axvline(held_out.elbo_mean, color="black", linewidth=1)
     axes.set(
-        title=f"ELBO of {held_out.rows:,} held-out rows, mean {held_out.elbo_mean:.2f}",
+        title=f"ELBO of {held_out.rows:,} held-out rows as vae score gives it, "
+        f"mean {held_out.elbo_mean:.2f}",
         xlabel="nats a row",
         ylabel="density",
     )
