@@ -5,6 +5,9 @@ BIN := $(CURDIR)/$(VENV)/bin
 EXPERIMENT ?= vae
 # The tests are spread over two processes: many of them wait for processes of their own.
 SPREAD := --numprocesses=2 --dist=worksteal
+# Tests of serving that need mlflow or fsspec, which its own environment does not have.
+BESIDES := tests/serving/test_access.py::test_the_signature_is_the_one_that_mlflow_makes \
+	tests/serving/test_rows.py::test_a_file_system_of_fsspec_is_read
 
 # `mlflow run` starts the first `python` on the path.
 export PATH := $(BIN):$(PATH)
@@ -35,6 +38,7 @@ run: setup ## the main job: train, evaluate, export, check, register and promote
 
 test: test-serving setup ## the whole test suite, in two processes
 	@$(BIN)/python -m pytest -q $(SPREAD) --ignore=tests/serving
+	@$(BIN)/python -m pytest -q $(BESIDES)
 
 test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and mlflow are not installed
 	@$(VENV)-serving/bin/python -m pytest -q $(SPREAD) tests/serving
