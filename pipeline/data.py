@@ -50,6 +50,11 @@ class Dataset:
         """Shape of one row."""
         return self.train.x.shape[1:]
 
+    @property
+    def rows(self) -> tuple[Array, Array, Array]:
+        """Rows of the three splits."""
+        return self.train.x, self.valid.x, self.test.x
+
     def digests(self) -> dict[str, str]:
         """SHA-256 by split."""
         return {name: row["sha256"] for name, row in self.describe()["splits"].items()}

@@ -61,11 +61,12 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
     """The config with what follows from the data, and words on it."""
     from pipeline.likelihoods import choose_likelihood, settle
 
-    splits = [split.x for split in (dataset.train, dataset.valid, dataset.test)]
-    model = settle(config, *splits)
     reason = ""
     if config.model.likelihood == "auto":
-        reason = f", for {choose_likelihood(config.data.binarize, *splits)[1]}"
+        name, kind = choose_likelihood(config.data.binarize, *dataset.rows)
+        config = replace(config, model=replace(config.model, likelihood=name))
+        reason = f", for {kind}"
+    model = settle(config, *dataset.rows)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     return replace(config, model=model)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Config
@@ -52,11 +51,11 @@ class TrainResult:
 
 def build_model(dataset: Dataset, config: Config) -> VAE:
     """Build the model with its initial weights, its scaling fitted to the training rows."""
-    settings = settle(config, *_rows(dataset))
+    settings = settle(config, *dataset.rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = VAE(dataset.x_shape, settings)
-    for x in _rows(dataset):
+    for x in dataset.rows:
         model.px.check(x)
     model.px.fit(dataset.train.x)
     bias = getattr(model.decoder, "output_bias", None)
@@ -158,10 +157,6 @@ def _run_epochs(
         state.keep_generators()
         save(state)
         log(state.epoch - 1, state.history[-1])
-
-
-def _rows(dataset: Dataset) -> tuple[NDArray[Any], ...]:
-    return dataset.train.x, dataset.valid.x, dataset.test.x
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:
