@@ -28,6 +28,12 @@ def draw(rows: int = 11, samples: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randn(rows, samples, 3, generator=generator, dtype=torch.float64)
 
 
+def make_terms(log_likelihood: torch.Tensor, latent_kl: torch.Tensor) -> Terms:
+    """Terms whose samples are the latents' means."""
+    zeros = torch.zeros_like(latent_kl)
+    return Terms(log_likelihood, latent_kl, zeros.unsqueeze(1), zeros.unsqueeze(1), zeros)
+
+
 def seed_loss(
     recon: torch.Tensor, x: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor
 ) -> float:
@@ -65,7 +71,7 @@ def test_loss_is_the_seed_loss_by_row() -> None:
 
 
 def test_kl_weight_scales_the_kl_alone() -> None:
-    row_terms = Terms(torch.tensor([[-3.0]]), torch.zeros(1, 1), torch.tensor([[2.0]]))
+    row_terms = make_terms(torch.tensor([[-3.0]]), torch.tensor([[2.0]]))
     assert loss(row_terms, TrainConfig(), 0.5).item() == pytest.approx(3.0 + 0.5 * 2.0)
 
 
@@ -168,7 +174,7 @@ def test_iwae_maximises_the_importance_weighted_bound() -> None:
 def test_free_bits_cost_nothing_and_pull_no_further() -> None:
     """Latents whose mean KL is below the limit count as the limit, and have no gradient."""
     latent_kl = torch.tensor([[0.1, 3.0], [0.3, 5.0]], requires_grad=True)
-    row_terms = Terms(torch.tensor([[-3.0], [-5.0]]), torch.zeros(2, 1), latent_kl)
+    row_terms = make_terms(torch.tensor([[-3.0], [-5.0]]), latent_kl)
     value = loss(row_terms, TrainConfig(free_bits=0.5), 1.0)
     assert value.item() == pytest.approx(4.0 + 0.5 + 4.0)
     value.backward()
