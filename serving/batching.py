@@ -21,8 +21,9 @@ from serving.protocol import Array
 
 TOGETHER = 128
 """Rows times draws that are put together; in larger runs they leave the cache and take longer."""
-INLINE_S = 0.01
-"""Runs that take no longer hold the event loop; a change of threads would cost more."""
+INLINE_S = 0.001
+"""Runs that take no longer hold the event loop; a change of threads would cost more. While a longer
+one is under way the loop answers others, and refuses those that are too many."""
 
 Key = tuple[str, int]
 """Operation and draws a row: what may share a batch."""
@@ -93,6 +94,8 @@ class Batcher:
         self._queues: dict[Key, deque[Waiting]] = {}
         self.queued = 0
         """Rows times draws that wait."""
+        self.full = False
+        """Whether a request was refused, and nothing has left the queue since."""
         self.running = False
         """Whether a long run is under way, in the thread."""
         self._scheduled = False
@@ -107,6 +110,7 @@ class Batcher:
         """
         cost = rows * draws
         if self.queued and self.queued + cost > self._max_rows:
+            self.full = True
             raise Overloaded(
                 f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
             )
@@ -138,6 +142,7 @@ class Batcher:
         most = max(1, TOGETHER // key[1])
         batch: list[Waiting] = []
         rows, now = 0, time.perf_counter()
+        self.full = False
         while queue and (not batch or rows + queue[0].rows <= most):
             waiting = queue.popleft()
             self.queued -= waiting.rows * key[1]

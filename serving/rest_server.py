@@ -148,7 +148,7 @@ class RestServer:
 
     def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
         """Answer one request; refuse in a few microseconds where too many are under way."""
-        if self.service.admission.full and not (self.access.api_key or self.access_log):
+        if self.service.full and not (self.access.api_key or self.access_log):
             length = scope.headers.get("content-length")
             match = self._counted[0].fullmatch(scope.path) if self._counted else None
             # a small body is in a buffer already; a larger one must be read before an answer

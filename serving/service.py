@@ -105,6 +105,11 @@ class Service:
         return self._served
 
     @property
+    def full(self) -> bool:
+        """Whether to refuse what comes before it is read."""
+        return self.admission.full or (self._served is not None and self._served.batcher.full)
+
+    @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
         return self._served is not None and not self.draining

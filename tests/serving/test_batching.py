@@ -308,6 +308,26 @@ def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
     run(test())
 
 
+def test_it_is_full_from_a_refusal_until_something_leaves_the_queue(
+    make: Make, recorder: Recorder
+) -> None:
+    async def test() -> None:
+        batcher = make(THREADED, max_rows=3)
+        recorder.go.clear()
+        first = batcher.submit("encode", rows(1), 1, 1, FAR)
+        await began(recorder)
+        waiting = batcher.submit("encode", rows(2, 3), 2, 1, FAR)
+        assert not batcher.full
+        with pytest.raises(Overloaded, match="2 rows wait, at most 3 may"):
+            batcher.submit("encode", rows(4, 5), 2, 1, FAR)
+        assert batcher.full
+        recorder.go.set()
+        await asyncio.gather(first, waiting)
+        assert not batcher.full
+
+    run(test())
+
+
 def test_short_runs_stay_on_the_loop_and_long_ones_go_to_the_thread(
     make: Make, recorder: Recorder
 ) -> None:

@@ -18,7 +18,6 @@ import pytest
 
 from serving import open_inference_pb2 as pb
 from serving.access import Access
-from serving.batching import Admission
 from serving.grpc_server import GrpcServer
 from serving.logs import JsonFormatter, PlainFormatter
 from serving.rest_routes import ROUTES
@@ -151,7 +150,7 @@ class Broken:
     """A service with a defect everywhere."""
 
     draining = False
-    admission = Admission(1)
+    full = False
 
     def record(self, *arguments: object) -> None:
         """Count nothing."""

@@ -681,12 +681,13 @@ class Visit:
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.left = asyncio.Event()
-        self.status = 0
+        self.status = self.reads = 0
         path = "/v2/models/decode/infer"
         headers = {"content-length": str(len(body))}
         self.scope = SimpleNamespace(method="POST", path=path, headers=headers)
 
     async def __call__(self) -> bytes:
+        self.reads += 1
         return self.body
 
     async def client_disconnect(self) -> None:
@@ -725,6 +726,45 @@ def test_a_client_that_leaves_is_counted_and_not_computed(engine: Engine, tmp_pa
         assert [visits[0].status, visits[2].status] == [200, 200]
         assert computed == [1, 2]
         assert (batcher.queued, service.admission.under_way, rest.held) == (0, 0, 0)
+
+    with ThreadPoolExecutor(1) as executor:
+        try:
+            asyncio.run(asyncio.wait_for(run(executor), 20))
+        finally:
+            go.set()
+
+
+def test_a_full_queue_refuses_without_a_look_at_the_body(engine: Engine, tmp_path: Path) -> None:
+    """The first refusal says how much waits; those that follow cost next to nothing."""
+    began, go = threading.Event(), threading.Event()
+
+    def compute(name: str, arrays: Arrays) -> Arrays:
+        began.set()
+        assert go.wait(20)
+        return engine.compute(name, arrays)
+
+    async def run(executor: ThreadPoolExecutor) -> None:
+        board = Board(tmp_path / "board", 2, 1)
+        service = Service(board, max_requests=9, max_rows=4, timeout_s=30)
+        batcher = Batcher(compute, {}, executor, 4, board)
+        service.serve(Served(engine, batcher, "bundle", "1"))
+        rest = RestServer(service, ROUTES, Access(), Limits(), Tracer())
+        body = body_of({"z": np.zeros((3, 3), np.float32)})[0]
+        running, queued, first, second, later = (Visit(body) for _ in range(5))
+        tasks = [asyncio.ensure_future(rest.__rsgi__(running.scope, running))]
+        while not began.is_set():
+            await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(rest.__rsgi__(queued.scope, queued)))
+        while not batcher.queued:
+            await asyncio.sleep(0)
+        for visit in (first, second):
+            await rest.__rsgi__(visit.scope, visit)
+        assert [(visit.status, visit.reads) for visit in (first, second)] == [(429, 1), (429, 0)]
+        assert board.total("requests", "decode", "rest", 429) == 2
+        go.set()
+        await asyncio.gather(*tasks)
+        await rest.__rsgi__(later.scope, later)
+        assert [visit.status for visit in (running, queued, later)] == [200, 200, 200]
 
     with ThreadPoolExecutor(1) as executor:
         try:

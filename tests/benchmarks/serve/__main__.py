@@ -69,7 +69,7 @@ def main() -> None:
     if OURS in peers and OURS.name not in absent and "rates" in given.only:
         say("half of the peak")
         with running(OURS, bench, server_core) as server:
-            at_half = rates.measure(OURS, server, bench, given.seconds, results, quiet)
+            at_half = rates.measure(OURS, server, bench, results, quiet)
         show("vae at half of its peak, one row a request, open loop", report.rates(at_half))
     show("must hold", report.goals(results, floor, at_half))
     if OURS.name not in absent and "overload" in given.only:

@@ -52,12 +52,6 @@ OURS = Peer(
     announces=True,
 )
 
-BOUNDED = replace(
-    OURS,
-    command=(*OURS.command, "--max-requests", str(AT_PEAK)),
-    setting=f"--max-requests {AT_PEAK}: no more under way than at the peak",
-)
-
 MLSERVER_TUNED = Peer(
     name="mlserver tuned",
     # its worker process does not start with a later uvloop

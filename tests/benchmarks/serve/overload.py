@@ -2,86 +2,181 @@
 
 `python -m tests.benchmarks.serve.overload [--seconds N | --full]`. The flood is open loop: a
 request that is due while all connections wait for an answer is not sent, and counted. One core in
-Python offers some ten thousand requests a second; what was reached is printed.
+Python offers some ten thousand requests a second: ten times the peak where an answer takes
+milliseconds to compute, as a score of many draws does. Of answers that take less than a refusal of
+all the rest, one core cannot ask for ten times the peak; what was reached is printed.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from tests.benchmarks.serve.catalog import AT_PEAK, BOUNDED, OURS
+from serving import open_inference_pb2 as pb
+from serving.bundle import open_bundle
+from serving.engine import Engine
+from serving.protocol import InferRequest
+from serving.rest_codec import decode_response, encode_request
+from tests.benchmarks.serve.catalog import AT_PEAK, OURS, Peer
 from tests.benchmarks.serve.cells import checked_request, peak
+from tests.benchmarks.serve.exchanges import Answer
 from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
 from tests.benchmarks.serve.load import two_cores
 from tests.benchmarks.serve.noise import Quiet
-from tests.benchmarks.serve.openloop import offer
+from tests.benchmarks.serve.openloop import ask, offer
 from tests.benchmarks.serve.servers import Server, running
-from tests.benchmarks.serve.wires import Wire
+from tests.benchmarks.serve.wires import (
+    GRPC_PATH,
+    HEADER_LENGTH,
+    V2_BINARY,
+    V2_GRPC,
+    V2_JSON,
+    Request,
+    Wire,
+)
 
 FACTOR = 10
+WORST = 3
+"""What the p99 of accepted requests may be, in that of calm."""
 CONNECTIONS = 1000
 """Below the 1,024 that our server holds, so that it has to refuse requests, not connections."""
-FLOODS = (("binary", 1), ("JSON", 1), ("gRPC", 1), ("binary", 64))
-"""Wires and rows a request."""
-CALM_S = 5
+CALM_CONNECTIONS = 32
+CALM_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """What is asked for, and of which server."""
+
+    wire: Wire
+    draws: int
+    """Of `score`; 0 asks for `reconstruct`."""
+    most: int
+    """Requests that the server lets under way; the connections of its peak."""
+
+    @property
+    def name(self) -> str:
+        """Operation and wire."""
+        what = f"score of {self.draws} draws" if self.draws else "reconstruct"
+        return f"{what}, one row, {self.wire.name}"
+
+    @property
+    def server(self) -> Peer:
+        """Ours, bounded."""
+        return replace(OURS, command=(*OURS.command, "--max-requests", str(self.most)))
+
+
+FLOODS = (
+    *(Flood(wire, draws=200, most=6) for wire in (V2_BINARY, V2_JSON, V2_GRPC)),
+    Flood(V2_BINARY, draws=0, most=AT_PEAK),
+)
 
 
 def measure(inputs: Inputs, quiet: Quiet, seconds: float) -> Iterator[str]:
     """A few lines for each flood, each on a fresh server."""
-    yield f"setting   {BOUNDED.setting}"
-    wires = {wire.name: wire for wire in OURS.wires}
-    for name, rows in FLOODS:
-        with running(BOUNDED, inputs, quiet.cores[0]) as server:
+    for flood in FLOODS:
+        yield f"{flood.name}; --max-requests {flood.most}"
+        with running(flood.server, inputs, quiet.cores[0]) as server:
             try:
-                yield from flood(server, wires[name], rows, inputs, quiet, seconds)
+                yield from lines(server, flood, inputs, quiet, seconds)
             except (ValueError, KeyError, OSError) as err:
-                yield f"{name}, rows a request: {rows}, not measured: {type(err).__name__}: {err}"
+                yield f"  not measured: {type(err).__name__}: {err}"
 
 
-def flood(
-    server: Server, wire: Wire, rows: int, inputs: Inputs, quiet: Quiet, seconds: float
+def lines(
+    server: Server, flood: Flood, inputs: Inputs, quiet: Quiet, seconds: float
 ) -> Iterator[str]:
     """Calm, flood, and calm again."""
-    port = server.port_of(wire)
-    request, size = checked_request(server, wire, inputs, rows)
-    load = partial(offer, port, request, grpc=wire.grpc)
-    top = quiet.measure(partial(peak, server, wire, request, AT_PEAK, 3, size), server)[
-        0
-    ].requests_s
-    calm = partial(load, top / 2, CALM_S, connections=AT_PEAK)
+    wire = flood.wire
+    if flood.draws:
+        request, size = checked_score(server, wire, inputs, flood.draws)
+    else:
+        request, size = checked_request(server, wire, inputs, 1)
+    load = partial(offer, server.port_of(wire), request, grpc=wire.grpc)
+    top_of = partial(peak, server, wire, request, flood.most, 3, size)
+    top = quiet.measure(top_of, server)[0].requests_s
+    calm = partial(load, top / 2, CALM_S, connections=CALM_CONNECTIONS)
     before, _ = quiet.measure(calm, server)
     rss_before = server.rss_mib()
     run = partial(load, FACTOR * top, seconds, connections=CONNECTIONS, drop=True)
     many, others = quiet.once(run, server)
     rss_flood = server.rss_mib()
     after, rss_after = calm(), server.rss_mib()
-    again = peak(server, wire, request, AT_PEAK, 3, size).requests_s
+    again = top_of().requests_s
     accepted, refused = many.accepted, many.refused
     other = len(many.status) - int(accepted.sum()) - int(refused.sum())
-    ratio = _p(many.latency_ms[accepted], 99) / _p(before.latency_ms, 99)
-    yield f"{wire.name}, rows a request: {rows}, peak {top:,.0f} requests/s"
+    calm_ms = before.latency_ms[before.accepted]
+    ratio = _p(many.latency_ms[accepted], 99) / _p(calm_ms, 99)
+    reached = many.sent_s / top
+    holds = "holds" if ratio <= WORST and reached >= FACTOR * 0.99 else "does not hold"
     yield (
-        f"  offered   {many.sent_s:,.0f} requests/s for {seconds:.0f} s, {many.sent_s / top:.3g}x "
+        f"  peak      {top:,.0f} requests/s; calm, at half of it: {_show(calm_ms)}, "
+        f"{before.refused.sum():,} of {len(before.status):,} refused"
+    )
+    yield (
+        f"  offered   {many.sent_s:,.0f} requests/s for {seconds:.0f} s, {reached:.3g}x "
         f"the peak (wanted {FACTOR}x), on {CONNECTIONS} connections; "
         f"{many.unsent:,} due when none was free, not sent; others took {others:.2f} cores"
     )
     yield (
         f"  accepted  {accepted.sum():,} ({accepted.sum() / seconds:,.0f}/s), "
-        f"{_show(many.latency_ms[accepted])}; calm: {_show(before.latency_ms)}; "
-        f"p99 / calm p99 {ratio:.3g}"
+        f"{_show(many.latency_ms[accepted])}; p99 / calm p99 {ratio:.3g}, "
+        f"at most {WORST} at {FACTOR}x the peak: {holds}"
     )
     yield f"  refused   {refused.sum():,} with 429 or 503, {_show(many.latency_ms[refused])}"
     yield f"  others    {other:,} other answers, {many.broken:,} without an answer"
     memory = f"{rss_before:.0f} MiB, {rss_flood:.0f} MiB right after, {rss_after:.0f} MiB later"
     yield f"  memory    {memory}"
+    failed = len(after.status) - int(after.accepted.sum()) + after.broken
     yield (
-        f"  after     {_show(after.latency_ms)} right after, "
-        f"{len(after.status) - int(after.accepted.sum()) + after.broken} failed; "
+        f"  after     {_show(after.latency_ms[after.accepted])} right after, {failed} failed; "
         f"peak {again:,.0f} requests/s, {again / top:.3g}x of before"
     )
+
+
+def checked_score(server: Server, wire: Wire, inputs: Inputs, draws: int) -> tuple[Request, int]:
+    """The request, once its answer is the engine's to the last byte, and the answer's size."""
+    x = inputs.x[:1]
+    request = score_request(wire, x, draws)
+    answer = ask(server.port_of(wire), request, grpc=wire.grpc)
+    if answer.status != 200:
+        raise ValueError(f"status {answer.status}: {answer.body[:200]!r}")
+    right = Engine(open_bundle(inputs.bundle)).score(x, draws, seed=0)["elbo"]
+    if (got := _elbo(wire, answer)).tobytes() != right.tobytes():
+        raise ValueError(f"wrong answer: {got}, should be {right}")
+    return request, len(answer.body)
+
+
+def score_request(wire: Wire, x: Array, draws: int) -> Request:
+    """Rows of bytes, to be scored with as many draws each."""
+    parameters = {"num_samples": draws}
+    if wire.grpc:
+        message = pb.ModelInferRequest(model_name="score", raw_input_contents=[x.tobytes()])
+        message.parameters["num_samples"].int64_param = draws
+        message.inputs.add(name="x", datatype="UINT8", shape=x.shape)
+        content = message.SerializeToString()
+        headers = {"content-type": "application/grpc", "te": "trailers"}
+        return Request(GRPC_PATH, b"\0" + len(content).to_bytes(4, "big") + content, headers)
+    path = "/v2/models/score/infer"
+    if wire is V2_JSON:
+        data = x.ravel().tolist()
+        tensor = {"name": "x", "shape": x.shape, "datatype": "UINT8", "data": data}
+        body = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
+        return Request(path, body, {"content-type": "application/json"})
+    body, length = encode_request(InferRequest("score", {"x": x}, parameters=parameters))
+    return Request(path, body, {HEADER_LENGTH: str(length)})
+
+
+def _elbo(wire: Wire, answer: Answer) -> Array:
+    if not wire.grpc:
+        return decode_response(answer.body, answer.headers.get(HEADER_LENGTH)).outputs["elbo"]
+    reply = pb.ModelInferResponse.FromString(answer.body[5:])
+    place = [output.name for output in reply.outputs].index("elbo")
+    return np.frombuffer(reply.raw_output_contents[place], np.float32)
 
 
 def _p(values: Array, percent: float) -> float:
