@@ -1,7 +1,16 @@
-"""Our latency at half of the peak, with arrivals at even distances and at random ones."""
+"""Our latency at half of the peak, with arrivals at even distances and at random ones.
 
+Beside it stands that of a server which only echoes, at the same rate on the same core: what the
+machine and the client make of any server.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -10,8 +19,9 @@ from tests.benchmarks.serve.catalog import Peer
 from tests.benchmarks.serve.cells import WARM_UP_S, Results, checked_request
 from tests.benchmarks.serve.inputs import Inputs
 from tests.benchmarks.serve.noise import Quiet
-from tests.benchmarks.serve.openloop import Arrivals, offer
-from tests.benchmarks.serve.servers import Server
+from tests.benchmarks.serve.openloop import Arrivals, Offered, offer
+from tests.benchmarks.serve.servers import Server, free_ports, wait_for_port
+from tests.benchmarks.serve.wires import Request
 
 CONNECTIONS = 32
 SECONDS = 10
@@ -32,6 +42,8 @@ class Rate:
     failed: int
     others: float
     """Cores that other programs took meanwhile."""
+    echo_spread: float
+    """p99 / p50 of the server that only echoes."""
 
     @property
     def spread(self) -> float:
@@ -59,16 +71,39 @@ def measure(
         half = results.rate(peer.name, wire.name, 1, CONNECTIONS) / 2
         if not half > 0:
             continue
-        request, _ = checked_request(server, wire, inputs, 1)
+        request, size = checked_request(server, wire, inputs, 1)
         load = partial(offer, server.port_of(wire), request, half, connections=CONNECTIONS)
         load(WARM_UP_S, grpc=wire.grpc)
         for arrivals in get_args(Arrivals):
             run = partial(load, SECONDS, grpc=wire.grpc, arrivals=arrivals)
             got, others = quiet.measure(run, server)
-            p50, p99 = np.percentile(got.latency_ms, (50, 99))
+            p50, p99 = _percentiles(got)
+            with echoing(size, quiet.cores[0]) as port:
+                plain = Request("/", bytes(len(request.body)))
+                beside = partial(offer, port, plain, half, SECONDS, connections=CONNECTIONS)
+                echo_p50, echo_p99 = _percentiles(beside(arrivals=arrivals))
             late = float(np.percentile(got.late_ms, 99))
             failed = int((~got.accepted).sum()) + got.broken
             found.append(
-                Rate(wire.name, arrivals, half, float(p50), float(p99), late, failed, others)
+                Rate(wire.name, arrivals, half, p50, p99, late, failed, others, echo_p99 / echo_p50)
             )
     return found
+
+
+def _percentiles(got: Offered) -> tuple[float, float]:
+    p50, p99 = np.percentile(got.latency_ms, (50, 99))
+    return float(p50), float(p99)
+
+
+@contextmanager
+def echoing(size: int, core: int) -> Iterator[int]:
+    """The port of a server that answers with so many bytes."""
+    (port,) = free_ports(1)
+    program = [sys.executable, str(Path(__file__).with_name("echo.py")), str(port), str(size)]
+    process = subprocess.Popen(["taskset", "-c", str(core), *program])
+    try:
+        wait_for_port(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()

@@ -84,13 +84,13 @@ def rates(found: Sequence[Rate]) -> Iterator[str]:
     """Latency at half of the peak."""
     yield (
         f"{'wire':<6} {'arrivals':<8} {'req/s':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99/p50':>8}"
-        f" {'failed':>7} {'others':>7} {'client late, p99 ms':>20}"
+        f" {'of an echo':>11} {'failed':>7} {'others':>7} {'client late, p99 ms':>20}"
     )
     for one in found:
         yield (
             f"{one.wire:<6} {one.arrivals:<8} {one.rate:>7,.0f} {one.p50_ms:>8.3f}"
-            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.failed:>7} {one.others:>7.2f}"
-            f" {one.late_ms:>20.3f}"
+            f" {one.p99_ms:>8.3f} {one.spread:>8.3g} {one.echo_spread:>11.3g} {one.failed:>7}"
+            f" {one.others:>7.2f} {one.late_ms:>20.3f}"
         )
 
 
@@ -118,7 +118,8 @@ def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) ->
     for one in found:
         what = f"{one.wire}, {one.arrivals} arrivals at half peak: p99 / p50"
         if one.arrivals == "even":
-            yield _goal(what, one.spread, "at most 3x", one.spread <= 3)
+            line = _goal(what, one.spread, "at most 3x", one.spread <= 3)
+            yield f"{line}, an echo has {one.echo_spread:.3g}x"
         else:
             yield f"{what:<58} {one.spread:>#11.3g}x  an ideal queue: {ideal_spread():.3g}x"
 

@@ -110,6 +110,19 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+def wait_for_port(port: int) -> None:
+    """Until something listens there."""
+    deadline = time.perf_counter() + READY_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            if time.perf_counter() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _run(command: Sequence[str], what: str, env: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env)
