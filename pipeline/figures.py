@@ -15,7 +15,7 @@ from pipeline.model import VAE
 from pipeline.plots import plot_curves, plot_latents, plot_scores
 from pipeline.reference import Array
 from serving.drift import HeldOut
-from serving.formats import is_picture, write_grid, write_pairs
+from serving.formats import byte_unit, is_picture, write_grid, write_pairs
 from serving.noise import draw_rows
 
 PAIRS = 10
@@ -50,8 +50,7 @@ def draw_figures(
 
 
 def _draw_images(folder: Path, model: VAE, x: Array) -> list[Path]:
-    # floats up to 1 are shown as shares of a byte, others are taken for bytes
-    unit = 1.0 if x.dtype == np.uint8 or x.max() > 1 else 255.0
+    unit = byte_unit(x)
     reconstructions = folder / "reconstructions.png"
     rows = x[: 4 * PAIRS]
     x_loc = _decode(model, _encode(model, rows))

@@ -120,9 +120,10 @@ def engine_device(device: str) -> "Device":
 
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
-    """Values of images in units of bytes: floats in [0, 1] are stretched."""
-    unit = 1 if source.bundle.manifest.x_dtype == "uint8" else 255
-    return x * unit
+    """Values of images in units of bytes, as the model's own rows say."""
+    from serving.formats import byte_unit
+
+    return x * byte_unit(source.bundle.golden()["encode.x"])
 
 
 def finish_rows(out: Path, rows: int, seconds: float, source: "Source") -> None:

@@ -152,6 +152,11 @@ def interleave(upper: Array, lower: Array, columns: int) -> Array:
     return np.concatenate(lines)
 
 
+def byte_unit(x: Array) -> float:
+    """What stretches the values of images to bytes: floats up to 1 are shares of a byte."""
+    return 1.0 if x.dtype == np.uint8 or x.max() > 1 else 255.0
+
+
 def encode_png(image: Array) -> bytes:
     """Encode an image (height, width) or (height, width, 3) in units of bytes."""
     stream = io.BytesIO()

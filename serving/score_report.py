@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, read_held_out
 from serving.findings import Extreme, Findings, fetch_x, gather
-from serving.formats import encode_png, is_picture, writing
+from serving.formats import byte_unit, encode_png, is_picture, writing
 from serving.output import Output
 from serving.plots import bin_edges, plot_functions, plot_histogram
 from serving.rows import Rows
@@ -199,7 +199,7 @@ def _render_rows(rows: Sequence[ShownRow], job: Mapping[str, Any]) -> str:
 def _render_picture(shown: ShownRow) -> str:
     row, pictures = shown.row, ""
     if shown.x is not None and shown.x_loc is not None:
-        unit = 255 if shown.x.dtype.kind == "f" else 1
+        unit = byte_unit(shown.x)
         pictures = "".join(
             f'<img alt="{words}" src="data:image/png;base64,{_png(values * unit)}">'
             for words, values in (("row", shown.x), ("reconstruction", shown.x_loc))
