@@ -102,9 +102,9 @@ _BAR_S = 0.2
 def score(**settings: Any) -> None:
     r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
 
-    INPUT is a file, a folder or a pattern of Parquet, Arrow, .npy, .npz or IDX, here or at a URI
-    (s3://…). OUTPUT becomes a folder of Parquet files, a line a row: ids, results, and what made
-    them. The same command again takes up where an earlier one was cut short.
+    INPUT is a file, a folder or a pattern of Parquet, Arrow, .npy, .npz, IDX, .csv or pictures,
+    here or at a URI (s3://…). OUTPUT becomes a folder of Parquet files, a line a row: ids, results,
+    and what made them. The same command again takes up where an earlier one was cut short.
 
     Example: vae score images.parquet scores/ --model models:/vae@champion
     """

@@ -233,6 +233,8 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataRefused(f"no file {path}") from None
+    except IsADirectoryError:
+        raise DataRefused(f"{path} is a folder: give a file") from None
     except READ_ERRORS as err:
         raise DataRefused(f"cannot read {path}: {err}") from err
 

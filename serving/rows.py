@@ -1,8 +1,9 @@
-"""Rows of files as record batches, in bounded memory: Parquet, Arrow IPC, `.npy`, `.npz` and IDX.
+"""Rows of files as record batches, in bounded memory: Parquet, Arrow IPC, arrays, CSV, pictures.
 
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows, which are counted over
-the files in the order of their names. What a file is shows in its first bytes. The rows of an array
-are a column `x`. Memory is bounded by a batch, for Arrow IPC by one of the file's own batches.
+the files in the order of their names. What a file is shows in its first bytes, CSV in its name. The
+rows of an array are a column `x`; a PNG or JPEG is one row, its bytes are `x`. Memory is bounded by
+a batch, for Arrow IPC by one of the file's own batches.
 Raises `DataRefused` where a file cannot be read.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import dataset, ipc, parquet
+from pyarrow import csv, dataset, ipc, parquet
 
 from serving.arrays import count_array, read_array_rows
 from serving.errors import DataRefused, UsageRefused, VaeError
@@ -24,6 +25,8 @@ from serving.where import Where, parse_where
 FILE, ROW = "file", "row"
 """Default ids: the file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
+_CSV_BYTES = 1 << 24
+_PICTURE = pa.schema([("x", pa.binary())])
 
 Counter = Callable[[Place], tuple[pa.Schema, int]]
 Reader = Callable[[Place, int, int, Sequence[str], int], Iterator[pa.RecordBatch]]
@@ -110,9 +113,11 @@ def _open(name: str, place: Place, info: Any) -> InputFile:
         with place.open() as stream:
             head = bytes(stream.read(8))
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        if kind is None and place.path.endswith(".csv"):
+            kind = "csv"
         if kind is None:
             raise DataRefused(
-                f"{place} is no Parquet, Arrow IPC, .npy, .npz or IDX file: "
+                f"{place} is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
                 f"it starts with 0x{head.hex()}"
             )
         schema, rows = _FORMATS[kind][0](place)
@@ -210,6 +215,37 @@ def _read_ipc_stream(
         yield from _cut(_slices(batches, batch_rows), start, stop, columns)
 
 
+def _count_csv(place: Place) -> tuple[pa.Schema, int]:
+    """Reads all of it: a value that is not of its column's type shows before the work."""
+    with _csv(place) as batches:
+        return batches.schema, sum(batch.num_rows for batch in batches)
+
+
+def _read_csv(
+    place: Place, start: int, stop: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    with _csv(place) as batches:
+        yield from _cut(_slices(batches, batch_rows), start, stop, columns)
+
+
+@contextlib.contextmanager
+def _csv(place: Place) -> Iterator[csv.CSVStreamingReader]:
+    """Types follow from the first block: a large one sees more of them."""
+    options = csv.ReadOptions(use_threads=False, block_size=_CSV_BYTES)
+    with place.open() as stream, csv.open_csv(stream, options) as batches:
+        yield batches
+
+
+def _count_picture(place: Place) -> tuple[pa.Schema, int]:
+    return _PICTURE, 1
+
+
+def _read_picture(
+    place: Place, start: int, stop: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    yield pa.RecordBatch.from_pylist([{"x": place.read()}], _PICTURE).select(columns)
+
+
 def _mapped(place: Place) -> pa.NativeFile:
     return pa.memory_map(place.path) if place.is_local else place.open()
 
@@ -239,6 +275,8 @@ _FORMATS: Mapping[str, tuple[Counter, Reader]] = {
     "arrow file": (_count_ipc_file, _read_ipc_file),
     "arrow stream": (_count_ipc_stream, _read_ipc_stream),
     "array": (count_array, read_array_rows),
+    "csv": (_count_csv, _read_csv),
+    "picture": (_count_picture, _read_picture),
 }
 _MAGIC: Mapping[bytes, str] = {
     b"PAR1": "parquet",
@@ -248,4 +286,6 @@ _MAGIC: Mapping[bytes, str] = {
     b"PK": "array",  # .npz
     b"\x1f\x8b": "array",  # zipped IDX
     b"\0\0": "array",  # IDX
+    b"\x89PNG": "picture",
+    b"\xff\xd8\xff": "picture",  # JPEG
 }

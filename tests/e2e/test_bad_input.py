@@ -74,13 +74,20 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "folder": ("x", lambda folder: (folder / "x").mkdir(), "no files in x"),
     "wrong magic": (
         "x.bin",
-        write("x.bin", b"\x89PNG\r\n\x1a\n"),
-        "x.bin is no Parquet, Arrow IPC, .npy, .npz or IDX file: it starts with 0x89504e470d0a1a0a",
+        write("x.bin", b"\x89HDF\r\n\x1a\n"),
+        "x.bin is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts with "
+        "0x894844460d0a1a0a",
     ),
     "text": (
+        "x.txt",
+        write("x.txt", b"1,2,3\n"),
+        "x.txt is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts with "
+        "0x312c322c330a",
+    ),
+    "CSV of a line": (
         "x.csv",
         write("x.csv", b"1,2,3\n"),
-        "x.csv is no Parquet, Arrow IPC, .npy, .npz or IDX file: it starts with 0x312c322c330a",
+        "x.csv must hold at least one row, it has none",
     ),
     "truncated gz": (
         "x.gz",

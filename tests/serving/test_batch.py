@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import dataset, parquet
+from PIL import Image
+from pyarrow import csv, dataset, parquet
 
 from serving import batch
 from serving.batch import Limit, parse_limit
@@ -50,6 +51,29 @@ def test_the_output_does_not_depend_on_batches_workers_or_files(
 ) -> None:
     run(engine, batch_data / location, tmp_path / "out", workers=workers, batch_rows=batch_rows)
     assert read(tmp_path / "out").equals(whole)
+
+
+def test_a_folder_of_pictures_gets_the_same_scores(
+    engine: Engine, whole: pa.Table, x: Array, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for index, row in enumerate(x[:20]):
+        Image.fromarray(row).save(tmp_path / "in" / f"{index:02d}.png")
+    run(engine, tmp_path / "in", tmp_path / "out", ids=())
+    found = read(tmp_path / "out")
+    assert found.column("file").to_pylist() == [f"{index:02d}.png" for index in range(20)]
+    assert found.column("elbo").equals(whole.column("elbo").slice(0, 20))
+
+
+def test_a_csv_gets_the_same_scores(
+    engine: Engine, whole: pa.Table, x: Array, tmp_path: Path
+) -> None:
+    pixels = {f"p{index}": x[:20].reshape(20, -1)[:, index] for index in range(30)}
+    csv.write_csv(pa.table({"id": np.arange(20), **pixels}), tmp_path / "x.csv")
+    run(engine, tmp_path / "x.csv", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert found.column("id").to_pylist() == [*range(20)]
+    assert found.column("elbo").equals(whole.column("elbo").slice(0, 20))
 
 
 def test_a_folder_of_parts_says_what_it_is(

@@ -153,7 +153,7 @@ def test_an_npz_that_cannot_be_unpacked_is_refused(tmp_path: Path, offset: int, 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x"])
 def test_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(DataRefused, match=r"cannot read .*Is a directory"):
+    with pytest.raises(DataRefused, match="is a folder: give a file"):
         read_array(tmp_path / name)
 
 

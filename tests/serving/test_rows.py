@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pyarrow import ipc, parquet
 
+from serving import rows as rows_module
 from serving.columns import Layout, read_x
 from serving.errors import DataRefused, UsageRefused
 from serving.rows import Rows
@@ -86,6 +88,46 @@ def test_any_range_of_any_format_is_read(
     np.testing.assert_array_equal(x, X[start:stop])
     ids = [row for batch in batches for row in batch.select(["file", "row"]).to_pylist()]
     assert ids == [{"file": "data", "row": row} for row in range(start, stop)]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (2, 3), (3, 5)], ids=str)
+def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> None:
+    lines = [f"{i},{i / 8},{'low' if i < 3 else 'high'}" for i in range(5)]
+    (tmp_path / "x.csv").write_text("\n".join(["a,b,kind", *lines]))
+    rows = Rows(str(tmp_path / "x.csv"), ["kind"])
+    assert rows.total == 5
+    (batch,) = rows.read(start, stop, ["b", "a"], 100)
+    x, codes = read_x(batch, ["b", "a"], Layout((2,), np.dtype("f4"), unit_range=False))
+    assert x.tolist() == [[i / 8, i] for i in range(start, stop)]
+    assert codes.tolist() == [0] * (stop - start)
+    kinds = batch.column("kind").to_pylist()
+    assert kinds == ["low", "low", "low", "high", "high"][start:stop]
+
+
+def test_a_csv_that_changes_its_mind_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The types are those of the first block."""
+    monkeypatch.setattr(rows_module, "_CSV_BYTES", 64)
+    (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 50 + "1,x\n")
+    with pytest.raises(DataRefused, match=r"cannot read .*x.csv: .*conversion error to int64.*'x'"):
+        Rows(str(tmp_path / "x.csv"))
+
+
+def test_a_folder_of_pictures_is_a_row_each_by_name(tmp_path: Path) -> None:
+    for index, x in enumerate(X[:3]):
+        Image.fromarray(x).save(tmp_path / f"{2 - index}.png")
+    Image.fromarray(X[3]).save(tmp_path / "3.jpg", format="JPEG")
+    rows = Rows(str(tmp_path))
+    batches = list(rows.read(0, 4, ["x"], 100))
+    found = [read_x(batch, ["x"], LAYOUT)[0] for batch in batches]
+    with Image.open(tmp_path / "3.jpg") as lossy:
+        expected = [X[2], X[1], X[0], np.asarray(lossy)]
+    np.testing.assert_array_equal(np.concatenate(found), np.stack(expected))
+    names = [row["file"] for batch in batches for row in batch.select(["file"]).to_pylist()]
+    assert names == ["0.png", "1.png", "2.png", "3.jpg"]
+    (second,) = rows.read(1, 2, ["x"], 100)
+    np.testing.assert_array_equal(read_x(second, ["x"], LAYOUT)[0], X[1:2])
 
 
 def test_ids_are_passed_through_in_place_of_file_and_row(tmp_path: Path) -> None:
