@@ -7,7 +7,7 @@ different seeds are compared on the same held-out rows; so do the draws of binar
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class Dataset:
     train: Split
     valid: Split
     test: Split
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
+    """Of a table with a column for each feature, their names."""
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -64,6 +66,7 @@ class Dataset:
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {
             "source": self.source,
+            **({"columns": list(self.columns)} if self.columns else {}),
             "splits": {
                 name: {"rows": len(split.x), "sha256": split.sha256}
                 for name, split in splits.items()
@@ -85,6 +88,7 @@ def load_dataset(
     Where the source has a test set of its own, `test_fraction` is not used.
     """
     rest, test = read_source(source, columns, label)
+    names = rest.columns
     rest = replace(rest, x=_check_rows(source, rest.x))
     if test is None:
         rest, test = _split(source, rest, test_fraction)
@@ -106,6 +110,7 @@ def load_dataset(
         train=Split(train.x, digest(train.x)),
         valid=Split(valid.x, digest(valid.x)),
         test=Split(test.x, digest(test.x), test.labels),
+        columns=names,
     )
 
 

@@ -33,6 +33,8 @@ class Part:
 
     x: Array
     labels: Array | None = None
+    columns: tuple[str, ...] = ()
+    """Of a table with a column for each feature, their names."""
 
 
 Source = tuple[Part, Part | None]
@@ -64,7 +66,8 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
     read = READERS[kind]
     if path.is_dir() and kind != "idx" and (halves := _find_halves(path)):
-        train, test = (read(half, columns, label)[0] for half in halves)
+        train, _ = read(halves[0], columns, label)
+        test, _ = read(halves[1], columns or train.columns, label)
         return train, test
     return read(path, columns, label)
 

@@ -178,8 +178,10 @@ def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
     if source is None:
         return load_data(checkpoint.config, checkpoint.data).test
     known = checkpoint.data["splits"]["test"]["sha256"]
-    names = ("test_fraction", "columns", "label", "binarize")
-    split = load_rows(source, known, **{name: getattr(data, name) for name in names})
+    names = ("test_fraction", "label", "binarize")
+    columns = data.columns or checkpoint.data.get("columns", ())  # in the order of the training
+    settings = {name: getattr(data, name) for name in names}
+    split = load_rows(source, known, columns=columns, **settings)
     wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
     if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
         raise DataRefused(f"{source} has rows of {found}, the model takes {wanted}")

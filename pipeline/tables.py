@@ -38,7 +38,11 @@ _FIRST_ROWS = 1024
 """Rows among which one must show the size of lists or images whose type does not tell it."""
 
 
-def read_table(path: Path, columns: Sequence[str], label: str) -> tuple[Array, Array | None]:
+Table = tuple[Array, Array | None, tuple[str, ...]]
+"""Rows, labels, and the columns of the features where each has one."""
+
+
+def read_table(path: Path, columns: Sequence[str], label: str) -> Table:
     """Read Parquet or Arrow: columns of numbers, or one of lists, nested lists or images."""
     rows = Rows(str(path), ids=None)
     names = _choose(path, rows.schema, columns, label)
@@ -49,10 +53,11 @@ def read_table(path: Path, columns: Sequence[str], label: str) -> tuple[Array, A
     layout = _find_layout(path, first, names, are_bytes)
     batch_rows = max(1, _BATCH_BYTES // layout.row_bytes)
     batches = rows.read(0, rows.total, wanted, batch_rows)
-    return _gather(path, batches, names, label, layout)
+    numbers = is_number(plain_type(first.schema.field(names[0]).type))
+    return *_gather(path, batches, names, label, layout), tuple(names) if numbers else ()
 
 
-def read_csv(path: Path, columns: Sequence[str], label: str) -> tuple[Array, Array | None]:
+def read_csv(path: Path, columns: Sequence[str], label: str) -> Table:
     """Read a CSV file with a header; what is a number is seen in its first megabyte."""
     with reading(place := locate(str(path))):
         with csv.open_csv(place.path) as stream:
@@ -67,7 +72,7 @@ def read_csv(path: Path, columns: Sequence[str], label: str) -> tuple[Array, Arr
         options = csv.ConvertOptions(column_types=types, include_columns=wanted)
         layout = Layout((len(names),), np.dtype(np.float32), unit_range=False)
         with csv.open_csv(place.path, convert_options=options) as stream:
-            return _gather(path, stream, names, label, layout)
+            return *_gather(path, stream, names, label, layout), tuple(names)
 
 
 def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -> list[str]:

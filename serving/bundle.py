@@ -57,6 +57,11 @@ class Manifest:
     """Least and largest input of every int8 layer."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the features, of a model of a table with a column for each."""
+        return tuple(self.data.get("columns", ()))
+
+    @property
     def unit_range(self) -> bool:
         """Whether `x` must be from 0 to 1."""
         return self.x_dtype == "float32" and self.likelihood.endswith("bernoulli")

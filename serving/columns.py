@@ -47,6 +47,8 @@ class Layout:
     dtype: np.dtype[Any]
     unit_range: bool
     """Floats must be from 0 to 1."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, where the model was trained on a column for each."""
 
     @property
     def size(self) -> int:
@@ -78,7 +80,7 @@ class _Rows:
 def choose_columns(
     schema: pa.Schema, asked: Sequence[str], ids: Sequence[str], layout: Layout
 ) -> tuple[str, ...]:
-    """The columns that hold `x`: those asked for, else `x`, `image`, or all the numbers.
+    """The columns that hold `x`: those asked for, the model's own, `x`, `image`, all the numbers.
 
     Raises:
         UsageRefused: a column is not there, or none can be meant.
@@ -87,10 +89,20 @@ def choose_columns(
     for name in (*asked, *ids):
         if name not in schema.names:
             raise UsageRefused(f"the input has no column {name!r}; it has {list_columns(schema)}")
+    missing = [name for name in layout.columns if name not in schema.names]
     if asked:
         columns = tuple(asked)
+    elif layout.columns and not missing:
+        columns = layout.columns
     elif found := [name for name in _DEFAULTS if name in schema.names]:
         columns = (found[0],)
+    elif missing:
+        more = ", …" if len(layout.columns) > 8 else ""
+        raise UsageRefused(
+            f"the input has no column {missing[0]!r}, which the model learned from: name by --x "
+            f"what stands for {', '.join(layout.columns[:8])}{more}. "
+            f"The input has {list_columns(schema)}"
+        )
     else:
         columns = tuple(item.name for item in schema if is_number(item.type))
         columns = tuple(name for name in columns if name not in ids)

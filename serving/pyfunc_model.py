@@ -57,7 +57,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not 1 <= draws <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {draws}")
         operation = operations[name]
-        feeds = self._feeds(operation, _dense(model_input), draws, seed)
+        feeds = self._feeds(operation, _dense(self._in_order(model_input)), draws, seed)
         return self._run(operation, feeds, _MAX_DECODED // draws if name == "score" else _MAX_BATCH)
 
     def _feeds(self, operation: Any, rows: Any, draws: int, seed: int) -> dict[str, Any]:
@@ -91,6 +91,12 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if unit and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name} must be from 0 to 1 for a bernoulli likelihood")
         return values
+
+    def _in_order(self, rows: Any) -> Any:
+        """The columns of a DataFrame as in training, if they are the model's."""
+        names = self._manifest["data"].get("columns", [])
+        ours = names and {*names} <= {*getattr(rows, "columns", ())}
+        return rows[names] if ours else rows
 
     def _run(self, operation: Any, feeds: dict[str, Any], step: int) -> dict[str, Any]:
         rows, step = len(next(iter(feeds.values()))), min(step, _MAX_BATCH)

@@ -63,7 +63,8 @@ def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
 def layout_of(engine: Engine) -> Layout:
     """What the engine's model takes as a row."""
     manifest = engine.bundle.manifest
-    return Layout(manifest.x_shape, np.dtype(manifest.x_dtype), manifest.unit_range)
+    dtype = np.dtype(manifest.x_dtype)
+    return Layout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
 
 
 class Scorer:

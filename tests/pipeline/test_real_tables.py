@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,15 @@ import pytest
 from pyarrow import parquet
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from pipeline.data import load_dataset
+from pipeline.data import load_dataset, load_rows
 from pipeline.evaluate import score_rows
 from serving.bundle import PARITY
 from serving.engine import Engine
+from serving.errors import UsageRefused
+from serving.pyfunc_model import BundleModel
+from serving.rows import Rows
+from serving.scorer import Scorer, provenance_of
+from serving.source import Source
 from tests.pipeline.conftest import make_bundle, tiny_config, train_checkpoint
 
 
@@ -55,6 +61,7 @@ def test_a_real_table_trains_passes_parity_and_finds_anomalies(
     bundle = make_bundle(tmp_path / "bundle", (train_checkpoint(dataset, config), dataset))
     assert bundle.read_json(PARITY)["verdict"] == "passed"
     assert bundle.manifest.likelihood == "gaussian"
+    assert bundle.manifest.columns == tuple(content.feature_names)
     engine = Engine(bundle)
     planted = np.random.default_rng(0).permuted(held_out, axis=1)
     elbo, planted_elbo = (
@@ -68,6 +75,42 @@ def test_a_real_table_trains_passes_parity_and_finds_anomalies(
         f"planted {np.median(planted_elbo):.3g}"
     )
     assert ranks.min() >= 0.95
+
+
+def test_columns_in_another_order_get_the_same_scores(tmp_path: Path) -> None:
+    """A table is read by the names that the model learned from, wherever they stand."""
+    wine = load_wine()
+    columns = dict(zip(wine.feature_names, wine.data.T, strict=True))
+    turned = dict(reversed(columns.items()))
+    for name, table in (("x", columns), ("turned", {"id": np.arange(len(wine.data)), **turned})):
+        parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    source = str(tmp_path / "x.parquet")
+    dataset = load_dataset(source, valid_fraction=0.1, test_fraction=0.25)
+    trained = train_checkpoint(dataset, tiny_config(dataset, latent_dim=2))
+    bundle = make_bundle(tmp_path / "bundle", (trained, dataset))
+    scores = []
+    for name in ("x", "turned"):
+        rows = Rows(str(tmp_path / f"{name}.parquet"))
+        made_by = provenance_of(Source(bundle), 0, 4)
+        scorer = Scorer(Engine(bundle), made_by, "score", rows.schema, ids=rows.ids)
+        (batch,) = rows.read(0, rows.total, scorer.x, rows.total)
+        scores.append(scorer(batch)[0].column("elbo"))
+    assert scores[0].equals(scores[1])
+    frame = pa.table(turned).to_pandas()
+    model = BundleModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle.path)}))
+    answers = [model.predict(None, part) for part in (frame, frame[list(columns)])]
+    np.testing.assert_array_equal(answers[0]["x_loc"], answers[1]["x_loc"])
+    x = load_rows(
+        str(tmp_path / "turned.parquet"),
+        dataset.test.sha256,
+        test_fraction=0.25,
+        columns=dataset.columns,
+    ).x
+    np.testing.assert_array_equal(x, dataset.test.x)
+    others = pa.schema([field for field in batch.schema if field.name != "ash"])
+    with pytest.raises(UsageRefused, match="the input has no column 'ash', which the"):
+        Scorer(Engine(bundle), made_by, "score", others, ids=rows.ids)
 
 
 def test_an_anomaly_that_no_column_shows_alone_is_found(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_one_file_of_wider_numbers_makes_floats_of_all(tmp_path: Path) -> None:
     )
 
 
+def test_the_test_folder_is_read_by_the_names_of_the_training_columns(tmp_path: Path) -> None:
+    for half, order in (("train", "ab"), ("test", "ba")):
+        (tmp_path / half).mkdir()
+        values = {"a": [1.5, 2.5, 3.5], "b": [10.0, 20.0, 30.0]}
+        table = pa.table({name: values[name] for name in order})
+        parquet.write_table(table, tmp_path / half / "x.parquet")
+    dataset = load_dataset(str(tmp_path), valid_fraction=0.4, test_fraction=0)
+    assert dataset.columns == ("a", "b")
+    assert dataset.describe()["columns"] == ["a", "b"]
+    assert dataset.test.x.tolist() == [[1.5, 10], [2.5, 20], [3.5, 30]]
+
+
 def test_folders_train_and_test_are_splits(tmp_path: Path) -> None:
     write(tmp_path / "train" / "x.parquet", a=NUMBERS["a"], kind=KIND)
     write(tmp_path / "test" / "x.parquet", a=NUMBERS["b"], kind=KIND)

@@ -134,7 +134,7 @@ def test_one_value_outside_the_support_in_any_split_counts(images: Dataset, spli
         for name in ("train", "valid", "test")
     }
     unit[split].x[-1, 0, 0] = 50.0
-    dataset = Dataset("unit", **unit)
+    dataset = Dataset("unit", unit["train"], unit["valid"], unit["test"])
     with pytest.raises(DataRefused, match="got 0 to 50"):
         train(dataset, tiny_config(images, likelihood="bernoulli"))
     assert build_model(dataset, tiny_config(images)).settings.likelihood == "gaussian"

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -301,6 +302,25 @@ def test_the_columns_are_chosen(
     chosen: tuple[str, ...],
 ) -> None:
     assert choose_columns(pa.schema(list(names.items())), asked, ids, BYTES) == chosen
+
+
+NAMED = replace(FLOATS, columns=tuple("abcdef"))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "chosen"),
+    [("ifedcba", "", "abcdef"), ("uvwxyz", "uvwxyz", "uvwxyz"), ("xi", "", "x")],
+    ids=["by name", "asked", "a column x"],
+)
+def test_the_models_own_columns_are_taken_in_its_order(names: str, asked: str, chosen: str) -> None:
+    schema = pa.schema([(name, LIST if names == "xi" else pa.float32()) for name in names])
+    assert choose_columns(schema, tuple(asked), (), NAMED) == tuple(chosen)
+
+
+def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
+    schema = pa.schema([(name, pa.float32()) for name in "abcdeg"])
+    with pytest.raises(UsageRefused, match=r"no column 'f', which .* for a, b, c, d, e, f\. The"):
+        choose_columns(schema, (), (), NAMED)
 
 
 @pytest.mark.parametrize(
