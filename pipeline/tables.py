@@ -26,6 +26,7 @@ from serving.arrow_types import (
     plain_type,
 )
 from serving.columns import REASONS, Layout, plain, read_x
+from serving.csv_rows import check_header, widen
 from serving.errors import DataRefused, UsageRefused
 from serving.formats import read_image_shape
 from serving.rows import Rows, reading
@@ -62,8 +63,8 @@ def read_csv(path: Path, columns: Sequence[str], label: str) -> Table:
     with reading(place := locate(str(path))):
         with csv.open_csv(place.path) as stream:
             seen = stream.schema
-        _check_header(path, seen)
-        schema = pa.schema([(item.name, _csv_type(item.type)) for item in seen])
+        check_header(place, seen)
+        schema = pa.schema([(item.name, widen(item.type)) for item in seen])
         names = _choose(path, schema, columns, label)
         types = {name: schema.field(name).type for name in names}
         if label and not pa.types.is_integer(seen.field(label).type):
@@ -185,24 +186,3 @@ def _as_labels(arrays: Sequence[pa.Array]) -> Array:
         return np.concatenate([array.to_numpy().astype(np.int64) for array in arrays])
     values = (value for array in arrays for value in array.to_pylist())
     return np.array(["missing" if value is None else str(value) for value in values])
-
-
-def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """Numbers are floats, whatever the first rows look like; so is a column that starts empty."""
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
-        return pa.float64()
-    return kind
-
-
-def _check_header(path: Path, schema: pa.Schema) -> None:
-    """Refuse a first line of numbers, which would be lost."""
-    if all(_is_float(name) for name in schema.names):
-        shown = ", ".join(schema.names[:8])
-        raise DataRefused(f"the first line of {path} must name the columns, got {shown}")
-
-
-def _is_float(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

@@ -95,7 +95,7 @@ class Batcher:
         self.queued = 0
         """Rows times draws that wait."""
         self.full = False
-        """Whether a request was refused, and nothing has left the queue since."""
+        """Whether one was refused with little room left, and nothing has left the queue since."""
         self.running = False
         """Whether a long run is under way, in the thread."""
         self._scheduled = False
@@ -110,7 +110,7 @@ class Batcher:
         """
         cost = rows * draws
         if self.queued and self.queued + cost > self._max_rows:
-            self.full = True
+            self.full = self._max_rows - self.queued <= self._max_rows // 4
             raise Overloaded(
                 f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
             )

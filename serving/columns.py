@@ -94,8 +94,8 @@ def choose_columns(
         columns = tuple(asked)
     elif layout.columns and not missing:
         columns = layout.columns
-    elif found := [name for name in _DEFAULTS if name in schema.names]:
-        columns = (found[0],)
+    elif found := _find_default(schema, layout):
+        columns = (found,)
     elif missing:
         more = ", …" if len(layout.columns) > 8 else ""
         raise UsageRefused(
@@ -113,6 +113,14 @@ def choose_columns(
             )
     _check_types(schema, columns, layout)
     return columns
+
+
+def _find_default(schema: pa.Schema, layout: Layout) -> str | None:
+    """A column that holds rows by its name; one number is no row of a model of named columns."""
+    for name in _DEFAULTS:
+        if name in schema.names and not (layout.columns and is_number(schema.field(name).type)):
+            return name
+    return None
 
 
 def read_x(

@@ -93,10 +93,14 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return values
 
     def _in_order(self, rows: Any) -> Any:
-        """The columns of a DataFrame as in training, if they are the model's."""
+        """The columns of a DataFrame as in training; one without any of their names is as it is."""
         names = self._manifest["data"].get("columns", [])
-        ours = names and {*names} <= {*getattr(rows, "columns", ())}
-        return rows[names] if ours else rows
+        missing = [name for name in names if name not in getattr(rows, "columns", ())]
+        if len(missing) == len(names):
+            return rows
+        if missing:
+            raise ValueError(f"the model learned from a column {missing[0]!r}: the input has none")
+        return rows[names]
 
     def _run(self, operation: Any, feeds: dict[str, Any], step: int) -> dict[str, Any]:
         rows, step = len(next(iter(feeds.values()))), min(step, _MAX_BATCH)

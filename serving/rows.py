@@ -10,12 +10,14 @@ Raises `DataRefused` where a file cannot be read.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, dataset, ipc, parquet
+from pyarrow import dataset, ipc, parquet
 
+from serving import csv_rows
 from serving.arrays import count_array, read_array_rows
 from serving.errors import DataRefused, UsageRefused, VaeError
 from serving.formats import READ_ERRORS
@@ -25,7 +27,6 @@ from serving.where import Where, parse_where
 FILE, ROW = "file", "row"
 """Default ids: the file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
-_CSV_BYTES = 1 << 24
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Counter = Callable[[Place], tuple[pa.Schema, int]]
@@ -40,9 +41,9 @@ class InputFile:
     place: Place
     size: int
     mtime_ns: int | None
-    kind: str
     schema: pa.Schema
     rows: int
+    read: Reader
 
 
 class Rows:
@@ -60,7 +61,8 @@ class Rows:
 
     def __init__(self, location: str, ids: Sequence[str] | None = (), where: str = "") -> None:
         self.location = location
-        self.files = [_open(name, place, info) for name, place, info in find_files(location)]
+        found = find_files(location)
+        self.files = [_open(name, place, info, ids or ()) for name, place, info in found]
         self.total = sum(file.rows for file in self.files)
         if not self.total:
             raise DataRefused(f"{location} must hold at least one row, it has none")
@@ -84,7 +86,7 @@ class Rows:
             if missing := [name for name in names if name not in file.schema.names]:
                 raise DataRefused(f"{file.place} has no column {missing[0]!r}")
             row = low
-            batches = _FORMATS[file.kind][1](file.place, low, high, names, batch_rows)
+            batches = file.read(file.place, low, high, names, batch_rows)
             for batch in _reading_all(file.place, batches):
                 rows = batch.num_rows
                 if self._numbered:
@@ -108,20 +110,24 @@ class Rows:
             first += file.rows
 
 
-def _open(name: str, place: Place, info: Any) -> InputFile:
+def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
+    read: Reader
     with reading(place):
+        if place.path.lower().endswith(".csv"):
+            schema, rows = _count_csv(place, ids)
+            read = partial(_read_csv, schema)
+            return InputFile(name, place, info.size, info.mtime_ns, schema, rows, read)
         with place.open() as stream:
             head = bytes(stream.read(8))
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-        if kind is None and place.path.endswith(".csv"):
-            kind = "csv"
         if kind is None:
             raise DataRefused(
                 f"{place} is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
                 f"it starts with 0x{head.hex()}"
             )
-        schema, rows = _FORMATS[kind][0](place)
-    return InputFile(name, place, info.size, info.mtime_ns, kind, schema, rows)
+        count, read = _FORMATS[kind]
+        schema, rows = count(place)
+    return InputFile(name, place, info.size, info.mtime_ns, schema, rows, read)
 
 
 @contextlib.contextmanager
@@ -215,25 +221,23 @@ def _read_ipc_stream(
         yield from _cut(_slices(batches, batch_rows), start, stop, columns)
 
 
-def _count_csv(place: Place) -> tuple[pa.Schema, int]:
+def _count_csv(place: Place, ids: Sequence[str]) -> tuple[pa.Schema, int]:
     """Reads all of it: a value that is not of its column's type shows before the work."""
-    with _csv(place) as batches:
-        return batches.schema, sum(batch.num_rows for batch in batches)
+    schema = csv_rows.read_schema(place, ids)
+    with csv_rows.open_rows(place, schema) as batches:
+        return schema, sum(batch.num_rows for batch in batches)
 
 
 def _read_csv(
-    place: Place, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    schema: pa.Schema,
+    place: Place,
+    start: int,
+    stop: int,
+    columns: Sequence[str],
+    batch_rows: int,
 ) -> Iterator[pa.RecordBatch]:
-    with _csv(place) as batches:
+    with csv_rows.open_rows(place, schema) as batches:
         yield from _cut(_slices(batches, batch_rows), start, stop, columns)
-
-
-@contextlib.contextmanager
-def _csv(place: Place) -> Iterator[csv.CSVStreamingReader]:
-    """Types follow from the first block: a large one sees more of them."""
-    options = csv.ReadOptions(use_threads=False, block_size=_CSV_BYTES)
-    with place.open() as stream, csv.open_csv(stream, options) as batches:
-        yield batches
 
 
 def _count_picture(place: Place) -> tuple[pa.Schema, int]:
@@ -275,7 +279,6 @@ _FORMATS: Mapping[str, tuple[Counter, Reader]] = {
     "arrow file": (_count_ipc_file, _read_ipc_file),
     "arrow stream": (_count_ipc_stream, _read_ipc_stream),
     "array": (count_array, read_array_rows),
-    "csv": (_count_csv, _read_csv),
     "picture": (_count_picture, _read_picture),
 }
 _MAGIC: Mapping[bytes, str] = {

@@ -190,16 +190,16 @@ def _render_rows(rows: Sequence[ShownRow], job: Mapping[str, Any]) -> str:
     if any(row.x is None for row in rows):
         words = "<p>Some rows are not shown: the input holds others in their place by now.</p>"
     if values is not None and is_picture(values.shape):
-        figures = "".join(_render_picture(row) for row in rows)
+        unit = byte_unit(np.stack([row.x for row in rows if row.x is not None]))
+        figures = "".join(_render_picture(row, unit) for row in rows)
         hint = '<p class="mild">Each row, and its reconstruction beside it.</p>'
         return f'{words}{hint}<div class="rows">{figures}</div>'
     return words + _render_features(rows, job["x"])
 
 
-def _render_picture(shown: ShownRow) -> str:
+def _render_picture(shown: ShownRow, unit: float) -> str:
     row, pictures = shown.row, ""
     if shown.x is not None and shown.x_loc is not None:
-        unit = byte_unit(shown.x)
         pictures = "".join(
             f'<img alt="{words}" src="data:image/png;base64,{_png(values * unit)}">'
             for words, values in (("row", shown.x), ("reconstruction", shown.x_loc))

@@ -75,7 +75,7 @@ class Scorer:
         provenance: names what made the results, and gives the seed and the draws a row.
         operation: `score`, `encode` or `reconstruct`.
         schema: of the input.
-        x: columns that hold `x`; empty for `x`, `image` or all the numbers.
+        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
         ids: columns that are passed through.
 
     Raises:

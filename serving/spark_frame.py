@@ -45,7 +45,7 @@ def score_frame(
         frame: holds `x` in the layouts of `serving.columns`.
         model: a bundle folder on the driver, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         operation: `score`, `encode` or `reconstruct`.
-        x: columns that hold `x`; empty for `x`, `image` or all the numbers.
+        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
         ids: columns that are passed through; empty for all but those of `x`.
         num_samples: noise draws a row.
         seed: of the noise.

@@ -17,6 +17,7 @@ ARROW = {
     "batch.py",
     "batch_cli.py",  # where it says that it is missing
     "columns.py",
+    "csv_rows.py",
     "findings.py",
     "formats.py",
     "output.py",

@@ -12,8 +12,9 @@ import pytest
 from pyarrow import parquet
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from pipeline.data import load_dataset, load_rows
+from pipeline.data import load_dataset
 from pipeline.evaluate import score_rows
+from pipeline.stages import rows_to_evaluate
 from serving.bundle import PARITY
 from serving.engine import Engine
 from serving.errors import UsageRefused
@@ -101,13 +102,10 @@ def test_columns_in_another_order_get_the_same_scores(tmp_path: Path) -> None:
     model.load_context(SimpleNamespace(artifacts={"bundle": str(bundle.path)}))
     answers = [model.predict(None, part) for part in (frame, frame[list(columns)])]
     np.testing.assert_array_equal(answers[0]["x_loc"], answers[1]["x_loc"])
-    x = load_rows(
-        str(tmp_path / "turned.parquet"),
-        dataset.test.sha256,
-        test_fraction=0.25,
-        columns=dataset.columns,
-    ).x
+    x = rows_to_evaluate(trained, str(tmp_path / "turned.parquet")).x
     np.testing.assert_array_equal(x, dataset.test.x)
+    with pytest.raises(ValueError, match="learned from a column 'ash': the input"):
+        model.predict(None, frame.rename(columns={"ash": "cash"}))
     others = pa.schema([field for field in batch.schema if field.name != "ash"])
     with pytest.raises(UsageRefused, match="the input has no column 'ash', which the"):
         Scorer(Engine(bundle), made_by, "score", others, ids=rows.ids)

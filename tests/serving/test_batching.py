@@ -308,21 +308,23 @@ def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
     run(test())
 
 
-def test_it_is_full_from_a_refusal_until_something_leaves_the_queue(
+def test_it_is_full_from_a_refusal_with_little_room_until_something_leaves_the_queue(
     make: Make, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make(THREADED, max_rows=3)
+        batcher = make(THREADED, max_rows=8)
         recorder.go.clear()
-        first = batcher.submit("encode", rows(1), 1, 1, FAR)
+        futures = [batcher.submit("encode", rows(1), 1, 1, FAR)]
         await began(recorder)
-        waiting = batcher.submit("encode", rows(2, 3), 2, 1, FAR)
-        assert not batcher.full
-        with pytest.raises(Overloaded, match="2 rows wait, at most 3 may"):
-            batcher.submit("encode", rows(4, 5), 2, 1, FAR)
-        assert batcher.full
+        for queued, cost, full in ((3, 6, False), (7, 2, True)):
+            added = queued - batcher.queued
+            futures.append(batcher.submit("encode", rows(*range(added)), added, 1, FAR))
+            assert not batcher.full
+            with pytest.raises(Overloaded, match=f"{queued} rows wait, at most 8 may"):
+                batcher.submit("encode", rows(*range(cost)), cost, 1, FAR)
+            assert batcher.full == full
         recorder.go.set()
-        await asyncio.gather(first, waiting)
+        await asyncio.gather(*futures)
         assert not batcher.full
 
     run(test())

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import ipc, parquet
 
-from serving import rows as rows_module
 from serving.columns import Layout, read_x
 from serving.errors import DataRefused, UsageRefused
 from serving.rows import Rows
@@ -104,13 +103,32 @@ def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> No
     assert kinds == ["low", "low", "low", "high", "high"][start:stop]
 
 
-def test_a_csv_that_changes_its_mind_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The types are those of the first block."""
-    monkeypatch.setattr(rows_module, "_CSV_BYTES", 64)
-    (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 50 + "1,x\n")
-    with pytest.raises(DataRefused, match=r"cannot read .*x.csv: .*conversion error to int64.*'x'"):
+def test_numbers_of_a_csv_are_floats_however_they_begin(tmp_path: Path) -> None:
+    """The types are those of the first megabyte, where `a` is whole and `b` is empty."""
+    (tmp_path / "x.CSV").write_text("id,a,b\n" + "007,1,\n" * 200_000 + "8,1.5,2\n")
+    rows = Rows(str(tmp_path / "x.CSV"), ["id"])
+    last = list(rows.read(199_999, 200_001, ["a", "b"], 100))
+    found = [row for batch in last for row in batch.to_pylist()]
+    assert found == [{"a": 1.0, "b": None, "id": "007"}, {"a": 1.5, "b": 2.0, "id": "8"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2\n3,4\n", "the first line of .* must name the columns, got 1, 2"),
+        ("a,b,a\n1,2,3\n", "columns of the same name: a"),
+    ],
+    ids=["no header", "twice"],
+)
+def test_a_csv_without_names_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataRefused, match=message):
+        Rows(str(tmp_path / "x.csv"))
+
+
+def test_a_value_of_another_type_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 400_000 + "1,x\n")
+    with pytest.raises(DataRefused, match=r"cannot read .*x.csv: .*conversion error.*'x'"):
         Rows(str(tmp_path / "x.csv"))
 
 
