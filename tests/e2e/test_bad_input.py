@@ -84,9 +84,14 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "x.txt is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts with "
         "0x312c322c330a",
     ),
-    "CSV of a line": (
+    "CSV without names": (
         "x.csv",
-        write("x.csv", b"1,2,3\n"),
+        write("x.csv", b"1,2,3\n4,5,6\n"),
+        "the first line of x.csv must name the columns, got 1, 2, 3",
+    ),
+    "CSV of a header": (
+        "x.csv",
+        write("x.csv", b"a,b,c\n"),
         "x.csv must hold at least one row, it has none",
     ),
     "truncated gz": (
