@@ -26,7 +26,7 @@ from serving.arrow_types import (
     plain_type,
 )
 from serving.columns import REASONS, Layout, plain, read_x
-from serving.csv_rows import check_header, widen
+from serving.csv_rows import check_header, open_rows, widen
 from serving.errors import DataRefused, UsageRefused
 from serving.formats import read_image_shape
 from serving.rows import Rows, reading
@@ -66,13 +66,12 @@ def read_csv(path: Path, columns: Sequence[str], label: str) -> Table:
         check_header(place, seen)
         schema = pa.schema([(item.name, widen(item.type)) for item in seen])
         names = _choose(path, schema, columns, label)
-        types = {name: schema.field(name).type for name in names}
-        if label and not pa.types.is_integer(seen.field(label).type):
-            types[label] = pa.string()
-        wanted = [*names, label] if label else names
-        options = csv.ConvertOptions(column_types=types, include_columns=wanted)
+        fields = [schema.field(name) for name in names]
+        if label:
+            kind = seen.field(label).type
+            fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = Layout((len(names),), np.dtype(np.float32), unit_range=False)
-        with csv.open_csv(place.path, convert_options=options) as stream:
+        with open_rows(place, pa.schema(fields)) as stream:
             return *_gather(path, stream, names, label, layout), tuple(names)
 
 
