@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli import device_option, engine_device, model_option, seed_option
+from serving.cli import (
+    device_option,
+    engine_device,
+    model_option,
+    require_pyarrow,
+    seed_option,
+    x_option,
+)
 from serving.command import CONTEXT, Command, finish, say
 from serving.errors import UsageRefused
 from serving.threads import available_cores
@@ -40,7 +47,7 @@ _BAR_S = 0.2
     show_default=True,
     help="What to compute",
 )
-@click.option("--x", multiple=True, help="Column of x; several where each holds one number")
+@x_option
 @click.option("--id", "ids", multiple=True, help="Column that is passed through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @click.option(
@@ -108,10 +115,7 @@ def score(**settings: Any) -> None:
 
     Example: vae score images.parquet scores/ --model models:/vae@champion
     """
-    try:
-        import pyarrow  # noqa: F401  said at once, before the model is fetched
-    except ImportError as err:
-        raise UsageRefused("vae score needs pyarrow: pip install 'vae-pipeline[files]'") from err
+    require_pyarrow("vae score")
     finish(_score(**settings))
 
 

@@ -3,6 +3,7 @@
 Imports that take time stand inside the commands.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.command import CONTEXT, Command, finish, say
-from serving.errors import DataRefused, DeviceUnavailable
+from serving.errors import DeviceUnavailable, UsageRefused
 from serving.threads import available_cores
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ threads_option = click.option(
     show_default="available cores",
     help="Threads to compute with on the CPU",
 )
+x_option = click.option(
+    "--x", multiple=True, help="Column of x; several where each holds one number"
+)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
 )
@@ -53,45 +57,51 @@ seed_option = click.option(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("input")
 @model_option
+@x_option
 @out_option
 @device_option
 @threads_option
-def reconstruct(data: Path, reference: str, out: Path, device: str, threads: int) -> None:
-    """Encode the rows of DATA (.npy, .npz or IDX) and decode their posterior means.
+def reconstruct(
+    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
+) -> None:
+    """Encode the rows of INPUT and decode their posterior means.
 
-    The file holds the rows (.npy, .parquet), or pictures of originals and reconstructions
-    in turn (.png).
+    INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet),
+    or pictures of originals and reconstructions in turn (.png).
 
     Example: vae reconstruct images.npy --out reconstructions.npy
     """
     import numpy as np
 
-    from serving.formats import check_target, write_array
+    require_pyarrow("vae reconstruct")
+    from serving.formats import check_target, write_array, write_grid
+    from serving.rows import Rows
+    from serving.scorer import layout_of, read_layout
 
     check_target(out, (".png", ".npy", ".parquet"))
-    x = read_rows(data)
+    rows = Rows(input, ids=None)
     source, engine = open_engine(reference, device, threads)
+    originals = read_layout(rows, x, layout_of(engine))
     started = time.perf_counter()
-    x_loc = engine.reconstruct(x)
+    x_loc = engine.reconstruct(originals)
     seconds = time.perf_counter() - started
     if out.suffix == ".png":
-        pairs = np.stack([x.astype(np.float32), x_loc], axis=1).reshape(-1, *x_loc.shape[1:])
-        write_array(out, as_picture(source, pairs))
+        pairs = np.stack([originals.astype(np.float32), x_loc], axis=1)
+        images = as_picture(source, pairs.reshape(-1, *x_loc.shape[1:]))
+        write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))
     else:
         write_array(out, x_loc)
-    finish_rows(out, len(x), seconds, source)
+    finish_rows(out, len(x_loc), seconds, source)
 
 
-def read_rows(path: Path) -> "NDArray[Any]":
-    """Read the rows of a file; refuse a file that holds none."""
-    from serving.formats import read_array
-
-    x = read_array(path)
-    if x.ndim == 0 or len(x) == 0:
-        raise DataRefused(f"{path} must hold at least one row, got {x.shape}")
-    return x
+def require_pyarrow(what: str) -> None:
+    """Say what is missing at once, before a model is fetched."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as err:
+        raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
 
 
 def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":

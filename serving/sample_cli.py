@@ -18,6 +18,7 @@ from serving.cli import (
     finish_rows,
     model_option,
     open_engine,
+    require_pyarrow,
     seed_option,
     threads_option,
 )
@@ -88,10 +89,7 @@ def _fill_folder(
     reference: str, count: int, seed: int, out: str, workers: int, device: str, overwrite: bool
 ) -> dict[str, Any]:
     """Draw in threads over one set of sessions, a part after the other."""
-    try:
-        import pyarrow  # noqa: F401  said at once, before the model is fetched
-    except ImportError as err:
-        raise UsageRefused("Parquet needs pyarrow: pip install 'vae-pipeline[files]'") from err
+    require_pyarrow("Parquet")
     from serving.batch import run_job
     from serving.engine import Engine
     from serving.output import open_output

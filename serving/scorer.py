@@ -19,6 +19,7 @@ from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.noise import check_seed
 from serving.operations import Tensor
+from serving.rows import Rows
 from serving.source import Source
 
 Array = NDArray[Any]
@@ -27,6 +28,7 @@ ScorerOperation = Literal["encode", "reconstruct", "score"]
 PIECE = 256
 """Rows times noise draws in one run of a graph: what stays in the cache of one core."""
 MAX_SAMPLES = 4096
+_BATCH_ROWS = 4096
 
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -65,6 +67,26 @@ def layout_of(engine: Engine) -> Layout:
     manifest = engine.bundle.manifest
     dtype = np.dtype(manifest.x_dtype)
     return Layout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
+
+
+def read_layout(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
+    """All rows as what a model takes, (rows, *x_shape).
+
+    Raises:
+        UsageRefused: the columns `x` are not there, or none can be meant.
+        DataRefused: a row cannot be used.
+    """
+    columns = choose_columns(rows.schema, x, (), layout)
+    batches = rows.read(0, rows.total, columns, _BATCH_ROWS)
+    arrays, codes = zip(*(read_x(batch, columns, layout) for batch in batches), strict=True)
+    every = np.concatenate(codes)
+    bad = np.flatnonzero(every)
+    if len(bad):
+        raise DataRefused(
+            f"{rows.location}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
+            f"{rows.total} rows cannot be used: vae score --on-error quarantine sets them aside"
+        )
+    return np.concatenate(arrays)
 
 
 class Scorer:

@@ -15,14 +15,13 @@ ARROW = {
     "arrays.py",
     "arrow_types.py",
     "batch.py",
-    "batch_cli.py",  # where it says that it is missing
+    "cli.py",  # where it says that it is missing
     "columns.py",
     "csv_rows.py",
     "findings.py",
     "formats.py",
     "output.py",
     "rows.py",
-    "sample_cli.py",  # so does it
     "sampler.py",
     "scorer.py",
     "spark.py",

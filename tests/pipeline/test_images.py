@@ -210,7 +210,7 @@ def test_samples_and_reconstructions_are_written_in_colour(
     vae("reconstruct", tmp_path / "x.npy", "--model", coloured.path, "--out", pairs)
     np.testing.assert_array_equal(read(grid), tile(engine.sample(5, 7)))
     turns = np.stack([x, engine.reconstruct(x)], axis=1).reshape(-1, *x.shape[1:])
-    np.testing.assert_array_equal(read(pairs), tile(turns))
+    np.testing.assert_array_equal(read(pairs), tile(turns, 4))
 
 
 def test_a_report_on_scores_shows_rows_in_colour(
