@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -697,80 +697,92 @@ class Visit:
         self.status = status
 
 
-def test_a_client_that_leaves_is_counted_and_not_computed(engine: Engine, tmp_path: Path) -> None:
-    began, go, computed = threading.Event(), threading.Event(), list[int]()
+class Stalled:
+    """A server without a socket, whose first run waits until it may go on."""
 
-    def compute(name: str, arrays: Arrays) -> Arrays:
-        began.set()
-        assert go.wait(20)
-        computed.append(len(arrays["z"]))
-        return engine.compute(name, arrays)
+    def __init__(self, engine: Engine, folder: Path, executor: Executor, max_rows: int) -> None:
+        self.engine = engine
+        self.began, self.go, self.computed = threading.Event(), threading.Event(), list[int]()
+        self.board = Board(folder / "board", 2, 1)
+        self.service = Service(self.board, max_requests=9, max_rows=max_rows, timeout_s=30)
+        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.board)
+        self.service.serve(Served(engine, self.batcher, "bundle", "1"))
+        self.rest = RestServer(self.service, ROUTES, Access(), Limits(), Tracer())
 
-    async def run(executor: ThreadPoolExecutor) -> None:
-        board = Board(tmp_path / "board", 2, 1)
-        service = Service(board, max_requests=9, max_rows=100, timeout_s=30)
-        batcher = Batcher(compute, {}, executor, 100, board)
-        service.serve(Served(engine, batcher, "bundle", "1"))
-        rest = RestServer(service, ROUTES, Access(), Limits(), Tracer())
-        visits = [Visit(body_of({"z": np.zeros((n, 3), np.float32)})[0]) for n in (1, 7, 2)]
-        tasks = []
-        for visit, queued in zip(visits, (0, 7, 9), strict=True):
-            tasks.append(asyncio.ensure_future(rest.__rsgi__(visit.scope, visit)))
-            while not (began.is_set() and batcher.queued == queued):
-                await asyncio.sleep(0)
-        visits[1].left.set()
-        await tasks[1]
-        assert board.total("requests", "decode", "rest", 499) == 1
-        go.set()
-        await asyncio.gather(*tasks)
-        assert [visits[0].status, visits[2].status] == [200, 200]
-        assert computed == [1, 2]
-        assert (batcher.queued, service.admission.under_way, rest.held) == (0, 0, 0)
+    def compute(self, name: str, arrays: Arrays) -> Arrays:
+        self.began.set()
+        assert self.go.wait(20)
+        self.computed.append(len(arrays["z"]))
+        return self.engine.compute(name, arrays)
 
+    async def come(self, visit: Visit, queued: int) -> "asyncio.Task[None]":
+        """A request comes; the queue has so many rows then."""
+        task = asyncio.ensure_future(self.answer(visit))
+        while not (self.began.is_set() and self.batcher.queued == queued):
+            await asyncio.sleep(0)
+        return task
+
+    async def answer(self, visit: Visit) -> None:
+        await self.rest.__rsgi__(visit.scope, visit)
+
+
+@pytest.fixture
+def stalled(engine: Engine, tmp_path: Path) -> Iterator[Callable[[int], Stalled]]:
+    """Make one of a number of rows that may wait."""
+    made: list[Stalled] = []
     with ThreadPoolExecutor(1) as executor:
-        try:
-            asyncio.run(asyncio.wait_for(run(executor), 20))
-        finally:
-            go.set()
+
+        def make(max_rows: int) -> Stalled:
+            made.append(Stalled(engine, tmp_path, executor, max_rows))
+            return made[-1]
+
+        yield make
+        for server in made:
+            server.go.set()
 
 
-def test_a_full_queue_refuses_without_a_look_at_the_body(engine: Engine, tmp_path: Path) -> None:
-    """The first refusal says how much waits; those that follow cost next to nothing."""
-    began, go = threading.Event(), threading.Event()
+def decoding(rows: int) -> Visit:
+    return Visit(body_of({"z": np.zeros((rows, 3), np.float32)})[0])
 
-    def compute(name: str, arrays: Arrays) -> Arrays:
-        began.set()
-        assert go.wait(20)
-        return engine.compute(name, arrays)
 
-    async def run(executor: ThreadPoolExecutor) -> None:
-        board = Board(tmp_path / "board", 2, 1)
-        service = Service(board, max_requests=9, max_rows=4, timeout_s=30)
-        batcher = Batcher(compute, {}, executor, 4, board)
-        service.serve(Served(engine, batcher, "bundle", "1"))
-        rest = RestServer(service, ROUTES, Access(), Limits(), Tracer())
-        body = body_of({"z": np.zeros((3, 3), np.float32)})[0]
-        running, queued, first, second, later = (Visit(body) for _ in range(5))
-        tasks = [asyncio.ensure_future(rest.__rsgi__(running.scope, running))]
-        while not began.is_set():
-            await asyncio.sleep(0)
-        tasks.append(asyncio.ensure_future(rest.__rsgi__(queued.scope, queued)))
-        while not batcher.queued:
-            await asyncio.sleep(0)
-        for visit in (first, second):
-            await rest.__rsgi__(visit.scope, visit)
-        assert [(visit.status, visit.reads) for visit in (first, second)] == [(429, 1), (429, 0)]
-        assert board.total("requests", "decode", "rest", 429) == 2
-        go.set()
+def test_a_client_that_leaves_is_counted_and_not_computed(
+    stalled: Callable[[int], Stalled],
+) -> None:
+    async def run(server: Stalled) -> None:
+        first, second, third = (decoding(rows) for rows in (1, 7, 2))
+        tasks = [await server.come(first, 0), await server.come(second, 7)]
+        tasks.append(await server.come(third, 9))
+        second.left.set()
+        await tasks[1]
+        assert server.board.total("requests", "decode", "rest", 499) == 1
+        server.go.set()
         await asyncio.gather(*tasks)
-        await rest.__rsgi__(later.scope, later)
+        assert [first.status, third.status] == [200, 200]
+        assert server.computed == [1, 2]
+        counts = server.batcher.queued, server.service.admission.under_way, server.rest.held
+        assert counts == (0, 0, 0)
+
+    asyncio.run(asyncio.wait_for(run(stalled(100)), 20))
+
+
+def test_a_full_queue_refuses_without_a_look_at_the_body(
+    stalled: Callable[[int], Stalled],
+) -> None:
+    """The first refusal says how much waits; those that follow cost next to nothing."""
+
+    async def run(server: Stalled) -> None:
+        running, queued, first, second, later = (decoding(3) for _ in range(5))
+        tasks = [await server.come(running, 0), await server.come(queued, 3)]
+        for visit in (first, second):
+            await server.answer(visit)
+        assert [(visit.status, visit.reads) for visit in (first, second)] == [(429, 1), (429, 0)]
+        assert server.board.total("requests", "decode", "rest", 429) == 2
+        server.go.set()
+        await asyncio.gather(*tasks)
+        await server.answer(later)
         assert [visit.status for visit in (running, queued, later)] == [200, 200, 200]
 
-    with ThreadPoolExecutor(1) as executor:
-        try:
-            asyncio.run(asyncio.wait_for(run(executor), 20))
-        finally:
-            go.set()
+    asyncio.run(asyncio.wait_for(run(stalled(4)), 20))
 
 
 @pytest.mark.parametrize("verb", ["load", "unload"])

@@ -30,13 +30,13 @@ from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.openloop import ask, offer
 from tests.benchmarks.serve.servers import Server, running
 from tests.benchmarks.serve.wires import (
-    GRPC_PATH,
     HEADER_LENGTH,
     V2_BINARY,
     V2_GRPC,
     V2_JSON,
     Request,
     Wire,
+    grpc_request,
 )
 
 FACTOR = 10
@@ -158,9 +158,7 @@ def score_request(wire: Wire, x: Array, draws: int) -> Request:
         message = pb.ModelInferRequest(model_name="score", raw_input_contents=[x.tobytes()])
         message.parameters["num_samples"].int64_param = draws
         message.inputs.add(name="x", datatype="UINT8", shape=x.shape)
-        content = message.SerializeToString()
-        headers = {"content-type": "application/grpc", "te": "trailers"}
-        return Request(GRPC_PATH, b"\0" + len(content).to_bytes(4, "big") + content, headers)
+        return grpc_request(message.SerializeToString())
     path = "/v2/models/score/infer"
     if wire is V2_JSON:
         data = x.ravel().tolist()

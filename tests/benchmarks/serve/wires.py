@@ -76,11 +76,16 @@ def _decode_binary(headers: Mapping[str, str], body: bytes) -> Array:
 
 
 def _encode_grpc(x: Array) -> Request:
-    """A ModelInferRequest with its frame's five bytes; written out, to need no generated code."""
+    """A ModelInferRequest; written out, to need no generated code."""
     shape = b"".join(_varint(size) for size in x.shape)
     tensor = _bytes_field(1, b"x") + _bytes_field(2, b"UINT8") + _bytes_field(3, shape)
     message = _bytes_field(1, MODEL.encode()) + _bytes_field(5, tensor)
     message += _bytes_field(7, x.tobytes())
+    return grpc_request(message)
+
+
+def grpc_request(message: bytes) -> Request:
+    """A ModelInferRequest as a call of its own."""
     headers = {"content-type": "application/grpc", "te": "trailers"}
     return Request(GRPC_PATH, b"\0" + len(message).to_bytes(4, "big") + message, headers)
 
