@@ -1,6 +1,8 @@
 """The commands that put a model to work for others: `vae serve` and `vae deploy`."""
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,10 @@ from serving.command import CONTEXT, Command, finish, say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
+    from serving.access import Access
     from serving.deploy import Target
     from serving.source import Source
+    from serving.worker import Settings
 
 _MIB = 2**20
 
@@ -125,10 +129,8 @@ def serve(**options: Any) -> None:
     Example: vae serve --model models:/vae@champion --port 8080
     """
     from serving.access import Access
-    from serving.rest_server import Limits
-    from serving.server import free_port, resolve_host, run_server, runtime_folder
+    from serving.server import resolve_host, run_server, runtime_folder
     from serving.tracing import open_tracer
-    from serving.worker import Settings
 
     host = resolve_host(options["host"])
     if options["port"] and options["port"] == options["grpc_port"]:
@@ -144,46 +146,63 @@ def serve(**options: Any) -> None:
             "set VAE_API_KEY to ask for a key"
         )
     open_tracer().close()  # refuses here, not in each worker, what is not installed
-    body_bytes = options["max_body_mb"] * _MIB
     with runtime_folder() as folder:
-        settings = Settings(
-            folder=Path(folder),
-            parent=os.getpid(),
-            host=host,
-            port=free_port(host, options["port"], "--port"),
-            grpc_port=free_port(host, options["grpc_port"], "--grpc-port"),
-            workers=options["workers"],
-            device=engine_device(options["device"]),
-            threads=options["threads"],
-            max_requests=options["max_requests"],
-            max_queue=options["max_queue"],
-            max_connections=options["max_connections"],
-            timeout_s=options["timeout_s"],
-            drain_s=options["drain_s"],
-            limits=Limits(
-                body_bytes=body_bytes,
-                total_bytes=16 * body_bytes,
-                body_s=options["timeout_s"],
-            ),
-            access=access,
-            tls=tls,
-            log_format=options["log_format"],
-            access_log=options["access_log"],
+        settings = _settings(Path(folder), host, access, tls, options)
+        run_server(
+            options["reference"],
+            settings,
+            poll_s=options["poll_s"],
+            started=partial(_say_started, settings),
         )
 
-        def started(source: "Source") -> None:
-            scheme = "https" if tls else "http"
-            name = f"[{host}]" if ":" in host else host
-            finish(
-                {
-                    "rest": f"{scheme}://{name}:{settings.port}",
-                    "grpc": f"{name}:{settings.grpc_port}",
-                    "version": source.version or source.bundle.manifest.digest[:12],
-                    "digest": source.bundle.manifest.digest,
-                }
-            )
 
-        run_server(options["reference"], settings, poll_s=options["poll_s"], started=started)
+def _settings(
+    folder: Path,
+    host: str,
+    access: "Access",
+    tls: tuple[Path, Path] | None,
+    options: Mapping[str, Any],
+) -> "Settings":
+    """What the workers are told."""
+    from serving.rest_server import Limits
+    from serving.server import free_port
+    from serving.worker import Settings
+
+    body_bytes = options["max_body_mb"] * _MIB
+    limits = Limits(body_bytes=body_bytes, total_bytes=16 * body_bytes, body_s=options["timeout_s"])
+    return Settings(
+        folder=folder,
+        parent=os.getpid(),
+        host=host,
+        port=free_port(host, options["port"], "--port"),
+        grpc_port=free_port(host, options["grpc_port"], "--grpc-port"),
+        workers=options["workers"],
+        device=engine_device(options["device"]),
+        threads=options["threads"],
+        max_requests=options["max_requests"],
+        max_queue=options["max_queue"],
+        max_connections=options["max_connections"],
+        timeout_s=options["timeout_s"],
+        drain_s=options["drain_s"],
+        limits=limits,
+        access=access,
+        tls=tls,
+        log_format=options["log_format"],
+        access_log=options["access_log"],
+    )
+
+
+def _say_started(settings: "Settings", source: "Source") -> None:
+    scheme = "https" if settings.tls else "http"
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    finish(
+        {
+            "rest": f"{scheme}://{name}:{settings.port}",
+            "grpc": f"{name}:{settings.grpc_port}",
+            "version": source.version or source.bundle.manifest.digest[:12],
+            "digest": source.bundle.manifest.digest,
+        }
+    )
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
