@@ -236,7 +236,8 @@ def _read_csv(
     columns: Sequence[str],
     batch_rows: int,
 ) -> Iterator[pa.RecordBatch]:
-    with csv_rows.open_rows(place, schema) as batches:
+    wanted = pa.schema([schema.field(name) for name in columns])
+    with csv_rows.open_rows(place, wanted) as batches:
         yield from _cut(_slices(batches, batch_rows), start, stop, columns)
 
 
