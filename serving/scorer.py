@@ -84,7 +84,8 @@ def read_layout(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
     if len(bad):
         raise DataRefused(
             f"{rows.location}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
-            f"{rows.total} rows cannot be used: vae score --on-error quarantine sets them aside"
+            f"{rows.total} rows cannot be used; to set them aside: "
+            "vae score --operation reconstruct --on-error quarantine"
         )
     return np.concatenate(arrays)
 

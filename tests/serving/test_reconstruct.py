@@ -83,7 +83,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(x: Array, tmp_path: Path, val
     assert isinstance(result.exception, DataRefused)
     assert str(result.exception) == (
         f"{tmp_path / 'x.npy'}: x is not a whole number from 0 to 255 in row 4; 2 of 9 rows cannot "
-        "be used: vae score --on-error quarantine sets them aside"
+        "be used; to set them aside: vae score --operation reconstruct --on-error quarantine"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
