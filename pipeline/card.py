@@ -44,12 +44,12 @@ KL and the NLL.
 
 ## How to call it
 
-`.` is this folder; a registered version is `models:/NAME@champion` or `models:/NAME/VERSION`.
+`bundle` is this folder; a registered version is `models:/NAME@champion` or `models:/NAME/VERSION`.
 
 ```sh
-vae sample --model . --count 64 --seed 7 --out samples.npy
-vae reconstruct rows.npy --model . --out reconstructions.npy
-vae score rows.npy --model . --num-samples 16 --seed 7 --out scores.parquet
+vae sample --model bundle --count 64 --seed 7 --out samples.npy
+vae reconstruct rows.npy --model bundle --out reconstructions.npy
+vae score rows.npy scores/ --model bundle --num-samples 16 --seed 7
 ```
 
 In Python, with what serves it (no torch):
@@ -62,7 +62,7 @@ import numpy as np
 from serving.bundle import open_bundle
 from serving.engine import Engine
 
-engine = Engine(open_bundle(Path(".")))
+engine = Engine(open_bundle(Path("bundle")))
 x = np.zeros({example}, np.{x_dtype})
 x_loc = engine.reconstruct(x)
 scores = engine.score(x, num_samples=16, seed=7)
@@ -71,7 +71,7 @@ scores = engine.score(x, num_samples=16, seed=7)
 Over HTTP, by the Open Inference Protocol:
 
 ```sh
-vae serve --model .
+vae serve --model bundle
 curl -s localhost:8080/v2/models/sample/infer \\
   -d '{{"parameters": {{"seed": 7, "num_samples": 3}}, "inputs": []}}'
 ```

@@ -59,7 +59,7 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
         label: of a table, a column that is no feature; empty for none.
     """
     path = MNIST if source == "mnist" else Path(source).expanduser()
-    if not path.exists():
+    if not source or not path.exists():
         raise DataRefused(f"no data at {source!r}: give {_KINDS}")
     kind = _kind(path)
     if (columns or label) and kind not in ("csv", "table"):

@@ -18,6 +18,7 @@ from serving.cli import (
     device_option,
     engine_device,
     model_option,
+    refuse_inside,
     require_pyarrow,
     seed_option,
     x_option,
@@ -212,7 +213,7 @@ class _Report:
         if operation != "score":
             raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
         for name, place in places.items():
-            _refuse_inside(path, name, place)
+            refuse_inside(path, "--report", name, place)
         check_target(path, (".html",), "--report")
         if run_id:
             self._log = open_run(run_id)
@@ -229,15 +230,6 @@ class _Report:
         if self._log is not None:
             self._log(self._path, figures)
         return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
-
-
-def _refuse_inside(report: Path, name: str, location: str) -> None:
-    """Whoever reads the folder of INPUT or OUTPUT takes every file in it for rows."""
-    from serving.storage import locate
-
-    place = locate(location)
-    if place.is_local and report.resolve().is_relative_to(Path(place.path).resolve()):
-        raise UsageRefused(f"--report must lie outside {name} {location}, got {str(report)!r}")
 
 
 @dataclass(slots=True)

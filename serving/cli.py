@@ -81,6 +81,7 @@ def reconstruct(
     from serving.scorer import layout_of, read_layout
 
     check_target(out, (".png", ".npy", ".parquet"))
+    refuse_inside(out, "--out", "INPUT", input)
     rows = Rows(input, ids=None)
     source, engine = open_engine(reference, device, threads)
     originals = read_layout(rows, x, layout_of(engine))
@@ -94,6 +95,15 @@ def reconstruct(
     else:
         write_array(out, x_loc)
     finish_rows(out, len(x_loc), seconds, source)
+
+
+def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
+    """Refuse a target that is what is read, or in it: all files of a folder are taken for rows."""
+    from serving.storage import locate
+
+    place = locate(location)
+    if place.is_local and path.resolve().is_relative_to(Path(place.path).resolve()):
+        raise UsageRefused(f"{option} must lie outside {name} {location}, got {str(path)!r}")
 
 
 def require_pyarrow(what: str) -> None:

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.bundle import MANIFEST
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]
@@ -66,13 +67,18 @@ def read_npz(path: Path) -> dict[str, Array]:
 
 
 def check_target(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
-    """Refuse a target of another kind or in no writable folder, before the work is done."""
+    """Refuse a target of another kind, in a bundle or in no writable folder, before the work."""
     if path.suffix not in suffixes:
         raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as err:
         raise UsageRefused(f"cannot write {path}: {err.strerror}") from err
+    if (path.parent / MANIFEST).exists():
+        raise UsageRefused(
+            f"{option} must lie outside the bundle {path.parent}, which may hold nothing more, "
+            f"got {str(path)!r}"
+        )
 
 
 @contextlib.contextmanager

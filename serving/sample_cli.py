@@ -3,7 +3,10 @@
 Imports that take time stand inside the command.
 """
 
+import math
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,11 +81,23 @@ def _write_file(
 
     check_target(out, tuple(_SUFFIXES.values()))
     source, engine = open_engine(reference, device, threads)
+    _refuse_too_many(count, source.bundle.manifest.x_shape)
     started = time.perf_counter()
     x_loc = engine.sample(count, seed)
     seconds = time.perf_counter() - started
     write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
     finish_rows(out, count, seconds, source)
+
+
+def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:
+    """What cannot fit would be killed after minutes of work, without a word."""
+    needed = 2 * count * math.prod(x_shape) * 4  # float32, and its parts beside the whole
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageRefused(
+            f"{count:,} samples in a file take {needed / 1e9:.3g} GB of memory, this machine has "
+            f"{memory / 1e9:.3g}: name a folder by --out, which is filled part by part"
+        )
 
 
 def _fill_folder(

@@ -61,8 +61,10 @@ def locate(location: str) -> Place:
     """Find the file system of a path or a URI.
 
     Raises:
-        UsageRefused: no file system opens the URI.
+        UsageRefused: there is no name, or no file system opens the URI.
     """
+    if not location:
+        raise UsageRefused("a path must have a name, got ''")
     if "://" not in location:
         return Place(fs.LocalFileSystem(), str(Path(location).absolute()))
     try:

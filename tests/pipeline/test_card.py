@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.card import render_card
+from pipeline.cli import cli
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.formats import tile
@@ -65,7 +67,8 @@ def test_pictures_are_those_of_the_model(sealed: Bundle, card: str, trained: Tra
 
 
 def test_the_python_in_it_runs(sealed: Bundle, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(sealed.path)
+    monkeypatch.chdir(sealed.path.parent)
+    assert sealed.path.name == "bundle"
     code = next(
         block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "Engine" in block
     )
@@ -73,6 +76,21 @@ def test_the_python_in_it_runs(sealed: Bundle, card: str, monkeypatch: pytest.Mo
     exec(code, names)
     assert names["x_loc"].shape == (1, 6, 5)
     assert names["scores"]["elbo"].shape == (1,)
+
+
+def test_the_commands_in_it_run(
+    sealed: Bundle, card: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").symlink_to(sealed.path)
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", trained[1].test.x)
+    commands = re.findall(r"^vae (?!serve)(.*)$", card, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        result = CliRunner().invoke(cli, command.split())
+        assert result.exit_code == 0, result.output
+    made = {"samples.npy", "reconstructions.npy", "scores"}
+    assert made | {"bundle", "rows.npy"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_parity_shows_the_worst_of_each_output_and_what_failed(sealed: Bundle) -> None:

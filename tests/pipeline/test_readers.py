@@ -131,6 +131,11 @@ def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
     return lambda folder: save_idx_folder(folder, train, test)
 
 
+def test_no_name_is_not_the_working_folder() -> None:
+    with pytest.raises(DataRefused, match="no data at '': give mnist"):
+        read_source("")
+
+
 IMAGES = idx_bytes(BYTES[:4])
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (

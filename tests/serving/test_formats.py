@@ -22,6 +22,7 @@ from serving.formats import (
     writing,
 )
 
+SEALED = Path(__file__).parent / "bundle"
 Array = NDArray[Any]
 
 ROWS = np.arange(5 * 3 * 2, dtype=np.float32).reshape(5, 3, 2) * 8
@@ -284,6 +285,12 @@ def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
     check_target(target, (".npy", ".png"))
     check_target(tmp_path / "new.png", (".npy", ".png"))
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
+
+
+def test_a_target_in_a_bundle_is_refused() -> None:
+    with pytest.raises(UsageRefused, match=r"lie outside the bundle .*/bundle, which may hold"):
+        check_target(SEALED / "x.npy", (".npy", ".png"))
+    assert not (SEALED / "x.npy").exists()
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,17 @@ def test_a_bad_row_is_named_and_nothing_is_written(x: Array, tmp_path: Path, val
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
+@pytest.mark.parametrize("name", ["x.npy", "pictures"])
+def test_the_input_is_never_written_over(x: Array, tmp_path: Path, name: str) -> None:
+    INPUTS[name](tmp_path / name, x[:3])
+    out = tmp_path / name if name == "x.npy" else tmp_path / name / "out.png"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = vae_reconstruct(tmp_path / name, "--out", out)
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception).startswith(f"--out must lie outside INPUT {tmp_path / name}, got ")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [

@@ -89,6 +89,11 @@ def test_any_range_of_any_format_is_read(
     assert ids == [{"file": "data", "row": row} for row in range(start, stop)]
 
 
+def test_no_name_is_not_the_working_folder() -> None:
+    with pytest.raises(UsageRefused, match="a path must have a name, got ''"):
+        Rows("")
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (2, 3), (3, 5)], ids=str)
 def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> None:
     lines = [f"{i},{i / 8},{'low' if i < 3 else 'high'}" for i in range(5)]

@@ -125,6 +125,15 @@ def test_a_target_that_does_not_fit_its_format_is_refused(
     assert message in str(result.exception)
 
 
+def test_a_file_of_more_than_memory_is_refused_at_once(tmp_path: Path) -> None:
+    result = vae_sample("--out", tmp_path / "rows.npy", "--count", 10**12)
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception).startswith(
+        "1,000,000,000,000 samples in a file take 2.4e+05 GB of memory, this machine has "
+    )
+    assert str(result.exception).endswith("name a folder by --out, which is filled part by part")
+
+
 @pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])
 def test_a_file_holds_the_same_rows(name: str, tmp_path: Path, engine: Engine) -> None:
     result = vae_sample("--out", tmp_path / name, "--count", 9, "--seed", SEED)
