@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from serving.operations import Tensor
 from serving.protocol import wire_tensor
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def openapi_document(routes: "Sequence[Route]", served: "Served") -> dict[str, A
         },
         "x-operations": {
             name: {
-                "inputs": [wire_tensor(tensor) for tensor in operation.inputs],
-                "outputs": [wire_tensor(tensor) for tensor in operation.outputs],
+                "inputs": [_tensor(tensor) for tensor in operation.inputs],
+                "outputs": [_tensor(tensor) for tensor in operation.outputs],
             }
             for name, operation in served.engine.operations.items()
         },
@@ -79,6 +80,11 @@ def _operation(route: "Route", served: "Served") -> dict[str, Any]:
             "content": {"application/json": {"schema": schema}},
         }
     return content
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    """As metadata has it, but with the names of free sizes: two of -1 need not be equal."""
+    return {**wire_tensor(tensor), "shape": tensor.shape}
 
 
 def _refusal(text: str) -> dict[str, Any]:

@@ -578,6 +578,12 @@ def test_the_openapi_document_has_every_route_and_its_parts(
     assert server.version in document["info"]["title"]
 
 
+def test_free_sizes_of_the_openapi_document_have_names(http: httpx.Client) -> None:
+    operations = http.get("/openapi.json").json()["x-operations"]
+    shapes = {tensor["name"]: tensor["shape"] for tensor in operations["score"]["inputs"]}
+    assert shapes == {"x": ["batch", 6, 5], "eps": ["batch", "num_samples", 3]}
+
+
 def test_the_openapi_example_runs(http: httpx.Client, engine: Engine) -> None:
     schemas = http.get("/openapi.json").json()["components"]["schemas"]
     example = schemas["InferRequest"]["example"]
