@@ -159,7 +159,12 @@ def _check_types(schema: pa.Schema, columns: Sequence[str], layout: Layout) -> N
             )
         return
     if len(columns) > 1:
-        raise DataRefused(f"of several columns each must be numbers, got {list_columns(schema)}")
+        others = pa.schema([schema.field(name) for name in columns if not is_number(kinds[name])])
+        word = any(pa.types.is_string(kind) for kind in kinds.values())
+        raise DataRefused(
+            f"of several columns each must be numbers, got {list_columns(others)}"
+            + ("; in a CSV one word makes a column text" if word else "")
+        )
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(

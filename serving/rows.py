@@ -2,8 +2,9 @@
 
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows, which are counted over
 the files in the order of their names. What a file is shows in its first bytes, CSV in its name. The
-rows of an array are a column `x`; a PNG or JPEG is one row, its bytes are `x`. Memory is bounded by
-a batch, for Arrow IPC by one of the file's own batches.
+rows of an array are a column `x`; a PNG or JPEG is one row, its bytes are `x`, and so is a file of
+such a name whatever it holds: a bad one is a bad row. Memory is bounded by a batch, for Arrow IPC
+by one of the file's own batches.
 Raises `DataRefused` where a file cannot be read.
 """
 
@@ -27,6 +28,7 @@ from serving.where import Where, parse_where
 FILE, ROW = "file", "row"
 """Default ids: the file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
+_PICTURES = (".png", ".jpg", ".jpeg")
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Counter = Callable[[Place], tuple[pa.Schema, int]]
@@ -120,6 +122,8 @@ def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
         with place.open() as stream:
             head = bytes(stream.read(8))
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        if kind is None and place.path.lower().endswith(_PICTURES):
+            kind = "picture"
         if kind is None:
             raise DataRefused(
                 f"{place} is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
