@@ -115,6 +115,9 @@ class Rows:
 def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
     read: Reader
     with reading(place):
+        is_picture = place.path.lower().endswith(_PICTURES)
+        if info.size == 0 and not is_picture:
+            raise DataRefused(f"{place} is empty")
         if place.path.lower().endswith(".csv"):
             schema, rows = _count_csv(place, ids)
             read = partial(_read_csv, schema)
@@ -122,7 +125,7 @@ def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
         with place.open() as stream:
             head = bytes(stream.read(8))
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-        if kind is None and place.path.lower().endswith(_PICTURES):
+        if kind is None and is_picture:
             kind = "picture"
         if kind is None:
             raise DataRefused(
