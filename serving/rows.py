@@ -26,7 +26,8 @@ from serving.storage import Place, find_files
 from serving.where import Where, parse_where
 
 FILE, ROW = "file", "row"
-"""Default ids: the file's name relative to the input, and the row's index in its file."""
+DEFAULT_IDS = (FILE, ROW)
+"""The file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
 _PICTURES = (".png", ".jpg", ".jpeg")
 _PICTURE = pa.schema([("x", pa.binary())])
@@ -70,7 +71,7 @@ class Rows:
             raise DataRefused(f"{location} must hold at least one row, it has none")
         self.schema = self.files[0].schema
         self._numbered = ids is not None and not ids
-        self.ids = (FILE, ROW) if self._numbered else tuple(ids or ())
+        self.ids = DEFAULT_IDS if self._numbered else tuple(ids or ())
         if self._numbered:
             self.schema = _with_ids(self.schema)
         self.where: Where | None = parse_where(where, self.schema) if where else None
@@ -84,7 +85,7 @@ class Rows:
         """
         needed = dict.fromkeys((*columns, *self.ids, *(self.where.columns if self.where else ())))
         for file, low, high in self._ranges(start, stop):
-            names = [name for name in needed if not (self._numbered and name in (FILE, ROW))]
+            names = [name for name in needed if not (self._numbered and name in DEFAULT_IDS)]
             if missing := [name for name in names if name not in file.schema.names]:
                 raise DataRefused(f"{file.place} has no column {missing[0]!r}")
             row = low

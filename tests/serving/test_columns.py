@@ -362,6 +362,16 @@ def test_columns_that_cannot_hold_x_are_refused(
     assert message in str(caught.value)
 
 
+def test_the_default_ids_are_not_listed_as_columns_of_the_input() -> None:
+    text = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema({"y": pa.int8(), "file": text, "row": pa.int64()})
+    for asked in ((), ("x",)):
+        with pytest.raises(UsageRefused, match=r"has y \(int8\)$"):
+            choose_columns(schema, asked, ("file", "row"), BYTES)
+    with pytest.raises(UsageRefused, match=r"it has y \(int8\), file .*, row \(int64\)$"):
+        choose_columns(schema, ("x",), ("row",), BYTES)
+
+
 def test_a_file_whose_column_changed_its_kind_is_refused() -> None:
     with pytest.raises(DataRefused, match="column 'x' is string"):
         read_x(pa.record_batch({"x": pa.array(["a"])}), ["x"], BYTES)
