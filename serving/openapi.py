@@ -16,6 +16,7 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 _REFUSALS = {
     "400": "The request does not fit",
     "401": "No valid API key",
+    "403": "Not from a page of another site",
     "404": "No such model or version",
     "405": "The address takes another method",
     "408": "The body did not come in time",

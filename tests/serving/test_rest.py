@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from serving import errors
 from serving.access import Access
 from serving.batching import Batcher
 from serving.board import Board
@@ -591,6 +593,16 @@ def test_the_openapi_example_runs(http: httpx.Client, engine: Engine) -> None:
     seed, count = example["parameters"]["seed"], example["parameters"]["num_samples"]
     response = http.post("/v2/models/sample/infer", json=example)
     same(arrays_of(response), {"x_loc": engine.sample(count, seed)})
+
+
+def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.Client) -> None:
+    """But that of a client that has left, who reads none."""
+    kinds = {kind.status for kind in errors.VaeError.__subclasses__()} - {499}
+    readme = (Path(errors.__file__).parent / "README.md").read_text()
+    (listed,) = re.findall(r"Errors are .*?\n- ", readme, re.DOTALL)
+    assert {int(status) for status in re.findall(r"\b[45]\d\d\b", listed)} == kinds
+    document = http.get("/openapi.json").json()
+    assert {int(s) for s in document["paths"]["/v2"]["get"]["responses"]} - {200} == kinds
 
 
 def test_docs_are_a_page_that_asks_this_server(http: httpx.Client) -> None:
