@@ -18,7 +18,14 @@ __all__ = ["AsyncClient", "Client"]
 def __getattr__(name: str) -> Any:
     """Import the clients when they are asked for: they need httpx, which a server does not."""
     if name in __all__:
-        from serving import client
+        try:
+            from serving import client
+        except ModuleNotFoundError as err:
+            if err.name != "httpx":
+                raise
+            raise ModuleNotFoundError(
+                f"serving.{name} needs httpx: pip install 'vae-pipeline[client]'", name="httpx"
+            ) from err
 
         return getattr(client, name)
     raise AttributeError(f"module 'serving' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Who may ask: an API key for all requests but health, and the signature of MLflow's webhooks."""
+"""Who may ask: an API key for all but health and pages, and the signature of MLflow's webhooks."""
 
 import base64
 import hashlib

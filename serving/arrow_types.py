@@ -4,6 +4,7 @@ import pyarrow as pa
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _LISTED = 20
 
 
@@ -23,6 +24,11 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is a string of any kind."""
+    return any(is_string(kind) for is_string in _STRINGS)
 
 
 def is_bytes(kind: pa.DataType) -> bool:

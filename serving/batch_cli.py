@@ -170,6 +170,8 @@ def _score(
                 )
             progress.end()
             summary = asdict(done)
+        if not summary["rows"] + summary["bad"]:
+            say(f"--where {settings['where']!r} lets no row through: {output} has none")
         reported = report.write(folder, summary, scorer, rows)
     return {
         "out": output,

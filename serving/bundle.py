@@ -1,7 +1,7 @@
 """Read and verify a bundle: a directory of ONNX graphs and the manifest that seals them.
 
 In: a directory. Out: a `Bundle`. Anything missing, damaged or not listed raises
-`VerificationFailed` and names the file.
+`VerificationFailed` and names the file; where there is no directory, it is `UsageRefused`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import VerificationFailed
+from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import Operation, operation_table
 
 SCHEMA_VERSION = 1
@@ -117,6 +117,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads((path / MANIFEST).read_bytes())
     except FileNotFoundError:
+        if not path.exists():
+            raise UsageRefused(f"no folder {path}") from None
         raise VerificationFailed(f"{path} is no bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as err:
         raise VerificationFailed(f"cannot read {path / MANIFEST}: {err}") from err

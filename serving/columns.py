@@ -16,9 +16,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
-from serving.arrow_types import is_bytes, is_number, list_columns, list_sizes, plain_type
+from serving.arrow_types import (
+    is_bytes,
+    is_number,
+    is_text,
+    list_columns,
+    list_sizes,
+    plain_type,
+)
 from serving.errors import DataRefused, UsageRefused
 from serving.formats import decode_image
+from serving.rows import DEFAULT_IDS
 
 Array = NDArray[Any]
 
@@ -86,9 +94,11 @@ def choose_columns(
         UsageRefused: a column is not there, or none can be meant.
         DataRefused: the columns cannot hold `x`.
     """
+    own = [item for item in schema if ids != DEFAULT_IDS or item.name not in ids]
+    listed = list_columns(pa.schema(own))
     for name in (*asked, *ids):
         if name not in schema.names:
-            raise UsageRefused(f"the input has no column {name!r}; it has {list_columns(schema)}")
+            raise UsageRefused(f"the input has no column {name!r}; it has {listed}")
     missing = [name for name in layout.columns if name not in schema.names]
     if asked:
         columns = tuple(asked)
@@ -101,7 +111,7 @@ def choose_columns(
         raise UsageRefused(
             f"the input has no column {missing[0]!r}, which the model learned from: name by --x "
             f"what stands for {', '.join(layout.columns[:8])}{more}. "
-            f"The input has {list_columns(schema)}"
+            f"The input has {listed}"
         )
     else:
         columns = tuple(item.name for item in schema if is_number(item.type))
@@ -109,7 +119,7 @@ def choose_columns(
         if len(columns) != layout.size:
             raise UsageRefused(
                 f"cannot tell which columns hold x: {len(columns)} are numbers, the model takes "
-                f"{layout.size}; name them by --x. The input has {list_columns(schema)}"
+                f"{layout.size}; name them by --x. The input has {listed}"
             )
     _check_types(schema, columns, layout)
     return columns
@@ -159,7 +169,12 @@ def _check_types(schema: pa.Schema, columns: Sequence[str], layout: Layout) -> N
             )
         return
     if len(columns) > 1:
-        raise DataRefused(f"of several columns each must be numbers, got {list_columns(schema)}")
+        others = pa.schema([schema.field(name) for name in columns if not is_number(kinds[name])])
+        word = any(is_text(kind) for kind in kinds.values())
+        raise DataRefused(
+            f"of several columns each must be numbers, got {list_columns(others)}"
+            + ("; in a CSV one word makes a column text" if word else "")
+        )
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(

@@ -282,9 +282,8 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range:
     """Compare arrays with the table; return the number of rows."""
     names = [tensor.name for tensor in operation.inputs]
     if len(inputs) != len(names) or any(name not in inputs for name in names):
-        raise DataRefused(
-            f"{operation.name} takes {', '.join(sorted(names))}, got {', '.join(sorted(inputs))}"
-        )
+        got = ", ".join(sorted(inputs)) or "none"
+        raise DataRefused(f"{operation.name} takes {', '.join(names)}, got {got}")
     sizes: dict[str, int] = {}
     for tensor in operation.inputs:
         array = inputs[tensor.name]

@@ -236,6 +236,8 @@ def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        if path.is_file() and not path.stat().st_size:
+            raise DataRefused(f"{path} is empty")
         yield
     except FileNotFoundError:
         raise DataRefused(f"no file {path}") from None

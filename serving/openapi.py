@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from serving.operations import Tensor
 from serving.protocol import wire_tensor
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 _REFUSALS = {
     "400": "The request does not fit",
     "401": "No valid API key",
+    "403": "Not from a page of another site",
     "404": "No such model or version",
     "405": "The address takes another method",
     "408": "The body did not come in time",
@@ -49,8 +51,8 @@ def openapi_document(routes: "Sequence[Route]", served: "Served") -> dict[str, A
         },
         "x-operations": {
             name: {
-                "inputs": [wire_tensor(tensor) for tensor in operation.inputs],
-                "outputs": [wire_tensor(tensor) for tensor in operation.outputs],
+                "inputs": [_tensor(tensor) for tensor in operation.inputs],
+                "outputs": [_tensor(tensor) for tensor in operation.outputs],
             }
             for name, operation in served.engine.operations.items()
         },
@@ -79,6 +81,11 @@ def _operation(route: "Route", served: "Served") -> dict[str, Any]:
             "content": {"application/json": {"schema": schema}},
         }
     return content
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    """As metadata has it, but with the names of free sizes: two of -1 need not be equal."""
+    return {**wire_tensor(tensor), "shape": tensor.shape}
 
 
 def _refusal(text: str) -> dict[str, Any]:

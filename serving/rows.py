@@ -2,8 +2,9 @@
 
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows, which are counted over
 the files in the order of their names. What a file is shows in its first bytes, CSV in its name. The
-rows of an array are a column `x`; a PNG or JPEG is one row, its bytes are `x`. Memory is bounded by
-a batch, for Arrow IPC by one of the file's own batches.
+rows of an array are a column `x`; a PNG or JPEG is one row, its bytes are `x`, and so is a file of
+such a name whatever it holds: a bad one is a bad row. Memory is bounded by a batch, for Arrow IPC
+by one of the file's own batches.
 Raises `DataRefused` where a file cannot be read.
 """
 
@@ -25,8 +26,10 @@ from serving.storage import Place, find_files
 from serving.where import Where, parse_where
 
 FILE, ROW = "file", "row"
-"""Default ids: the file's name relative to the input, and the row's index in its file."""
+DEFAULT_IDS = (FILE, ROW)
+"""The file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
+_PICTURES = (".png", ".jpg", ".jpeg")
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Counter = Callable[[Place], tuple[pa.Schema, int]]
@@ -68,7 +71,7 @@ class Rows:
             raise DataRefused(f"{location} must hold at least one row, it has none")
         self.schema = self.files[0].schema
         self._numbered = ids is not None and not ids
-        self.ids = (FILE, ROW) if self._numbered else tuple(ids or ())
+        self.ids = DEFAULT_IDS if self._numbered else tuple(ids or ())
         if self._numbered:
             self.schema = _with_ids(self.schema)
         self.where: Where | None = parse_where(where, self.schema) if where else None
@@ -82,7 +85,7 @@ class Rows:
         """
         needed = dict.fromkeys((*columns, *self.ids, *(self.where.columns if self.where else ())))
         for file, low, high in self._ranges(start, stop):
-            names = [name for name in needed if not (self._numbered and name in (FILE, ROW))]
+            names = [name for name in needed if not (self._numbered and name in DEFAULT_IDS)]
             if missing := [name for name in names if name not in file.schema.names]:
                 raise DataRefused(f"{file.place} has no column {missing[0]!r}")
             row = low
@@ -113,6 +116,9 @@ class Rows:
 def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
     read: Reader
     with reading(place):
+        is_picture = place.path.lower().endswith(_PICTURES)
+        if info.size == 0 and not is_picture:
+            raise DataRefused(f"{place} is empty")
         if place.path.lower().endswith(".csv"):
             schema, rows = _count_csv(place, ids)
             read = partial(_read_csv, schema)
@@ -120,6 +126,8 @@ def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
         with place.open() as stream:
             head = bytes(stream.read(8))
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        if kind is None and is_picture:
+            kind = "picture"
         if kind is None:
             raise DataRefused(
                 f"{place} is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "

@@ -250,6 +250,11 @@ def _tls(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except ssl.SSLError as err:
+        why = "they must be a certificate chain and its private key, both PEM"
+        if err.reason == "KEY_VALUES_MISMATCH":
+            why = "the key is not that of the certificate"
+        raise UsageRefused(f"cannot use {chain} with {key}: {why}") from err
     except OSError as err:
         raise UsageRefused(f"cannot use {chain} with {key}: {err.strerror or err}") from err
     return chain.absolute(), key.absolute()

@@ -4,6 +4,7 @@ Granian listens, restarts workers that die, and ends those that do not stop in t
 """
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import signal
@@ -95,6 +96,11 @@ def free_port(host: str, port: int, option: str) -> int:
             probe.bind((host, port))
             return int(probe.getsockname()[1])
     except OSError as err:
+        if err.errno == errno.EADDRNOTAVAIL:
+            raise UsageRefused(
+                f"cannot listen at {host}: it is no address of this machine; "
+                "choose another with --host"
+            ) from err
         raise UsageRefused(
             f"cannot listen at {host}:{port}: {err.strerror}; choose another with {option}"
         ) from err

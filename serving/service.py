@@ -299,7 +299,10 @@ def _complete(engine: Engine, operation: Operation, request: InferRequest) -> di
     if operation.name == "sample":
         latent_dim = engine.bundle.manifest.latent_dim
         inputs["eps"] = draw_rows(seed, 0, num_samples, latent_dim)
-    elif "x" in inputs and inputs["x"].ndim:
+    elif "x" not in inputs:
+        got = ", ".join(sorted(inputs)) or "none"
+        raise DataRefused(f"{operation.name} takes x, and eps or a seed for it, got {got}")
+    elif inputs["x"].ndim:
         inputs["eps"] = engine.score_noise(len(inputs["x"]), num_samples, seed)
     return inputs
 

@@ -89,9 +89,9 @@ def open_source(reference: str) -> Source:
         with store_errors():
             version = alias_version(client, name, registered.alias)
     if version is None:
-        raise UsageRefused(
-            f"{name} has no {registered.alias} in {store_name()}: run vae run, or promote a version"
-        )
+        aliases = ", ".join(_aliases(client, name))
+        hint = f"it has {aliases}" if aliases else "run vae run, or promote a version"
+        raise UsageRefused(f"{name} has no {registered.alias} in {store_name()}: {hint}")
     return open_version(client, name, version)
 
 
@@ -175,6 +175,8 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:
+    if not folder.exists():  # of a user's path it would be a usage error
+        raise VerificationFailed(f"no folder {folder}")
     bundle = open_bundle(folder)
     if bundle.manifest.digest != digest:
         raise VerificationFailed(
@@ -193,6 +195,19 @@ def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
         if err.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             return None
         raise
+
+
+def _aliases(client: "MlflowClient", name: str) -> list[str]:
+    """All aliases of a model; none where there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    with store_errors():
+        try:
+            return sorted(client.get_registered_model(name).aliases)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return []
 
 
 def connect() -> "MlflowClient":

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute
 
+from serving.arrow_types import is_number, is_text, plain_type
 from serving.errors import UsageRefused
 
 ALLOWED = (
@@ -93,7 +94,10 @@ class _Reader:
         match operator:
             case ast.In() | ast.NotIn():
                 column = self._column(left)
-                found = column.isin([self._constant(item) for item in self._items(right)])
+                values = [self._constant(item) for item in self._items(right)]
+                for value in values:
+                    self._check_kinds(left, value)
+                found = column.isin(values)
                 return ~found & column.is_valid() if isinstance(operator, ast.NotIn) else found
             case ast.Is() | ast.IsNot():
                 if not (isinstance(right, ast.Constant) and right.value is None):
@@ -101,21 +105,44 @@ class _Reader:
                 column = self._column(left)
                 return column.is_null() if isinstance(operator, ast.Is) else column.is_valid()
             case _:
-                return _COMPARE[type(operator)](self._value(left), self._value(right))
+                sides = self._value(left), self._value(right)
+                for one, other in ((left, right), (right, left)):
+                    if _is_column(one) and not _is_column(other):
+                        self._check_kinds(one, self._constant(other))
+                return _COMPARE[type(operator)](*sides)
 
     def _value(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Name | ast.Call):
+        if _is_column(node):
             return self._column(node)
         return compute.scalar(self._constant(node))
 
-    def _column(self, node: ast.expr) -> Any:
+    def _check_kinds(self, column: ast.expr, value: object) -> None:
+        """Refuse text beside numbers; what pyarrow says of it names kernels."""
+        name = self._name(column)
+        kind = plain_type(self._schema.field(name).type)
+        if is_text(kind) and not isinstance(value, str):
+            raise UsageRefused(
+                f"--where {self._text!r}: column {name} holds text: compare it with "
+                f"{str(value)!r} in quotes"
+            )
+        if is_number(kind) and isinstance(value, str):
+            wanted = "True or False" if pa.types.is_boolean(kind) else "a number"
+            raise UsageRefused(
+                f"--where {self._text!r}: column {name} is {kind}: compare it with {wanted}, "
+                f"got the text {value!r}"
+            )
+
+    def _name(self, node: ast.expr) -> str:
         match node:
             case ast.Name(name):
-                pass
+                return name
             case ast.Call(ast.Name("col"), [ast.Constant(str(name))], []):
-                pass
+                return name
             case _:
                 raise self._refused(node)
+
+    def _column(self, node: ast.expr) -> Any:
+        name = self._name(node)
         if name not in self._schema.names:
             raise UsageRefused(
                 f"--where {self._text!r}: the input has no column {name!r}; "
@@ -141,3 +168,7 @@ class _Reader:
     def _refused(self, node: ast.AST) -> UsageRefused:
         part = ast.get_source_segment(self._text.strip(), node) or type(node).__name__
         return UsageRefused(f"--where takes no {part!r}; allowed are {ALLOWED}")
+
+
+def _is_column(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name | ast.Call)

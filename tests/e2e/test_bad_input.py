@@ -170,7 +170,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("reference", "exit_code", "message"),
     [
-        ("none", 7, "none is no bundle: it has no manifest.json"),
+        ("none", 2, "no folder none"),
         (
             "models:/vae",
             2,
@@ -184,7 +184,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
             "got 'models:/vae/latest'",
         ),
     ],
-    ids=["no bundle", "no version", "no number"],
+    ids=["no folder", "no version", "no number"],
 )
 def test_a_reference_to_no_model_is_refused(
     tmp_path: Path, reference: str, exit_code: int, message: str

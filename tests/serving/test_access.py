@@ -412,15 +412,16 @@ def test_a_certificate_that_cannot_be_used_is_refused(pair: Pair, tmp_path: Path
     other = make_pair(tmp_path, "other")
     (tmp_path / "text").write_text("no certificate")
     (tmp_path / "empty").write_bytes(b"")
-    for chain, key in (
-        (pair.chain, other.key),
-        (tmp_path / "text", pair.key),
-        (pair.chain, tmp_path / "empty"),
-        (tmp_path / "missing", pair.key),
-        (pair.chain, tmp_path),
+    no_pem = "they must be a certificate chain and its private key, both PEM"
+    for chain, key, why in (
+        (pair.chain, other.key, "the key is not that of the certificate"),
+        (tmp_path / "text", pair.key, no_pem),
+        (pair.chain, tmp_path / "empty", no_pem),
+        (tmp_path / "missing", pair.key, "No such file or directory"),
+        (pair.chain, tmp_path, "Is a directory"),
     ):
         text = refused("--tls-cert", str(chain), "--tls-key", str(key))
-        assert text.startswith(f"cannot use {chain} with {key}: ")
+        assert text == f"cannot use {chain} with {key}: {why}"
 
 
 @pytest.mark.parametrize(

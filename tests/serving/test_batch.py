@@ -227,6 +227,22 @@ def test_bad_rows_are_set_aside_with_their_reasons(
     ]
 
 
+def test_bad_files_of_the_names_of_pictures_are_set_aside(
+    engine: Engine, x: Array, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(x[0]).save(tmp_path / "in" / "a.png")
+    whole = (tmp_path / "in" / "a.png").read_bytes()
+    for name, content in {"cut.png": whole[:40], "empty.PNG": b"", "text.jpeg": b"hi"}.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    run(engine, tmp_path / "in", tmp_path / "out", ids=(), on_error="quarantine", limit=Limit(3))
+    assert read(tmp_path / "out").column("file").to_pylist() == ["a.png"]
+    assert dataset.dataset(tmp_path / "out" / "_quarantine").to_table().to_pylist() == [
+        {"file": name, "row": 0, "reason": "x is no PNG or JPEG of the model's size"}
+        for name in ("cut.png", "empty.PNG", "text.jpeg")
+    ]
+
+
 @pytest.mark.parametrize("limit", ["2", "0.11%", "0"])
 def test_too_many_bad_rows_fail_the_job_and_more_may_be_allowed_later(
     engine: Engine, spoilt: Path, tmp_path: Path, limit: str

@@ -30,6 +30,14 @@ def test_a_finished_job_is_not_done_again(batch_data: Path, tmp_path: Path) -> N
     assert again.stderr == f"{tmp_path / 'out'} is finished already: nothing to do\n"
 
 
+def test_a_filter_that_lets_no_row_through_is_told(batch_data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = vae_score(batch_data / "x.parquet", output, "--id", "id", "--where", "id < 0")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["rows"] == 0
+    assert result.stderr == f"--where 'id < 0' lets no row through: {output} has none\n"
+
+
 def test_another_job_is_refused_until_it_may_overwrite(batch_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     vae_score(batch_data / "x.parquet", output)

@@ -11,7 +11,7 @@ from serving.bundle import (
     manifest_digest,
     open_bundle,
 )
-from serving.errors import VerificationFailed
+from serving.errors import UsageRefused, VerificationFailed
 
 FILES = (
     *REQUIRED,
@@ -118,6 +118,11 @@ def test_a_manifest_that_lacks_a_field_is_refused(bundle: Bundle) -> None:
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(VerificationFailed, match=r"is no bundle: it has no manifest.json"):
         open_bundle(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageRefused, match=f"^no folder {tmp_path / 'none'}$"):
+        open_bundle(tmp_path / "none")
 
 
 def test_files_to_be_sealed_anew_may_differ(bundle: Bundle) -> None:

@@ -1,11 +1,13 @@
 """The clients against a running server: the engine's own bytes, and errors by name."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+import serving
 from serving import AsyncClient, Client
 from serving.engine import Engine
 from serving.errors import DataRefused, NotFound, UsageRefused
@@ -16,6 +18,16 @@ from tests.serving.running import Running
 def client(server: Running) -> Iterator[Client]:
     with Client(server.rest) as client:
         yield client
+
+
+@pytest.mark.parametrize("name", ["Client", "AsyncClient"])
+def test_what_is_missing_for_a_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delitem(sys.modules, "serving.client")
+    monkeypatch.delattr(serving, "client")
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        getattr(serving, name)
+    assert str(caught.value) == (f"serving.{name} needs httpx: pip install 'vae-pipeline[client]'")
 
 
 def test_every_operation_gives_the_engine_s_bytes(

@@ -317,6 +317,17 @@ def test_the_models_own_columns_are_taken_in_its_order(names: str, asked: str, c
     assert choose_columns(schema, tuple(asked), (), NAMED) == tuple(chosen)
 
 
+def test_a_word_in_a_column_of_numbers_is_told_by_the_name_of_its_column() -> None:
+    """Pyarrow takes a column of a CSV for text where one of its values is a word."""
+    kinds = {name: pa.float64() for name in "abcdef"} | {"e": pa.string()}
+    with pytest.raises(DataRefused) as caught:
+        choose_columns(pa.schema(list(kinds.items())), (), (), NAMED)
+    assert str(caught.value) == (
+        "of several columns each must be numbers, got e (string); "
+        "in a CSV one word makes a column text"
+    )
+
+
 def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
     schema = pa.schema([(name, pa.float32()) for name in "abcdex"])
     with pytest.raises(UsageRefused, match=r"no column 'f', which .* for a, b, c, d, e, f\. The"):
@@ -329,7 +340,12 @@ def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
         ({"y": LIST}, ("x",), UsageRefused, "no column 'x'; it has y (list<item: uint8>)"),
         ({"y": LIST}, (), UsageRefused, "0 are numbers, the model takes 6; name them by --x."),
         ({"a": pa.int64(), "b": pa.int8()}, ("a", "b"), DataRefused, "x takes 6 columns of"),
-        ({"a": pa.int64(), "b": LIST}, ("a", "b"), DataRefused, "each must be numbers, got a"),
+        (
+            {"a": pa.int64(), "b": LIST},
+            ("a", "b"),
+            DataRefused,
+            "each must be numbers, got b (list",
+        ),
         ({"x": pa.string()}, (), DataRefused, "column 'x' is string; x can be bytes"),
         ({"x": pa.binary(5)}, (), DataRefused, "column 'x' has 5 bytes a row, x takes 6: (2, 3)"),
         ({"x": pa.list_(pa.uint8(), 5)}, (), DataRefused, "x takes rows of (2, 3)"),
@@ -344,6 +360,16 @@ def test_columns_that_cannot_hold_x_are_refused(
     with pytest.raises(error) as caught:
         choose_columns(pa.schema(list(names.items())), asked, (), BYTES)
     assert message in str(caught.value)
+
+
+def test_the_default_ids_are_not_listed_as_columns_of_the_input() -> None:
+    text = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema({"y": pa.int8(), "file": text, "row": pa.int64()})
+    for asked in ((), ("x",)):
+        with pytest.raises(UsageRefused, match=r"has y \(int8\)$"):
+            choose_columns(schema, asked, ("file", "row"), BYTES)
+    with pytest.raises(UsageRefused, match=r"it has y \(int8\), file .*, row \(int64\)$"):
+        choose_columns(schema, ("x",), ("row",), BYTES)
 
 
 def test_a_file_whose_column_changed_its_kind_is_refused() -> None:

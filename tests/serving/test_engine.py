@@ -81,7 +81,7 @@ def test_no_rows_give_no_results(engine: Engine, x: Any) -> None:
             id="shape",
         ),
         pytest.param({"x": np.zeros(30, np.uint8)}, r"x must be \(batch, 6, 5\)", id="rank"),
-        pytest.param({}, "encode takes x, got ", id="missing"),
+        pytest.param({}, "encode takes x, got none", id="missing"),
         pytest.param(
             {"x": np.zeros((2, 6, 5), np.uint8), "y": np.zeros(2)}, "encode takes x", id="unknown"
         ),

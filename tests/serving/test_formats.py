@@ -105,7 +105,6 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"\0\0",
         b"\0\0\x08\x03\0",
         b"\x89PNG\r\n\x1a\n" + bytes(64),
@@ -113,13 +112,21 @@ def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> Non
         b"\x93NUMPY",
         b"PK\x03\x04",
     ],
-    ids=["empty", "two bytes", "cut header", "picture", "gz magic", "npy magic", "zip magic"],
+    ids=["two bytes", "cut header", "picture", "gz magic", "npy magic", "zip magic"],
 )
 def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataRefused) as caught:
         read_array(tmp_path / name)
     assert str(caught.value).startswith(f"cannot read {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+def test_an_empty_file_is_named_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name} is empty"
 
 
 def test_an_npy_with_a_broken_header_is_refused(tmp_path: Path) -> None:

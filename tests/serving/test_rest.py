@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from serving import errors
 from serving.access import Access
 from serving.batching import Batcher
 from serving.board import Board
@@ -279,7 +281,8 @@ def test_bytes_do_not_stand_for_floats(http: httpx.Client) -> None:
         ("sample", {"parameters": {"binary_data_output": 1}}, "must be true or false, got 1"),
         ("sample", {"id": 3}, "id must be text, got 3"),
         ("sample", {"outputs": [{"name": "y"}]}, "sample gives x_loc, got 'y'"),
-        ("encode", {}, "encode takes x, got "),
+        ("encode", {}, "encode takes x, got none"),
+        ("score", {"parameters": {"seed": 1}}, "score takes x, and eps or a seed for it, got none"),
         ("encode", {"inputs": {"x": 1}}, "inputs must be a list, got dict"),
     ],
     ids=lambda value: value if isinstance(value, str) else json.dumps(value),
@@ -578,12 +581,28 @@ def test_the_openapi_document_has_every_route_and_its_parts(
     assert server.version in document["info"]["title"]
 
 
+def test_free_sizes_of_the_openapi_document_have_names(http: httpx.Client) -> None:
+    operations = http.get("/openapi.json").json()["x-operations"]
+    shapes = {tensor["name"]: tensor["shape"] for tensor in operations["score"]["inputs"]}
+    assert shapes == {"x": ["batch", 6, 5], "eps": ["batch", "num_samples", 3]}
+
+
 def test_the_openapi_example_runs(http: httpx.Client, engine: Engine) -> None:
     schemas = http.get("/openapi.json").json()["components"]["schemas"]
     example = schemas["InferRequest"]["example"]
     seed, count = example["parameters"]["seed"], example["parameters"]["num_samples"]
     response = http.post("/v2/models/sample/infer", json=example)
     same(arrays_of(response), {"x_loc": engine.sample(count, seed)})
+
+
+def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.Client) -> None:
+    """But that of a client that has left, who reads none."""
+    kinds = {kind.status for kind in errors.VaeError.__subclasses__()} - {499}
+    readme = (Path(errors.__file__).parent / "README.md").read_text()
+    (listed,) = re.findall(r"Errors are .*?\n- ", readme, re.DOTALL)
+    assert {int(status) for status in re.findall(r"\b[45]\d\d\b", listed)} == kinds
+    document = http.get("/openapi.json").json()
+    assert {int(s) for s in document["paths"]["/v2"]["get"]["responses"]} - {200} == kinds
 
 
 def test_docs_are_a_page_that_asks_this_server(http: httpx.Client) -> None:

@@ -276,7 +276,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: None, "no file {path}"),
     "empty folder": (lambda path: path.mkdir(), "no files in {path}"),
     "text": (lambda path: path.write_text("1,2\n"), "{path} is no Parquet, Arrow IPC, .npy, "),
-    "empty": (lambda path: path.write_text(""), "{path} is no Parquet, Arrow IPC, .npy, "),
     "no rows": (save(X[:0]), "{path} must hold at least one row, it has none"),
     "one number": (save(np.array(1)), "{path} must hold at least one row, got ()"),
     "objects": (save(np.array([None])), "{path} must hold numbers, got object"),
@@ -284,6 +283,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "by columns": (save(np.asfortranarray(X)), "{path} is stored by columns: save numpy."),
     "magic only": (lambda path: path.write_bytes(b"PAR1" * 3), "cannot read {path}: "),
 }
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.npz"])
+def test_an_empty_file_is_named_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(DataRefused) as caught:
+        Rows(str(tmp_path / name))
+    assert str(caught.value) == f"{tmp_path / name} is empty"
 
 
 @pytest.mark.parametrize(("write", "message"), REFUSED.values(), ids=REFUSED.keys())

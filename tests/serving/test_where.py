@@ -61,7 +61,12 @@ def test_a_filter_knows_its_columns() -> None:
         ("label == 1; flag", "cannot be read; allowed are"),
         ("(" * 500, "cannot be read; allowed are"),
         ("lable == 1", "the input has no column 'lable'; it has label, split, a b, flag"),
-        ("label == 'a'", "does not fit the columns: "),
+        ("label == 'a'", "column label is int64: compare it with a number, got"),
+        ("9 < label < '10'", "column label is int64: compare it with a number, got the text '10'"),
+        ("flag == 'yes'", "column flag is bool: compare it with True or False, got the text"),
+        ("split == 3", "column split holds text: compare it with '3' in quotes"),
+        ("-1.5 != col('split')", "column split holds text: compare it with '-1.5' in quotes"),
+        ("split in ('test', 3)", "column split holds text: compare it with '3' in quotes"),
         ("label", "does not fit the columns: "),
     ],
 )

@@ -384,6 +384,16 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: int, option: str) 
     )
 
 
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    """Of 192.0.2.0/24, which is for documentation: no machine has it."""
+    code, said = refusal(tmp_path, *ANY, "--host", "192.0.2.1")
+    assert code == UsageRefused.exit_code
+    assert said.splitlines()[-1] == (
+        "error: cannot listen at 192.0.2.1: it is no address of this machine; "
+        "choose another with --host"
+    )
+
+
 def test_both_protocols_at_one_port_are_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
@@ -402,11 +412,11 @@ def test_both_protocols_at_one_port_are_refused(tmp_path: Path) -> None:
     assert "--grpc-port" in said
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
+@pytest.mark.parametrize("damage", ["empty", "damaged"])
 def test_a_bundle_that_is_not_whole_ends_the_start(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "bundle"
+    folder.mkdir()
     if damage == "damaged":
-        folder.mkdir()
         for file in SEALED.iterdir():
             content = file.read_bytes()
             (folder / file.name).write_bytes(content + b" " * (file.name == "decoder.onnx"))
