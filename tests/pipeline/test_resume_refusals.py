@@ -1,5 +1,6 @@
 """What `vae train` refuses to begin or to go on with, before any run is touched."""
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -67,6 +68,36 @@ def test_a_run_that_goes_on_overwrites_the_older_file(images: Dataset) -> None:
     assert newer.read_bytes() == kept
     assert fetch_state(run.run_id)["saves"] == 3
     assert older.read_bytes() != kept
+
+
+@pytest.mark.parametrize("saves", [0, 1], ids=["nothing", "an earlier epoch"])
+def test_a_state_that_a_full_disk_refuses_is_not_said_to_be_saved(
+    images: Dataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    saves: int,
+) -> None:
+    state = begin_training(images, tiny_config(images, epochs=4), "cpu")
+    real, written = Run.log_file, [0]
+
+    def log_file(run: Run, path: Path, folder: str) -> None:
+        written[0] += 1
+        if written[0] > saves:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(run, path, folder)
+
+    monkeypatch.setattr(Run, "log_file", log_file)
+    with pytest.raises(VaeError) as caught, tracked_run() as run:  # noqa: PT012  the run must come out
+        tracked = TrainingRun(run, state)
+        with tracked.kept():
+            fit(tracked, state, images)
+    said = f"cannot keep the state of run {run.run_id}: No space left on device"
+    assert str(caught.value) == said
+    advice = f"the state is saved; go on with: vae train --resume {run.run_id}"
+    assert (advice in capsys.readouterr().err) == bool(saves)
+    assert state.saves == saves
+    if saves:
+        assert fetch_state(run.run_id)["saves"] == saves
 
 
 def finish(run: Run) -> None:
