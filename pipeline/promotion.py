@@ -43,6 +43,7 @@ from serving.source import (
     fetch_version,
     registered_version,
     store_errors,
+    store_name,
 )
 
 if TYPE_CHECKING:
@@ -109,13 +110,24 @@ def rollback(name: str, *, threads: int) -> Decision:
         target = alias_version(client, name, PREVIOUS)
     decision = _begin(client, "rollback", name, target or "")
     if target is None or target == decision.previous:
-        raise UsageRefused(f"{name} has no previous champion to go back to from {target}")
+        raise UsageRefused(_nothing_before(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
         Engine(fetch_version(client, name, target, folder).bundle, threads=threads).self_check()
         return _decided(decision, "accepted", f"back from version {decision.previous}")
 
     return _record(client, decision, decide, after)
+
+
+def _nothing_before(client: "MlflowClient", name: str, champion: str | None) -> str:
+    """Why there is no version to go back to."""
+    if champion is not None:
+        return f"{name} has no version before {champion}, its champion, to go back to"
+    with store_errors():
+        known = client.search_registered_models(f"name='{name}'")
+    if not known:
+        return f"there is no model {name!r} in {store_name()}: run vae run or vae register first"
+    return f"{name} has no champion to go back from: run vae promote first"
 
 
 def delete(name: str, version: str) -> Decision:
