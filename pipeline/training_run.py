@@ -20,7 +20,7 @@ from pipeline.train import TrainResult, continue_training, steps_per_epoch
 from pipeline.training_state import TrainState, read_state
 from serving.command import progress, say
 from serving.errors import UsageRefused, VaeError, VerificationFailed
-from serving.source import connect, store_errors
+from serving.source import check_run, connect, store_errors
 
 SLOTS = ("a.pt", "b.pt")
 """Files in the run's folder `resume`."""
@@ -117,10 +117,11 @@ def fetch_state(run_id: str) -> Mapping[str, Any]:
     """The newest state that a run holds whole.
 
     Raises:
-        UsageRefused: the run has finished, or holds no state.
+        UsageRefused: there is no such run, it has finished, or holds no state.
         VerificationFailed: every state that it holds is damaged.
     """
     run = Run(connect(), run_id)
+    check_run(run.client, run_id)
     if run.status() == "FINISHED":
         raise UsageRefused(f"run {run_id} has finished: there is nothing to go on with")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """What `vae train` refuses to begin or to go on with, before any run is touched."""
 
 import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -164,9 +165,36 @@ def test_auto_leaves_the_device_to_the_run(images: Dataset) -> None:
     assert state.device == "cpu"
 
 
-def test_an_unknown_run_is_one_line() -> None:
-    with pytest.raises(VaeError, match=r"the MLflow store sqlite:.* refused: .*not found"):
-        fetch_state("0" * 32)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["train", "--resume"], id="train"),
+        pytest.param(["export", "--out", "bundle", "--run-id"], id="export"),
+        pytest.param(["evaluate", "--run-id"], id="evaluate"),
+    ],
+)
+@pytest.mark.parametrize("run_id", ["nope", "0" * 32, "../a"], ids=["word", "id", "path"])
+def test_an_unknown_run_is_named(arguments: list[str], run_id: str) -> None:
+    result = CliRunner().invoke(cli, [*arguments, run_id])
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception) == f"no run {run_id!r} in {os.environ['MLFLOW_TRACKING_URI']}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["export", "--out", "bundle", "--run-id"], id="export"),
+        pytest.param(["evaluate", "--run-id"], id="evaluate"),
+    ],
+)
+def test_a_run_that_broke_off_has_to_go_on_first(images: Dataset, arguments: list[str]) -> None:
+    run_id = broken_off(images).run_id
+    result = CliRunner().invoke(cli, [*arguments, run_id])
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception) == (
+        f"run {run_id} has no checkpoint: its training has not ended; go on with "
+        f"vae train --resume {run_id}"
+    )
 
 
 @pytest.mark.parametrize("given", ["--epochs", "--preset", "--data", "--max-time"])
