@@ -31,7 +31,7 @@ from pipeline.errors import Stale
 from pipeline.gate import Array, judge, metric_faults, score_faults
 from pipeline.ledger import Action, Move, list_moves
 from pipeline.parity import parity_faults
-from pipeline.registry import CHAMPION, PREVIOUS
+from pipeline.registry import CHAMPION, PREVIOUS, fetch_verified, version_errors
 from serving.bundle import METRICS, Manifest
 from serving.engine import Engine
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -40,7 +40,6 @@ from serving.source import (
     Source,
     alias_version,
     connect,
-    fetch_version,
     registered_version,
     store_errors,
     store_name,
@@ -113,7 +112,7 @@ def rollback(name: str, *, threads: int) -> Decision:
         raise UsageRefused(_nothing_before(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
-        Engine(fetch_version(client, name, target, folder).bundle, threads=threads).self_check()
+        _open(fetch_verified(client, name, target, folder), threads)
         return _decided(decision, "accepted", f"back from version {decision.previous}")
 
     return _record(client, decision, decide, after)
@@ -158,7 +157,7 @@ def _pass_gate(
     folder: Path,
 ) -> Decision:
     """Verify, score and judge."""
-    candidate = fetch_version(client, decision.name, decision.version, folder)
+    candidate = fetch_verified(client, decision.name, decision.version, folder)
     champion, missing = _fetch_champion(client, decision, folder)
     test = load_test(candidate.bundle.manifest)
     decision = replace(decision, test_sha256=test.sha256)
@@ -186,7 +185,7 @@ def _fetch_champion(
     if decision.previous is None:
         return None, ()
     try:
-        return fetch_version(client, decision.name, decision.previous, folder), ()
+        return fetch_verified(client, decision.name, decision.previous, folder), ()
     except VerificationFailed as err:
         if decision.force is not None:
             return None, (f"champion {decision.previous} cannot be compared with: {err}",)
@@ -240,11 +239,18 @@ def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
 
 def _score(source: Source, x: Array, num_samples: int, threads: int) -> Array:
     """ELBO of each row, in nats; every row has its own noise, so that errors average out."""
-    engine = Engine(source.bundle, threads=threads)
-    engine.self_check()
+    engine = _open(source, threads)
     eps = draw_rows(0, 0, len(x), num_samples * source.bundle.manifest.latent_dim)
     inputs = {"x": x, "eps": eps.reshape(len(x), num_samples, -1)}
     return engine.run("score", inputs)["elbo"].astype(np.float64)
+
+
+def _open(source: Source, threads: int) -> Engine:
+    """The engine of a version, which gives the outputs that torch gave."""
+    with version_errors(source.name, source.version, source.bundle.path):
+        engine = Engine(source.bundle, threads=threads)
+        engine.self_check()
+    return engine
 
 
 def _record(
