@@ -87,5 +87,7 @@ def raise_unless_promoted(decision: "Decision | None") -> None:
     """End with exit code 5 or 6 where the champion did not move."""
     if decision is None or decision.decision not in ("refused", "stale"):
         return
-    kind = Stale if decision.decision == "stale" else GateRefused
-    raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")
+    said, reasons = f"version {decision.version} of {decision.name}", "; ".join(decision.reasons)
+    if decision.decision == "stale":
+        raise Stale(f"{said} came too late: {reasons}")
+    raise GateRefused(f"{said} was refused: {reasons}")

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.audit import Decision, Outcome, close_record, iso_time, open_record, write_report
+from pipeline.audit import (
+    Decision,
+    Outcome,
+    close_record,
+    drop_record,
+    iso_time,
+    open_record,
+    write_report,
+)
 from pipeline.champion import make_move, settle, tag_version
 from pipeline.checks import check_faults
 from pipeline.config import PromoteConfig
@@ -34,7 +42,7 @@ from pipeline.parity import parity_faults
 from pipeline.registry import CHAMPION, PREVIOUS, fetch_verified, version_errors
 from serving.bundle import METRICS, Manifest
 from serving.engine import Engine
-from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from serving.noise import draw_rows
 from serving.source import (
     Source,
@@ -84,10 +92,10 @@ def promote(
         registered_version(client, name, version)
     after = 0 if dry_run else settle(client, name)[0]
     decision = replace(_begin(client, "promote", name, version), gate=config, force=force)
+    if version == decision.previous:  # there is nothing to decide, nor to record
+        return _decided(decision, "promoted", f"version {version} is the champion already")
 
     def decide(folder: Path) -> Decision:
-        if version == decision.previous:
-            return _decided(decision, "promoted", f"version {version} is the champion already")
         return _pass_gate(client, decision, load_test, config, threads, folder)
 
     if dry_run:
@@ -268,6 +276,10 @@ def _record(
             return _move(client, decision, run_id, after)
     except Stale as err:
         decision = _decided(decision, "stale", str(err))
+    except (DataRefused, UsageRefused):  # nobody can decide on rows that cannot be read
+        with store_errors():
+            drop_record(client, run_id)
+        raise
     except (VaeError, OSError, KeyboardInterrupt) as err:
         _give_up(client, decision, run_id, str(err) or "interrupted")
         raise

@@ -172,6 +172,7 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
     decision = put(trained, "1")
     assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
+    assert len(history("vae")) == 1
     assert connect().get_model_version("vae", "1").tags["gate.status"] == "promoted"
     assert alias_version(connect(), "vae", "previous") is None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from pipeline.audit import Decision, Outcome, history
@@ -13,7 +14,7 @@ from pipeline.cli import cli
 from pipeline.evaluate import Metrics
 from pipeline.outcome import say_summary
 from serving.bundle import Bundle
-from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from tests.pipeline.conftest import Trained, make_bundle
 from tests.pipeline.versions import champion, flip_byte, put, register, stored_files
 
@@ -53,10 +54,12 @@ def test_dry_run_force_and_at(
     put(trained, register(sealed))
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
-    with pytest.raises(VaeError, match="version 2: not shown to be as good") as caught:
+    with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
         vae("promote", "--dry-run", "true")  # as mlflow writes a flag
     assert caught.value.exit_code == 5
-    assert json.loads(capsys.readouterr().out)["decision"] == "refused"
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["decision"] == "refused"
+    assert "not shown" not in printed.err  # the error says it, and once is enough
     assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
     assert len(history("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
@@ -139,6 +142,17 @@ def test_a_refused_first_version_leaves_no_champion(
     say_summary("vae", "1", (6, 5), metrics, decided_on("vae", "refused"), "figures")
     said = capsys.readouterr().err.splitlines()
     assert said[1] == "version 1 of vae was refused; there is no champion"
+
+
+def test_rows_that_cannot_be_read_are_no_decision(vae: Any, sealed: Bundle, tmp_path: Path) -> None:
+    register(sealed)
+    np.save(tmp_path / "other.npy", np.zeros((50, 6, 5), np.uint8))
+    for name, message in (("nope.npy", "nope.npy"), ("other.npy", "is not the data that")):
+        with pytest.raises(DataRefused, match=message):
+            vae("promote", "1", "--data", str(tmp_path / name))
+    assert history("vae") == []
+    assert champion() is None
+    assert vae("promote", "1")["decision"] == "promoted"
 
 
 def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
