@@ -203,7 +203,8 @@ def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
     result = CliRunner().invoke(cli, ["train", "--resume", "0" * 32, given, value])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"Error: {given} cannot be given beside --resume, which takes all settings from the run"
+        f"Error: {given} cannot be given beside --resume, which takes all settings from the run "
+        "but --device, --threads, --learning-rate"
     )
 
 
