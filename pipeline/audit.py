@@ -113,6 +113,11 @@ def close_record(
     client.set_terminated(run_id)
 
 
+def drop_record(client: "MlflowClient", run_id: str) -> None:
+    """Take the record of what came to no decision out of the history."""
+    client.delete_run(run_id)
+
+
 def history(name: str) -> list[dict[str, Any]]:
     """Every decision on `name`, the newest first."""
     client = connect()

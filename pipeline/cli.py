@@ -86,7 +86,8 @@ def run(
             decision = stages.promote(name, version, gate, threads, trained.dataset.test)
         figures = tracked.artifact_place(FIGURES)
     tracked.delete_folder(RESUME)  # now that the run has ended well
-    outcome.say_summary(name, version, trained.metrics, decision, figures)
+    x_shape = trained.dataset.x_shape
+    outcome.say_summary(name, version, x_shape, trained.metrics, decision, figures)
     finish(
         {
             **outcome.figures(tracked.run_id, trained.metrics, started),

@@ -1,7 +1,7 @@
 """Look at this machine: what works, what is missing, and the command that mends it.
 
-In: nothing. Out: findings. A finding that fails keeps the main job from running; one that warns
-does not.
+In: nothing. Out: findings. One that fails keeps from working what is installed; one that warns says
+what this machine does not do.
 """
 
 import contextlib
@@ -24,6 +24,12 @@ from serving.errors import VaeError
 
 MIN_DISK_GB = 2.0
 _ROOT = Path(__file__).parent.parent
+_EXTRAS = {
+    "files": ("pyarrow", "reads or writes Parquet and pictures"),
+    "registry": ("mlflow", "takes models:/ references, registers or promotes"),
+    "train": ("torch", "trains, exports or checks"),
+}
+"""Of each extra the package that nothing of it goes without, and what it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +59,36 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    wanted: list[str] = []
+    for extra, (package, use) in _EXTRAS.items():
+        if _version(package) is not None:
+            wanted.append(extra)
+        else:
+            detail = f"{package} is not installed: nothing here {use}"
+            yield Finding(f"[{extra}]", "warning", detail, f"pip install 'vae-pipeline[{extra}]'")
     for requirement in map(Requirement, _requirements()):
         marker = requirement.marker
         if requirement.name == "vae-pipeline" or (
-            marker is not None
-            and not any(
-                marker.evaluate({"extra": extra}) for extra in ("train", "files", "registry")
-            )
+            marker is not None and not any(marker.evaluate({"extra": e}) for e in ("", *wanted))
         ):
             continue
         mend = f"pip install '{requirement.name}{requirement.specifier}'"
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _version(requirement.name)
+        if version is None:
             yield Finding(requirement.name, "failed", "is not installed", mend)
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
+        elif requirement.specifier.contains(version, prereleases=True):
             yield Finding(requirement.name, "ok", version)
         else:
             detail = f"{version}, wanted {requirement.specifier}"
             yield Finding(requirement.name, "failed", detail, mend)
+
+
+def _version(package: str) -> str | None:
+    """The version of a package that is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _requirements() -> list[str]:
@@ -82,7 +98,8 @@ def _requirements() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
         extras = project["optional-dependencies"]
-        return [*project["dependencies"], *extras["files"], *extras["registry"], *extras["train"]]
+        marked = [f"{line}; extra == '{extra}'" for extra in _EXTRAS for line in extras[extra]]
+        return [*project["dependencies"], *marked]
 
 
 def _cuda() -> Iterator[Finding]:
@@ -105,10 +122,14 @@ def _cuda() -> Iterator[Finding]:
 def _store() -> Iterator[Finding]:
     from serving.source import connect, store_name
 
+    if _version("mlflow") is None:
+        return  # the packages say so
     mend = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
         connect()
     except VaeError as err:
+        if not store_name().startswith("sqlite:"):
+            mend = f"start the server of {store_name()}, or set MLFLOW_TRACKING_URI to another"
         yield Finding("MLflow store", "failed", str(err), mend)
         return
     path = store_name().removeprefix("sqlite:///").removeprefix("file:").split("?")[0]

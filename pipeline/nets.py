@@ -9,6 +9,8 @@ decoder may have a parameter `output_bias` (params_width,), to be set from the d
 
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,12 +114,15 @@ def build_nets(spec: NetSpec, model: str) -> Nets:
         "conv": build_conv,
         "resnet": build_resnet,
     }
-    builder = _import_builder(model) if ":" in model else builders.get(model)
-    if builder is None:
+    if ":" in model:
+        built = _build_own(model, spec)
+    elif model in builders:
+        built = builders[model](spec)
+    else:
         raise UsageRefused(
             f"model must be one of {', '.join(builders)}, or package.module:function; got {model!r}"
         )
-    encoder, decoder = nets = _check_pair(model, builder(spec))
+    encoder, decoder = nets = _check_pair(model, built)
     for module, width, sizes in (
         (encoder, spec.x_width, [(2, spec.latent_dim)] * 2),
         (decoder, spec.latent_dim, [(2, spec.params_width)]),
@@ -145,7 +150,12 @@ def _check_pair(model: str, built: object) -> Nets:
 def _check_shapes(
     model: str, module: nn.Module, width: int, expected: list[tuple[int, int]]
 ) -> None:
-    output = module(torch.zeros(2, width))
+    try:
+        output = module(torch.zeros(2, width))
+    except Exception as err:
+        raise UsageRefused(
+            f"{type(module).__name__} of model {model} fails on two rows of {width}{_tell(err)}"
+        ) from err
     shapes = [_shape(part) for part in (output if isinstance(output, tuple) else (output,))]
     if shapes != expected:
         raise UsageRefused(
@@ -159,6 +169,38 @@ def _shape(value: object) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
+def _build_own(model: str, spec: NetSpec) -> object:
+    """Call a user's function; whatever it raises is said in one line."""
+    builder = _import_builder(model)
+    try:
+        return builder(spec)
+    except UsageRefused:
+        raise
+    except Exception as err:
+        raise UsageRefused(f"model {model} cannot be built{_tell(err, builder)}") from err
+
+
+def _tell(err: Exception, function: object = None) -> str:
+    """Say an error, and the line of the user's code that it came from, as far as it is known."""
+    if isinstance(err, SyntaxError):
+        return f", {err.filename}:{err.lineno}: {type(err).__name__}: {err.msg}"
+    frames = traceback.extract_tb(err.__traceback__)
+    lines = [(frame.filename, frame.lineno) for frame in frames if _is_own(frame.filename)]
+    code = getattr(function, "__code__", None)  # where it was called with the wrong arguments
+    lines = lines or ([(code.co_filename, code.co_firstlineno)] if code else [])
+    place = ", {}:{}".format(*lines[-1]) if lines else ""
+    said = str(err).partition("\n")[0]
+    return f"{place}: {type(err).__name__}" + (f": {said}" if said else "")
+
+
+def _is_own(filename: str) -> bool:
+    """Whether a file is a user's: not of Python, of an installed package or of this one."""
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    others = [*installed, Path(__file__).parent]
+    path = Path(filename)
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in others)
+
+
 def _import_builder(path: str) -> Builder:
     """Import `package.module:function`, also from the working folder."""
     module, _, name = path.partition(":")
@@ -168,8 +210,8 @@ def _import_builder(path: str) -> Builder:
         sys.path.insert(0, folder)
     try:
         builder = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as err:
-        raise UsageRefused(f"cannot import model {path!r}: {err}") from err
+    except Exception as err:
+        raise UsageRefused(f"cannot import model {path!r}{_tell(err)}") from err
     if not callable(builder):
         raise UsageRefused(
             f"model {path!r} must name a function that takes a NetSpec, got "

@@ -61,6 +61,10 @@ class Number(click.FloatRange):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """What help shows; click shows a limit of None where there is none."""
+        return "" if self.min is self.max is None else super()._describe_range()
+
 
 class NumberOrNone(Number):
     """A finite number, or the word none."""
@@ -124,7 +128,7 @@ def given_beside(option: str, *allowed: str) -> dict[str, Any]:
         elif given and parameter.opts[0] != option:
             raise click.UsageError(
                 f"{parameter.opts[0]} cannot be given beside {option}, which takes all settings "
-                "from the run"
+                f"from the run but {', '.join(allowed)}"
             )
     return values
 

@@ -6,10 +6,12 @@ In: what the stages gave. Out: a part of the JSON line, words on stderr, or an e
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
 from serving.command import say
+from serving.formats import is_picture
 
 if TYPE_CHECKING:
     from pipeline.audit import Decision
@@ -35,17 +37,28 @@ def figures(run_id: str | None, metrics: "Metrics", started: float) -> dict[str,
 
 
 def say_summary(
-    name: str, version: str, metrics: "Metrics", decision: "Decision | None", pictures: str
+    name: str,
+    version: str,
+    x_shape: Sequence[int],
+    metrics: "Metrics",
+    decision: "Decision | None",
+    pictures: str,
 ) -> None:
     """The end of the main job: what is live now, how good it is, what to do next."""
     promoted = decision is not None and decision.decision == "promoted"
     model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
+    of_name = "" if name == "vae" else f" --name {name}"
+    out = "grid.png" if is_picture(x_shape) else "samples.parquet"
+    following = f"vae history{of_name}"
     if promoted:
         live = f"is now champion of {name}"
     elif decision is None:
         live = f"of {name} is registered as candidate"
+        following = f"vae promote @candidate{of_name}"
     else:
-        live = f"of {name} was {decision.decision}; champion is version {decision.previous}"
+        champion = f"champion is version {decision.previous}"
+        live = f"of {name} was {decision.decision}; "
+        live += champion if decision.previous else "there is no champion"
     # a virtual environment that started this without being activated
     hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
     activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
@@ -57,8 +70,8 @@ version {version} {live}
   pictures      {pictures}
 
 try next:
-{activate}  vae sample --model {model} --count 64 --seed 7 --out grid.png
-  vae history --name {name}
+{activate}  vae sample --model {model} --count 64 --seed 7 --out {out}
+  {following}
   vae doctor
 """
     )
@@ -74,5 +87,7 @@ def raise_unless_promoted(decision: "Decision | None") -> None:
     """End with exit code 5 or 6 where the champion did not move."""
     if decision is None or decision.decision not in ("refused", "stale"):
         return
-    kind = Stale if decision.decision == "stale" else GateRefused
-    raise kind(f"version {decision.version}: {'; '.join(decision.reasons)}")
+    said, reasons = f"version {decision.version} of {decision.name}", "; ".join(decision.reasons)
+    if decision.decision == "stale":
+        raise Stale(f"{said} came too late: {reasons}")
+    raise GateRefused(f"{said} was refused: {reasons}")

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.audit import Decision, Outcome, close_record, iso_time, open_record, write_report
+from pipeline.audit import (
+    Decision,
+    Outcome,
+    close_record,
+    drop_record,
+    iso_time,
+    open_record,
+    write_report,
+)
 from pipeline.champion import make_move, settle, tag_version
 from pipeline.checks import check_faults
 from pipeline.config import PromoteConfig
@@ -31,18 +39,18 @@ from pipeline.errors import Stale
 from pipeline.gate import Array, judge, metric_faults, score_faults
 from pipeline.ledger import Action, Move, list_moves
 from pipeline.parity import parity_faults
-from pipeline.registry import CHAMPION, PREVIOUS
+from pipeline.registry import CHAMPION, PREVIOUS, fetch_verified, version_errors
 from serving.bundle import METRICS, Manifest
 from serving.engine import Engine
-from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from serving.noise import draw_rows
 from serving.source import (
     Source,
     alias_version,
     connect,
-    fetch_version,
     registered_version,
     store_errors,
+    store_name,
 )
 
 if TYPE_CHECKING:
@@ -84,10 +92,10 @@ def promote(
         registered_version(client, name, version)
     after = 0 if dry_run else settle(client, name)[0]
     decision = replace(_begin(client, "promote", name, version), gate=config, force=force)
+    if version == decision.previous:  # there is nothing to decide, nor to record
+        return _decided(decision, "promoted", f"version {version} is the champion already")
 
     def decide(folder: Path) -> Decision:
-        if version == decision.previous:
-            return _decided(decision, "promoted", f"version {version} is the champion already")
         return _pass_gate(client, decision, load_test, config, threads, folder)
 
     if dry_run:
@@ -109,13 +117,24 @@ def rollback(name: str, *, threads: int) -> Decision:
         target = alias_version(client, name, PREVIOUS)
     decision = _begin(client, "rollback", name, target or "")
     if target is None or target == decision.previous:
-        raise UsageRefused(f"{name} has no previous champion to go back to from {target}")
+        raise UsageRefused(_nothing_before(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
-        Engine(fetch_version(client, name, target, folder).bundle, threads=threads).self_check()
+        _open(fetch_verified(client, name, target, folder), threads)
         return _decided(decision, "accepted", f"back from version {decision.previous}")
 
     return _record(client, decision, decide, after)
+
+
+def _nothing_before(client: "MlflowClient", name: str, champion: str | None) -> str:
+    """Why there is no version to go back to."""
+    if champion is not None:
+        return f"{name} has no version before {champion}, its champion, to go back to"
+    with store_errors():
+        known = client.search_registered_models(f"name='{name}'")
+    if not known:
+        return f"there is no model {name!r} in {store_name()}: run vae run or vae register first"
+    return f"{name} has no champion to go back from: run vae promote first"
 
 
 def delete(name: str, version: str) -> Decision:
@@ -146,7 +165,7 @@ def _pass_gate(
     folder: Path,
 ) -> Decision:
     """Verify, score and judge."""
-    candidate = fetch_version(client, decision.name, decision.version, folder)
+    candidate = fetch_verified(client, decision.name, decision.version, folder)
     champion, missing = _fetch_champion(client, decision, folder)
     test = load_test(candidate.bundle.manifest)
     decision = replace(decision, test_sha256=test.sha256)
@@ -174,7 +193,7 @@ def _fetch_champion(
     if decision.previous is None:
         return None, ()
     try:
-        return fetch_version(client, decision.name, decision.previous, folder), ()
+        return fetch_verified(client, decision.name, decision.previous, folder), ()
     except VerificationFailed as err:
         if decision.force is not None:
             return None, (f"champion {decision.previous} cannot be compared with: {err}",)
@@ -228,11 +247,18 @@ def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
 
 def _score(source: Source, x: Array, num_samples: int, threads: int) -> Array:
     """ELBO of each row, in nats; every row has its own noise, so that errors average out."""
-    engine = Engine(source.bundle, threads=threads)
-    engine.self_check()
+    engine = _open(source, threads)
     eps = draw_rows(0, 0, len(x), num_samples * source.bundle.manifest.latent_dim)
     inputs = {"x": x, "eps": eps.reshape(len(x), num_samples, -1)}
     return engine.run("score", inputs)["elbo"].astype(np.float64)
+
+
+def _open(source: Source, threads: int) -> Engine:
+    """The engine of a version, which gives the outputs that torch gave."""
+    with version_errors(source.name, source.version, source.bundle.path):
+        engine = Engine(source.bundle, threads=threads)
+        engine.self_check()
+    return engine
 
 
 def _record(
@@ -250,6 +276,10 @@ def _record(
             return _move(client, decision, run_id, after)
     except Stale as err:
         decision = _decided(decision, "stale", str(err))
+    except (DataRefused, UsageRefused):  # nobody can decide on rows that cannot be read
+        with store_errors():
+            drop_record(client, run_id)
+        raise
     except (VaeError, OSError, KeyboardInterrupt) as err:
         _give_up(client, decision, run_id, str(err) or "interrupted")
         raise

@@ -161,11 +161,12 @@ def verify(version: str, name: str) -> None:
     Example: vae verify @champion
     """
     from pipeline.promotion import resolve_version
-    from serving.source import connect, fetch_version
+    from pipeline.registry import fetch_verified
+    from serving.source import connect
 
     number = resolve_version(name, version)
     with tempfile.TemporaryDirectory() as folder:
-        source = fetch_version(connect(), name, number, Path(folder))
+        source = fetch_verified(connect(), name, number, Path(folder))
     digest = source.bundle.manifest.digest
     say(f"version {number} of {name} is whole: {digest}")
     finish({"name": name, "version": number, "digest": digest, "verified": True})

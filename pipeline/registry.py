@@ -7,8 +7,10 @@ registered.
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +19,11 @@ from pipeline.errors import ParityFailed
 from pipeline.parity import parity_faults
 from pipeline.tracking import Run
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
-from serving.source import ARTIFACT, DIGEST_TAG, store_errors
+from serving.errors import VaeError
+from serving.source import ARTIFACT, DIGEST_TAG, Source, fetch_version, store_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
@@ -38,6 +44,23 @@ def register_bundle(run: Run, bundle: Bundle, name: str) -> str:
             version = _create_version(run, bundle, name)
         run.client.set_registered_model_alias(name, CANDIDATE, version)
     return version
+
+
+def fetch_verified(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
+    """Fetch a version's files past the cache into `folder`, and verify them."""
+    with version_errors(name, version, folder / f"{name}-{version}"):
+        return fetch_version(client, name, version, folder)
+
+
+@contextmanager
+def version_errors(name: str | None, version: str | None, place: Path) -> Iterator[None]:
+    """Say `version 2 of vae: decoder.onnx` of a file in a temporary place, which soon is gone."""
+    try:
+        yield
+    except VaeError as err:
+        subject = f"version {version} of {name}"
+        said = str(err).replace(f"{place}/", f"{subject}: ").replace(str(place), subject)
+        raise type(err)(said) from err
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:

@@ -278,7 +278,8 @@ def promote(
     decision = promotion.promote(
         name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
     )
-    say(f"{decision.decision}: {'; '.join(decision.reasons)}")
+    if decision.decision in ("promoted", "accepted"):  # else the command ends with the reasons
+        say(f"{decision.decision}: {'; '.join(decision.reasons)}")
     return decision
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.errors import VaeError
-from serving.source import connect, store_errors
+from serving.errors import UsageRefused
+from serving.source import check_run, connect, store_errors
 from serving.threads import available_cores
 
 if TYPE_CHECKING:
@@ -185,11 +185,20 @@ def open_experiment(client: "MlflowClient", name: str) -> str:
 
 
 def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
-    """Download a run's artifact into `folder`; raises `VaeError` where the run has none."""
+    """Download a run's artifact into `folder`.
+
+    Raises:
+        UsageRefused: there is no such run, or its training has not come so far.
+    """
     client = connect()
+    check_run(client, run_id)
     with store_errors():
-        if not any(item.path == name for item in client.list_artifacts(run_id)):
-            raise VaeError(f"run {run_id} has no {name}: did its training finish?")
+        names = {item.path for item in client.list_artifacts(run_id)}
+        if name not in names:
+            why = "no training has ended in it"
+            if RESUME in names:
+                why = f"its training has not ended; go on with vae train --resume {run_id}"
+            raise UsageRefused(f"run {run_id} has no {name}: {why}")
         return Path(client.download_artifacts(run_id, name, str(folder)))
 
 

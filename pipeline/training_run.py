@@ -8,6 +8,7 @@ knows all of them, and logs those that the run lacks.
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pipeline.tracking import RESUME, Run
 from pipeline.train import TrainResult, continue_training, steps_per_epoch
 from pipeline.training_state import TrainState, read_state
 from serving.command import progress, say
-from serving.errors import UsageRefused, VerificationFailed
-from serving.source import connect
+from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.source import check_run, connect, store_errors
 
 SLOTS = ("a.pt", "b.pt")
 """Files in the run's folder `resume`."""
@@ -39,12 +40,21 @@ class TrainingRun:
         self._known = run.logged_steps() if state.saves else frozenset[tuple[str, int]]()
 
     def save(self, state: TrainState) -> None:
-        """Write the state into the older of the two files."""
-        state.saves += 1
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary, SLOTS[state.saves % 2])
-            path.write_bytes(state.to_bytes())
-            self._run.log_file(path, RESUME)
+        """Write the state into the older of the two files; it counts once it is written.
+
+        Raises:
+            VaeError: it cannot be written, to a full disk for example.
+        """
+        saves = state.saves + 1
+        content = replace(state, saves=saves).to_bytes()
+        try:
+            with store_errors(), tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary, SLOTS[saves % 2])
+                path.write_bytes(content)
+                self._run.log_file(path, RESUME)
+        except VaeError as err:
+            raise VaeError(f"cannot keep the state of run {self._run.run_id}: {err}") from err
+        state.saves = saves
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log those metrics of a step that an earlier process has not logged."""
@@ -107,10 +117,11 @@ def fetch_state(run_id: str) -> Mapping[str, Any]:
     """The newest state that a run holds whole.
 
     Raises:
-        UsageRefused: the run has finished, or holds no state.
+        UsageRefused: there is no such run, it has finished, or holds no state.
         VerificationFailed: every state that it holds is damaged.
     """
     run = Run(connect(), run_id)
+    check_run(run.client, run_id)
     if run.status() == "FINISHED":
         raise UsageRefused(f"run {run_id} has finished: there is nothing to go on with")
     with tempfile.TemporaryDirectory() as temporary:

@@ -233,11 +233,24 @@ def connect() -> "MlflowClient":
     return client
 
 
+def check_run(client: "MlflowClient", run_id: str) -> None:
+    """Look that a run is there; raises `UsageRefused` where it is not."""
+    from mlflow.exceptions import MlflowException
+
+    with store_errors():
+        try:
+            client.get_run(run_id)
+        except MlflowException as err:
+            # the latter is what some stores say of what cannot be an id
+            if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise UsageRefused(f"no run {run_id!r} in {store_name()}") from err
+
+
 def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
     """Look that a run is there; give what logs a file and figures to it."""
     client = connect()
-    with store_errors():
-        client.get_run(run_id)
+    check_run(client, run_id)
 
     def log(path: Path, figures: Mapping[str, float]) -> None:
         with store_errors():

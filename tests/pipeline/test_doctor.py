@@ -45,6 +45,26 @@ def test_a_missing_or_old_package_comes_with_the_command_that_mends_it(
     assert find("mlflow").detail.startswith("1.0, wanted ")
 
 
+def test_what_an_install_for_serving_lacks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+    lacking = {"torch", "onnx", "onnxscript", "matplotlib", "mlflow", "filelock"}
+
+    def version(name: str) -> str:
+        if name in lacking:
+            raise metadata.PackageNotFoundError
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    findings = examine()
+    assert [finding for finding in findings if finding.status == "failed"] == []
+    subjects = {finding.subject for finding in findings}
+    assert {"numpy", "pyarrow", "CUDA"} <= subjects
+    assert not subjects & {*lacking, "MLflow store"}
+    for extra in ("train", "registry"):
+        finding = find(f"[{extra}]")
+        assert (finding.status, finding.mend) == ("warning", f"pip install 'vae-pipeline[{extra}]'")
+
+
 def test_a_full_disk_and_a_broken_store_fail(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -63,13 +83,16 @@ def test_a_store_that_cannot_be_written_fails(store: Path) -> None:
     assert not doctor._writable(store.parent / "no" / "mlflow.db")
 
 
-def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     finding = find("MLflow store")
     assert finding.status == "failed"
     assert "http://127.0.0.1:9" in finding.detail
     assert "secret" not in finding.detail
+    assert finding.mend.startswith("start the server of http://127.0.0.1:9, or set MLFLOW_TRACK")
 
 
 def test_requirements_are_read_from_a_checkout_that_is_not_installed(

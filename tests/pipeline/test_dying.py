@@ -57,7 +57,7 @@ def roll_back_again() -> None:
     """As a person does who saw it die; there is nothing to do if it died after its last step."""
     last: Move = list_moves(connect(), "vae")[-1]
     if (last.action, last.done) == ("rollback", True):
-        with pytest.raises(UsageRefused, match="no previous champion to go back to from 1"):
+        with pytest.raises(UsageRefused, match="no version before 1, its champion, to go back to"):
             rollback("vae", threads=1)
     else:
         assert rollback("vae", threads=1).decision == "promoted"

@@ -89,6 +89,13 @@ def drop_parity(bundle: Bundle) -> Bundle:
     return reseal(bundle.path)
 
 
+def spoil_golden(bundle: Bundle) -> Bundle:
+    golden = bundle.golden()
+    golden["decode.x_loc"] += 1
+    np.savez(bundle.path / "golden.npz", **golden)  # type: ignore[arg-type]
+    return reseal(bundle.path)
+
+
 def other_rows(bundle: Bundle) -> Bundle:
     splits = bundle.manifest.data["splits"]
     data = {**bundle.manifest.data, "splits": {**splits, "test": {"rows": 100, "sha256": "1" * 64}}}
@@ -141,13 +148,18 @@ FAULTS = {
     ),
     "missing file": Fault(
         exit_code=7,
-        message="cannot read .*score.onnx: No such file or directory",
+        message="^cannot read version 2 of vae: score.onnx: No such file or directory$",
         stored=lambda folder: (folder / "score.onnx").unlink(),
     ),
     "changed file": Fault(
         exit_code=7,
-        message="score.onnx is not the file that was sealed",
+        message="^version 2 of vae: score.onnx is not the file that was sealed",
         stored=lambda folder: flip_byte(folder / "score.onnx"),
+    ),
+    "other outputs than torch's": Fault(
+        exit_code=7,
+        message="^self-check of version 2 of vae failed: decode puts x_loc off by 1, allowed",
+        bundle=spoil_golden,
     ),
     "artifacts deleted": Fault(
         exit_code=7,
@@ -218,7 +230,9 @@ def test_fault(
         promote_version(trained, version, fault)
     assert caught.value.exit_code == fault.exit_code
     outcome = "stale" if fault.exit_code == 6 else "refused"
-    assert history("vae")[0]["decision"] == outcome
+    row = history("vae")[0]
+    assert row["decision"] == outcome
+    assert fault.exit_code != 7 or row["reasons"] == str(caught.value)
     assert champion() == (None if fault.exit_code == 6 else "1")
     if fault.force_helps:
         assert promote_version(trained, version, fault, "it is so").decision == "promoted"

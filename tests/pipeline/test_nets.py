@@ -1,5 +1,6 @@
 """Every preset, every likelihood and a user's own nets through export, parity and the engine."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,71 @@ def test_a_model_that_cannot_be_built_says_why(model: str, message: str) -> None
     settings = ModelConfig(model=model, latent_dim=3)
     with pytest.raises(UsageRefused, match=message):
         VAE((5,), replace(settings, likelihood="gaussian"))
+
+
+OWN = "from torch import nn\n\n\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        pytest.param(
+            "def build():\n    pass\n",
+            "model own_nets:build cannot be built, {own}:4: TypeError: build() takes 0 positional "
+            "arguments but 1 was given",
+            id="no argument",
+        ),
+        pytest.param(
+            "def build(spec):\n    return dict()['hidden']\n",
+            "model own_nets:build cannot be built, {own}:5: KeyError: 'hidden'",
+            id="it raises",
+        ),
+        pytest.param(
+            "def build(spec):\n    return nn.Linear(spec.x_shape, 'many')\n",
+            "model own_nets:build cannot be built, {own}:5: TypeError: ",
+            id="torch raises",
+        ),
+        pytest.param(
+            "def build(spec):\n    import nosuchmod\n",
+            "model own_nets:build cannot be built, {own}:5: ModuleNotFoundError: No module named "
+            "'nosuchmod'",
+            id="it imports",
+        ),
+        pytest.param(
+            "import nosuchmod\n",
+            "cannot import model 'own_nets:build', {own}:4: ModuleNotFoundError: No module named "
+            "'nosuchmod'",
+            id="import",
+        ),
+        pytest.param(
+            "def build(spec:\n    pass\n",
+            "cannot import model 'own_nets:build', {own}:4: SyntaxError: '(' was never closed",
+            id="syntax",
+        ),
+        pytest.param(
+            "NETS = 1 / 0\n",
+            "cannot import model 'own_nets:build', {own}:4: ZeroDivisionError: division by zero",
+            id="module",
+        ),
+        pytest.param(
+            "def build(spec):\n    return nn.Linear(4, 3), nn.Linear(3, 5)\n",
+            "Linear of model own_nets:build fails on two rows of 5: RuntimeError: mat1 and mat2 ",
+            id="forward",
+        ),
+    ],
+)
+def test_what_fails_in_a_user_s_code_is_one_line_that_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    (tmp_path / "own_nets.py").write_text(OWN + source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+    with pytest.raises(UsageRefused) as caught:
+        VAE((5,), ModelConfig(model="own_nets:build", latent_dim=3, likelihood="gaussian"))
+    said = str(caught.value)
+    assert said.startswith(message.format(own=tmp_path / "own_nets.py"))
+    assert "\n" not in said
+    assert caught.value.__cause__ is not None
 
 
 def test_a_conv_decoder_gives_every_size_back() -> None:

@@ -91,6 +91,7 @@ def test_every_setting_is_an_option_with_its_help_and_default(command: str, name
 def test_help_shows_every_setting(command: str) -> None:
     shown = CliRunner().invoke(cli, [command, "--help"]).stdout
     text = " ".join(shown.split())
+    assert "None" not in text
     for section in SECTIONS[command]:
         for name, _, limits, _ in settings_of(section):
             assert f"--{name.replace('_', '-')} " in text

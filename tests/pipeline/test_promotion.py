@@ -150,7 +150,20 @@ def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
     assert (back.decision, back.version, back.previous) == ("promoted", "1", "2")
     assert champion() == "1"
     assert [row["action"] for row in history("vae")] == ["rollback", "promote", "promote"]
-    with pytest.raises(UsageRefused, match="no previous champion to go back to"):
+    with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
+        rollback("vae", threads=1)
+
+
+def test_where_there_is_nothing_to_go_back_to_it_says_what_there_is(
+    sealed: Bundle, trained: Trained
+) -> None:
+    with pytest.raises(UsageRefused, match=r"^there is no model 'vae' in sqlite:.*: run vae run"):
+        rollback("vae", threads=1)
+    version = register(sealed)
+    with pytest.raises(UsageRefused, match=r"^vae has no champion to go back from: run vae pro"):
+        rollback("vae", threads=1)
+    put(trained, version)
+    with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
         rollback("vae", threads=1)
 
 
@@ -159,6 +172,7 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
     decision = put(trained, "1")
     assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
+    assert len(history("vae")) == 1
     assert connect().get_model_version("vae", "1").tags["gate.status"] == "promoted"
     assert alias_version(connect(), "vae", "previous") is None
 

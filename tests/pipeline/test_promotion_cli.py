@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
-from pipeline.audit import history
+from pipeline.audit import Decision, Outcome, history
 from pipeline.cli import cli
+from pipeline.evaluate import Metrics
+from pipeline.outcome import say_summary
 from serving.bundle import Bundle
-from serving.errors import UsageRefused, VaeError, VerificationFailed
-from tests.pipeline.conftest import Trained
+from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
+from tests.pipeline.conftest import Trained, make_bundle
 from tests.pipeline.versions import champion, flip_byte, put, register, stored_files
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -51,10 +54,12 @@ def test_dry_run_force_and_at(
     put(trained, register(sealed))
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
-    with pytest.raises(VaeError, match="version 2: not shown to be as good") as caught:
+    with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
         vae("promote", "--dry-run", "true")  # as mlflow writes a flag
     assert caught.value.exit_code == 5
-    assert json.loads(capsys.readouterr().out)["decision"] == "refused"
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["decision"] == "refused"
+    assert "not shown" not in printed.err  # the error says it, and once is enough
     assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
     assert len(history("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
@@ -83,6 +88,71 @@ def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError) as caught:
         vae(*arguments)
     assert caught.value.exit_code == 2
+
+
+def decided_on(name: str, outcome: Outcome) -> Decision:
+    """A decision on a model's first version."""
+    return Decision(
+        name=name, action="promote", version="1", previous=None, decision=outcome, reasons=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "decided", "out", "commands"),
+    [
+        pytest.param("trained", False, "grid.png", ["sample", "promote"], id="pictures"),
+        pytest.param("trained_table", False, "samples.parquet", ["sample", "promote"], id="table"),
+        pytest.param("trained", True, "grid.png", ["sample", "history"], id="promoted"),
+    ],
+)
+def test_what_the_main_job_says_to_try_next_works(
+    vae: Any,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    decided: bool,
+    out: str,
+    commands: list[str],
+) -> None:
+    trained: Trained = request.getfixturevalue(kind)
+    bundle = make_bundle(tmp_path / "bundle", trained)
+    version = register(bundle, "mine")
+    if decided:
+        vae("promote", version, "--name", "mine")
+    decision = decided_on("mine", "promoted")
+    metrics = Metrics.from_json(bundle.read_json("metrics.json"))
+    x_shape = bundle.manifest.x_shape
+    say_summary("mine", version, x_shape, metrics, decision if decided else None, "figures")
+    said = capsys.readouterr().err.partition("try next:")[2]
+    found = [line.split()[1:] for line in said.splitlines() if line.startswith("  vae ")]
+    assert [words[0] for words in found] == [*commands, "doctor"]
+    monkeypatch.chdir(tmp_path)
+    results = [vae(*words) for words in found[:-1]]
+    assert (tmp_path / out).exists()
+    assert results[0]["version"] == version
+    assert decided or results[1]["decision"] == "promoted"
+
+
+def test_a_refused_first_version_leaves_no_champion(
+    sealed: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics.from_json(sealed.read_json("metrics.json"))
+    say_summary("vae", "1", (6, 5), metrics, decided_on("vae", "refused"), "figures")
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == "version 1 of vae was refused; there is no champion"
+
+
+def test_rows_that_cannot_be_read_are_no_decision(vae: Any, sealed: Bundle, tmp_path: Path) -> None:
+    register(sealed)
+    np.save(tmp_path / "other.npy", np.zeros((50, 6, 5), np.uint8))
+    for name, message in (("nope.npy", "nope.npy"), ("other.npy", "is not the data that")):
+        with pytest.raises(DataRefused, match=message):
+            vae("promote", "1", "--data", str(tmp_path / name))
+    assert history("vae") == []
+    assert champion() is None
+    assert vae("promote", "1")["decision"] == "promoted"
 
 
 def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> None:

@@ -1,5 +1,7 @@
 """What `vae train` refuses to begin or to go on with, before any run is touched."""
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,6 +71,36 @@ def test_a_run_that_goes_on_overwrites_the_older_file(images: Dataset) -> None:
     assert older.read_bytes() != kept
 
 
+@pytest.mark.parametrize("saves", [0, 1], ids=["nothing", "an earlier epoch"])
+def test_a_state_that_a_full_disk_refuses_is_not_said_to_be_saved(
+    images: Dataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    saves: int,
+) -> None:
+    state = begin_training(images, tiny_config(images, epochs=4), "cpu")
+    real, written = Run.log_file, [0]
+
+    def log_file(run: Run, path: Path, folder: str) -> None:
+        written[0] += 1
+        if written[0] > saves:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(run, path, folder)
+
+    monkeypatch.setattr(Run, "log_file", log_file)
+    with pytest.raises(VaeError) as caught, tracked_run() as run:  # noqa: PT012  the run must come out
+        tracked = TrainingRun(run, state)
+        with tracked.kept():
+            fit(tracked, state, images)
+    said = f"cannot keep the state of run {run.run_id}: No space left on device"
+    assert str(caught.value) == said
+    advice = f"the state is saved; go on with: vae train --resume {run.run_id}"
+    assert (advice in capsys.readouterr().err) == bool(saves)
+    assert state.saves == saves
+    if saves:
+        assert fetch_state(run.run_id)["saves"] == saves
+
+
 def finish(run: Run) -> None:
     connect().set_terminated(run.run_id, "FINISHED")
 
@@ -133,9 +165,36 @@ def test_auto_leaves_the_device_to_the_run(images: Dataset) -> None:
     assert state.device == "cpu"
 
 
-def test_an_unknown_run_is_one_line() -> None:
-    with pytest.raises(VaeError, match=r"the MLflow store sqlite:.* refused: .*not found"):
-        fetch_state("0" * 32)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["train", "--resume"], id="train"),
+        pytest.param(["export", "--out", "bundle", "--run-id"], id="export"),
+        pytest.param(["evaluate", "--run-id"], id="evaluate"),
+    ],
+)
+@pytest.mark.parametrize("run_id", ["nope", "0" * 32, "../a"], ids=["word", "id", "path"])
+def test_an_unknown_run_is_named(arguments: list[str], run_id: str) -> None:
+    result = CliRunner().invoke(cli, [*arguments, run_id])
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception) == f"no run {run_id!r} in {os.environ['MLFLOW_TRACKING_URI']}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["export", "--out", "bundle", "--run-id"], id="export"),
+        pytest.param(["evaluate", "--run-id"], id="evaluate"),
+    ],
+)
+def test_a_run_that_broke_off_has_to_go_on_first(images: Dataset, arguments: list[str]) -> None:
+    run_id = broken_off(images).run_id
+    result = CliRunner().invoke(cli, [*arguments, run_id])
+    assert isinstance(result.exception, UsageRefused)
+    assert str(result.exception) == (
+        f"run {run_id} has no checkpoint: its training has not ended; go on with "
+        f"vae train --resume {run_id}"
+    )
 
 
 @pytest.mark.parametrize("given", ["--epochs", "--preset", "--data", "--max-time"])
@@ -144,7 +203,8 @@ def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
     result = CliRunner().invoke(cli, ["train", "--resume", "0" * 32, given, value])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"Error: {given} cannot be given beside --resume, which takes all settings from the run"
+        f"Error: {given} cannot be given beside --resume, which takes all settings from the run "
+        "but --device, --threads, --learning-rate"
     )
 
 
