@@ -276,12 +276,8 @@ def _record(
             return _move(client, decision, run_id, after)
     except Stale as err:
         decision = _decided(decision, "stale", str(err))
-    except (DataRefused, UsageRefused):  # nobody can decide on rows that cannot be read
-        with store_errors():
-            drop_record(client, run_id)
-        raise
     except (VaeError, OSError, KeyboardInterrupt) as err:
-        _give_up(client, decision, run_id, str(err) or "interrupted")
+        _give_up(client, decision, run_id, err)
         raise
     with store_errors():
         close_record(client, run_id, decision.decision, reasons=decision.reasons)
@@ -290,12 +286,19 @@ def _record(
     return decision
 
 
-def _give_up(client: "MlflowClient", decision: Decision, run_id: str, reason: str) -> None:
-    """Close the record of a decision that ended early; a move that counts is finished instead."""
+def _give_up(client: "MlflowClient", decision: Decision, run_id: str, err: BaseException) -> None:
+    """Close the record of a decision that ended early; a move that counts is finished instead.
+
+    Where the rows to decide on cannot be read, nothing was decided: no record is kept.
+    """
     with store_errors():
         if any(move.run_id == run_id for move in list_moves(client, decision.name)):
             settle(client, decision.name)
             return
+        if isinstance(err, DataRefused | UsageRefused):
+            drop_record(client, run_id)
+            return
+        reason = str(err) or "interrupted"
         write_report(client, run_id, _decided(decision, "refused", reason))
         close_record(client, run_id, "refused")
 
