@@ -146,9 +146,9 @@ def test_the_anomaly_flow_of_the_manual_runs(tmp_path: Path) -> None:
     assert np.load(tmp_path / "known.npy", mmap_mode="r").shape == (54_051, 28, 28)
     bundle, _, _ = export_untrained(tmp_path / "bundle")
     arguments = ("--model", bundle.path, "--id", "label", "--report", tmp_path / "report.html")
-    result = vae_score(tmp_path / "mix.parquet", tmp_path / "scores", *arguments)
+    result = vae_score(tmp_path / "mix.parquet", tmp_path / "mix_scores", *arguments)
     assert json.loads(result.stdout)["rows"] == 18_991
-    scores = dataset.dataset(tmp_path / "scores").to_table().to_pandas()
+    scores = dataset.dataset(tmp_path / "mix_scores").to_table().to_pandas()
     some = scores[scores["label"] != "9"]
     expected = find_area(-some["elbo"].to_numpy(), (some["label"] == "turned").to_numpy())
     assert f"turned by elbo: AUROC {expected:.3f}\n" in run([sys.executable, "-c", area])
