@@ -53,16 +53,19 @@ def answering(x_loc: NDArray[Any]) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/docs"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/docs"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def browse(folder: Path, url: str, *options: str) -> str:
     """What the browser prints of the page once it has drawn."""
     assert BROWSER is not None
     command = [
-        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"),
+        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        "--virtual-time-budget=10000",
         *(f"--user-data-dir={folder / 'profile'}", "--window-size=600,900", *options, url),
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
