@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -26,6 +26,8 @@ from serving.formats import writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_Thing = TypeVar("_Thing")
 
 ARTIFACT = "bundle"
 """Name of the bundle's folder in a version."""
@@ -152,15 +154,10 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
         UsageRefused: there is no such version.
         VerificationFailed: it is not ready, or was not registered by `vae register`.
     """
-    from mlflow.exceptions import MlflowException
-
     with store_errors():
-        try:
-            registered = client.get_model_version(name, version)
-        except MlflowException as err:
-            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UsageRefused(f"{name} has no version {version} in {store_name()}") from err
+        registered = _find(client.get_model_version, name, version)
+    if registered is None:
+        raise UsageRefused(f"{name} has no version {version} in {store_name()}")
     if registered.status != "READY":
         raise VerificationFailed(
             f"{name} version {version} is {registered.status}, not READY: register it again"
@@ -187,27 +184,28 @@ def _open_sealed(folder: Path, digest: str) -> Bundle:
 
 def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
     """The version number that an alias names, if any."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException as err:
-        if err.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-            return None
-        raise
+    version = _find(client.get_model_version_by_alias, name, alias)
+    return None if version is None else str(version.version)
 
 
 def _aliases(client: "MlflowClient", name: str) -> list[str]:
     """All aliases of a model; none where there is no such model."""
+    with store_errors():
+        model = _find(client.get_registered_model, name)
+    return [] if model is None else sorted(model.aliases)
+
+
+def _find(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
+    """What the store answers, or None where it has no such thing."""
     from mlflow.exceptions import MlflowException
 
-    with store_errors():
-        try:
-            return sorted(client.get_registered_model(name).aliases)
-        except MlflowException as err:
-            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return []
+    try:
+        return ask(*of)
+    except MlflowException as err:
+        # the latter is what some stores say of what cannot be an id
+        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def connect() -> "MlflowClient":
@@ -235,16 +233,10 @@ def connect() -> "MlflowClient":
 
 def check_run(client: "MlflowClient", run_id: str) -> None:
     """Look that a run is there; raises `UsageRefused` where it is not."""
-    from mlflow.exceptions import MlflowException
-
     with store_errors():
-        try:
-            client.get_run(run_id)
-        except MlflowException as err:
-            # the latter is what some stores say of what cannot be an id
-            if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise UsageRefused(f"no run {run_id!r} in {store_name()}") from err
+        run = _find(client.get_run, run_id)
+    if run is None:
+        raise UsageRefused(f"no run {run_id!r} in {store_name()}")
 
 
 def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
