@@ -48,6 +48,7 @@ from serving.source import (
     Source,
     alias_version,
     connect,
+    find_in_store,
     registered_version,
     store_errors,
     store_name,
@@ -131,8 +132,8 @@ def _nothing_before(client: "MlflowClient", name: str, champion: str | None) -> 
     if champion is not None:
         return f"{name} has no version before {champion}, its champion, to go back to"
     with store_errors():
-        known = client.search_registered_models(f"name='{name}'")
-    if not known:
+        model = find_in_store(client.get_registered_model, name)
+    if model is None:
         return f"there is no model {name!r} in {store_name()}: run vae run or vae register first"
     return f"{name} has no champion to go back from: run vae promote first"
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DataRefused, UsageRefused
-from serving.formats import decode_image, read_array, read_image_shape, read_npz
+from serving.formats import IMAGE_SUFFIXES, decode_image, read_array, read_image_shape, read_npz
 
 Array = NDArray[Any]
 
@@ -24,7 +24,6 @@ _KINDS = (
     "or a folder of Parquet files or of PNG and JPEG images"
 )
 _SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "table", ".arrow": "table"}
-_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ def _find_images(folder: Path) -> list[Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _IMAGES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     }
     return [
         found[name]

@@ -78,13 +78,13 @@ def reconstruct(
     require_pyarrow("vae reconstruct")
     from serving.formats import check_target, write_array, write_grid
     from serving.rows import Rows
-    from serving.scorer import layout_of, read_layout
+    from serving.scorer import layout_of, read_all
 
     check_target(out, (".png", ".npy", ".parquet"))
     refuse_inside(out, "--out", "INPUT", input)
     rows = Rows(input, ids=None)
     source, engine = open_engine(reference, device, threads)
-    originals = read_layout(rows, x, layout_of(engine))
+    originals = read_all(rows, x, layout_of(engine))
     started = time.perf_counter()
     x_loc = engine.reconstruct(originals)
     seconds = time.perf_counter() - started

@@ -27,6 +27,7 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 Array = NDArray[Any]
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IMAGE_FORMATS = ("PNG", "JPEG")
 _GRAY_MODES = ("1", "L")
 _IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits a channel: others would lose some

@@ -21,7 +21,7 @@ from pyarrow import dataset, ipc, parquet
 from serving import csv_rows
 from serving.arrays import count_array, read_array_rows
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.formats import READ_ERRORS
+from serving.formats import IMAGE_SUFFIXES, READ_ERRORS
 from serving.storage import Place, find_files
 from serving.where import Where, parse_where
 
@@ -29,7 +29,6 @@ FILE, ROW = "file", "row"
 DEFAULT_IDS = (FILE, ROW)
 """The file's name relative to the input, and the row's index in its file."""
 _READ_BYTES = 1 << 20
-_PICTURES = (".png", ".jpg", ".jpeg")
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Counter = Callable[[Place], tuple[pa.Schema, int]]
@@ -116,7 +115,7 @@ class Rows:
 def _open(name: str, place: Place, info: Any, ids: Sequence[str]) -> InputFile:
     read: Reader
     with reading(place):
-        is_picture = place.path.lower().endswith(_PICTURES)
+        is_picture = place.path.lower().endswith(IMAGE_SUFFIXES)
         if info.size == 0 and not is_picture:
             raise DataRefused(f"{place} is empty")
         if place.path.lower().endswith(".csv"):

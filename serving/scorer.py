@@ -69,7 +69,7 @@ def layout_of(engine: Engine) -> Layout:
     return Layout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
 
 
-def read_layout(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
+def read_all(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
     """All rows as what a model takes, (rows, *x_shape).
 
     Raises:

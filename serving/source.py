@@ -155,7 +155,7 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
         VerificationFailed: it is not ready, or was not registered by `vae register`.
     """
     with store_errors():
-        registered = _find(client.get_model_version, name, version)
+        registered = find_in_store(client.get_model_version, name, version)
     if registered is None:
         raise UsageRefused(f"{name} has no version {version} in {store_name()}")
     if registered.status != "READY":
@@ -184,18 +184,18 @@ def _open_sealed(folder: Path, digest: str) -> Bundle:
 
 def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
     """The version number that an alias names, if any."""
-    version = _find(client.get_model_version_by_alias, name, alias)
+    version = find_in_store(client.get_model_version_by_alias, name, alias)
     return None if version is None else str(version.version)
 
 
 def _aliases(client: "MlflowClient", name: str) -> list[str]:
     """All aliases of a model; none where there is no such model."""
     with store_errors():
-        model = _find(client.get_registered_model, name)
+        model = find_in_store(client.get_registered_model, name)
     return [] if model is None else sorted(model.aliases)
 
 
-def _find(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
+def find_in_store(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
     """What the store answers, or None where it has no such thing."""
     from mlflow.exceptions import MlflowException
 
@@ -234,7 +234,7 @@ def connect() -> "MlflowClient":
 def check_run(client: "MlflowClient", run_id: str) -> None:
     """Look that a run is there; raises `UsageRefused` where it is not."""
     with store_errors():
-        run = _find(client.get_run, run_id)
+        run = find_in_store(client.get_run, run_id)
     if run is None:
         raise UsageRefused(f"no run {run_id!r} in {store_name()}")
 
