@@ -151,7 +151,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteConfig:
-    """The gate; its rule stands in `pipeline.gate`."""
+    """The gate; its rule stands in `pipeline.registry.gate`."""
 
     margin: Annotated[
         float, Option("Nats by which the candidate's held-out ELBO may be lower", min=0)

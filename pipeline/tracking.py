@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.cpu import available_cores
 from serving.errors import UsageRefused
 from serving.source import check_run, connect, store_errors
-from serving.threads import available_cores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

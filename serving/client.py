@@ -14,8 +14,8 @@ import numpy as np
 
 from serving import errors
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.protocol import DATATYPES, Array, InferRequest, InferResponse, Parameter
-from serving.rest_codec import BINARY, HEADER_LENGTH, decode_response, encode_request
+from serving.protocol.http_body import BINARY, HEADER_LENGTH, decode_response, encode_request
+from serving.protocol.messages import DATATYPES, Array, InferRequest, InferResponse, Parameter
 
 _ERRORS: Mapping[int, type[VaeError]] = {
     400: UsageRefused,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
-from serving.formats import writing
+from serving.io.array_files import writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

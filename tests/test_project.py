@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -77,7 +77,7 @@ def test_python_is_the_same_everywhere() -> None:
 def test_the_project_has_one_name() -> None:
     assert PROJECT["name"] == CONDA["name"] == MLPROJECT["name"] == "vae-pipeline"
     assert MLPROJECT["conda_env"] == "conda.yaml"
-    assert PROJECT["scripts"] == {"vae": "pipeline.cli:main"}
+    assert PROJECT["scripts"] == {"vae": "pipeline.cli.main:main"}
 
 
 def test_there_is_an_entry_point_for_each_command_and_main() -> None:

@@ -8,7 +8,7 @@ Every line is a ratio with what it should be, or a figure of a real use; nothing
 import sys
 from collections.abc import Callable, Iterator
 
-from serving.threads import limit_spinning
+from serving.cpu import limit_spinning
 
 limit_spinning()
 

@@ -20,10 +20,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import dataset, parquet
 
-from pipeline.data import load_dataset
-from pipeline.readers import MNIST
-from serving.formats import read_array
-from serving.threads import available_cores, limit_spinning
+from pipeline.data.dataset import load_dataset
+from pipeline.data.readers import MNIST
+from serving.cpu import available_cores, limit_spinning
+from serving.io.array_files import read_array
 
 UNSEEN = 9
 SEEDS = (0, 1)
@@ -84,11 +84,11 @@ def train_known(folder: Path, seed: int, **settings: Any) -> Path:
     """Train on what is known and export; give the bundle's folder."""
     import torch  # here, after the spin limit
 
-    from pipeline.checkpoint import Checkpoint
     from pipeline.config import configure
-    from pipeline.evaluate import evaluate
-    from pipeline.export import export_bundle
-    from pipeline.train import train
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.export.bundle_export import export_bundle
+    from pipeline.model.checkpoint import Checkpoint
+    from pipeline.training.loop import train
 
     torch.set_num_threads(available_cores())
     config = configure("default", data=str(folder / "known.npz"), seed=seed, **settings)

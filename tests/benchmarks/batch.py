@@ -27,13 +27,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import dataset, parquet
 
-from serving import scorer as scorers
-from serving.batch import describe_job, run_job
+from serving.batch import scorer as scorers
+from serving.batch.job import describe_job, run_job
+from serving.batch.output import open_output
+from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.output import open_output
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
+from serving.io.rows import Rows
 from serving.source import Source
 from tests.benchmarks.engine import export_untrained
 from tests.benchmarks.measure import Row
@@ -50,7 +50,7 @@ def say_peak():
     print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr)
 
 atexit.register(say_peak)
-from pipeline.cli import main
+from pipeline.cli.main import main
 main()
 """
 """`vae` that tells its peak memory in kB: of a child, the system counts its parent's too."""
@@ -237,7 +237,7 @@ def served_rate(folder: Path) -> float:
     """Rows a second of a loop over batches through `mlflow models serve`, as JSON."""
     import mlflow
 
-    from pipeline.registry import _CODE, _signature
+    from pipeline.registry.versions import _CODE, _signature
     from serving.bundle import open_bundle
 
     bundle = open_bundle(folder / "bundle")

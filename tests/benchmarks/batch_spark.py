@@ -19,15 +19,15 @@ import pyarrow as pa
 from pyarrow import parquet
 from pyspark.sql import SparkSession
 
-from pipeline.data import load_dataset
-from serving import spark, spark_frame
-from serving.batch import describe_job, run_job
+from pipeline.data.dataset import load_dataset
+from serving.batch import spark_frame, spark_job
+from serving.batch.job import describe_job, run_job
+from serving.batch.output import Output
+from serving.batch.scorer import Scorer, provenance_of
 from serving.engine import Engine
-from serving.output import Output
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
+from serving.io.filesystems import locate
+from serving.io.rows import Rows
 from serving.source import open_source
-from serving.storage import locate
 from tests.benchmarks.measure import Row, best_in_turns
 from tests.pipeline.java import make_java_home
 
@@ -55,7 +55,7 @@ def measure(rows: int = ROWS) -> Iterator[Row]:
         command = [sys.executable, "-m", "pipeline.cli", "run", "--epochs", "1", "--no-promote"]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         _write_rows(data, rows)
-        with spark.open_session(f"local[{CORES}]") as session:
+        with spark_job.open_session(f"local[{CORES}]") as session:
             ways: dict[str, Callable[[], object]] = {
                 "vae score": partial(_job, folder / "out", data, None),
                 "vae score --engine spark": partial(_job, folder / "out", data, session),
@@ -86,7 +86,7 @@ def _job(out: Path, data: Path, session: SparkSession | None) -> None:
     source, rows = open_source(MODEL), Rows(str(data), ["id"])
     made_by = provenance_of(source, 0, 1)
     scorer = Scorer(Engine(source.bundle), made_by, "score", rows.schema, ids=rows.ids)
-    make = None if session is None else partial(spark.make_parts, session, scorer, rows)
+    make = None if session is None else partial(spark_job.make_parts, session, scorer, rows)
     output = Output(locate(str(out)), describe_job(scorer, rows))
     run_job(scorer, rows, output, workers=CORES, make=make)
 

@@ -10,14 +10,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import configure
-from pipeline.data import load_dataset
-from pipeline.evaluate import evaluate
-from pipeline.export import export_bundle
-from pipeline.model import VAE
-from pipeline.reference import _reconstruct
-from pipeline.train import build_model
+from pipeline.data.dataset import load_dataset
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.export.bundle_export import export_bundle
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.operations import _reconstruct
+from pipeline.model.vae import VAE
+from pipeline.training.loop import build_model
 from serving.bundle import Bundle
 from serving.engine import Engine
 from tests.benchmarks.measure import Row, best_in_turns

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import PRESETS, configure
-from pipeline.data import Dataset, Split, load_dataset
-from pipeline.evaluate import evaluate
-from pipeline.export import export_bundle
-from pipeline.model import VAE
-from pipeline.parity import check_parity
-from pipeline.train import train
+from pipeline.data.dataset import Dataset, Split, load_dataset
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.export.bundle_export import export_bundle
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.vae import VAE
+from pipeline.parity.check import check_parity
+from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
-from serving.threads import available_cores
+from serving.cpu import available_cores
 from tests.pipeline.mutations import (
     MUTATIONS,
     corrupt,

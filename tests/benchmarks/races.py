@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.threads import limit_spinning
+from serving.cpu import limit_spinning
 
 limit_spinning()
 
-from pipeline.data import Split  # noqa: E402  after the spin limit
+from pipeline.data.dataset import Split  # noqa: E402  after the spin limit
 from tests.pipeline.conftest import (  # noqa: E402
     draw_images,
     load,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.config import configure
-from pipeline.data import load_dataset
+from pipeline.data.dataset import load_dataset
 from pipeline.tracking import Run, tracked_run
-from pipeline.train import train
-from serving.threads import available_cores
+from pipeline.training.loop import train
+from serving.cpu import available_cores
 from tests.benchmarks.measure import Row, best_in_turns
 
 EPOCHS = 2

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import data
 from pipeline.config import configure
-from pipeline.train import train
-from serving.threads import available_cores
+from pipeline.data import dataset
+from pipeline.training.loop import train
+from serving.cpu import available_cores
 from tests.benchmarks.measure import Row, best_in_turns
 
 STEPS = 100
@@ -31,8 +31,8 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from pipeline.config import configure
-from pipeline.data import Dataset, Split, load_dataset
-from pipeline.train import train
+from pipeline.data.dataset import Dataset, Split, load_dataset
+from pipeline.training.loop import train
 
 def kib(name):
     return re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
@@ -138,17 +138,19 @@ def matrix_products() -> Callable[[], None]:
     return run
 
 
-def take(mnist: data.Dataset, rows: int) -> data.Dataset:
+def take(mnist: dataset.Dataset, rows: int) -> dataset.Dataset:
     """The first training rows, and no validation."""
     x = mnist.train.x
-    return data.Dataset("part", data.Split(x[:rows], ""), data.Split(x[:0], ""), mnist.test)
+    return dataset.Dataset(
+        "part", dataset.Split(x[:rows], ""), dataset.Split(x[:0], ""), mnist.test
+    )
 
 
 def measure() -> Iterator[object]:
     """One hundred steps of the `example` preset; epochs over more rows; memory."""
     torch.set_num_threads(available_cores())
     config = configure("example", epochs=1)
-    mnist = data.load_dataset("mnist", valid_fraction=0, test_fraction=0.1)
+    mnist = dataset.load_dataset("mnist", valid_fraction=0, test_fraction=0.1)
     parts = [take(mnist, scale * STEPS * BATCH) for scale in (1, 2, 4)]
     ours, usual, plain, floor = best_in_turns(
         lambda: train(parts[0], config),
@@ -166,7 +168,7 @@ def measure() -> Iterator[object]:
     yield from measure_memory(mnist)
 
 
-def measure_memory(mnist: data.Dataset) -> Iterator[str]:
+def measure_memory(mnist: dataset.Dataset) -> Iterator[str]:
     """What a training takes at its peak, beyond a process that has trained a little already."""
     with tempfile.TemporaryDirectory() as folder:
         for copies in (1, 10):

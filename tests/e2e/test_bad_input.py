@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> 
     """No file may grow beyond 4 kB; Python then sees the error that a full disk gives."""
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
-        "from pipeline.cli import main; main()"
+        "from pipeline.cli.main import main; main()"
     )
     before = tree(tmp_path)
     result = run_vae(
@@ -435,7 +435,7 @@ def test_an_interrupt_while_garbage_is_collected_is_not_lost(
     """Python cannot raise out of a callback of the collector, where SQLAlchemy spends its time."""
     code = f"""
 import signal, threading, weakref, click
-from serving.command import run_command
+from serving.cli.command import run_command
 
 @click.command()
 def work():
@@ -458,7 +458,7 @@ def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) ->
     """The signal comes when the database is opened for the first time."""
     code = """
 import signal, sys
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 def interrupt(event, arguments, came=[]):
     if event == "sqlite3.connect" and not came:

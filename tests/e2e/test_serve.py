@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import registry
+from pipeline.registry import versions
 from pipeline.tracking import tracked_run
 from serving.bundle import GOLDEN, open_bundle
 from serving.engine import Engine
@@ -71,12 +71,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         patch.chdir(folder)  # artifacts go below it
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         # parity was checked where the bundle was made
-        patch.setattr(registry, "parity_faults", lambda *_, **__: [])
+        patch.setattr(versions, "parity_faults", lambda *_, **__: [])
         client = connect()
         with tracked_run("test") as run:
-            versions = [registry.register_bundle(run, bundle, "vae") for bundle in bundles]
-    assert versions == ["1", "2"]
-    engines = {v: Engine(bundle) for v, bundle in zip(versions, bundles, strict=True)}
+            numbers = [versions.register_bundle(run, bundle, "vae") for bundle in bundles]
+    assert numbers == ["1", "2"]
+    engines = {v: Engine(bundle) for v, bundle in zip(numbers, bundles, strict=True)}
     answers = [engine.sample(1, 0).tobytes() for engine in engines.values()]
     assert answers[0] != answers[1]
     store = Store(folder, client, engines)

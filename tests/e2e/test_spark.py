@@ -16,16 +16,16 @@ import pytest
 from pyarrow import fs, parquet
 from pyspark.sql import SparkSession
 
-from serving import spark, spark_frame
-from serving.batch import describe_job, run_job
+from serving.batch import spark_frame, spark_job
+from serving.batch.job import describe_job, run_job
+from serving.batch.output import Output
+from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
-from serving.output import Output
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
+from serving.io.filesystems import Place, locate
+from serving.io.rows import Rows
 from serving.source import Source
-from serving.storage import Place, locate
 from tests.e2e.conftest import VAE, run_vae
 from tests.pipeline.java import make_java_home
 
@@ -54,7 +54,7 @@ def session(environment: dict[str, str]) -> Iterator[SparkSession]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        with spark.open_session("local[2,4]") as session:
+        with spark_job.open_session("local[2,4]") as session:
             yield session
 
 
@@ -154,7 +154,7 @@ def test_a_task_that_is_killed_is_done_again_with_the_same_result(
     flag, folder = tmp_path / "killed", tmp_path / "out"
     place = Place(fs.PyFileSystem(Deadly(flag)), str(folder))
     output = Output(place, describe_job(scorer, rows))
-    make = partial(spark.make_parts, session, scorer, rows)
+    make = partial(spark_job.make_parts, session, scorer, rows)
     summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
     assert flag.exists()
     assert (summary.rows, summary.bad) == (KEPT - 1, 1)
@@ -171,7 +171,7 @@ def test_spark_finishes_what_the_local_engine_began(
         (tmp_path / "out" / name).write_bytes(local[name])
     before = (tmp_path / "out" / begun[1]).stat().st_ino
     output = Output(locate(str(tmp_path / "out")), describe_job(scorer, rows))
-    make = partial(spark.make_parts, session, scorer, rows)
+    make = partial(spark_job.make_parts, session, scorer, rows)
     summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
     assert (summary.rows, summary.bad) == (KEPT - 1, 1)
     assert files(tmp_path / "out") == local
@@ -183,7 +183,7 @@ def test_a_bad_row_ends_the_job_with_the_error_of_the_local_engine(
 ) -> None:
     scorer, rows = job
     said: list[str] = []
-    for make in (None, partial(spark.make_parts, session, scorer, rows)):
+    for make in (None, partial(spark_job.make_parts, session, scorer, rows)):
         output = Output(locate(str(tmp_path / str(len(said)))), describe_job(scorer, rows))
         with pytest.raises(DataRefused, match="row 70000: x is null") as caught:
             run_job(scorer, rows, output, workers=1, make=make)
@@ -251,7 +251,7 @@ def test_a_worker_opens_a_bundle_once_and_onnxruntime_sends_nothing(session: Spa
 
 def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for _ in batches:
-        opened = spark.open_engine.cache_info().misses
+        opened = spark_job.open_engine.cache_info().misses
         telemetry = os.environ.get("ORT_DISABLE_TELEMETRY")
         yield pa.RecordBatch.from_pylist([{"opened": opened, "telemetry": telemetry}])
 
@@ -262,14 +262,14 @@ def test_without_java_or_pyspark_the_next_step_is_named(
     monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(UsageRefused, match=r"Java runtime, 17 or 21: JAVA_HOME, .* holds none"):
-        enter(spark.open_session("local[1]"))
+        enter(spark_job.open_session("local[1]"))
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageRefused, match="there is none on the path; install one"):
-        enter(spark.open_session("local[1]"))
+        enter(spark_job.open_session("local[1]"))
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
     with pytest.raises(UsageRefused, match=r"pip install 'vae-pipeline\[spark\]'"):
-        enter(spark.open_session("local[1]"))
+        enter(spark_job.open_session("local[1]"))
 
 
 def enter(context: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from pipeline.manifest import seal
+from pipeline.export.manifest import seal
 from serving.bundle import GOLDEN, GRAPHS, Bundle
 from serving.engine import Engine
 

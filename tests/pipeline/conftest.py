@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint
 from pipeline.config import Config, Precision, configure
-from pipeline.data import Dataset, load_dataset
-from pipeline.evaluate import evaluate
-from pipeline.export import export_bundle
-from pipeline.manifest import add_report
-from pipeline.parity import check_parity
-from pipeline.precision import calibrate
-from pipeline.train import train
+from pipeline.data.dataset import Dataset, load_dataset
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.export.bundle_export import export_bundle
+from pipeline.export.manifest import add_report
+from pipeline.export.quantization import calibrate
+from pipeline.model.checkpoint import Checkpoint
+from pipeline.parity.check import check_parity
+from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
 from serving.source import connect
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from pipeline.manifest import seal
-from pipeline.model import VAE
-from pipeline.parity_result import Rule
+from pipeline.export.manifest import seal
+from pipeline.model.vae import VAE
+from pipeline.parity.report import Rule
 from serving.bundle import GRAPHS, Bundle, open_bundle
 
 Graphs = Mapping[str, ModelProto]

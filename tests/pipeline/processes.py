@@ -22,12 +22,12 @@ import mlflow.store.model_registry.sqlalchemy_workspace_store
 import mlflow.store.tracking.sqlalchemy_workspace_store
 from sqlalchemy.orm import configure_mappers
 
-from pipeline.audit import history
 from pipeline.config import PromoteConfig
-from pipeline.data import Split
-from pipeline.ledger import list_moves
-from pipeline.promotion import promote, rollback
-from pipeline.registry import register_bundle
+from pipeline.data.dataset import Split
+from pipeline.registry.audit_log import history
+from pipeline.registry.ledger import list_moves
+from pipeline.registry.promotion import promote, rollback
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Manifest
 from serving.source import alias_version, connect

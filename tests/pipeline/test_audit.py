@@ -3,8 +3,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.audit import Tenure, champion_at, history, iso_time
-from pipeline.promotion import rollback
+from pipeline.registry.audit_log import Tenure, champion_at, history, iso_time
+from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
 from serving.source import connect

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline.card import render_card
-from pipeline.cli import cli
+from pipeline.cli.main import cli
+from pipeline.export.model_card import render_card
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.formats import tile
+from serving.io.array_files import tile
 from tests.pipeline.conftest import Trained
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from pipeline.config import PromoteConfig
-from pipeline.data import Split
+from pipeline.data.dataset import Split
 from pipeline.errors import ParityFailed
-from pipeline.manifest import add_report
-from pipeline.parity import checked_files
-from pipeline.promotion import promote
-from pipeline.registry import register_bundle
+from pipeline.export.manifest import add_report
+from pipeline.parity.check import checked_files
+from pipeline.registry.promotion import promote
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle, Manifest
 from serving.errors import DeviceUnavailable, UsageRefused

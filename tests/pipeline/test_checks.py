@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline.checks import Check, add_check, check_faults
-from pipeline.registry import register_bundle
+from pipeline.registry.device_checks import Check, add_check, check_faults
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, Device

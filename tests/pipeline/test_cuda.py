@@ -11,13 +11,13 @@ import pytest
 import torch
 from pyarrow import dataset as parts
 
-from pipeline.checks import check_faults
+from pipeline.cli.stages import torch_device
 from pipeline.config import configure
-from pipeline.evaluate import evaluate
-from pipeline.parity import check_parity
-from pipeline.parity_result import ParityReport
-from pipeline.stages import torch_device
-from pipeline.train import train
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.parity.check import check_parity
+from pipeline.parity.report import ParityReport
+from pipeline.registry.device_checks import check_faults
+from pipeline.training.loop import train
 from serving import engine as engines
 from serving.bundle import Bundle, open_bundle
 from serving.client import Client

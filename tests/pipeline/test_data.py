@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import Binarize
-from pipeline.data import Dataset, binarize, digest, load_dataset
-from pipeline.readers import MNIST
+from pipeline.data.dataset import Dataset, binarize, digest, load_dataset
+from pipeline.data.readers import MNIST
 from serving.errors import DataRefused
 
 Array = NDArray[Any]

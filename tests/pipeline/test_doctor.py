@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline import doctor
-from pipeline.doctor import Finding, examine
+from pipeline.cli import doctor
+from pipeline.cli.doctor import Finding, examine
 
 pytestmark = pytest.mark.usefixtures("store")
 

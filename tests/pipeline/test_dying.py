@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.audit import history
-from pipeline.ledger import Move, list_moves
-from pipeline.promotion import rollback
+from pipeline.registry.audit_log import history
+from pipeline.registry.ledger import Move, list_moves
+from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
 from serving.source import connect, fetch_version

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import evaluate as evaluation
+from pipeline.cli.results import figures
 from pipeline.errors import TrainingDiverged
-from pipeline.evaluate import evaluate
-from pipeline.objective import terms
-from pipeline.outcome import figures
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.model.objective import terms
 from tests.pipeline.conftest import Trained
 
 

@@ -9,15 +9,15 @@ import torch
 from onnx import numpy_helper
 
 import pipeline
-from pipeline import export as exporting
-from pipeline.checkpoint import (
+from pipeline.export import bundle_export as exporting
+from pipeline.export.bundle_export import export_bundle
+from pipeline.model.checkpoint import (
     Checkpoint,
     checkpoint_of,
     load_checkpoint,
     save_checkpoint,
     weights_bytes,
 )
-from pipeline.export import export_bundle
 from serving.bundle import GOLDEN, GRAPHS, WEIGHTS, Bundle, open_bundle
 from serving.errors import UsageRefused, VerificationFailed
 from tests.pipeline.conftest import Trained

@@ -8,12 +8,12 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from pipeline.config import ModelConfig
-from pipeline.data import Split
-from pipeline.figures import draw_figures
-from pipeline.model import VAE
-from pipeline.plots import plot_latents, principal_components
+from pipeline.data.dataset import Split
+from pipeline.evaluation.figures import draw_figures
+from pipeline.evaluation.plots import plot_latents, principal_components
+from pipeline.model.vae import VAE
 from serving.drift import summarize
-from serving.formats import tile
+from serving.io.array_files import tile
 from serving.noise import draw_rows
 from tests.pipeline.conftest import Trained
 

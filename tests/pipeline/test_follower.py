@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from serving import target
-from serving.access import Access
-from serving.board import Board
 from serving.bundle import GOLDEN, open_bundle
 from serving.errors import VaeError, VerificationFailed
-from serving.rest_server import Limits
-from serving.server import open_first, self_check
+from serving.server import alias_follower
+from serving.server.alias_follower import Follower, Target
+from serving.server.auth import Access
+from serving.server.rest_server import Limits
+from serving.server.shared_counters import Board
+from serving.server.supervisor import open_first, self_check
+from serving.server.worker import Settings
 from serving.source import DIGEST_TAG, Source, connect, open_source, parse_reference
-from serving.target import Follower, Target
-from serving.worker import Settings
 from tests.e2e import versions
 from tests.serving.asking import wait_for
 from tests.serving.conftest import SEALED
@@ -211,7 +211,7 @@ def test_a_refused_version_is_tried_again_after_a_while(
         follower.look()
     assert place.checked == ["2"]
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + target.RETRY_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
     faults.clear()
     follower.look()
     assert place.checked == ["2", "2"]
@@ -234,7 +234,7 @@ def test_a_store_that_fails_is_counted_and_said_once(
 ) -> None:
     caplog.set_level("INFO", "serving")
     follower = place.follower()
-    monkeypatch.setattr(target, "alias_version", fail)
+    monkeypatch.setattr(alias_follower, "alias_version", fail)
     for _ in range(3):
         follower.look()
     assert place.board.get("registry_failures") == 3
@@ -261,7 +261,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_following(
 
     follower = place.follower()
     with monkeypatch.context() as patch:
-        patch.setattr(target, "remember", full)
+        patch.setattr(alias_follower, "remember", full)
         place.point("2")
         follower.look()
     follower.look()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import PromoteConfig
-from pipeline.gate import Judgement, judge, metric_faults, score_faults
+from pipeline.registry.gate import Judgement, judge, metric_faults, score_faults
 
 CHAMPION = np.random.default_rng(0).normal(-100, 20, 400)
 """Rows differ by far more than the models do: only a paired error tells the models apart."""

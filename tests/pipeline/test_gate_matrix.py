@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import promotion
-from pipeline.audit import Decision, history
+from pipeline.cli.results import raise_unless_promoted
 from pipeline.config import PromoteConfig
-from pipeline.outcome import raise_unless_promoted
+from pipeline.registry import promotion
+from pipeline.registry.audit_log import Decision, history
 from serving.bundle import Bundle
 from serving.errors import VaeError
 from serving.source import connect
@@ -214,7 +214,7 @@ def test_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:  # register_bundle would refuse what has no parity
-        patch.setattr("pipeline.registry.parity_faults", lambda *_, **__: [])
+        patch.setattr("pipeline.registry.versions.parity_faults", lambda *_, **__: [])
         version = register(fault.bundle(reseal(bundle.path, seed=1)))
     fault.stored(stored_files(version))
     with contextlib.closing(sqlite3.connect(store)) as database, database:

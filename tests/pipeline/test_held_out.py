@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluate import Metrics, evaluate
+from pipeline.evaluation.evaluate import Metrics, evaluate
 from serving.bundle import Bundle
 from serving.drift import DriftCounter, kolmogorov_p, read_held_out, summarize
 from serving.engine import Engine

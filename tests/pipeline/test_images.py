@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.cli import cli
-from pipeline.data import Dataset, load_dataset
-from pipeline.figures import draw_figures
-from pipeline.readers import read_source
-from pipeline.train import train
+from pipeline.cli.main import cli
+from pipeline.data.dataset import Dataset, load_dataset
+from pipeline.data.readers import read_source
+from pipeline.evaluation.figures import draw_figures
+from pipeline.training.loop import train
 from serving.bundle import PARITY, Bundle
 from serving.engine import Engine
 from serving.errors import DataRefused
-from serving.formats import tile
+from serving.io.array_files import tile
 from tests.pipeline.conftest import Trained, make_bundle, tiny_config, train_checkpoint
 from tests.pipeline.test_figures import HISTORY
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.interrupt import deferred_signals
+from serving.signals import deferred_signals
 
 SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
 

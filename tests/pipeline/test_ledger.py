@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import champion as moving
-from pipeline.audit import history
 from pipeline.errors import Stale
-from pipeline.ledger import Move, claim_move, list_moves, mark_done
-from pipeline.promotion import promote
+from pipeline.registry import aliases as moving
+from pipeline.registry.audit_log import history
+from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
+from pipeline.registry.promotion import promote
 from serving.bundle import Bundle
 from serving.source import connect
 from tests.pipeline.conftest import Trained

@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, special, stats
 
 from pipeline.config import ModelConfig, configure
-from pipeline.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood, settle
+from pipeline.model.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood, settle
 from serving.errors import DataRefused, UsageRefused
 
 CATEGORIES = 4

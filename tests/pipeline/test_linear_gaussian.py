@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.config import ModelConfig, configure
-from pipeline.data import Dataset, Split
-from pipeline.evaluate import Metrics, evaluate
-from pipeline.model import VAE
-from pipeline.objective import terms
-from pipeline.train import train
+from pipeline.data.dataset import Dataset, Split
+from pipeline.evaluation.evaluate import Metrics, evaluate
+from pipeline.model.objective import terms
+from pipeline.model.vae import VAE
+from pipeline.training.loop import train
 
 FEATURES, LATENTS = 6, 2
 SIGMA = 0.4

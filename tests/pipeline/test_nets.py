@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, ModelConfig, Precision, configure
-from pipeline.conv_nets import ResidualBlock
-from pipeline.data import Dataset, Split
-from pipeline.model import VAE
-from pipeline.nets import Nets, NetSpec
+from pipeline.data.dataset import Dataset, Split
+from pipeline.model.convolutional import ResidualBlock
+from pipeline.model.networks import Nets, NetSpec
+from pipeline.model.vae import VAE
 from serving.engine import Engine
 from serving.errors import UsageRefused
 from tests.pipeline.conftest import make_bundle, train_checkpoint

@@ -9,9 +9,9 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from pipeline.config import LikelihoodName, ModelConfig, TrainConfig
-from pipeline.likelihood_reals import Gaussian
-from pipeline.model import VAE, Posterior
-from pipeline.objective import Terms, loss, terms
+from pipeline.model.gaussian import Gaussian
+from pipeline.model.objective import Terms, loss, terms
+from pipeline.model.vae import VAE, Posterior
 
 
 def build(likelihood: LikelihoodName = "bernoulli", dtype: torch.dtype = torch.float64) -> VAE:

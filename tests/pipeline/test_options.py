@@ -7,7 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import cli
+from pipeline.cli.config_options import chosen
+from pipeline.cli.main import cli
 from pipeline.config import (
     PRESETS,
     DataConfig,
@@ -20,8 +21,7 @@ from pipeline.config import (
     preset_settings,
     settings_of,
 )
-from pipeline.options import chosen
-from serving.command import CONTEXT, Command
+from serving.cli.command import CONTEXT, Command
 
 SECTIONS = {
     "run": (DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig),

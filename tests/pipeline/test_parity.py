@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.manifest import add_report
-from pipeline.parity import check_parity, checked_files, parity_faults
-from pipeline.parity_cases import BATCHES
-from pipeline.parity_result import (
+from pipeline.export.manifest import add_report
+from pipeline.model.operations import EPS, Budget
+from pipeline.parity.check import check_parity, checked_files, parity_faults
+from pipeline.parity.inputs import BATCHES
+from pipeline.parity.report import (
     HISTOGRAM_EDGES,
     Comparison,
     ElboParity,
@@ -17,7 +18,6 @@ from pipeline.parity_result import (
     Setting,
     compare,
 )
-from pipeline.reference import EPS, Budget
 from serving.bundle import Bundle
 from tests.pipeline.conftest import Trained, make_bundle
 from tests.pipeline.mutations import reseal

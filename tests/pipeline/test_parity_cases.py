@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.parity_cases import (
+from pipeline.model.operations import Budget, round_to_tf32
+from pipeline.parity.inputs import (
     ADVERSARIAL_BATCHES,
     FAR,
     LARGE,
@@ -13,8 +14,7 @@ from pipeline.parity_cases import (
     draw_cases,
     repeat_rows,
 )
-from pipeline.parity_rules import difference, errors_of
-from pipeline.reference import Budget, round_to_tf32
+from pipeline.parity.tolerances import difference, errors_of
 from serving.operations import operation_table
 from tests.pipeline.conftest import draw_images, draw_table
 

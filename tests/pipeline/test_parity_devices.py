@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cli import cli
-from pipeline.machine import describe_machine
-from pipeline.parity import DEVICES, check_parity, parity_faults
-from pipeline.parity_cases import repeat_rows
-from pipeline.parity_result import Setting
-from pipeline.parity_rules import FLOAT32, TF32, compare_elbo
-from pipeline.parity_runs import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
-from pipeline.reference import Budget
+from pipeline.cli.main import cli
+from pipeline.model.operations import Budget
+from pipeline.parity.check import DEVICES, check_parity, parity_faults
+from pipeline.parity.comparisons import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
+from pipeline.parity.environment import describe_machine
+from pipeline.parity.inputs import repeat_rows
+from pipeline.parity.report import Setting
+from pipeline.parity.tolerances import FLOAT32, TF32, compare_elbo
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, provider, require_cuda
 from serving.errors import DeviceUnavailable

@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
-from pipeline.model import VAE
-from pipeline.parity import check_parity
-from pipeline.parity_result import Rule
+from pipeline.model.vae import VAE
+from pipeline.parity.check import check_parity
+from pipeline.parity.report import Rule
 from serving.bundle import Bundle
 from tests.pipeline.conftest import Trained, tiny_config, train_checkpoint
 from tests.pipeline.mutations import (

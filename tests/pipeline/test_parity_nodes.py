@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from pipeline import outcome, parity_nodes, stages
+from pipeline.cli import results, stages
 from pipeline.errors import ParityFailed
-from pipeline.parity import check_parity, parity_faults
-from pipeline.parity_nodes import find_difference
-from pipeline.parity_result import Difference, ParityReport
+from pipeline.parity import first_divergence
+from pipeline.parity.check import check_parity, parity_faults
+from pipeline.parity.first_divergence import find_difference
+from pipeline.parity.report import Difference, ParityReport
 from serving.bundle import Bundle
 from serving.errors import VerificationFailed
 from tests.pipeline.conftest import Trained
@@ -98,13 +99,13 @@ def test_a_search_that_fails_leaves_the_verdict(
     def refuse(*_: object, **__: object) -> None:
         raise VerificationFailed("onnxruntime cannot open a graph")
 
-    monkeypatch.setattr(parity_nodes, "open_session", refuse)
+    monkeypatch.setattr(first_divergence, "open_session", refuse)
     assert find_difference(sealed, trained[0].model, trained[1].test.x, report) is None
     assert "cannot open a graph" in caplog.text
 
 
 def test_float64_graph_has_no_float32_left(sealed: Bundle) -> None:
-    wide = parity_nodes._in_float64(onnx.load(sealed.path / ENCODER))
+    wide = first_divergence._in_float64(onnx.load(sealed.path / ENCODER))
     x = np.arange(60, dtype=np.uint8).reshape(2, 6, 5)
     values = ReferenceEvaluator(wide).run(None, {"x": x}, intermediate=True)
     dtypes = {np.asarray(value).dtype for value in dict(values).values()}
@@ -124,6 +125,6 @@ def test_a_failed_check_is_kept_with_its_place_and_ends_with_exit_4(
     assert content["faults"][0]["rule"] == "values"
     assert "first output that differs: encode.z_loc" in capsys.readouterr().err
     with pytest.raises(ParityFailed, match=r"parity failed: encode\.z_loc at batch 1 of") as caught:
-        outcome.raise_unless_equal(report)
+        results.raise_unless_equal(report)
     assert caught.value.exit_code == 4
     assert parity_faults(sealed) == ["parity failed: see parity.json"]

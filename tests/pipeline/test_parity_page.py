@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.parity_page import render_page
-from pipeline.parity_plots import plot_batches, plot_histogram, used_share
+from pipeline.parity.html_plots import plot_batches, plot_histogram, used_share
+from pipeline.parity.html_report import render_page
 from serving.bundle import Bundle
 
 EDGES = [-1.0, 0.0, 1.0]

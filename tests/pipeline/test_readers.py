@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data import load_dataset
-from pipeline.readers import MNIST, read_source
+from pipeline.data.dataset import load_dataset
+from pipeline.data.readers import MNIST, read_source
 from serving.errors import DataRefused, UsageRefused
 from tests.pipeline.test_data import BYTES, FLOATS, count_rows, load, save
 

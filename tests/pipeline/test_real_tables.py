@@ -12,15 +12,15 @@ import pytest
 from pyarrow import parquet
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from pipeline.data import load_dataset
-from pipeline.evaluate import score_rows
-from pipeline.stages import rows_to_evaluate
+from pipeline.cli.stages import rows_to_evaluate
+from pipeline.data.dataset import load_dataset
+from pipeline.evaluation.evaluate import score_rows
+from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import PARITY
 from serving.engine import Engine
 from serving.errors import UsageRefused
+from serving.io.rows import Rows
 from serving.pyfunc_model import BundleModel
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
 from serving.source import Source
 from tests.pipeline.conftest import make_bundle, tiny_config, train_checkpoint
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from pipeline.config import Precision, PromoteConfig
-from pipeline.manifest import add_report, seal
-from pipeline.objective import terms
-from pipeline.parity import check_parity, parity_faults
-from pipeline.precision import reduce_model
-from pipeline.promotion import promote
-from pipeline.reduction import ELBO_SHARE, Reduction
-from pipeline.reference import draw_inputs
-from pipeline.registry import register_bundle
+from pipeline.export.manifest import add_report, seal
+from pipeline.export.quantization import reduce_model
+from pipeline.model.objective import terms
+from pipeline.model.operations import draw_inputs
+from pipeline.parity.check import check_parity, parity_faults
+from pipeline.parity.quantization_loss import ELBO_SHARE, Reduction
+from pipeline.registry.promotion import promote
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import GRAPHS, WEIGHTS, Bundle, open_bundle
 from serving.client import Client

@@ -1,7 +1,7 @@
 import hashlib
 import json
 
-from pipeline.registry import lineage_tags, register_bundle
+from pipeline.registry.versions import lineage_tags, register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.source import connect

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data import Dataset
+from pipeline.data.dataset import Dataset
 from serving.source import connect
 from tests.pipeline.training_processes import Blow, outcome, vae_train
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline import stages
-from pipeline.cli import cli
+from pipeline.cli import stages
+from pipeline.cli.main import cli
 from pipeline.config import configure
-from pipeline.data import Dataset
+from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, Run, tracked_run
-from pipeline.train import begin_training
-from pipeline.training_run import SLOTS, TrainingRun, fetch_state, fit
+from pipeline.training.loop import begin_training
+from pipeline.training.resumable_run import SLOTS, TrainingRun, fetch_state, fit
 from serving.errors import (
     DataRefused,
     DeviceUnavailable,

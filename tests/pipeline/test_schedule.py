@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.config import TrainConfig
-from pipeline.schedule import kl_weight_at, learning_rate_at, warm_up_over
+from pipeline.training.schedules import kl_weight_at, learning_rate_at, warm_up_over
 
 
 def test_cosine_is_that_of_torch_and_ends_at_zero() -> None:

@@ -14,8 +14,8 @@ from click.testing import Result
 from pyarrow import dataset, parquet
 from scipy import stats
 
-from pipeline.evaluate import evaluate
-from pipeline.export import export_bundle
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.export.bundle_export import export_bundle
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import VaeError

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import feather, parquet
 
+from pipeline.cli.stages import load_data
 from pipeline.config import configure
-from pipeline.data import load_dataset
-from pipeline.readers import Part, read_source
-from pipeline.stages import load_data
+from pipeline.data.dataset import load_dataset
+from pipeline.data.readers import Part, read_source
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]

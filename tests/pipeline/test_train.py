@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import train as training
-from pipeline.data import Dataset, Split
+from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import TrainingDiverged
-from pipeline.likelihoods import choose_likelihood
-from pipeline.train import begin_training, build_model, continue_training, elbo_terms, train
+from pipeline.model.likelihoods import choose_likelihood
+from pipeline.training import loop as training
+from pipeline.training.loop import begin_training, build_model, continue_training, elbo_terms, train
 from serving.errors import DataRefused, UsageRefused
 from tests.pipeline.conftest import tiny_config
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import train as training
 from pipeline.config import Config
-from pipeline.data import Dataset, Split
+from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import TrainingDiverged, TrainingStopped
-from pipeline.nets import Nets, NetSpec
-from pipeline.train import (
+from pipeline.model.networks import Nets, NetSpec
+from pipeline.training import loop as training
+from pipeline.training.loop import (
     TrainResult,
     begin_training,
     continue_training,
@@ -23,7 +23,7 @@ from pipeline.train import (
     steps_per_epoch,
     train,
 )
-from pipeline.training_state import TrainState, read_state
+from pipeline.training.state import TrainState, read_state
 from serving.errors import DataRefused, VerificationFailed
 from tests.pipeline.conftest import tiny_config
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pipeline.audit import history
 from pipeline.config import Config
-from pipeline.data import Split
+from pipeline.data.dataset import Split
 from pipeline.errors import ParityFailed
-from pipeline.manifest import add_report
-from pipeline.promotion import promote, resolve_version
-from pipeline.registry import fetch_verified, register_bundle
+from pipeline.export.manifest import add_report
+from pipeline.registry.audit_log import history
+from pipeline.registry.promotion import promote, resolve_version
+from pipeline.registry.versions import fetch_verified, register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed

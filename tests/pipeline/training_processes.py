@@ -10,8 +10,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt  # noqa: F401  so that the forks need not import it
 
-from pipeline import cli, train
+from pipeline.cli import main
 from pipeline.tracking import Run, fetch_artifact
+from pipeline.training import loop
 from serving.source import connect
 from tests.pipeline.processes import die_at, forks, use_store
 
@@ -31,7 +32,7 @@ class Blow:
 
     def prepare(self) -> None:
         """In the process that it will meet."""
-        self._strike_after(train, "_make_step", self.step)
+        self._strike_after(loop, "_make_step", self.step)
         self._strike_after(Run, "log_file", self.save)
         if self.change is not None:
             die_at(self.change)
@@ -77,7 +78,7 @@ def _run(uri: str, folder: Path, words: list[str], blow: Blow | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if blow is not None:
         blow.prepare()
-    cli.main()
+    main.main()
 
 
 def outcome(run_id: str, folder: Path) -> Mapping[str, Any]:

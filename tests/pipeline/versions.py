@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.audit import Decision
 from pipeline.config import PromoteConfig
-from pipeline.data import Split
-from pipeline.promotion import promote
-from pipeline.registry import register_bundle
+from pipeline.data.dataset import Split
+from pipeline.registry.audit_log import Decision
+from pipeline.registry.promotion import promote
+from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle, Manifest
 from serving.source import alias_version, connect

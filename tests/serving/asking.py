@@ -16,9 +16,9 @@ import httpx
 import numpy as np
 
 from serving import Client
-from serving import open_inference_pb2 as pb
 from serving.engine import Engine
-from serving.protocol import DATATYPES
+from serving.protocol import open_inference_pb2 as pb
+from serving.protocol.messages import DATATYPES
 from tests.serving.running import Running
 
 PATIENCE_S = 30

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from serving import batch
+from serving.batch import job
 from serving.bundle import Bundle, open_bundle
 from serving.engine import Engine
 from tests.serving.jobs import PART_ROWS, Array, read, run, table
@@ -57,11 +57,11 @@ def whole(batch_data: Path, engine: Engine, tmp_path_factory: pytest.TempPathFac
     """The output of a job that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "PART_ROWS", PART_ROWS)
+        patch.setattr(job, "PART_ROWS", PART_ROWS)
         run(engine, batch_data / "x.parquet", output / "out")
     return read(output / "out")
 
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "PART_ROWS", PART_ROWS)
+    monkeypatch.setattr(job, "PART_ROWS", PART_ROWS)

@@ -8,11 +8,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import dataset, parquet
 
-from serving.batch import Summary, describe_job, run_job
+from serving.batch.job import Summary, describe_job, run_job
+from serving.batch.output import open_output
+from serving.batch.scorer import Scorer, provenance_of
 from serving.engine import Engine
-from serving.output import open_output
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
+from serving.io.rows import Rows
 from serving.source import Source
 
 Array = NDArray[Any]

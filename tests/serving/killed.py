@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import Any
 
-from serving import batch, output
-from serving.batch_cli import score
+from serving.batch import job, output
+from serving.cli.score import score
 from tests.serving.jobs import PART_ROWS
 
 calls = 0
@@ -18,7 +18,7 @@ calls = 0
 
 def main() -> None:
     """Count calls of Python and of C, on the thread that reads and writes."""
-    batch.PART_ROWS = PART_ROWS
+    job.PART_ROWS = PART_ROWS
     last = int(sys.argv.pop(1))
     open_output = output.open_output
 

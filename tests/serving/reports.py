@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.batch_cli import score
 from serving.bundle import MANIFEST, METRICS, Bundle, file_entry, manifest_digest, open_bundle
+from serving.cli.score import score
 from serving.drift import HeldOut
 
 

@@ -16,13 +16,13 @@ import httpx
 import pytest
 
 from serving import Client
-from serving import open_inference_pb2 as pb
-from serving.access import MAX_AGE_S, Access
+from serving.cli.serve import serve as serve_command
 from serving.engine import Engine
 from serving.errors import Unauthorized, UsageRefused
-from serving.grpc_server import SERVICE
-from serving.rest_routes import ROUTES
-from serving.serve_cli import serve as serve_command
+from serving.protocol import open_inference_pb2 as pb
+from serving.server.auth import MAX_AGE_S, Access
+from serving.server.grpc_server import SERVICE
+from serving.server.rest_routes import ROUTES
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 

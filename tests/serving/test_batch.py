@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pyarrow import csv, dataset, parquet
 
-from serving import batch
-from serving.batch import Limit, parse_limit
+from serving.batch import job
+from serving.batch.job import Limit, parse_limit
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused, VaeError
 from tests.serving.jobs import ROWS, Array, StopAt, damage, names, read, replace, run
@@ -103,7 +103,7 @@ def test_a_filter_leaves_parts_of_any_size(
 def test_wide_rows_are_read_in_small_batches(
     engine: Engine, batch_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "BATCH_BYTES", 30 * 50)
+    monkeypatch.setattr(job, "BATCH_BYTES", 30 * 50)
     sizes: list[int] = []
     run(engine, batch_data / "x.parquet", tmp_path / "out", batch_rows=4096, advance=sizes.append)
     assert (max(sizes), sum(sizes)) == (50, ROWS)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-from serving.batch_cli import score
+from serving.cli.score import score
 from serving.engine import Engine
 from serving.errors import UsageRefused
 from tests.serving.conftest import SEALED

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batching import INLINE_S, TOGETHER, Batcher
-from serving.board import HISTOGRAMS, Board
 from serving.engine import MAX_BATCH
 from serving.errors import DeadlineExceeded, Overloaded
+from serving.server.batching import INLINE_S, TOGETHER, Batcher
+from serving.server.shared_counters import HISTOGRAMS, Board
 
 FAR = math.inf
 INLINE: Mapping[str, float] = {"encode": 0.0, "score": 0.0, "decode": 0.0}

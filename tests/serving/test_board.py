@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.board import CELLS, HISTOGRAMS, OPERATIONS, ROWS, SECONDS, STATUSES, Board
 from serving.errors import VaeError
-from serving.metrics import render, statistics
+from serving.server.metrics import render, statistics
+from serving.server.shared_counters import (
+    CELLS,
+    HISTOGRAMS,
+    OPERATIONS,
+    ROWS,
+    SECONDS,
+    STATUSES,
+    Board,
+)
 
 WRITERS, TIMES = 3, 20_000
 
@@ -58,7 +66,7 @@ def test_a_process_that_comes_back_goes_on_counting(tmp_path: Path) -> None:
 def test_processes_that_count_at_once_lose_nothing(tmp_path: Path) -> None:
     board = Board(tmp_path / "board", WRITERS + 1, 0)
     code = (
-        "import sys; from pathlib import Path; from serving.board import Board\n"
+        "import sys; from pathlib import Path; from serving.server.shared_counters import Board\n"
         f"board = Board(Path(sys.argv[1]), {WRITERS + 1}, int(sys.argv[2]))\n"
         f"for _ in range({TIMES}): board.add('reloads'); board.observe('queue', 'encode', 0.5)\n"
     )

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.columns import REASONS, Layout, choose_columns, read_x
 from serving.errors import DataRefused, UsageRefused
+from serving.io.columns import REASONS, Layout, choose_columns, read_x
 
 Array = NDArray[Any]
 

@@ -16,7 +16,7 @@ import click
 import onnxruntime
 import pytest
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from serving import deploy
 from serving.bundle import Bundle, open_bundle
 from serving.deploy import TARGETS, Target, write_deployment

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.formats import (
+from serving.io.array_files import (
     check_target,
     read_array,
     read_npz,

@@ -14,8 +14,8 @@ from schemathesis.checks import CHECKS
 
 from serving.errors import DataRefused, UsageRefused
 from serving.operations import operation_table
-from serving.protocol import DATATYPES
-from serving.rest_codec import HEADER_LENGTH, decode_request
+from serving.protocol.http_body import HEADER_LENGTH, decode_request
+from serving.protocol.messages import DATATYPES
 from tests.serving.running import Running
 
 TABLE = operation_table((6, 5), "uint8", 3)

@@ -17,16 +17,16 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tritonclient.grpc import model_config_pb2, service_pb2  # type: ignore[import-untyped]
 
-from serving import open_inference_pb2 as pb
-from serving.access import Access
-from serving.batching import Batcher
-from serving.board import Board
 from serving.engine import Engine
-from serving.grpc_server import _CALLS, DATA_TYPES, SERVICE, GrpcServer
-from serving.protocol import DATATYPES
-from serving.server import free_port
-from serving.service import Served, Service
-from serving.tracing import Tracer
+from serving.protocol import open_inference_pb2 as pb
+from serving.protocol.messages import DATATYPES
+from serving.server.auth import Access
+from serving.server.batching import Batcher
+from serving.server.grpc_server import _CALLS, DATA_TYPES, SERVICE, GrpcServer
+from serving.server.service import Served, Service
+from serving.server.shared_counters import Board
+from serving.server.supervisor import free_port
+from serving.server.tracing import Tracer
 from tests.serving.running import Running
 
 Arrays = Mapping[str, np.ndarray]

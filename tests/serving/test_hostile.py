@@ -38,8 +38,13 @@ LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with small limits; headers have to come as soon as bodies have to."""
-    shorten = f"import serving.server as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
-    command = (sys.executable, "-c", f"{shorten}from pipeline.cli import main; main()", "serve")
+    shorten = f"import serving.server.supervisor as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
+    command = (
+        sys.executable,
+        "-c",
+        f"{shorten}from pipeline.cli.main import main; main()",
+        "serve",
+    )
     arguments = "--drain 1 --timeout 1 --max-queue 64 --max-body-mb 1 --max-requests 32".split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "SERVE", command)

@@ -16,13 +16,13 @@ import grpc
 import httpx
 import pytest
 
-from serving import open_inference_pb2 as pb
-from serving.access import Access
-from serving.grpc_server import GrpcServer
-from serving.logs import JsonFormatter, PlainFormatter
-from serving.rest_routes import ROUTES
-from serving.rest_server import Limits, RestServer
-from serving.tracing import Tracer
+from serving.protocol import open_inference_pb2 as pb
+from serving.server.auth import Access
+from serving.server.grpc_server import GrpcServer
+from serving.server.logging_config import JsonFormatter, PlainFormatter
+from serving.server.rest_routes import ROUTES
+from serving.server.rest_server import Limits, RestServer
+from serving.server.tracing import Tracer
 from tests.serving.asking import CASES, body, over_grpc, wait_for
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve

@@ -13,9 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Client
-from serving.board import ROWS, SECONDS, Board
 from serving.engine import Engine
-from serving.metrics import render, statistics
+from serving.server.metrics import render, statistics
+from serving.server.shared_counters import ROWS, SECONDS, Board
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 

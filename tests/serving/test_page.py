@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.page import PAGE
+from serving.server.page import PAGE
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ERROR_COLOUR = (0xAA, 0, 0)

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.cli import as_picture
+from serving.cli.options import as_picture
 from serving.errors import DataRefused, UsageRefused
-from serving.formats import (
+from serving.io.array_files import (
     byte_unit,
     decode_image,
     is_picture,

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pyarrow import csv, parquet
 
-from serving.cli import reconstruct
+from serving.cli.options import reconstruct
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.formats import encode_png, tile
+from serving.io.array_files import encode_png, tile
 from tests.serving.conftest import SEALED
 from tests.serving.jobs import Array
 

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 from serving import errors
-from serving.access import Access
-from serving.batching import Batcher
-from serving.board import Board
 from serving.engine import Engine
 from serving.noise import draw_rows
 from serving.operations import Operation, Tensor
-from serving.protocol import DATATYPES
-from serving.rest_routes import ROUTES
-from serving.rest_server import Limits, RestServer
-from serving.service import Served, Service
-from serving.tracing import Tracer
+from serving.protocol.messages import DATATYPES
+from serving.server.auth import Access
+from serving.server.batching import Batcher
+from serving.server.rest_routes import ROUTES
+from serving.server.rest_server import Limits, RestServer
+from serving.server.service import Served, Service
+from serving.server.shared_counters import Board
+from serving.server.tracing import Tracer
 from tests.serving.running import Running
 
 NAMES = ("encode", "decode", "reconstruct", "sample", "score")

@@ -10,14 +10,14 @@ import pytest
 
 from serving.errors import DataRefused, UsageRefused
 from serving.operations import operation_table
-from serving.protocol import InferRequest, InferResponse, wire_dtype, wire_shape
-from serving.rest_codec import (
+from serving.protocol.http_body import (
     BinaryOutputs,
     decode_request,
     decode_response,
     encode_request,
     encode_response,
 )
+from serving.protocol.messages import InferRequest, InferResponse, wire_dtype, wire_shape
 
 BYTES = operation_table((6, 5), "uint8", 3)
 FLOATS = operation_table((6, 5), "float32", 3)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import ipc, parquet
 
-from serving.columns import Layout, read_x
 from serving.errors import DataRefused, UsageRefused
-from serving.rows import Rows
+from serving.io.columns import Layout, read_x
+from serving.io.rows import Rows
 
 Array = NDArray[Any]
 

@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner, Result
 from pyarrow import parquet
 
-from serving import batch, sample_cli
+from serving.batch import job
+from serving.batch.output import open_output
+from serving.batch.sampler import Draws, Sampler, describe_samples
+from serving.batch.scorer import provenance_of
+from serving.cli.sample import sample
 from serving.client import Client
 from serving.engine import Engine
 from serving.errors import UsageRefused
-from serving.output import open_output
-from serving.sample_cli import sample
-from serving.sampler import Draws, Sampler, describe_samples
-from serving.scorer import provenance_of
 from serving.source import Source
 from tests.serving.conftest import SEALED
 from tests.serving.jobs import StopAt, damage, names, read
@@ -69,7 +69,7 @@ def test_bytes_are_equal_for_any_batches_and_threads(tmp_path: Path, engine: Eng
     for rows, workers in ((1, 1), (7, 2), (4096, 2)):
         out = tmp_path / f"{rows}"
         with open_output(str(out), describe_samples(sampler, 500), overwrite=False) as folder:
-            batch.run_job(sampler, Draws(500), folder, workers=workers, batch_rows=rows)
+            job.run_job(sampler, Draws(500), folder, workers=workers, batch_rows=rows)
         found.append(read(out))
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
@@ -81,10 +81,13 @@ def test_what_was_cut_short_or_damaged_is_made_again_and_nothing_else(
     fill(tmp_path / "whole")
     sampler = Sampler(engine, provenance_of(Source(engine.bundle), SEED, 1))
     out = tmp_path / "out"
-    job = describe_samples(sampler, COUNT)
+    samples = describe_samples(sampler, COUNT)
     stop = StopAt(1000, KeyboardInterrupt())
-    with open_output(str(out), job, overwrite=False) as folder, pytest.raises(KeyboardInterrupt):
-        batch.run_job(sampler, Draws(COUNT), folder, workers=1, batch_rows=64, advance=stop)
+    with (
+        open_output(str(out), samples, overwrite=False) as folder,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        job.run_job(sampler, Draws(COUNT), folder, workers=1, batch_rows=64, advance=stop)
     assert "_SUCCESS" not in names(out)
     kept = out / "part-00000.parquet"
     damage(out / "part-00001.parquet")
@@ -147,5 +150,5 @@ def test_a_file_holds_the_same_rows(name: str, tmp_path: Path, engine: Engine) -
 
 
 def test_help_says_how_a_folder_is_asked_for() -> None:
-    words = CliRunner().invoke(sample_cli.sample, ["--help"]).output
+    words = CliRunner().invoke(sample, ["--help"]).output
     assert "a folder where the name has no suffix or ends in /" in " ".join(words.split())

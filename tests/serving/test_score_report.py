@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from serving import findings
+from serving.batch import score_summary
+from serving.batch.score_summary import SHOWN, Extreme, fetch_x
+from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import Bundle
 from serving.drift import summarize
 from serving.engine import Engine
 from serving.errors import UsageRefused
-from serving.findings import SHOWN, Extreme, fetch_x
-from serving.rows import Rows
-from serving.scorer import Scorer, provenance_of
+from serving.io.rows import Rows
 from serving.source import Source
 from tests.serving.conftest import SEALED
 from tests.serving.jobs import ROWS, StopAt, run, table
@@ -126,7 +126,7 @@ def test_bad_rows_and_a_filter_shift_nothing(
     elbo: Array,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(findings, "BATCH_ROWS", 64)  # several batches a part
+    monkeypatch.setattr(score_summary, "BATCH_ROWS", 64)  # several batches a part
     page = report(
         tmp_path,
         carrying.path,

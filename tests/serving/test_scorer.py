@@ -6,9 +6,9 @@ import pytest
 from numpy.typing import NDArray
 
 from serving import Client
+from serving.batch.scorer import Provenance, Scorer, provenance_of
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
-from serving.scorer import Provenance, Scorer, provenance_of
 from serving.source import Source
 from tests.serving.running import Running
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.tally import Tally
+from serving.batch.streaming_histogram import Tally
 
 GENERATOR = np.random.default_rng(0)
 VALUES = {

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.threads import available_cores, limit_spinning
+from serving.cpu import available_cores, limit_spinning
 
 
 def set_machine(monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None) -> None:

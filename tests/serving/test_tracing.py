@@ -15,7 +15,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from serving import open_inference_pb2 as pb
+from serving.protocol import open_inference_pb2 as pb
 from tests.serving.asking import CASES, body, message
 from tests.serving.conftest import SEALED
 from tests.serving.running import serve
@@ -179,8 +179,8 @@ def test_opentelemetry_is_imported_only_where_an_endpoint_is_set(variable: str) 
         "for name in [*os.environ]:\n"
         "    if name.startswith('OTEL_'): del os.environ[name]\n"
         f"if {variable!r}: os.environ[{variable!r}] = 'http://127.0.0.1:9'\n"
-        "import serving.worker\n"
-        "tracer = serving.worker.open_tracer()\n"
+        "import serving.server.worker\n"
+        "tracer = serving.server.worker.open_tracer()\n"
         "with tracer.span((), 'encode') as span: pass\n"
         "print(any(name.startswith('opentelemetry') for name in sys.modules))\n"
         "sys.stdout.flush()\n"

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from serving.errors import UsageRefused
-from serving.where import parse_where
+from serving.io.row_filter import parse_where
 
 ROWS: list[dict[str, Any]] = [
     {"label": 1, "split": "test", "a b": 1.5, "flag": True},

@@ -16,13 +16,13 @@ import grpc
 import httpx
 import pytest
 
-from serving import open_inference_pb2 as pb
-from serving.access import Access
 from serving.engine import Engine
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
-from serving.rest_server import Limits
-from serving.target import Target
-from serving.worker import Settings, Worker
+from serving.protocol import open_inference_pb2 as pb
+from serving.server.alias_follower import Target
+from serving.server.auth import Access
+from serving.server.rest_server import Limits
+from serving.server.worker import Settings, Worker
 from tests.serving.asking import CASES, asking, body, metrics, over_grpc, ready, wait_for
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
@@ -145,9 +145,9 @@ def test_a_worker_imports_neither_torch_nor_mlflow_nor_stages(tmp_path: Path) ->
     assert len(pids) == 2
     for pid in pids:
         modules = set(json.loads((tmp_path / f"{pid}.json").read_text()))
-        assert {"serving.worker", "onnxruntime", "granian"} <= modules
+        assert {"serving.server.worker", "onnxruntime", "granian"} <= modules
         assert {name.split(".")[0] for name in modules} & HEAVY == set()
-        assert modules & {"pipeline.train", "pipeline.model", "pipeline.registry"} == set()
+        assert modules & {"pipeline.training", "pipeline.model", "pipeline.registry"} == set()
 
 
 def test_workers_end_by_themselves_when_their_parent_is_killed(tmp_path: Path) -> None:

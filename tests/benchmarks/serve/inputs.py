@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipeline.config import configure
-from pipeline.data import load_dataset
+from pipeline.data.dataset import load_dataset
 
 Array = NDArray[Any]
 

@@ -16,11 +16,11 @@ from functools import partial
 
 import numpy as np
 
-from serving import open_inference_pb2 as pb
 from serving.bundle import open_bundle
 from serving.engine import Engine
-from serving.protocol import InferRequest
-from serving.rest_codec import decode_response, encode_request
+from serving.protocol import open_inference_pb2 as pb
+from serving.protocol.http_body import decode_response, encode_request
+from serving.protocol.messages import InferRequest
 from tests.benchmarks.serve.catalog import AT_PEAK, OURS, Peer
 from tests.benchmarks.serve.cells import checked_request, peak
 from tests.benchmarks.serve.exchanges import Answer

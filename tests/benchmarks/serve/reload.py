@@ -22,7 +22,7 @@ import numpy as np
 
 from serving.bundle import open_bundle
 from serving.engine import Engine
-from serving.rest_codec import HEADER_LENGTH, decode_response
+from serving.protocol.http_body import HEADER_LENGTH, decode_response
 from serving.source import DIGEST_TAG, connect
 from tests.benchmarks.serve.exchanges import Answer
 from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs

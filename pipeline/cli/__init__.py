@@ -1,0 +1,1 @@
+"""The command line `vae`. Only this package wires the stages together."""

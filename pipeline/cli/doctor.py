@@ -1,0 +1,165 @@
+"""Look at this machine: what works, what is missing, and the command that mends it.
+
+In: nothing. Out: findings. One that fails keeps from working what is installed; one that warns says
+what this machine does not do.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from serving.errors import VaeError
+
+MIN_DISK_GB = 2.0
+_ROOT = Path(__file__).parents[2]
+_EXTRAS = {
+    "files": ("pyarrow", "reads or writes Parquet and pictures"),
+    "registry": ("mlflow", "takes models:/ references, registers or promotes"),
+    "train": ("torch", "trains, exports or checks"),
+}
+"""Of each extra the package that nothing of it goes without, and what it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and how to mend it."""
+
+    subject: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at Python, packages, devices, store and disk."""
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _python,
+        _packages,
+        _cuda,
+        _store,
+        _disk,
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _packages() -> Iterator[Finding]:
+    wanted: list[str] = []
+    for extra, (package, use) in _EXTRAS.items():
+        if _version(package) is not None:
+            wanted.append(extra)
+        else:
+            detail = f"{package} is not installed: nothing here {use}"
+            yield Finding(f"[{extra}]", "warning", detail, f"pip install 'vae-pipeline[{extra}]'")
+    for requirement in map(Requirement, _requirements()):
+        marker = requirement.marker
+        if requirement.name == "vae-pipeline" or (
+            marker is not None and not any(marker.evaluate({"extra": e}) for e in ("", *wanted))
+        ):
+            continue
+        mend = f"pip install '{requirement.name}{requirement.specifier}'"
+        version = _version(requirement.name)
+        if version is None:
+            yield Finding(requirement.name, "failed", "is not installed", mend)
+        elif requirement.specifier.contains(version, prereleases=True):
+            yield Finding(requirement.name, "ok", version)
+        else:
+            detail = f"{version}, wanted {requirement.specifier}"
+            yield Finding(requirement.name, "failed", detail, mend)
+
+
+def _version(package: str) -> str | None:
+    """The version of a package that is installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements() -> list[str]:
+    """From the installed package's metadata or, in a checkout, from pyproject.toml."""
+    try:
+        return importlib.metadata.requires("vae-pipeline") or []
+    except importlib.metadata.PackageNotFoundError:
+        project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        marked = [f"{line}; extra == '{extra}'" for extra in _EXTRAS for line in extras[extra]]
+        return [*project["dependencies"], *marked]
+
+
+def _cuda() -> Iterator[Finding]:
+    try:
+        import onnxruntime
+
+        from serving.engine import require_cuda
+    except ImportError:
+        return  # the packages say so
+    yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))
+    try:
+        require_cuda()
+    except VaeError as err:
+        mend = "for a GPU: install its driver and pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        yield Finding("CUDA", "warning", str(err), mend)
+    else:
+        yield Finding("CUDA", "ok", "driver and libraries load")
+
+
+def _store() -> Iterator[Finding]:
+    from serving.source import connect, store_name
+
+    if _version("mlflow") is None:
+        return  # the packages say so
+    mend = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
+    try:
+        connect()
+    except VaeError as err:
+        if not store_name().startswith("sqlite:"):
+            mend = f"start the server of {store_name()}, or set MLFLOW_TRACKING_URI to another"
+        yield Finding("MLflow store", "failed", str(err), mend)
+        return
+    path = store_name().removeprefix("sqlite:///").removeprefix("file:").split("?")[0]
+    if store_name().startswith("sqlite:") and not _writable(Path(path)):
+        yield Finding("MLflow store", "failed", f"cannot write to {store_name()}", mend)
+    else:
+        yield Finding("MLflow store", "ok", store_name())
+
+
+def _writable(database: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except sqlite3.Error:
+        return False
+    return os.access(database, os.W_OK)
+
+
+def _disk() -> Iterator[Finding]:
+    for subject, folder in (("working folder", Path.cwd()), ("temporary folder", _temporary())):
+        free = shutil.disk_usage(folder).free / 1e9
+        detail = f"{free:.1f} GB free in {folder}"
+        if free < MIN_DISK_GB:
+            yield Finding(subject, "failed", detail, f"free {MIN_DISK_GB:g} GB")
+        elif not os.access(folder, os.W_OK):
+            yield Finding(subject, "failed", f"cannot write to {folder}", f"chmod u+w {folder}")
+        else:
+            yield Finding(subject, "ok", detail)
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())

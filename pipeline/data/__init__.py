@@ -1,0 +1,1 @@
+"""Read the data to train on, and split it."""

@@ -1,0 +1,250 @@
+"""Data: from a name or a path to three fixed splits and their digests.
+
+In: what `pipeline.data.readers` reads. Out: a `Dataset`. Raises `DataRefused`, which says why, for
+data that cannot be used. Splits depend on the data alone, not on the seed of a training, so that
+models of different seeds are compared on the same held-out rows; so do the draws of binarized
+images.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Binarize
+from pipeline.data.readers import Part, read_like, read_source
+from serving.errors import DataRefused
+
+Array = NDArray[Any]
+
+_BINARIZED_ROWS = 4096
+"""Drawn at once, which bounds memory; another number would give other draws."""
+_MOVED_ROWS = 4096
+_EXACT = 1 << 24
+"""Whole numbers up to this, and no further, are float32 without rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Rows (rows, *x_shape) of uint8 or float32, and the SHA-256 of these."""
+
+    x: Array
+    sha256: str
+    labels: Array | None = None
+    """Integers or strings (rows,), for pictures alone; only a test split has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Rows to learn from, to choose the best epoch on, and to report on; `valid` may be empty."""
+
+    source: str
+    train: Split
+    valid: Split
+    test: Split
+    columns: tuple[str, ...] = field(default=(), kw_only=True)
+    """Of a table with a column for each feature, their names."""
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.train.x.shape[1:]
+
+    @property
+    def rows(self) -> tuple[Array, Array, Array]:
+        """Rows of the three splits."""
+        return self.train.x, self.valid.x, self.test.x
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 by split."""
+        return {name: row["sha256"] for name, row in self.describe()["splits"].items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Source, rows and digests, as the manifest keeps them."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {
+            "source": self.source,
+            **({"columns": list(self.columns)} if self.columns else {}),
+            "splits": {
+                name: {"rows": len(split.x), "sha256": split.sha256}
+                for name, split in splits.items()
+            },
+        }
+
+
+def load_dataset(
+    source: str,
+    *,
+    valid_fraction: float,
+    test_fraction: float,
+    columns: Sequence[str] = (),
+    label: str = "",
+    binarize: Binarize = "none",
+) -> Dataset:
+    """Load and split the data at `source`; the settings are those of `DataConfig`.
+
+    Where the source has a test set of its own, `test_fraction` is not used.
+    """
+    rest, test = read_source(source, columns, label)
+    names = rest.columns
+    rest = replace(rest, x=_check_rows(source, rest.x))
+    if test is None:
+        rest, test = _split(source, rest, test_fraction)
+    else:
+        test = replace(test, x=_check_rows(f"{source} (test)", test.x))
+        if (test.x.dtype, test.x.shape[1:]) != (rest.x.dtype, rest.x.shape[1:]):
+            raise DataRefused(
+                f"{source}: test rows are {test.x.dtype} {test.x.shape[1:]}, "
+                f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
+            )
+    train, valid = _split(source, rest, valid_fraction)
+    del rest  # memory: no more than the data and one copy
+    if binarize == "static":  # in training, dynamic draws each batch anew
+        train = _draw(train, key=1)
+    if binarize != "none":
+        valid, test = _draw(valid, key=2), _draw(test, key=3)
+    return Dataset(
+        source,
+        train=Split(train.x, digest(train.x)),
+        valid=Split(valid.x, digest(valid.x)),
+        test=Split(test.x, digest(test.x), test.labels),
+        columns=names,
+    )
+
+
+def load_rows(
+    source: str,
+    known: str,
+    *,
+    test_fraction: float,
+    columns: Sequence[str] = (),
+    label: str = "",
+    binarize: Binarize = "none",
+) -> Split:
+    """Load rows to evaluate on: the test set of the source, or all rows where it has none.
+
+    Of the data that a model was trained with, which its test split's digest `known` tells, it is
+    that split.
+    """
+    rest, test = read_like(source, columns, label)
+    rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
+    choices = [rows]
+    if test is None and len(rows.x) > 1:
+        choices.insert(0, _take(rows, _held_out(source, len(rows.x), test_fraction)))
+    for part in choices:
+        drawn = part if binarize == "none" else _draw(part, key=3)
+        split = Split(drawn.x, digest(drawn.x), drawn.labels)
+        if split.sha256 == known:
+            break
+    return split
+
+
+def binarize(x: Array, generator: np.random.Generator) -> Array:
+    """Draw each value as a coin: ones with probability x/255 of bytes, x of floats.
+
+    Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or 255, so that they
+    keep their unit; their probability is exact, that of floats is to 2^-24.
+
+    Raises:
+        DataRefused: floats are not all from 0 to 1.
+    """
+    ones = np.empty_like(x)
+    is_bytes = x.dtype == np.uint8
+    if not is_bytes and x.size and not (x.min() >= 0 and x.max() <= 1):
+        raise DataRefused(
+            "to be binarized, data must be bytes, or floats from 0 to 1; "
+            f"got {x.min():g} to {x.max():g}: use --binarize none"
+        )
+    for start in range(0, len(x), _BINARIZED_ROWS):
+        rows = x[start : start + _BINARIZED_ROWS]
+        if is_bytes:  # of the 255 numbers from 0 to 254 exactly x are below x
+            draws = generator.integers(0, 255, rows.shape, np.uint8)
+        else:
+            draws = generator.random(rows.shape, np.float32)
+        ones[start : start + len(rows)] = (draws < rows) * x.dtype.type(255 if is_bytes else 1)
+    return ones
+
+
+def digest(x: Array) -> str:
+    """SHA-256 of dtype, shape and little-endian bytes."""
+    canonical = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
+    sha = hashlib.sha256(f"{x.dtype.name}{x.shape}".encode())
+    sha.update(canonical.view(np.uint8).data if x.size else b"")
+    return sha.hexdigest()
+
+
+def _draw(part: Part, *, key: int) -> Part:
+    """Draw a split once, the same for every training."""
+    generator = np.random.Generator(np.random.Philox(key=key))
+    return replace(part, x=binarize(part.x, generator))
+
+
+def _check_rows(source: str, x: Array) -> Array:
+    """Rows of uint8 or finite float32, at least one of each size; other numbers become float32."""
+    if x.dtype.kind not in "buif":
+        raise DataRefused(f"{source} must be numbers, got {x.dtype}")
+    if x.ndim < 2 or x.size == 0:
+        raise DataRefused(f"{source} must be rows of features, at least one of each; got {x.shape}")
+    if x.dtype not in (np.uint8, np.float32):
+        x = _to_float32(source, x)
+    if x.dtype == np.float32:
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        if bad.any():
+            raise DataRefused(
+                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, "
+                f"the first is row {int(bad.argmax())}"
+            )
+    return x
+
+
+def _to_float32(source: str, x: Array) -> Array:
+    """A copy; refuses whole numbers that it would round."""
+    if x.dtype.kind in "ui":
+        low, high = int(x.min()), int(x.max())
+        if low < -_EXACT or high > _EXACT:
+            raise DataRefused(
+                f"{source} must be whole numbers from {-_EXACT} to {_EXACT}, which float32 holds "
+                f"exactly; got {x.dtype} from {low} to {high}"
+            )
+    with np.errstate(over="ignore"):  # too large a value becomes inf, which is refused
+        return x.astype(np.float32)
+
+
+def _split(source: str, part: Part, fraction: float) -> tuple[Part, Part]:
+    """Cut a fixed random `fraction` of the rows off, at least one row where it is not 0.
+
+    What is left moves up in the array that it came in, so that memory holds the rows once.
+    """
+    held = _held_out(source, len(part.x), fraction)
+    cut = _take(part, held)
+    kept = np.delete(np.arange(len(part.x)), held)
+    labels = None if part.labels is None else part.labels[kept]
+    return Part(_move_up(part.x, kept), labels), cut
+
+
+def _held_out(source: str, rows: int, fraction: float) -> Array:
+    """Places of the rows that are held out, in order."""
+    if fraction == 0:
+        return np.arange(0)
+    count = max(1, round(rows * fraction))
+    if count >= rows:
+        raise DataRefused(f"{source} has {rows} rows, too few to split")
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(rows)
+    return np.sort(order[-count:])
+
+
+def _move_up(x: Array, kept: Array) -> Array:
+    """The rows `kept`, which are in order, at the front of `x` itself where it can be written."""
+    if not x.flags.writeable:
+        return x[kept]
+    for start in range(0, len(kept), _MOVED_ROWS):
+        places = kept[start : start + _MOVED_ROWS]
+        x[start : start + len(places)] = x[places]
+    return x[: len(kept)]
+
+
+def _take(part: Part, rows: Array) -> Part:
+    return Part(part.x[rows], None if part.labels is None else part.labels[rows])

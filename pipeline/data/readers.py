@@ -1,0 +1,236 @@
+"""Read what `--data` names: one function a format, each from a path to rows and labels.
+
+In: `mnist`, or a path. Out: the rows, the rows of a test set where the source has one of its own,
+and a label for each row where the source has labels. Raises `DataRefused` where the source cannot
+be read, `UsageRefused` where columns are asked for that it does not have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DataRefused, UsageRefused
+from serving.io.array_files import (
+    IMAGE_SUFFIXES,
+    decode_image,
+    read_array,
+    read_image_shape,
+    read_npz,
+)
+
+Array = NDArray[Any]
+
+MNIST = Path(__file__).parent / "mnist"
+_KINDS = (
+    "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, "
+    "or a folder of Parquet files or of PNG and JPEG images"
+)
+_SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "table", ".arrow": "table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows (rows, *x_shape) as a source holds them, and their labels (rows,), if it has any."""
+
+    x: Array
+    labels: Array | None = None
+    columns: tuple[str, ...] = ()
+    """Of a table with a column for each feature, their names."""
+
+
+Source = tuple[Part, Part | None]
+"""Rows to learn from, and those of the source's own test set."""
+
+
+class Reader(Protocol):
+    """Reads a path; of a table the columns, or all but the label where none are named."""
+
+    def __call__(self, path: Path, columns: Sequence[str], label: str) -> Source:
+        """Read all rows into memory."""
+
+
+def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> Source:
+    """Read all that `source` names.
+
+    A folder with the folders `train` and `test` has a test set of its own.
+
+    Args:
+        source: `mnist` or a path.
+        columns: of a table, those to learn from; empty for all but the label.
+        label: of a table, a column that is no feature; empty for none.
+    """
+    path = MNIST if source == "mnist" else Path(source).expanduser()
+    if not source or not path.exists():
+        raise DataRefused(f"no data at {source!r}: give {_KINDS}")
+    kind = _kind(path)
+    if (columns or label) and kind not in ("csv", "table"):
+        raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
+    read = READERS[kind]
+    if path.is_dir() and kind != "idx" and (halves := _find_halves(path)):
+        train, _ = read(halves[0], columns, label)
+        test, _ = read(halves[1], columns or train.columns, label)
+        return train, test
+    return read(path, columns, label)
+
+
+def read_like(source: str, columns: Sequence[str], label: str) -> Source:
+    """Read a source beside the one that `columns` and `label` were chosen for.
+
+    An array has neither; another table must have the columns, and may have the label.
+    """
+    path = MNIST if source == "mnist" else Path(source).expanduser()
+    is_table = path.exists() and _kind(path) in ("csv", "table")
+    if not is_table or not label:
+        return read_source(source, columns if is_table else ())
+    try:
+        return read_source(source, columns, label)
+    except UsageRefused:
+        return read_source(source, columns)
+
+
+def read_idx(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read a folder with the files of MNIST, plain or zipped."""
+    train, test = (
+        read_array(_require_idx(path, f"{split}-images-idx3-ubyte")) for split in ("train", "t10k")
+    )
+    labels = _find_idx(path, "t10k-labels-idx1-ubyte")
+    return Part(train), _label(path, test, read_array(labels) if labels else None)
+
+
+def read_npz_splits(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read `x_train` and `x_test`, or `x`, or the one array; labels are `y_test` or `y`."""
+    arrays = read_npz(path)
+    if {"x_train", "x_test"} <= arrays.keys():
+        return Part(arrays["x_train"]), _label(path, arrays["x_test"], arrays.get("y_test"))
+    if "x" in arrays:
+        return _label(path, arrays["x"], arrays.get("y")), None
+    return Part(read_array(path)), None
+
+
+def read_rows(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read one array: `.npy`, or IDX."""
+    return Part(read_array(path)), None
+
+
+def read_csv(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read a CSV file with a header."""
+    from pipeline.data.tables import read_csv
+
+    return Part(*read_csv(path, columns, label)), None
+
+
+def read_table(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read a Parquet or Arrow file, or a folder of them in the order of their names."""
+    from pipeline.data.tables import read_table
+
+    return Part(*read_table(path, columns, label)), None
+
+
+def read_images(path: Path, columns: Sequence[str], label: str) -> Source:
+    """Read a folder of PNG and JPEG images of one size, in the order of their names.
+
+    Gray ones beside colour ones become colour. Where each lies in a folder below, that folder's
+    name is its label.
+    """
+    files = _find_images(path)
+    if not files:
+        raise DataRefused(f"{path} has no PNG or JPEG images")
+    shapes = [_read_shape(file) for file in files]
+    for file, shape in zip(files, shapes, strict=True):
+        if shape[:2] != shapes[0][:2]:
+            raise DataRefused(
+                f"images must be of one size: {files[0]} has {shapes[0][1]}x{shapes[0][0]} pixels, "
+                f"{file} has {shape[1]}x{shape[0]}"
+            )
+    shape = max(shapes, key=len)
+    x = np.empty((len(files), *shape), np.uint8)
+    for row, file in zip(x, files, strict=True):
+        image = decode_image(file.read_bytes(), shape)
+        if image is None:
+            raise DataRefused(f"cannot read {file}: its pixels are damaged or cut off")
+        row[...] = image
+    names = [file.relative_to(path).parts[:-1] for file in files]
+    labels = np.array([name[0] for name in names]) if all(names) else None
+    return Part(x, labels), None
+
+
+READERS: Mapping[str, Reader] = {
+    "idx": read_idx,
+    "npz": read_npz_splits,
+    "array": read_rows,
+    "csv": read_csv,
+    "table": read_table,
+    "images": read_images,
+}
+
+
+def _kind(path: Path) -> str:
+    return _folder_kind(path) if path.is_dir() else _SUFFIXES.get(path.suffix.lower(), "array")
+
+
+def _folder_kind(folder: Path) -> str:
+    if any(_find_idx(folder, f"{split}-images-idx3-ubyte") for split in ("train", "t10k")):
+        return "idx"
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise DataRefused(f"{folder} is empty: give {_KINDS}")
+    return "images" if _find_images(folder) else "table"
+
+
+def _find_halves(folder: Path) -> tuple[Path, Path] | None:
+    """The folders `train` and `test`; a third one beside them would be lost, and is refused."""
+    halves = folder / "train", folder / "test"
+    if not all(half.is_dir() for half in halves):
+        return None
+    for other in sorted(folder.iterdir()):
+        if other.is_dir() and other not in halves and other.name[0] not in "._":
+            raise DataRefused(
+                f"{folder} has {other.name!r} beside 'train' and 'test': move it into one of them, "
+                "or away; rows to choose the best epoch on are taken from 'train'"
+            )
+    return halves
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """Images below a folder; names that start with `_` or `.` are passed over."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    }
+    return [
+        found[name]
+        for name in sorted(found)
+        if not any(part[0] in "_." for part in name.split("/"))
+    ]
+
+
+def _read_shape(file: Path) -> tuple[int, ...]:
+    try:
+        return read_image_shape(file.read_bytes())
+    except DataRefused as err:
+        raise DataRefused(f"cannot read {file}: {err}") from err
+
+
+def _find_idx(folder: Path, name: str) -> Path | None:
+    """The plain file goes before the zipped one."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
+def _require_idx(folder: Path, name: str) -> Path:
+    path = _find_idx(folder, name)
+    if path is None:
+        raise DataRefused(f"{folder} has no {name} or {name}.gz")
+    return path
+
+
+def _label(source: Path, x: Array, labels: Array | None) -> Part:
+    """Rows with their labels: integers or strings, one a row; other targets are no labels."""
+    if labels is None or labels.dtype.kind not in "uiUS":
+        return Part(x)
+    if x.ndim and labels.size != len(x):
+        raise DataRefused(f"{source} has {labels.size} labels of {len(x)} rows")
+    return Part(x, labels.reshape(-1))

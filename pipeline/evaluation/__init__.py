@@ -1,0 +1,1 @@
+"""Evaluate a trained model on held-out rows, and draw figures of it."""

@@ -1,0 +1,88 @@
+"""Pictures of a training: plots for any data; samples, reconstructions and traversals for images.
+
+In: a model, its history and held-out rows. Out: PNG files in a folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.dataset import Split
+from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores
+from pipeline.model.operations import Array
+from pipeline.model.vae import VAE
+from serving.drift import HeldOut
+from serving.io.array_files import byte_unit, is_picture, write_grid, write_pairs
+from serving.noise import draw_rows
+
+PAIRS = 10
+ENCODED_ROWS = 1024
+MAPPED_ROWS = 10_000
+"""Held-out rows, at most, in the map of the latents."""
+SAMPLES = 100
+TRAVERSED_LATENTS = 10
+TRAVERSAL = np.linspace(-3, 3, 11, dtype=np.float32)
+
+
+def draw_figures(
+    folder: Path,
+    model: VAE,
+    history: Sequence[Mapping[str, float]],
+    test: Split,
+    held_out: HeldOut | None = None,
+) -> list[Path]:
+    """Write all pictures that fit the data into `folder`; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x = test.x
+    paths = [folder / "curves.png", folder / "latents.png"]
+    plot_curves(paths[0], history)
+    labels = None if test.labels is None else test.labels[:MAPPED_ROWS]
+    plot_latents(paths[1], _encode(model, x[:MAPPED_ROWS]), labels)
+    if held_out is not None:
+        paths.append(folder / "scores.png")
+        plot_scores(paths[-1], held_out)
+    if is_picture(model.x_shape):
+        paths += _draw_images(folder, model, x)
+    return paths
+
+
+def _draw_images(folder: Path, model: VAE, x: Array) -> list[Path]:
+    unit = byte_unit(x)
+    reconstructions = folder / "reconstructions.png"
+    rows = x[: 4 * PAIRS]
+    x_loc = _decode(model, _encode(model, rows))
+    write_pairs(reconstructions, rows * unit, x_loc * unit, 2 * PAIRS)
+    samples = folder / "samples.png"
+    drawn = _decode(model, draw_rows(0, 0, SAMPLES, model.latent_dim))
+    write_grid(samples, drawn * unit, columns=10)
+    traversals = folder / "traversals.png"
+    write_grid(traversals, _traversals(model, x) * unit, len(TRAVERSAL))
+    return [reconstructions, samples, traversals]
+
+
+@torch.no_grad()
+def _encode(model: VAE, x: Array) -> Array:
+    z_loc = [model.encode(rows).loc for rows in torch.split(torch.from_numpy(x), ENCODED_ROWS)]
+    encoded: np.ndarray[Any, Any] = torch.cat(z_loc).numpy()
+    return encoded
+
+
+@torch.no_grad()
+def _traversals(model: VAE, x: Array) -> Array:
+    """A line for each of the most informative latents: it moves from -3 to 3, the others rest."""
+    z_loc = _encode(model, x[:1000])
+    latents = np.argsort(-z_loc.var(0), kind="stable")[:TRAVERSED_LATENTS]
+    z = np.repeat(z_loc[:1], len(latents) * len(TRAVERSAL), axis=0)
+    for line, latent in enumerate(latents):
+        start = line * len(TRAVERSAL)
+        z[start : start + len(TRAVERSAL), latent] = TRAVERSAL
+    return _decode(model, z)
+
+
+@torch.no_grad()
+def _decode(model: VAE, z: Array) -> Array:
+    decoded: np.ndarray[Any, Any] = model.decode(torch.from_numpy(z)).numpy()
+    return decoded

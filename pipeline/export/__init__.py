@@ -1,0 +1,1 @@
+"""Write a bundle: ONNX graphs, weights, manifest and model card."""

@@ -1,0 +1,276 @@
+"""Export a trained model as a bundle: four ONNX graphs, weights, golden rows and the manifest.
+
+In: a `Checkpoint`, its held-out metrics and some held-out rows. Out: a directory, complete or
+absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` where a
+graph is not sound, `UsageRefused` where the directory exists already.
+"""
+
+import io
+import json
+import logging
+import platform
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import onnxscript
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
+
+from pipeline.config import Precision
+from pipeline.errors import ParityFailed
+from pipeline.export.manifest import seal
+from pipeline.export.model_card import has_pictures, render_card
+from pipeline.export.quantization import Ranges, reduce_model, rewrite_graph, settled_rows
+from pipeline.model.checkpoint import Checkpoint, weights_bytes
+from pipeline.model.operations import FUNCTIONS, Array, Budget, draw_inputs, run_reference
+from pipeline.model.vae import VAE
+from serving.bundle import (
+    CARD,
+    GOLDEN,
+    METRICS,
+    RECONSTRUCTIONS,
+    SAMPLES,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Bundle,
+    describe_operations,
+)
+from serving.errors import UsageRefused
+from serving.io.array_files import write_grid, write_pairs
+from serving.noise import draw_rows
+from serving.operations import Operation, operation_table
+
+OPSET = 20
+GOLDEN_ROWS = 8
+GOLDEN_POOL = 64
+"""Rows that the golden ones are taken from: the first whose rounding to int8 is beyond doubt."""
+GOLDEN_SAMPLES = 4
+CARD_SAMPLES = 40
+CARD_COLUMNS = 10
+
+
+def export_bundle(
+    out: Path,
+    checkpoint: Checkpoint,
+    metrics: Mapping[str, Any],
+    x: Array,
+    *,
+    precision: Precision = "float32",
+    ranges: Ranges | None = None,
+) -> Bundle:
+    """Write the bundle to `out`, which must not exist; `x` are held-out rows.
+
+    `int8` needs the `ranges` that `pipeline.export.quantization.calibrate` found on training rows.
+    """
+    check_out(out)
+    model = checkpoint.model
+    reduced = reduce_model(model, precision, ranges)
+    operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
+    content = _manifest_content(checkpoint, operations)
+    content |= {"precision": precision, "ranges": ranges}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        weights = weights_bytes(model)
+        (folder / WEIGHTS).write_bytes(weights)
+        metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest(), precision)
+        for operation in operations.values():
+            if operation.name == "sample":  # the decoder, under other names
+                continue
+            save_graph(folder / operation.graph, model, operation, metadata, reduced)
+        (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
+        (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
+        if has_pictures(model.x_shape, checkpoint.x_dtype):
+            _write_samples(folder / SAMPLES, reduced, operations["decode"])
+            _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
+        (folder / CARD).write_text(render_card(content, metrics, parity=None))
+        manifest = seal(folder, content)
+        folder.chmod(0o755)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Bundle(out, manifest)
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output folder that exists or cannot be made, before the work is done."""
+    if out.exists():
+        raise UsageRefused(f"--out {out} exists: name a new folder")
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as err:
+        raise UsageRefused(f"cannot write to {folder}: {err.strerror}") from err
+
+
+def save_graph(
+    path: Path,
+    model: VAE,
+    operation: Operation,
+    metadata: Mapping[str, str],
+    reduced: VAE | None = None,
+) -> None:
+    """Export one operation as a single, checked ONNX file without source paths inside.
+
+    Where a `reduced` model is given, the graph holds its numbers.
+    """
+    inputs = draw_inputs(
+        operation,
+        np.zeros((3, *model.x_shape), operation.inputs[0].dtype),
+        num_samples=2,  # sizes above 1 and unequal, so that torch fixes no axis
+        seed=0,
+    )
+    axes = tuple(
+        {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in operation.inputs
+    )
+    # a convolution asks whether there is one row, for its layout alone; torch would take that for
+    # a limit of the graph (pytorch#133653)
+    oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with _quiet_exporter(), oblivious:
+        program = torch.onnx.export(
+            _Graph(model, operation).eval(),
+            tuple(torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs),
+            input_names=list(operation.graph_inputs()),
+            output_names=[tensor.name for tensor in operation.outputs],
+            dynamo=True,
+            dynamic_shapes=(axes,),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ParityFailed(f"the exporter gave no {path.name}")
+    if program.exported_program is None:
+        raise ParityFailed(f"the exporter shows no axes of {path.name}")
+    for axis, bounds in program.exported_program.range_constraints.items():
+        if not bounds.lower <= 1:
+            raise ParityFailed(f"{path.name} does not take {axis} = 1: it needs {bounds}")
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.metadata_props.update({**metadata, "operation": operation.name})
+    proto = onnx_ir.to_proto(program.model)
+    if reduced is not None:
+        rewrite_graph(proto, reduced)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+class _Graph(nn.Module):
+    """One operation as a module, its weights under the names of the model's state dict."""
+
+    def __init__(self, model: VAE, operation: Operation) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood = model.encoder, model.decoder, model.likelihood
+        self._model = (model,)  # in a tuple, so that it adds no second name to the weights
+        self._function = FUNCTIONS[operation.name]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._function(self._model[0], *inputs)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says of torchvision, its own internals and shared axis names."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
+        warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
+    """Inputs, float64 outputs and budgets of every operation as `.npz`, without time stamps."""
+    arrays: dict[str, Array] = {}
+    for operation in operations.values():
+        drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
+        rows = settled_rows(model, operation, drawn)[:GOLDEN_ROWS]
+        if not rows.size:
+            raise ParityFailed(f"no held-out row of {operation.name} has a settled result in int8")
+        inputs = {name: values[rows] for name, values in drawn.items()}
+        arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
+        exact = run_reference(model, operation, inputs, torch.float64)
+        rounded = run_reference(model, operation, inputs, torch.float32)
+        for name, value in exact.items():
+            key = f"{operation.name}.{name}"
+            arrays[key] = value
+            arrays[f"{key}.budget"] = np.array(Budget.from_noise(value, rounded[name]).max)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, value in arrays.items():
+            npy = io.BytesIO()
+            np.save(npy, value)
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy"), npy.getvalue())
+    return buffer.getvalue()
+
+
+def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
+    z = draw_rows(0, 0, CARD_SAMPLES, model.latent_dim)
+    write_grid(
+        path, run_reference(model, decode, {"z": z}, torch.float32)["x_loc"], columns=CARD_COLUMNS
+    )
+
+
+def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
+    """Lines of held-out rows, each above the line of their reconstructions."""
+    rows = x[: 2 * CARD_COLUMNS]
+    x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
+    write_pairs(path, rows, x_loc, CARD_COLUMNS)
+
+
+def _graph_metadata(
+    checkpoint: Checkpoint, weights_sha256: str, precision: Precision
+) -> dict[str, str]:
+    """What a graph says of itself to a reader without the manifest; nothing of place or time."""
+    return {
+        "schema_version": str(SCHEMA_VERSION),
+        "x_shape": json.dumps(checkpoint.model.x_shape),
+        "x_dtype": checkpoint.x_dtype,
+        "latent_dim": str(checkpoint.model.latent_dim),
+        "likelihood": checkpoint.likelihood,
+        "precision": precision,
+        "units": "x and x_loc in the data's units; bounds in nats, larger is better",
+        "weights_sha256": weights_sha256,
+        "train_sha256": checkpoint.data["splits"]["train"]["sha256"],
+        "run_id": checkpoint.run_id or "",
+        "torch": torch.__version__,
+    }
+
+
+def _manifest_content(
+    checkpoint: Checkpoint, operations: Mapping[str, Operation]
+) -> dict[str, Any]:
+    packages = {"torch": torch, "onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
+    return {
+        "x_shape": list(checkpoint.model.x_shape),
+        "x_dtype": checkpoint.x_dtype,
+        "latent_dim": checkpoint.model.latent_dim,
+        "likelihood": checkpoint.likelihood,
+        "operations": describe_operations(operations),
+        "opset": OPSET,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: package.__version__ for name, package in packages.items()},
+        },
+        "run_id": checkpoint.run_id,
+        "git": dict(checkpoint.git),
+        "data": dict(checkpoint.data),
+        "seed": checkpoint.config.train.seed,
+        "config": checkpoint.config.to_json(),
+    }

@@ -1,0 +1,46 @@
+"""Seal a folder of files as a bundle: write the manifest, and change a sealed bundle safely."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.export.model_card import render_card
+from serving.bundle import (
+    CARD,
+    MANIFEST,
+    METRICS,
+    PARITY,
+    SCHEMA_VERSION,
+    Bundle,
+    Manifest,
+    file_entry,
+    manifest_digest,
+    read_manifest,
+)
+from serving.io.array_files import writing
+
+
+def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
+    """List every file of `folder` with its digest, and name it all by one digest."""
+    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
+    entries = {name: file_entry(folder / name) for name in names}
+    content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}
+    content["digest"] = manifest_digest(content)
+    with writing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
+    return read_manifest(folder)
+
+
+def add_report(bundle: Bundle, report: Mapping[str, Any]) -> Bundle:
+    """Put a parity report and the card that tells of it into a bundle, and seal it anew."""
+    content = asdict(bundle.manifest)
+    files = {
+        PARITY: json.dumps(report, indent=1, allow_nan=False),
+        CARD: render_card(content, bundle.read_json(METRICS), report),
+    }
+    for name, text in files.items():
+        with writing(bundle.path / name) as temporary:
+            temporary.write_text(text)
+    return Bundle(bundle.path, seal(bundle.path, content))

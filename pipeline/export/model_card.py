@@ -1,0 +1,225 @@
+"""Render a bundle's model card: what the model is, how good, how checked, and how to call it.
+
+In: the manifest's content, the held-out metrics and, once it was checked, the parity report. Out:
+Markdown.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.parity.html_report import describe_share, worst_comparisons
+from serving.bundle import RECONSTRUCTIONS, SAMPLES
+from serving.io.array_files import is_picture
+
+_TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
+
+{likelihood} likelihood, latent size {latent_dim}, {model} with layers {hidden_dims},
+{activation}; preset `{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the
+data's own units, so a client needs no scaler.
+{samples}
+## Data
+
+`{source}`
+
+| split | rows | sha256 |
+|---|--:|---|
+{splits}
+
+## How good it is
+
+On {rows:,} held-out rows, in nats; ± is a standard error over rows, larger is better but for the
+KL and the NLL.
+
+| quantity | value |
+|---|--:|
+| ELBO | {elbo:.2f} ± {elbo_se:.2f} |
+| log-likelihood | {log_likelihood:.2f} ± {log_likelihood_se:.2f} |
+| KL | {kl:.2f} ± {kl_se:.2f} |
+| NLL, {nll_samples} importance samples | {nll:.2f} ± {nll_se:.2f} |
+| active latents | {active_units} of {latent_dim} |
+{more}{reconstructions}
+## Parity of ONNX and torch
+
+{parity}
+
+## How to call it
+
+`bundle` is this folder; a registered version is `models:/NAME@champion` or `models:/NAME/VERSION`.
+
+```sh
+vae sample --model bundle --count 64 --seed 7 --out samples.npy
+vae reconstruct rows.npy --model bundle --out reconstructions.npy
+vae score rows.npy scores/ --model bundle --num-samples 16 --seed 7
+```
+
+In Python, with what serves it (no torch):
+
+```python
+from pathlib import Path
+
+import numpy as np
+
+from serving.bundle import open_bundle
+from serving.engine import Engine
+
+engine = Engine(open_bundle(Path("bundle")))
+x = np.zeros({example}, np.{x_dtype})
+x_loc = engine.reconstruct(x)
+scores = engine.score(x, num_samples=16, seed=7)
+```
+
+Over HTTP, by the Open Inference Protocol:
+
+```sh
+vae serve --model bundle
+curl -s localhost:8080/v2/models/sample/infer \\
+  -d '{{"parameters": {{"seed": 7, "num_samples": 3}}, "inputs": []}}'
+```
+
+From the registry, with MLflow alone:
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("models:/NAME@champion")
+scores = model.predict(x, params={{"operation": "score", "num_samples": 16, "seed": 7}})
+```
+
+| operation | graph | inputs | outputs |
+|---|---|---|---|
+{operations}
+
+The graphs are plain ONNX, of opset {opset}: any runtime opens them.
+
+## Origin
+
+| what | value |
+|---|---|
+| MLflow run | {run_id} |
+| git commit | {git} |
+| versions | {versions} |
+"""
+
+
+def render_card(
+    content: Mapping[str, Any], metrics: Mapping[str, Any], parity: Mapping[str, Any] | None
+) -> str:
+    """Fill the card in from the manifest's `content`, the metrics and the parity report."""
+    config, data, git = content["config"], content["data"], content["git"]
+    pictured = has_pictures(content["x_shape"], content["x_dtype"])
+    return _TEMPLATE.format(
+        **metrics,
+        shape=" by ".join(str(size) for size in content["x_shape"]),
+        x_dtype=content["x_dtype"],
+        likelihood=content["likelihood"].replace("_", " ").capitalize(),
+        latent_dim=content["latent_dim"],
+        hidden_dims="-".join(str(width) for width in config["model"]["hidden_dims"]) or "none",
+        model=config["model"].get("model", "mlp"),
+        activation=config["model"]["activation"],
+        preset=config["preset"],
+        precision=content["precision"],
+        seed=content["seed"],
+        more=_describe_more(metrics),
+        samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
+        source=data["source"],
+        splits="\n".join(
+            f"| {name} | {split['rows']:,} | `{split['sha256']}` |"
+            for name, split in data["splits"].items()
+        ),
+        reconstructions=f"\n{_PAIRS}\n" if pictured else "",
+        parity=_describe_parity(parity),
+        operations="\n".join(
+            f"| {name} | {row['graph']} | {_tensors(row['inputs'])} | {_tensors(row['outputs'])} |"
+            for name, row in content["operations"].items()
+        ),
+        opset=content["opset"],
+        example=(1, *content["x_shape"]),
+        run_id=content["run_id"] or "none",
+        git=f"`{git['sha']}`{' with uncommitted changes' if git['dirty'] else ''}",
+        versions=", ".join(f"{name} {value}" for name, value in content["versions"].items()),
+    )
+
+
+def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
+    """Whether a bundle holds pictures: where rows are images of bytes."""
+    return is_picture(x_shape) and x_dtype == "uint8"
+
+
+_PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"
+
+
+def _describe_more(metrics: Mapping[str, Any]) -> str:
+    """Lines of what not every model, and none of old, has."""
+    lines = ""
+    if (error := metrics.get("reconstruction_error")) is not None:
+        lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
+    if (bits := metrics.get("bits_per_dim")) is not None:
+        lines += f"| NLL in bits a dimension | {bits:.3f} |\n"
+    return lines
+
+
+def _describe_parity(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "Not checked yet: run `vae check`."
+    rows, machine = parity["comparisons"], parity["machine"]
+    lines = [
+        f"**{str(parity['verdict']).capitalize()}** on {' and '.join(parity['devices'])} "
+        f"({machine.get('processor') or 'unknown'}): of {len(rows):,} comparisons with torch, "
+        f"{sum(bool(row['passed']) for row in rows):,} are within the error that torch's own "
+        "arithmetic makes. For each output, the one that used most of its budget; all of them "
+        "stand in `parity.json`.",
+        "",
+        "| output | largest error | allowed | used |",
+        "|---|--:|--:|--:|",
+        *map(_parity_line, worst_comparisons(parity)),
+    ]
+    return "\n".join(lines) + _describe_reduction(parity.get("reduction"))
+
+
+def _parity_line(row: Mapping[str, Any]) -> str:
+    error = "no number" if row["max_error"] is None else f"{row['max_error']:.1e}"
+    tf32 = " with TF32" if row["tf32"] else ""
+    return (
+        f"| {row['operation']}.{row['output']}{tf32} | {error} | {row['max_budget']:.1e} "
+        f"| {describe_share(row)} |"
+    )
+
+
+def _describe_reduction(reduction: Mapping[str, Any] | None) -> str:
+    """What the rounding of the weights costs; the metrics above are those of float32."""
+    if reduction is None:
+        return ""
+    precision, cost = reduction["precision"], reduction["cost"]
+    text = (
+        f"\n\nThe graphs are in **{precision}**, torch ran with their weights; the metrics above "
+        f"are those of float32. {_measured(reduction)}"
+    )
+    if cost is None:
+        return text
+    rows = (
+        f"| {row['operation']}, batch {row['batch']} | {row['float32_rows_per_s']:,.0f} rows/s "
+        f"| {row['rows_per_s']:,.0f} rows/s |"
+        for row in cost["rates"]
+    )
+    sizes = (
+        f"| {graph} | {size['float32']:,} bytes | {size['reduced']:,} bytes |"
+        for graph, size in cost["bytes"].items()
+    )
+    head = [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|"]
+    return "\n".join([*head, *sizes, *rows])
+
+
+def _measured(reduction: Mapping[str, Any]) -> str:
+    if reduction["difference"] is None:
+        return "Their ELBO is no number."
+    return (
+        f"Over {reduction['rows']} held-out rows their ELBO is "
+        f"{reduction['difference']:+.2g} nats from float64's, allowed {reduction['budget']:.2g}."
+    )
+
+
+def _tensors(tensors: list[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"`{t['name']}` {t['dtype']} ({', '.join(str(axis) for axis in t['shape'])})"
+        for t in tensors
+    )

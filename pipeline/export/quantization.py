@@ -1,0 +1,263 @@
+"""Reduced precision: a model whose weights are float16 or int8, in torch and in ONNX.
+
+In: a trained model, a precision and training rows to calibrate on. Out: the reduced model, which is
+the reference of its bundle, and graphs rewritten to hold the same numbers. Inputs, outputs, biases,
+scales and the arithmetic of bounds stay as they are, so that no client changes.
+
+`fp16` rounds every weight to float16 and computes in float32: activations cannot overflow.
+`int8` computes the products of the wide layers in integers. Scales are fixed when the bundle is
+made: scales taken from a batch would let its rows change each other. Layers that read or write
+latents stay float32: they are small, and their error costs the most nats. So does a first layer
+whose input has no bounds.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import Precision
+from pipeline.model.bernoulli import Bernoulli
+from pipeline.model.networks import Encoder
+from pipeline.model.operations import EPS, Array, product_layers, run_reference
+from pipeline.model.vae import VAE
+from serving.errors import UsageRefused
+from serving.noise import draw_rows
+from serving.operations import Operation
+
+CALIBRATION_ROWS = 10_000
+"""Training rows, at most, whose activations set the scales."""
+STEPS = 255
+"""Steps between the ends of an activation's range; a weight has 127 on either side of zero."""
+
+PRODUCTS = ("Gemm", "Conv", "ConvTranspose")
+"""Operators whose second input is a weight."""
+FIRST = "encoder.hidden.0"
+"""The layer of our own encoder that reads the data."""
+
+Ranges = Mapping[str, tuple[float, float]]
+"""Least and largest input of every int8 layer, by the layer's name."""
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer over uint8 activations and int8 weights, as a run of integers computes it.
+
+    Activations beyond the calibrated range take its end.
+    """
+
+    x_scale: Tensor
+    x_zero: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, layer: nn.Linear, low: float, high: float) -> None:
+        super().__init__()
+        largest = layer.weight.abs().amax(1)
+        scale = torch.where(largest > 0, largest, 1) / 127
+        steps = (layer.weight / scale.unsqueeze(1)).round()
+        self.weight = nn.Parameter(steps.to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+        self.register_buffer("weight_scale", scale)
+        # all zero; onnxruntime 1.31 puts a scalar where there is none, and then refuses it
+        self.register_buffer("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
+        x_scale = torch.tensor((high - low) / STEPS, dtype=torch.float32)
+        self.register_buffer("x_scale", x_scale)
+        self.register_buffer("x_zero", (-low / x_scale).round().clamp(0, STEPS).to(torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round to steps, multiply and add; (…, features)."""
+        steps = (self.to_steps(x) + self.x_zero).clamp(0, STEPS) - self.x_zero
+        weight = self.weight.to(x.dtype) * self.weight_scale.unsqueeze(1)
+        return F.linear(steps.to(x.dtype) * self.x_scale, weight, self.bias)
+
+    def to_steps(self, x: Tensor) -> Tensor:
+        """The nearest step, in float32 as the operator is defined, whatever the model is in."""
+        return (x.float() / self.x_scale.float()).round()
+
+
+def reduce_model(model: VAE, precision: str, ranges: Ranges | None = None) -> VAE:
+    """A copy of the model whose state dict holds the bundle's numbers under the graphs' names.
+
+    Raises:
+        UsageRefused: there is no such precision, or a weight does not fit it.
+    """
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise UsageRefused(f"precision must be one of {known}, got {precision!r}")
+    reduced = copy.deepcopy(model)
+    if precision == "fp16":
+        for layer in product_layers(reduced).values():
+            layer.weight.data = layer.weight.data.half()
+            if not layer.weight.isfinite().all():
+                raise UsageRefused("a weight is too large for fp16: use --precision float32")
+    elif precision == "int8":
+        if not ranges:
+            raise UsageRefused("int8 needs the ranges of its layers: calibrate on training rows")
+        for name, (low, high) in ranges.items():
+            parent, _, child = name.rpartition(".")
+            layer = cast(nn.Linear, reduced.get_submodule(name))
+            setattr(reduced.get_submodule(parent), child, QuantizedLinear(layer, low, high))
+    return reduced
+
+
+@torch.no_grad()
+def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
+    """Ranges of the inputs of the layers that `int8` rounds, over training rows `x`.
+
+    The decoder sees latents of these rows, and as many from the prior.
+
+    Raises:
+        UsageRefused: the model has no layer to round.
+    """
+    bounded = x.dtype == np.uint8 or isinstance(model.px, Bernoulli)
+    layers = _wide_layers(model, bounded=bounded)
+    if not layers:
+        raise UsageRefused("int8 needs a linear hidden layer: use --precision fp16")
+    ranges = dict.fromkeys(layers, (0.0, 0.0))
+    watched = copy.deepcopy(model)
+    for name in layers:
+
+        def widen(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+            low, high = ranges[name]
+            ranges[name] = (min(low, inputs[0].min().item()), max(high, inputs[0].max().item()))
+
+        watched.get_submodule(name).register_forward_pre_hook(widen)
+    x = x[:CALIBRATION_ROWS]
+    noise, prior = (torch.from_numpy(draw_rows(s, 0, len(x), model.latent_dim)) for s in (0, 1))
+    qz = watched.encode(torch.from_numpy(x))
+    watched.decode(qz.loc + qz.scale * noise)
+    watched.decode(prior)
+    # known of all data, seen or not; in a user's net it may be the layer after another
+    if FIRST in ranges and type(model.encoder) is Encoder:
+        ranges[FIRST] = (0.0, 1.0)
+    return ranges
+
+
+def _linear_layers(model: VAE) -> dict[str, nn.Linear]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+
+
+def _wide_layers(model: VAE, *, bounded: bool) -> list[str]:
+    """All layers but those at the latents, and the first where its input has no bounds."""
+    inner = [name for name in _linear_layers(model) if name.startswith("encoder.hidden.")]
+    outer = [name for name in _linear_layers(model) if name.startswith("decoder.")][1:]
+    return [name for name in (*inner, *outer) if bounded or name != FIRST]
+
+
+def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
+    """Put the reduced model's numbers into a float32 graph, and the nodes that widen them."""
+    state = {name: value.numpy() for name, value in reduced.state_dict().items()}
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    used: dict[str, Array] = {}
+    for node in nodes:
+        weight = node.input[1] if node.op_type in PRODUCTS else ""
+        dtype = state[weight].dtype if weight in state else np.float32
+        rewrite = {np.dtype("float16"): _widen, np.dtype("int8"): _quantize}.get(np.dtype(dtype))
+        if rewrite is None:
+            proto.graph.node.append(node)
+            continue
+        proto.graph.node.extend(_once(proto, rewrite(node, weight)))
+        layer = weight.removesuffix("weight")
+        used |= {name: value for name, value in state.items() if name.startswith(layer)}
+    if used:
+        del proto.graph.value_info[:]  # it may hold dtypes of before
+    kept = [item for item in proto.graph.initializer if item.name not in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in used.items()
+    )
+
+
+def _once(proto: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """A weight that two nodes share is widened once."""
+    made = {output for node in proto.graph.node for output in node.output}
+    return [node for node in nodes if node.output[0] not in made]
+
+
+def _widen(product: NodeProto, weight: str) -> list[NodeProto]:
+    wide = f"{weight}.float32"
+    cast_node = helper.make_node("Cast", [weight], [wide], f"{wide}.cast", to=TensorProto.FLOAT)
+    product.input[1] = wide
+    return [cast_node, product]
+
+
+def _quantize(gemm: NodeProto, weight: str) -> list[NodeProto]:
+    """QDQ around the product, the bias after it: onnxruntime fuses that to integers."""
+    layer, (x, _, bias), (y,) = weight.removesuffix("weight"), gemm.input, gemm.output
+    scales = [f"{layer}x_scale", f"{layer}x_zero"]
+    weight_scales = [f"{layer}weight_scale", f"{layer}weight_zero"]
+    rows: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("QuantizeLinear", [x, *scales], f"{y}.uint8", {}),
+        ("DequantizeLinear", [f"{y}.uint8", *scales], f"{y}.steps", {}),
+        ("DequantizeLinear", [weight, *weight_scales], f"{weight}.float32", {"axis": 0}),
+        ("Gemm", [f"{y}.steps", f"{weight}.float32"], f"{y}.product", {"transB": 1}),
+        ("Add", [f"{y}.product", bias], y, {}),
+    ]
+    return [
+        helper.make_node(kind, inputs, [output], f"{output}.{kind}", **attributes)
+        for kind, inputs, output, attributes in rows
+    ]
+
+
+class _Rounding(NamedTuple):
+    """What one int8 layer was given, (rows, …), and the distance of its steps."""
+
+    values: Array
+    scale: float
+    bounds: tuple[float, float]
+    """Beyond them a value takes the end of the range, whichever way it is rounded."""
+
+
+def settled_rows(
+    reduced: VAE, operation: Operation, inputs: Mapping[str, Array]
+) -> NDArray[np.intp]:
+    """Rows whose every rounding to int8 is beyond doubt: all, where nothing is rounded.
+
+    An activation halfway between two steps goes up or down by the noise of float32, on every
+    machine as it likes; the outputs of such a row are off by a step, rightly so. It counts as
+    halfway within four times the error that torch's float32 makes on settled rows.
+    """
+    rows = len(next(iter(inputs.values())))
+    settled = np.ones(rows, bool)
+    exact, rounded = (
+        _roundings(reduced, operation, inputs, dtype) for dtype in (torch.float64, torch.float32)
+    )
+    for a, b in zip(exact, rounded, strict=True):
+        values = a.values.reshape(rows, -1)
+        error = np.abs(values - b.values.reshape(rows, -1))[settled]
+        noise = 4 * (error.max() if error.size else 0) + 2 * EPS * np.abs(values)
+        steps = values / a.scale
+        doubtful = np.abs(steps - np.floor(steps) - 0.5) * a.scale <= noise
+        settled &= ~(doubtful & (steps > a.bounds[0]) & (steps < a.bounds[1])).any(1)
+    return np.flatnonzero(settled)
+
+
+def _roundings(
+    reduced: VAE, operation: Operation, inputs: Mapping[str, Array], dtype: torch.dtype
+) -> list[_Rounding]:
+    """What the int8 layers are given, in the order of running."""
+    watched, seen = copy.deepcopy(reduced), list[_Rounding]()
+    layers = [layer for layer in watched.modules() if isinstance(layer, QuantizedLinear)]
+    for layer in layers:
+        zero, scale = layer.x_zero.item(), layer.x_scale.item()
+        ends = (-zero - 0.5, STEPS - zero + 0.5)
+
+        def keep(
+            _: nn.Module,
+            inputs: tuple[Tensor],
+            scale: float = scale,
+            ends: tuple[float, float] = ends,
+        ) -> None:
+            seen.append(_Rounding(inputs[0].double().numpy(), scale, ends))
+
+        layer.register_forward_pre_hook(keep)
+    if layers:
+        run_reference(watched, operation, inputs, dtype)
+    return seen

@@ -1,0 +1,1 @@
+"""The variational autoencoder: networks, likelihoods, objective, and the operations it offers."""

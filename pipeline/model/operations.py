@@ -1,0 +1,147 @@
+"""The operations in torch: what the graphs are exported from, and what they are compared with.
+
+In: a model and arrays. Out: arrays of float64 or float32, and the error that float32, or TF32,
+itself makes.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.model.objective import terms
+from pipeline.model.vae import VAE
+from serving.noise import draw_rows
+from serving.operations import Operation
+
+Array = NDArray[Any]
+EPS = 2.0**-23
+"""Distance from 1 to the next float32."""
+
+
+def _encode(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
+    qz = model.encode(x)
+    return qz.loc, qz.scale
+
+
+def _decode(model: VAE, z: Tensor) -> tuple[Tensor, ...]:
+    return (model.decode(z),)
+
+
+def _reconstruct(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
+    return (model.decode(model.encode(x).loc),)
+
+
+def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+    # onnxruntime sums, and takes logarithms, a little differently at other places of a batch;
+    # rounded from float64, a row's score is the same bytes in any batch and on any thread
+    row_terms = terms(model, x, eps, dtype=torch.float64)
+    scores = (
+        row_terms.elbo(),
+        row_terms.log_likelihood.mean(-1),
+        row_terms.kl,
+        row_terms.iw_elbo(),
+    )
+    return tuple(score.to(eps.dtype) for score in scores)
+
+
+FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
+    "encode": _encode,
+    "decode": _decode,
+    "reconstruct": _reconstruct,
+    "sample": _decode,
+    "score": _score,
+}
+"""What each operation computes, its outputs in the operation table's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How far float32 results may be from the float64 reference: derived, not picked.
+
+    Four times the error that torch itself makes on the same rows, in its largest value and in its
+    root mean square; both with a floor of some roundings of the values. Where torch ran in float32,
+    rounded weights or TF32 exceed it a hundredfold.
+    """
+
+    max: float
+    rms: float
+
+    @classmethod
+    def from_noise(cls, exact: Array, rounded: Array) -> "Budget":
+        """Measure the noise floor of one output, (rows, …), where float32 does not overflow."""
+        finite = np.isfinite(rounded)
+        if finite.any() and not finite.all():
+            exact, rounded = exact[finite], rounded[finite]
+        error = np.abs(rounded - exact)
+        return cls(4 * float(error.max()), 4 * rms(error)).wider(cls.of_roundings(exact))
+
+    @classmethod
+    def of_roundings(cls, exact: Array) -> "Budget":
+        """The least that values of this size are allowed."""
+        return cls(32 * EPS * float(np.abs(exact).max()), 8 * EPS * rms(exact))
+
+    def wider(self, other: "Budget") -> "Budget":
+        """The larger of two: few rows can be lucky, and few rows can be hard."""
+        return Budget(max(self.max, other.max), max(self.rms, other.rms))
+
+
+@torch.no_grad()
+def run_reference(
+    model: VAE,
+    operation: Operation,
+    inputs: Mapping[str, Array],
+    dtype: torch.dtype,
+    *,
+    tf32: bool = False,
+) -> dict[str, Array]:
+    """Run one operation of the eager module in `dtype`; `tf32` rounds as its matrix products do."""
+    model = copy.deepcopy(model).to(dtype)
+    if tf32:
+        _round_products(model)
+    tensors = (torch.from_numpy(np.array(inputs[tensor.name])) for tensor in operation.inputs)
+    outputs = FUNCTIONS[operation.name](
+        model, *(t.to(dtype) if t.is_floating_point() else t for t in tensors)
+    )
+    return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}
+
+
+def round_to_tf32(values: Tensor) -> Tensor:
+    """Float32 with the ten bits of mantissa that tensor cores keep, to nearest."""
+    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _round_products(model: VAE) -> None:
+    """Round both factors of every matrix product; sums stay float32, as on the device."""
+    for layer in product_layers(model).values():
+        layer.weight.copy_(round_to_tf32(layer.weight))
+        layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
+
+
+def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:
+    """Layers that multiply by a weight, by name."""
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
+
+
+def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:
+    """Inputs of one operation for the rows `x`: noise stands for every latent."""
+    inputs: dict[str, Array] = {}
+    for tensor in operation.inputs:
+        if tensor.name == "x":
+            inputs["x"] = x
+        else:
+            shape = [num_samples if axis == "num_samples" else axis for axis in tensor.shape[1:]]
+            width = int(np.prod([int(size) for size in shape]))
+            inputs[tensor.name] = draw_rows(seed, 0, len(x), width).reshape(len(x), *shape)
+    return inputs
+
+
+def rms(values: Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

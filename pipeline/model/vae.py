@@ -1,0 +1,79 @@
+"""The model: q(z given x), p(x given z), and the VAE that joins them (Kingma & Welling, 2014)."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.model.likelihoods import Likelihood, make_likelihood
+from pipeline.model.networks import NetSpec, build_nets
+
+LOG_SCALE_RANGE = (-15.0, 10.0)
+"""Bounds of log z_scale, so that no exponential overflows (diffusers bounds it alike)."""
+
+
+class Posterior(NamedTuple):
+    """q(z given x): a normal with independent coordinates, (batch, latent_dim)."""
+
+    loc: Tensor
+    log_scale: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation."""
+        return self.log_scale.exp()
+
+    def kl(self) -> Tensor:
+        """KL(q, N(0, 1)) in nats, (batch,): Kingma & Welling, appendix B."""
+        return self.latent_kl().sum(-1)
+
+    def latent_kl(self) -> Tensor:
+        """The KL of each latent, (batch, latent_dim), without cancellation."""
+        # tanh(a)·(exp(2a) + 1) is expm1(2a), which ONNX does not have
+        expm1 = self.log_scale.tanh() * ((2 * self.log_scale).exp() + 1)
+        return (self.loc.square() + expm1 - 2 * self.log_scale) / 2
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and likelihood over data of `x_shape`, as `settings` say."""
+
+    # modules of anyone's making; `pipeline.model.networks` says what they take and give
+    encoder: Any
+    decoder: Any
+
+    def __init__(self, x_shape: tuple[int, ...], settings: ModelConfig) -> None:
+        super().__init__()
+        features = torch.Size(x_shape).numel()
+        self.x_shape = x_shape
+        self.settings = settings
+        self.latent_dim = settings.latent_dim
+        made = make_likelihood(features, settings)
+        spec = NetSpec(
+            x_shape=x_shape,
+            x_width=features * made.x_width,
+            params_width=features * made.params_width,
+            latent_dim=settings.latent_dim,
+            hidden_dims=settings.hidden_dims,
+            activation=settings.activation,
+        )
+        self.encoder, self.decoder = build_nets(spec, settings.model)
+        self.likelihood = made
+
+    def encode(self, x: Tensor) -> Posterior:
+        """q(z given x) of data (batch, *x_shape) in its own units."""
+        return self.infer(self.px.standardize(x))
+
+    def infer(self, rows: Tensor) -> Posterior:
+        """q(z given x) of standardized rows (batch, x_width)."""
+        loc, log_scale = self.encoder(rows)
+        return Posterior(loc, log_scale.clamp(*LOG_SCALE_RANGE))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x given z] in the data's units, (batch, *x_shape)."""
+        return self.px.mean(self.decoder(z)).reshape(-1, *self.x_shape)
+
+    @property
+    def px(self) -> Likelihood:
+        """The likelihood p(x given z)."""
+        return cast(Likelihood, self.likelihood)

@@ -1,0 +1,1 @@
+"""Check that the ONNX graphs of a bundle compute what the torch model computes."""

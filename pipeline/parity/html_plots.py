@@ -1,0 +1,106 @@
+"""Two plots of a parity report as inline SVG: errors of one output, and its budget by batch.
+
+In: comparisons of one output, as `parity.json` holds them. Out: SVG that takes its colours from the
+page (`--ink`, `--mild`, `--good`, `--bad`). What is no number stands at the far end, in `--bad`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
+
+Row = Mapping[str, Any]
+
+HEIGHT, BOTTOM = 150, 30
+DECADES = (-4, 1)
+"""Parts of the budget that are told apart, as powers of ten; 0 is the whole budget."""
+_FLOOR = HEIGHT - BOTTOM
+
+
+def used_share(row: Row) -> float:
+    """The part of the budget that a comparison used, the larger of the two; infinite for NaN."""
+    pairs = ((row["max_error"], row["max_budget"]), (row["rms_error"], row["rms_budget"]))
+    return max(_share(error, budget) for error, budget in pairs)
+
+
+def plot_histogram(rows: Sequence[Row], edges: Sequence[float]) -> str:
+    """Bars over log10(error / budget), summed over the comparisons; outer bins are open."""
+    counts = [sum(row["histogram"][i] for row in rows) for i in range(len(edges) + 1)]
+    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    largest = max(*counts, 1)
+    parts = list(_frame("error as a part of the budget", f"{largest:,}", "0"))
+    for i, count in enumerate(counts):
+        # an error above the budget must be seen among a million below
+        height = max((_FLOOR - TOP) * count / largest, 2.5) if count else 0
+        kind = "bad" if i == len(edges) or (i > 0 and edges[i - 1] >= 0) else "good"
+        title = f"<title>{_bin_name(i, edges)}: {count:,}</title>"
+        parts.append(
+            f'<rect class="{kind}" x="{LEFT + i * width + 0.5:.1f}" y="{_FLOOR - height:.1f}" '
+            f'width="{width - 1:.1f}" height="{height:.1f}">{title}</rect>'
+        )
+    for i, edge in enumerate(edges):
+        x = LEFT + (i + 1) * width
+        if edge == 0:
+            parts.append(_limit(x, x, TOP, _FLOOR))
+        if float(edge).is_integer():
+            parts.append(draw_text(x, _FLOOR + 12, _power(edge), "middle"))
+    return draw_svg(parts, f"histogram of {sum(counts):,} errors", HEIGHT)
+
+
+def plot_batches(rows: Sequence[Row]) -> str:
+    """A dot for each comparison over its batch size, and a line along the largest."""
+    batches = sorted({row["batch"] for row in rows})
+    low, high = DECADES
+    step = (WIDTH - LEFT - RIGHT) / max(len(batches), 1)
+    place = {batch: LEFT + (i + 0.5) * step for i, batch in enumerate(batches)}
+
+    def height(row: Row) -> float:
+        share = used_share(row)
+        power = math.log10(share) if share > 0 else -math.inf
+        return TOP + (_FLOOR - TOP) * (high - min(max(power, low), high)) / (high - low)
+
+    parts = list(_frame("rows in the batch", _power(high), _power(low)))
+    limit = TOP + (_FLOOR - TOP) * high / (high - low)
+    parts.append(_limit(LEFT, WIDTH - RIGHT, limit, limit))
+    parts.append(draw_text(LEFT - 4, limit + 3, "1", "end"))
+    tops = {batch: min(height(row) for row in rows if row["batch"] == batch) for batch in batches}
+    points = " ".join(f"{place[batch]:.1f},{tops[batch]:.1f}" for batch in batches)
+    parts.append(f'<polyline points="{points}"/>')
+    dots = {(row["batch"], f"{height(row):.1f}", bool(row["passed"])) for row in rows}
+    for batch, y, passed in sorted(dots):
+        kind = "good" if passed else "bad"
+        parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
+    parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
+    return draw_svg(parts, f"part of the budget used at {len(batches)} batch sizes", HEIGHT)
+
+
+def _share(error: float | None, budget: float | None) -> float:
+    if error is None or budget is None:
+        return math.inf
+    if budget == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / budget
+
+
+def _frame(below: str, top: str, bottom: str) -> Iterator[str]:
+    yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
+    yield draw_text(LEFT - 4, TOP + 7, top, "end")
+    yield draw_text(LEFT - 4, _FLOOR, bottom, "end")
+    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
+
+
+def _bin_name(i: int, edges: Sequence[float]) -> str:
+    if i == 0:
+        return f"below {10 ** edges[0]:.2g} of the budget"
+    if i == len(edges):
+        return f"above {10 ** edges[-1]:.2g} of the budget, or no number"
+    return f"{10 ** edges[i - 1]:.2g} to {10 ** edges[i]:.2g} of the budget"
+
+
+def _power(exponent: float) -> str:
+    return "1" if exponent == 0 else f"{10.0**exponent:g}"
+
+
+def _limit(x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="limit" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'

@@ -1,0 +1,153 @@
+"""What parity is checked on: rows of every kind, at every batch size.
+
+In: an operation and held-out rows. Out: its inputs by kind of rows. A kind that changes no input of
+an operation is left out, such as far latents for `encode`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator
+
+from pipeline.model.operations import Array, draw_inputs
+from serving.operations import Operation, Tensor
+
+Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals"]
+
+BATCHES = (1, 2, 7, 64, 256, 1000)
+ROWS = max(BATCHES)
+ADVERSARIAL_BATCHES = (1, 7, 256)
+"""Batches of rows that are not held-out ones."""
+NUM_SAMPLES = 3
+FAR = 100.0
+"""Standard deviations that a far latent is from the origin."""
+LARGE = 1e15
+"""Size of large features. Squared and summed they still fit float32: where partial sums overflow,
+their order decides, and two right answers differ."""
+SMALLEST = 2.0**-149
+"""The smallest denormal of float32; the largest is 2^23 of it."""
+
+Draw = Callable[[Array, Generator], Array]
+"""Takes held-out values and gives values of the same shape and dtype."""
+
+
+def draw_cases(
+    operation: Operation, x: Array, likelihood: str
+) -> Iterator[tuple[Kind, dict[str, Array]]]:
+    """Inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
+
+    The held-out kind has `ROWS` rows, the others have as many as their largest batch.
+    """
+    whole = draw_inputs(operation, x, num_samples=NUM_SAMPLES, seed=2)
+    yield "held-out", whole
+    held_out = {name: values[: max(ADVERSARIAL_BATCHES)] for name, values in whole.items()}
+    for kind, latents in LATENTS.items():
+        draws = {
+            tensor.name: (_features(kind, tensor, likelihood) if tensor.name == "x" else latents)
+            for tensor in operation.inputs
+        }
+        if any(draw is not None for draw in draws.values()):
+            generator = np.random.default_rng(3)
+            yield (
+                kind,
+                {
+                    name: held_out[name] if draw is None else draw(held_out[name], generator)
+                    for name, draw in draws.items()
+                },
+            )
+
+
+def repeat_rows(x: Array) -> Array:
+    """`ROWS` held-out rows: the first ones, or all of them again and again."""
+    return x[np.arange(ROWS) % len(x)]
+
+
+def _bytes(held_out: Array, generator: Generator) -> Array:
+    return generator.integers(0, 256, held_out.shape, held_out.dtype)
+
+
+def _uniform(low: float, high: float) -> Draw:
+    def draw(held_out: Array, generator: Generator) -> Array:
+        return generator.uniform(low, high, held_out.shape).astype(held_out.dtype)
+
+    return draw
+
+
+def _either_sign(size: float) -> Draw:
+    def draw(held_out: Array, generator: Generator) -> Array:
+        values: Array = generator.choice(np.array([-size, size], held_out.dtype), held_out.shape)
+        return values
+
+    return draw
+
+
+def _held_out(held_out: Array, _: Generator) -> Array:
+    return held_out
+
+
+def _within_columns(held_out: Array, generator: Generator) -> Array:
+    low, high = held_out.min(0), held_out.max(0)
+    drawn: Array = low + generator.random(held_out.shape, np.float32) * (high - low)
+    return drawn
+
+
+def _constant(value: float | None, other: Draw) -> Draw:
+    """All of `value`, or the columns' maxima; each row but the first has one feature of `other`.
+
+    Equal rows would make equal roundings: one sample is no measure of noise.
+    """
+
+    def draw(held_out: Array, generator: Generator) -> Array:
+        rows = np.empty_like(held_out)
+        rows[:] = held_out.max(0) if value is None else value
+        flat, others = (a.reshape(len(a), -1) for a in (rows, other(held_out, generator)))
+        row = np.arange(1, len(flat))
+        column = generator.integers(0, flat.shape[1], len(row))
+        flat[row, column] = others[row, column]
+        return rows
+
+    return draw
+
+
+def _denormals(held_out: Array, generator: Generator) -> Array:
+    """Half of the features, at random, are denormal."""
+    steps = generator.integers(1, 2**23, held_out.shape)
+    chosen = generator.random(held_out.shape) < 0.5
+    return np.where(chosen, (steps * SMALLEST).astype(np.float32), held_out)
+
+
+LATENTS: Mapping[Kind, Draw] = {
+    "zeros": _constant(0, _held_out),
+    "maxima": _constant(6, _held_out),
+    "noise": _uniform(-6, 6),
+    "six sigma": _either_sign(6),
+    "far": _either_sign(FAR),
+    "denormals": _denormals,
+}
+"""How `z` and `eps` are drawn."""
+_BYTES: Mapping[Kind, Draw] = {
+    "zeros": _constant(0, _bytes),
+    "maxima": _constant(255, _bytes),
+    "noise": _bytes,
+}
+_UNIT: Mapping[Kind, Draw] = {
+    "zeros": _constant(0, _uniform(0, 1)),
+    "maxima": _constant(1, _uniform(0, 1)),
+    "noise": _uniform(0, 1),
+    "denormals": _denormals,
+}
+_REALS: Mapping[Kind, Draw] = {
+    "zeros": _constant(0, _within_columns),
+    "maxima": _constant(None, _within_columns),
+    "noise": _within_columns,
+    "far": _either_sign(LARGE),
+    "denormals": _denormals,
+}
+
+
+def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
+    """How `x` is drawn; None leaves the held-out rows."""
+    if x.dtype == "uint8":
+        return _BYTES.get(kind)
+    return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -1,0 +1,165 @@
+"""What reduced precision costs and gives: nats lost, bytes and time saved, all beside float32.
+
+In: a bundle of reduced precision, the model and held-out rows. Out: a `Reduction`. Its ELBO is
+judged; sizes and rates are for a person to weigh, measured on the machine of the check.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.export.bundle_export import save_graph
+from pipeline.model.operations import Array, draw_inputs, rms, run_reference
+from pipeline.model.vae import VAE
+from serving.bundle import Bundle
+from serving.engine import Engine, open_session, session_options
+
+ELBO_SHARE: Mapping[str, float] = {"fp16": 1e-4, "int8": 2e-3}
+"""How far the mean ELBO may be from float64's, as a part of its size.
+
+Of 14 trained models of MNIST (every preset, five seeds, both likelihoods, three hidden layers) the
+worst was 2.3e-5 off in fp16 and 7.4e-4 in int8. This bounds what rounding costs a model; damage is
+seen by the other rules, which hold the graphs to the rounded weights as tightly as in float32.
+"""
+SMALL_ELBO = 100.0
+"""Nats that a smaller ELBO counts as: a density's can be near zero, whatever its errors are."""
+COMPARED_ROWS = 4000
+TIMED_OPERATIONS = ("encode", "reconstruct")
+TIMED_BATCHES = (1, 64, 1024)
+TIMED_ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Rows a second of one operation at one batch, best of some rounds in turns."""
+
+    operation: str
+    batch: int
+    float32_rows_per_s: float
+    rows_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Bytes of one graph."""
+
+    float32: int
+    reduced: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What the files and the time of a bundle are beside float32's: never judged."""
+
+    threads: int
+    bytes: Mapping[str, Size]
+    """Of the graphs that were timed."""
+    rates: tuple[Rate, ...]
+
+    def lines(self) -> list[str]:
+        """The sizes and the rates, for a person."""
+        sizes = (
+            f"{graph}: {size.reduced:,} bytes, float32 {size.float32:,} "
+            f"({size.reduced / size.float32:.2f}x)"
+            for graph, size in self.bytes.items()
+        )
+        rates = (
+            f"{row.operation} at batch {row.batch}: {row.rows_per_s:,.0f} rows/s, "
+            f"float32 {row.float32_rows_per_s:,.0f} "
+            f"({row.rows_per_s / row.float32_rows_per_s:.2f}x)"
+            for row in self.rates
+        )
+        return [*sizes, *rates]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """The ELBO of a reduced bundle beside the model's own in float64, over held-out rows."""
+
+    precision: str
+    rows: int
+    elbo: float
+    """The mean in float64, of the weights as they were trained."""
+    difference: float
+    """Of the means, reduced less float64, in nats."""
+    budget: float
+    row_rms: float
+    """Root mean square of the rows' differences, which the mean hides."""
+    cost: Cost | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the means are within budget; NaN is not."""
+        return abs(self.difference) <= self.budget
+
+    def line(self) -> str:
+        """The difference and its budget, for a person."""
+        return (
+            f"ELBO of {self.rows} rows in {self.precision}: {self.difference:+.2e} nats from "
+            f"float64's {self.elbo:.3f}, allowed {self.budget:.2e}; "
+            f"{self.row_rms:.2e} a row (root mean square)"
+        )
+
+    def lines(self) -> list[str]:
+        """All that is known, for a person."""
+        return [self.line(), *(self.cost.lines() if self.cost else [])]
+
+
+def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
+    """Score held-out rows `x` with the reduced graphs, and with the model in float64."""
+    operation = engine.operations["score"]
+    precision = engine.bundle.manifest.precision
+    inputs = draw_inputs(operation, x[:COMPARED_ROWS], num_samples=1, seed=4)
+    exact = run_reference(model, operation, inputs, torch.float64)["elbo"]
+    error = engine.run("score", inputs)["elbo"] - exact
+    elbo = float(exact.mean())
+    return Reduction(
+        precision=precision,
+        rows=len(error),
+        elbo=elbo,
+        difference=float(error.mean()),
+        budget=ELBO_SHARE[precision] * max(abs(elbo), SMALL_ELBO),
+        row_rms=rms(error),
+    )
+
+
+def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
+    """Export the timed graphs in float32, and run both in turns on held-out rows `x`."""
+    operations = [bundle.operations[name] for name in TIMED_OPERATIONS]
+    options = session_options(threads, "all")
+    sizes: dict[str, Size] = {}
+    rates: list[Rate] = []
+    for operation in operations:
+        with tempfile.TemporaryDirectory() as folder:
+            full, reduced = Path(folder, operation.graph), bundle.path / operation.graph
+            save_graph(full, model, operation, {})
+            sizes[operation.graph] = Size(
+                float32=full.stat().st_size, reduced=reduced.stat().st_size
+            )
+            sessions = [open_session(path, options, "cpu") for path in (full, reduced)]
+        for batch in TIMED_BATCHES:
+            rates.append(_rate(sessions, operation.name, x[np.arange(batch) % len(x)]))
+    return Cost(threads=threads, bytes=sizes, rates=tuple(rates))
+
+
+def _rate(sessions: Sequence[Any], operation: str, x: Array) -> Rate:
+    """The best of some rounds; both take turns, so that a noisy neighbour meets them alike."""
+    repeats = max(1, max(TIMED_BATCHES) // len(x))
+    runs = [partial(session.run, None, {"x": x}) for session in sessions]
+    rounds = [[_seconds(run, repeats) for run in runs] for _ in range(TIMED_ROUNDS)]
+    best = [repeats * len(x) / min(times) for times in zip(*rounds, strict=True)]
+    return Rate(operation=operation, batch=len(x), float32_rows_per_s=best[0], rows_per_s=best[1])
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Registered versions: register, check, compare, promote and roll back."""

@@ -1,0 +1,152 @@
+"""The MLflow registry: one registered model, one version a bundle.
+
+In: a sealed bundle whose parity passed on this machine. Out: a version with the alias `candidate`.
+Its tags carry the lineage, so that it outlives the run. Raises `ParityFailed`, and then nothing is
+registered.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import serving
+from pipeline.errors import ParityFailed
+from pipeline.parity.check import parity_faults
+from pipeline.tracking import Run
+from serving.bundle import CARD, METRICS, Bundle, manifest_digest
+from serving.errors import VaeError
+from serving.source import ARTIFACT, DIGEST_TAG, Source, fetch_version, store_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+
+_CODE = Path(serving.__file__).parent / "pyfunc_model.py"
+
+
+def register_bundle(run: Run, bundle: Bundle, name: str) -> str:
+    """Register a bundle as a version of `name` and make it the candidate.
+
+    A bundle that is registered already keeps its version.
+    """
+    if faults := parity_faults(bundle, on_this_machine=True):
+        raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
+    with store_errors():
+        _create_model(run, name)
+        version = _find_version(run, name, bundle.manifest.digest)
+        if version is None:
+            version = _create_version(run, bundle, name)
+        run.client.set_registered_model_alias(name, CANDIDATE, version)
+    return version
+
+
+def fetch_verified(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
+    """Fetch a version's files past the cache into `folder`, and verify them."""
+    with version_errors(name, version, folder / f"{name}-{version}"):
+        return fetch_version(client, name, version, folder)
+
+
+@contextmanager
+def version_errors(name: str | None, version: str | None, place: Path) -> Iterator[None]:
+    """Say `version 2 of vae: decoder.onnx` of a file in a temporary place, which soon is gone."""
+    try:
+        yield
+    except VaeError as err:
+        subject = f"version {version} of {name}"
+        said = str(err).replace(f"{place}/", f"{subject}: ").replace(str(place), subject)
+        raise type(err)(said) from err
+
+
+def lineage_tags(bundle: Bundle) -> dict[str, str]:
+    """What a version must still say when its run is gone."""
+    manifest = bundle.manifest
+    splits = manifest.data["splits"]
+    return {
+        DIGEST_TAG: manifest.digest,
+        "run.id": str(manifest.run_id),
+        "git.sha": str(manifest.git["sha"]),
+        "git.dirty": str(manifest.git["dirty"]),
+        "config.sha256": manifest_digest(manifest.config),
+        "data.source": str(manifest.data["source"]),
+        **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
+        "parity.status": "passed",
+        "precision": manifest.precision,
+        "elbo": str(bundle.read_json(METRICS)["elbo"]),
+    }
+
+
+def _create_model(run: Run, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run.client.create_registered_model(name)
+    except MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _find_version(run: Run, name: str, digest: str) -> str | None:
+    query = f"name='{name}' and tags.`{DIGEST_TAG}`='{digest}'"
+    found = run.client.search_model_versions(query)
+    return str(found[0].version) if found else None
+
+
+def _create_version(run: Run, bundle: Bundle, name: str) -> str:
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # the artifact is stored under its folder's own name
+        folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(_CODE),
+            artifacts={"bundle": str(folder)},
+            signature=_signature(),
+            input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
+            pip_requirements=_requirements(),
+            metadata={DIGEST_TAG: bundle.manifest.digest},
+        )
+    version = run.client.create_model_version(
+        name,
+        f"models:/{info.model_id}",
+        run_id=run.run_id,
+        tags=lineage_tags(bundle),
+        description=_description(bundle),
+        model_id=info.model_id,
+    )
+    return str(version.version)
+
+
+def _description(bundle: Bundle) -> str:
+    """The card without its pictures, which the registry's page would not find."""
+    lines = (bundle.path / CARD).read_text().splitlines()
+    return "\n".join(line for line in lines if "![" not in line)
+
+
+def _signature() -> Any:
+    """What `predict` takes besides rows, which it checks itself: see `serving/pyfunc_model.py`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
+    params = [
+        ParamSpec("operation", DataType.string, "reconstruct"),
+        ParamSpec("num_samples", DataType.long, 1),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    return ModelSignature(params=ParamSchema(params))
+
+
+def _requirements() -> list[str]:
+    import mlflow
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    runtime = "onnxruntime-gpu" if gpu else "onnxruntime"
+    packages = {"mlflow": mlflow, "numpy": np, runtime: onnxruntime}
+    return [f"{package}=={module.__version__}" for package, module in packages.items()]

@@ -1,0 +1,1 @@
+"""Train a model, and go on with a training that was interrupted."""

@@ -1,0 +1,263 @@
+"""Score the rows of files into a folder of Parquet parts, in bounded memory.
+
+Part `i` holds the results of rows `i * PART_ROWS` and on of the input, so that the parts do not
+depend on who makes them or when: a job that was cut short keeps its parts and makes the rest.
+One thread reads and writes, others run graphs over one set of sessions, each of one thread: beside
+one onnxruntime pool of two threads that took 13 % less CPU time, and processes gain nothing over
+threads, as a session runs without the interpreter's lock (`make bench` prints both).
+
+In: rows, a scorer, an output folder. Out: a `Summary`. Raises `DataRefused` for bad rows,
+`VaeError` where parts cannot be written.
+"""
+
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from serving.batch.output import Counts, Output
+from serving.batch.scorer import Provenance, Scorer
+from serving.errors import DataRefused, UsageRefused
+from serving.io.columns import Layout
+from serving.io.filesystems import locate
+from serving.io.rows import Rows
+
+PART_ROWS = 65_536
+BATCH_ROWS = 4096
+BATCH_BYTES = 16 << 20
+"""Bytes of `x` in a batch: fewer rows are read at once where rows are wide."""
+OnError = Literal["fail", "quarantine"]
+_NONE = Counts()
+Item = tuple[int, pa.RecordBatch | None]
+"""A part and some of its rows; None at its end."""
+
+
+class Input(Protocol):
+    """Rows by number: those of files, or those that are to be drawn."""
+
+    @property
+    def total(self) -> int:
+        """Rows there are."""
+
+    def read(
+        self, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of rows `start` to `stop`, those that there are."""
+
+    def keep(self, batch: pa.RecordBatch, /) -> pa.RecordBatch:
+        """The rows of a batch that are wanted."""
+
+
+class Mapper(Protocol):
+    """Maps a batch to results, of which each row depends on its own row alone, and bad rows."""
+
+    schema: pa.Schema
+    provenance: Provenance
+    layout: Layout
+    x: tuple[str, ...]
+
+    def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Results, and bad rows with a column `reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many rows may be bad: a number, or a share."""
+
+    rows: int | None = None
+    share: Fraction = Fraction(0)
+    """Exact: 0.12 % of 2,500 rows are three."""
+
+    def allows(self, bad: int, rows: int) -> bool:
+        """Whether `bad` of `rows` are few enough."""
+        return bad <= (self.share * rows if self.rows is None else self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a job made: rows written, rows set aside, and its rate when it ran last."""
+
+    rows: int
+    bad: int
+    parts: int
+    seconds: float
+    rows_per_s: float
+
+
+def parse_limit(text: str) -> Limit:
+    """Read `100` or `5%`."""
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
+    if match is None or Fraction(match[2] or 0) > 100:
+        raise UsageRefused(f"--max-bad must be a number of rows or a share like 5%, got {text!r}")
+    return Limit(int(match[1])) if match[1] else Limit(share=Fraction(match[2]) / 100)
+
+
+def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
+    """All that the output depends on, in JSON's own types."""
+    return {
+        "format": 1,
+        "input": str(locate(rows.location)),
+        "files": [
+            {"name": file.name, "bytes": file.size, "mtime_ns": file.mtime_ns, "rows": file.rows}
+            for file in rows.files
+        ],
+        "operation": scorer.operation,
+        **asdict(scorer.provenance),
+        "device": scorer.engine.device,
+        "x": list(scorer.x),
+        "ids": list(scorer.ids),
+        "where": rows.where.text if rows.where else "",
+        "part_rows": PART_ROWS,
+    }
+
+
+def run_job(
+    scorer: Mapper,
+    rows: Input,
+    output: Output,
+    *,
+    workers: int,
+    batch_rows: int = BATCH_ROWS,
+    on_error: OnError = "fail",
+    limit: Limit | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+    skip: Callable[[int], None] = lambda rows: None,
+    make: "PartMaker | None" = None,
+) -> Summary:
+    """Make the parts that are not there yet.
+
+    `advance` is told of rows that are done, `skip` of those that an earlier run did. `make` makes
+    the parts elsewhere; without it this process does.
+
+    Raises:
+        DataRefused: a row is bad and `on_error` is `fail`, or more are bad than `limit` allows.
+        VaeError: a part cannot be written.
+    """
+    started = time.perf_counter()
+    output.start()
+    parts = -(-rows.total // PART_ROWS)
+    counts, missing = Counts(), []
+    for index in range(parts):
+        done = output.counts(index)
+        if done is None:
+            missing.append(index)
+        else:
+            counts += done
+            skip(_part_size(rows, index))
+    before = counts
+    job = Job(
+        scorer, rows, output, batch_rows, on_error, limit or Limit(share=Fraction(1)), advance
+    )
+    for part in make(job, missing) if make else job.make(missing, workers, counts):
+        counts += part
+    job.check(counts, counts.rows + counts.bad)
+    seconds = time.perf_counter() - started
+    made = counts.rows + counts.bad - before.rows - before.bad
+    summary = Summary(counts.rows, counts.bad, parts, round(seconds, 3), round(made / seconds, 1))
+    output.finish(parts, {**asdict(summary), **asdict(scorer.provenance)})
+    return summary
+
+
+Result = tuple[pa.RecordBatch, pa.RecordBatch, int]
+"""Results, bad rows, and the rows that were read for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What makes parts of an output; engines of batch jobs differ in who calls `make` where."""
+
+    scorer: Mapper
+    rows: Input
+    output: Output
+    batch_rows: int
+    on_error: OnError
+    limit: Limit
+    advance: Callable[[int], None] = lambda rows: None
+
+    def make(self, parts: Sequence[int], workers: int, before: Counts = _NONE) -> Iterator[Counts]:
+        """Make parts in their order and give the counts of each; `before` came before them."""
+        items = self.compute(self.read(parts), workers)
+        for index, results in itertools.groupby(items, key=lambda item: item[0]):
+            counts = self.write(index, (item[1] for item in results), before)
+            before += counts
+            yield counts
+
+    def read(self, parts: Sequence[int]) -> Iterator[Item]:
+        """Batches of the parts; runs of parts are read as one stream."""
+        batch_rows = max(1, min(self.batch_rows, BATCH_BYTES // self.scorer.layout.row_bytes))
+        for _, run in itertools.groupby(enumerate(parts), lambda pair: pair[1] - pair[0]):
+            indices = [index for _, index in run]
+            start, stop = indices[0] * PART_ROWS, (indices[-1] + 1) * PART_ROWS
+            index, room = indices[0], PART_ROWS
+            for whole in self.rows.read(start, stop, self.scorer.x, batch_rows):
+                batch = whole
+                while batch.num_rows >= room:
+                    yield index, batch.slice(0, room)
+                    yield index, None
+                    batch, index, room = batch.slice(room), index + 1, PART_ROWS
+                if batch.num_rows:
+                    yield index, batch
+                    room -= batch.num_rows
+            if index in indices:
+                yield index, None
+
+    def compute(
+        self, items: Iterator[Item], workers: int
+    ) -> Iterator[tuple[int, Future[Result] | None]]:
+        """Score batches in threads; give the results in order, a few batches behind."""
+        window: deque[tuple[int, Future[Result] | None]] = deque()
+        executor = ThreadPoolExecutor(workers, "score")
+        try:
+            for index, batch in items:
+                future = None if batch is None else executor.submit(self._score, batch)
+                window.append((index, future))
+                if len(window) > 2 * workers + 2:
+                    yield window.popleft()
+            yield from window
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def write(self, index: int, results: Iterator[Future[Result] | None], before: Counts) -> Counts:
+        """Write one part; return its counts."""
+        with self.output.writing(index, self.scorer.schema) as writer:
+            for future in results:
+                if future is None:
+                    continue
+                scores, bad, read = future.result()
+                writer.write(scores, bad)
+                if bad.num_rows:
+                    self._allow(bad, before + writer.counts)
+                self.advance(read)
+        return writer.counts
+
+    def check(self, counts: Counts, rows: int, latest: str = "") -> None:
+        """Stop when more rows are bad than may be."""
+        if not self.limit.allows(counts.bad, rows):
+            raise DataRefused(
+                f"{counts.bad} of {rows} rows are bad, more than --max-bad allows{latest}"
+            )
+
+    def _score(self, batch: pa.RecordBatch) -> Result:
+        return *self.scorer(self.rows.keep(batch)), batch.num_rows
+
+    def _allow(self, bad: pa.RecordBatch, counts: Counts) -> None:
+        first = bad.slice(0, 1).to_pylist()[0]
+        reason = first.pop("reason")
+        row = f"{', '.join(f'{name} {value!r}' for name, value in first.items())}: {reason}"
+        if self.on_error == "fail":
+            raise DataRefused(f"bad row, {row}; set such rows aside by --on-error quarantine")
+        self.check(counts, self.rows.total, f"; the latest is {row}")
+
+
+PartMaker = Callable[[Job, Sequence[int]], Iterator[Counts]]
+
+
+def _part_size(rows: Input, index: int) -> int:
+    return min(PART_ROWS, rows.total - index * PART_ROWS)

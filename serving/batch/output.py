@@ -1,0 +1,255 @@
+"""The output folder of a batch job: Parquet parts that are whole or absent, and what made them.
+
+`_job.json` says what the job is, each part says in its footer which job made it and how many rows
+it holds, `_summary.json` and then `_SUCCESS` say that all are there. Names that start with `_` are
+passed over by readers of Parquet folders. Raises `UsageRefused` where the folder is another job's.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs, parquet
+
+from serving.errors import UsageRefused, VaeError
+from serving.io.filesystems import Place, locate, remove_leftovers, replacing
+
+JOB, SUMMARY, SUCCESS, QUARANTINE = "_job.json", "_summary.json", "_SUCCESS", "_quarantine"
+_KEY, _BAD = b"vae.job", b"vae.bad"
+_GROUP_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows written, and rows set aside."""
+
+    rows: int = 0
+    bad: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.rows + other.rows, self.bad + other.bad)
+
+
+class Output:
+    """The folder of one job."""
+
+    def __init__(self, place: Place, job: Mapping[str, Any]) -> None:
+        self.place = place
+        self.job = job
+        self.key = job_key(job)
+
+    def part(self, index: int) -> Place:
+        """Where a part lies."""
+        return self.place / _part_name(index)
+
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished job said at its end."""
+        if not (self.place / SUCCESS).exists():
+            return None
+        content: dict[str, Any] = json.loads((self.place / SUMMARY).read())
+        return content
+
+    def start(self) -> None:
+        """Write what the job is, unless it is there."""
+        if not (self.place / JOB).exists():
+            self._write(JOB, json.dumps(self.job, indent=1).encode())
+
+    def counts(self, index: int) -> Counts | None:
+        """Counts of a finished part of this job; None where it must be made."""
+        place = self.part(index)
+        if not place.exists():
+            return None
+        try:
+            with place.open() as stream:
+                footer = parquet.read_metadata(stream)
+        except (OSError, pa.ArrowInvalid):
+            return None  # damaged: it is made again
+        metadata = footer.metadata or {}
+        if metadata.get(_KEY) != self.key.encode():
+            return None
+        return Counts(footer.num_rows, int(metadata[_BAD]))
+
+    @contextlib.contextmanager
+    def writing(self, index: int, schema: pa.Schema) -> Iterator["PartWriter"]:
+        """Give a writer; the part is there when the block ends well, after its bad rows."""
+        with replacing(self.part(index)) as stream:
+            with PartWriter(stream, schema) as writer:
+                yield writer
+                writer.seal(self.key)
+            if writer.bad:
+                table = pa.Table.from_batches(writer.bad)
+                with replacing(self.place / QUARANTINE / _part_name(index)) as aside:
+                    parquet.write_table(table, aside)
+
+    def finish(self, parts: int, summary: Mapping[str, Any]) -> None:
+        """Look at every part once more, then mark the folder as done.
+
+        Raises:
+            VaeError: a part is missing or another job's, which writes to the same folder.
+        """
+        for index in range(parts):
+            if self.counts(index) is None:
+                raise VaeError(f"{self.part(index)} was changed meanwhile: run the command again")
+        remove_leftovers(self.place)
+        self._write(SUMMARY, json.dumps(summary, indent=1).encode())
+        self._write(SUCCESS, b"")
+
+    def _write(self, name: str, content: bytes) -> None:
+        with replacing(self.place / name) as stream:
+            stream.write(content)
+
+
+class PartWriter:
+    """Writes results in row groups of bounded size; holds the bad rows of the part."""
+
+    def __init__(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
+        texts = [item.name for item in schema if pa.types.is_dictionary(item.type)]
+        constants = [name for name in ("seed", "num_samples") if name in schema.names]
+        self._writer = parquet.ParquetWriter(stream, schema, use_dictionary=texts + constants)
+        self._schema = schema
+        self._group: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self.counts = Counts()
+        self.bad: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def write(self, results: pa.RecordBatch, bad: pa.RecordBatch) -> None:
+        """Add the rows of a batch."""
+        self.counts += Counts(results.num_rows, bad.num_rows)
+        if bad.num_rows:
+            self.bad.append(bad)
+        self._group.append(results)
+        self._bytes += results.nbytes
+        if self._bytes >= _GROUP_BYTES:
+            self._flush()
+
+    def seal(self, key: str) -> None:
+        """Write what is left, and the footer's own data."""
+        self._flush()
+        self._writer.add_key_value_metadata({_KEY: key.encode(), _BAD: str(self.counts.bad)})
+
+    def _flush(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_batches(self._group, self._schema))
+        self._group, self._bytes = [], 0
+
+
+@contextlib.contextmanager
+def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> Iterator[Output]:
+    """Give the folder of a job, new or begun; on this machine nobody else may write to it.
+
+    With `overwrite` the parts come in a folder beside it, which takes its place when all are there.
+    Where folders cannot be renamed, what is there is deleted first.
+
+    Raises:
+        UsageRefused: the folder is another job's, holds other files, or is being written to.
+    """
+    place = locate(location)
+    found = _found(place, job)
+    if not overwrite or found == "nothing":
+        if found == "another job":
+            raise UsageRefused(_difference(place, job))
+        with _alone(place):
+            yield Output(place, job)
+        return
+    if not place.is_local:
+        place.system.delete_dir_contents(place.path)
+        yield Output(place, job)
+        return
+    folder, name = posixpath.split(place.path)
+    following = Place(place.system, posixpath.join(folder, f".{name}.next"))
+    with _alone(following):
+        if _found(following, job) == "another job":
+            following.system.delete_dir_contents(following.path)
+        yield Output(following, job)
+        _swap(place, following)
+
+
+def job_key(job: Mapping[str, Any]) -> str:
+    """A name for all that a job's results depend on."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+
+
+def _found(place: Place, job: Mapping[str, Any]) -> str:
+    """What a folder holds: `nothing`, `this job` or `another job`."""
+    kind = place.info().type
+    if kind == fs.FileType.NotFound:
+        return "nothing"
+    if kind == fs.FileType.File:
+        raise UsageRefused(f"{place} is a file: name a folder for the parts")
+    content = _read_job(place)
+    if content is not None:
+        return "this job" if job_key(content) == job_key(job) else "another job"
+    entries = place.system.get_file_info(fs.FileSelector(place.path))
+    if names := sorted(entry.base_name for entry in entries if entry.base_name[0] not in "_."):
+        raise UsageRefused(
+            f"{place} holds {names[0]!r}, and no {JOB}: name a new folder, or one of vae score"
+        )
+    return "nothing"
+
+
+def _read_job(place: Place) -> dict[str, Any] | None:
+    if not (place / JOB).exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads((place / JOB).read())
+    except ValueError as err:
+        raise UsageRefused(f"{place / JOB} cannot be read: {err}; remove the folder") from err
+    return content
+
+
+def _difference(place: Place, job: Mapping[str, Any]) -> str:
+    found = _read_job(place) or {}
+    names = [name for name in job if found.get(name) != job[name]]
+    return (
+        f"{place} is the output of another job, which differs in {', '.join(names)}: "
+        "name another folder, or replace it by --overwrite"
+    )
+
+
+@contextlib.contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Lock a folder on this machine while the block runs; the system unlocks it after a crash."""
+    if not place.is_local:
+        yield
+        return
+    try:
+        place.system.create_dir(place.path, recursive=True)
+        handle = os.open(place.path, os.O_RDONLY)
+    except OSError as err:
+        raise UsageRefused(f"cannot write to {place}: {err}") from err
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as err:
+        raise UsageRefused(f"another process is writing to {place}") from err
+    finally:
+        os.close(handle)
+
+
+def _swap(place: Place, following: Place) -> None:
+    """Put one folder in the place of another, which is deleted when the new one is there."""
+    old = Place(place.system, f"{following.path.removesuffix('.next')}.old")
+    with contextlib.suppress(FileNotFoundError):
+        place.system.delete_dir(old.path)
+    if place.exists():
+        os.rename(place.path, old.path)
+    os.rename(following.path, place.path)
+    with contextlib.suppress(FileNotFoundError):
+        place.system.delete_dir(old.path)
+
+
+def _part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"

@@ -1,0 +1,77 @@
+"""Samples of the prior as record batches: row `i` of a seed is the same wherever it is drawn.
+
+`Draws` stands in for the rows of files and `Sampler` for the scorer, so that `run_job` makes the
+parts, resumes them and marks the end as it does for scores.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serving.batch import job
+from serving.batch.scorer import PROVENANCE_FIELDS, Provenance, arrow_type, to_arrow
+from serving.engine import Engine
+from serving.io.columns import Layout
+from serving.noise import check_seed
+
+ROW = "row"
+_ROWS = pa.schema([pa.field(ROW, pa.int64())])
+
+
+class Draws:
+    """The rows 0 to `total`, which hold their number and nothing else."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def read(
+        self, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of rows `start` to `stop`."""
+        last = min(stop, self.total)
+        for first in range(start, last, batch_rows):
+            numbers = pa.array(np.arange(first, min(first + batch_rows, last)))
+            yield pa.record_batch([numbers], schema=_ROWS)
+
+    def keep(self, numbers: pa.RecordBatch) -> pa.RecordBatch:
+        """All of them."""
+        return numbers
+
+
+class Sampler:
+    """Maps row numbers to samples, `Engine.sample` of the same seed and place; no row is bad."""
+
+    def __init__(self, engine: Engine, provenance: Provenance) -> None:
+        check_seed(provenance.seed)
+        self.engine = engine
+        self.provenance = provenance
+        (x_loc,) = engine.operations["sample"].outputs
+        self.layout = Layout(engine.bundle.manifest.x_shape, np.dtype(x_loc.dtype), False)
+        self.x: tuple[str, ...] = ()
+        self._x_loc = pa.field(x_loc.name, arrow_type(x_loc))
+        self.schema = pa.schema([*_ROWS, self._x_loc, *PROVENANCE_FIELDS])
+
+    def __call__(self, numbers: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Give the samples of rows that follow each other, as `schema`; and no bad rows."""
+        rows = numbers.num_rows
+        start = numbers.column(ROW)[0].as_py()
+        x_loc = self.engine.sample(rows, self.provenance.seed, start=start)
+        values = to_arrow(x_loc, self._x_loc.type)
+        made_by = self.provenance.columns(rows)
+        results = pa.record_batch([numbers.column(ROW), values, *made_by], schema=self.schema)
+        return results, numbers.slice(0, 0)
+
+
+def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
+    """All that the output depends on, in JSON's own types."""
+    return {
+        "format": 1,
+        "operation": "sample",
+        "count": count,
+        **asdict(sampler.provenance),
+        "device": sampler.engine.device,
+        "part_rows": job.PART_ROWS,
+    }

@@ -1,0 +1,150 @@
+"""What there is to say about the scores in an output folder: one pass, bounded memory.
+
+In: the folder of a job, its input, and the held-out distribution of its version. Out: `Findings`.
+Nothing is kept while rows are scored: a job that was resumed, or that was finished before anybody
+asked for a report, gives the same findings. The few rows that are shown are read again.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs, parquet
+
+from serving.batch.job import BATCH_BYTES, BATCH_ROWS
+from serving.batch.output import QUARANTINE, Output
+from serving.batch.scorer import Scorer
+from serving.batch.streaming_histogram import Tally
+from serving.drift import Drift, DriftCounter, HeldOut
+from serving.io.columns import read_x
+from serving.io.rows import Rows
+
+Array = NDArray[Any]
+
+QUANTITIES = ("elbo", "log_likelihood", "kl")
+SHOWN = 12
+"""Rows that are shown of each end."""
+_CLOSE = 1e-3
+"""Relative; rows of other content differ by far more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extreme:
+    """A row with a very low or very high ELBO, and where it lies in the output."""
+
+    part: int
+    position: int
+    ids: Mapping[str, Any]
+    elbo: float
+    log_likelihood: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The distribution of the scores, the rows at its ends, and the rows that have none."""
+
+    tallies: Mapping[str, Tally]
+    lowest: Sequence[Extreme]
+    highest: Sequence[Extreme]
+    reasons: Mapping[str, int]
+    """Bad rows by reason."""
+    held_out: HeldOut | None
+    drift: Drift | None
+    """None where the version carries no held-out distribution, or no row was scored."""
+
+
+def gather(output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | None) -> Findings:
+    """Read the scores of all parts, one after the other."""
+    tallies = {name: Tally() for name in QUANTITIES}
+    counter = DriftCounter(held_out) if held_out else None
+    lowest: list[Extreme] = []
+    highest: list[Extreme] = []
+    for part in range(parts):
+        table = _read(output, part, (*ids, *QUANTITIES))
+        for name, tally in tallies.items():
+            tally.add(table[name].to_numpy())
+        elbo = table["elbo"].to_numpy()
+        if counter is not None:
+            counter.add(elbo)
+        lowest = _ends(lowest, table, part, elbo, sign=1)
+        highest = _ends(highest, table, part, elbo, sign=-1)
+    total = tallies["elbo"]
+    return Findings(
+        tallies=tallies,
+        lowest=lowest,
+        highest=highest,
+        reasons=_count_reasons(output),
+        held_out=held_out,
+        drift=counter.drift(total.rows, total.mean, total.sd) if counter and total.rows else None,
+    )
+
+
+def fetch_x(
+    extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
+) -> list[Array | None]:
+    """Read the rows from the input again; None where the input holds another row there by now."""
+    found: dict[tuple[int, int], Array] = {}
+    places = sorted({(row.part, row.position) for row in extremes})
+    for part, group in itertools.groupby(places, key=lambda place: place[0]):
+        wanted = [position for _, position in group]
+        fetched = _fetch(scorer, rows, range(part * part_rows, (part + 1) * part_rows), wanted)
+        for position, x in zip(wanted, fetched, strict=False):
+            found[part, position] = x
+    return [_confirm(row, found.get((row.part, row.position)), scorer) for row in extremes]
+
+
+def _confirm(row: Extreme, x: Array | None, scorer: Scorer) -> Array | None:
+    """Pass `x` on if it has the score of the row."""
+    if x is None:
+        return None
+    made = scorer.provenance
+    elbo = float(scorer.engine.score(x[None], made.num_samples, made.seed)["elbo"][0])
+    return x if abs(elbo - row.elbo) <= _CLOSE * max(1, abs(row.elbo)) else None
+
+
+def _read(output: Output, part: int, columns: Sequence[str]) -> pa.Table:
+    with output.part(part).open() as stream:
+        return parquet.read_table(stream, columns=list(columns))
+
+
+def _ends(
+    before: Sequence[Extreme], table: pa.Table, part: int, elbo: Array, *, sign: int
+) -> list[Extreme]:
+    """The lowest rows of `sign * elbo` so far; of equal rows the first ones."""
+    positions = np.argsort(sign * elbo, kind="stable")[:SHOWN]
+    chosen = table.take(positions).to_pylist()
+    found = [
+        Extreme(part, int(position), values, *(float(values.pop(name)) for name in QUANTITIES))
+        for position, values in zip(positions, chosen, strict=True)
+    ]
+    return sorted([*before, *found], key=lambda row: sign * row.elbo)[:SHOWN]
+
+
+def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) -> Iterator[Array]:
+    """Of the good rows of a part of the input those at these positions, which increase."""
+    first = 0
+    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // scorer.layout.row_bytes))
+    for batch in rows.read(part.start, part.stop, scorer.x, batch_rows):
+        x, _ = read_x(rows.keep(batch), scorer.x, scorer.layout)
+        yield from x[[place - first for place in positions if first <= place < first + len(x)]]
+        first += len(x)
+        if first > positions[-1]:
+            return
+
+
+def _count_reasons(output: Output) -> Mapping[str, int]:
+    """Bad rows by reason, the most frequent first."""
+    place = output.place / QUARANTINE
+    selector = fs.FileSelector(place.path, allow_not_found=True)
+    counts: Counter[str] = Counter()
+    for info in place.system.get_file_info(selector):
+        if info.base_name.startswith("part-"):
+            with place.system.open_input_file(info.path) as stream:
+                counts.update(parquet.read_table(stream, columns=["reason"])["reason"].to_pylist())
+    return dict(counts.most_common())

@@ -1,0 +1,236 @@
+"""Score a record batch: Arrow in, Arrow out, over the engine, without a step a row.
+
+The one function behind the local job, Spark and streams. A row's results depend on the row alone:
+all rows share the noise of the seed, and the graphs give a row the same bytes in every batch. Rows
+that cannot be used come back beside the results, each with a reason.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.engine import Engine
+from serving.errors import DataRefused, UsageRefused
+from serving.io.columns import REASONS, RESULT, Layout, choose_columns, read_x
+from serving.io.rows import Rows
+from serving.noise import check_seed
+from serving.operations import Tensor
+from serving.source import Source
+
+Array = NDArray[Any]
+ScorerOperation = Literal["encode", "reconstruct", "score"]
+
+PIECE = 256
+"""Rows times noise draws in one run of a graph: what stays in the cache of one core."""
+MAX_SAMPLES = 4096
+_BATCH_ROWS = 4096
+
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+PROVENANCE_FIELDS = (
+    *(pa.field(name, _TEXT) for name in ("model", "version", "digest")),
+    *(pa.field(name, pa.int64()) for name in ("seed", "num_samples")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made a result: columns of every output row."""
+
+    model: str
+    version: str
+    digest: str
+    seed: int
+    num_samples: int
+
+    def columns(self, rows: int) -> list[pa.Array]:
+        """The same in every row, as `PROVENANCE_FIELDS`."""
+        texts = [_constant(text, rows) for text in (self.model, self.version, self.digest)]
+        numbers = [np.full(rows, number, np.int64) for number in (self.seed, self.num_samples)]
+        return [*texts, *(pa.array(number) for number in numbers)]
+
+
+def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
+    """Of a bundle folder: its name, and 12 digits of its digest as version."""
+    digest = source.bundle.manifest.digest
+    name = source.name or source.bundle.path.resolve().name
+    return Provenance(name, source.version or digest[:12], digest, seed, num_samples)
+
+
+def layout_of(engine: Engine) -> Layout:
+    """What the engine's model takes as a row."""
+    manifest = engine.bundle.manifest
+    dtype = np.dtype(manifest.x_dtype)
+    return Layout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
+
+
+def read_all(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
+    """All rows as what a model takes, (rows, *x_shape).
+
+    Raises:
+        UsageRefused: the columns `x` are not there, or none can be meant.
+        DataRefused: a row cannot be used.
+    """
+    columns = choose_columns(rows.schema, x, (), layout)
+    batches = rows.read(0, rows.total, columns, _BATCH_ROWS)
+    arrays, codes = zip(*(read_x(batch, columns, layout) for batch in batches), strict=True)
+    every = np.concatenate(codes)
+    bad = np.flatnonzero(every)
+    if len(bad):
+        raise DataRefused(
+            f"{rows.location}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
+            f"{rows.total} rows cannot be used; to set them aside: "
+            "vae score --operation reconstruct --on-error quarantine"
+        )
+    return np.concatenate(arrays)
+
+
+class Scorer:
+    """Maps a record batch to results and bad rows.
+
+    Args:
+        engine: runs the graphs; threads may share it, and this.
+        provenance: names what made the results, and gives the seed and the draws a row.
+        operation: `score`, `encode` or `reconstruct`.
+        schema: of the input.
+        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
+        ids: columns that are passed through.
+
+    Raises:
+        UsageRefused: an unknown operation or column, or a bad number of draws.
+        DataRefused: the columns cannot hold `x`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        provenance: Provenance,
+        operation: str,
+        schema: pa.Schema,
+        *,
+        x: Sequence[str] = (),
+        ids: Sequence[str] = (),
+    ) -> None:
+        if operation not in get_args(ScorerOperation):
+            allowed = ", ".join(get_args(ScorerOperation))
+            raise UsageRefused(f"operation must be one of {allowed}, got {operation!r}")
+        if not 1 <= provenance.num_samples <= MAX_SAMPLES:
+            raise UsageRefused(
+                f"num_samples must be from 1 to {MAX_SAMPLES}, got {provenance.num_samples}"
+            )
+        check_seed(provenance.seed)
+        self.engine = engine
+        self.operation = operation
+        self.provenance = provenance
+        self.layout = layout_of(engine)
+        self.x = choose_columns(schema, x, ids, self.layout)
+        self.ids = tuple(ids)
+        fields = [schema.field(name) for name in self.ids]
+        self.bad_schema = pa.schema([*fields, pa.field("reason", _TEXT)])
+        self.schema = pa.schema([*fields, *self._result_fields(), *PROVENANCE_FIELDS])
+        if len(set(self.schema.names)) != len(self.schema.names):
+            raise UsageRefused(
+                f"id columns and results must have names of their own: {self.schema.names}"
+            )
+        self._piece = max(1, PIECE // provenance.num_samples) if operation == "score" else PIECE
+        self._eps = None
+        if operation == "score":
+            noise = engine.score_noise(self._piece, provenance.num_samples, provenance.seed)
+            self._eps = np.ascontiguousarray(noise)
+
+    def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Give the results of the good rows as `schema`, and the bad rows as `bad_schema`.
+
+        Raises:
+            DataRefused: a column is of another kind than in the schema.
+        """
+        x, codes = read_x(batch, self.x, self.layout)
+        outputs = self._compute(x)
+        finite = np.logical_and.reduce(
+            [np.isfinite(_as_matrix(value)).all(1) for value in outputs.values()]
+        )
+        if not finite.all():
+            codes[np.flatnonzero(codes == 0)[~finite]] = RESULT
+            outputs = {name: value[finite] for name, value in outputs.items()}
+        ids = self._read_ids(batch)
+        return self._results(ids, codes, outputs), self._bad_rows(ids, codes)
+
+    def _compute(self, x: Array) -> dict[str, Array]:
+        operation = self.engine.operations[self.operation]
+        if len(x) == 0:
+            return self.engine.compute(self.operation, self._feeds(x))
+        pieces = [
+            self.engine.compute(self.operation, self._feeds(x[start : start + self._piece]))
+            for start in range(0, len(x), self._piece)
+        ]
+        return {
+            tensor.name: np.concatenate([piece[tensor.name] for piece in pieces])
+            for tensor in operation.outputs
+        }
+
+    def _feeds(self, x: Array) -> dict[str, Array]:
+        return {"x": x} if self._eps is None else {"x": x, "eps": self._eps[: len(x)]}
+
+    def _read_ids(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        arrays = []
+        for name in self.ids:
+            kind, array = self.schema.field(name).type, batch.column(name)
+            try:
+                arrays.append(array if array.type == kind else array.cast(kind))
+            except pa.ArrowException as err:
+                raise DataRefused(
+                    f"column {name!r} is {array.type} here, it was {kind} before: {err}"
+                ) from err
+        return arrays
+
+    def _results(
+        self, ids: list[pa.Array], codes: Array, outputs: dict[str, Array]
+    ) -> pa.RecordBatch:
+        if codes.any():
+            good = pa.array(codes == 0)
+            ids = [array.filter(good) for array in ids]
+        rows = int(np.count_nonzero(codes == 0))
+        values = [to_arrow(outputs[item.name], item.type) for item in self._result_fields()]
+        made_by = self.provenance.columns(rows)
+        return pa.record_batch([*ids, *values, *made_by], schema=self.schema)
+
+    def _bad_rows(self, ids: list[pa.Array], codes: Array) -> pa.RecordBatch:
+        bad = pa.array(codes != 0)
+        indices = codes[codes != 0].astype(np.int32) - 1
+        reasons = pa.DictionaryArray.from_arrays(indices, list(REASONS.values()))
+        return pa.record_batch(
+            [*(array.filter(bad) for array in ids), reasons], schema=self.bad_schema
+        )
+
+    def _result_fields(self) -> list[pa.Field]:
+        outputs = self.engine.operations[self.operation].outputs
+        return [pa.field(tensor.name, arrow_type(tensor)) for tensor in outputs]
+
+
+def _constant(text: str, rows: int) -> pa.DictionaryArray:
+    """The same text in every row, at four bytes a row."""
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
+
+
+def _as_matrix(values: Array) -> Array:
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def arrow_type(tensor: Tensor) -> pa.DataType:
+    """Of a tensor's rows: a number each, or a list of one length."""
+    kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
+    sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
+    return pa.list_(kind, math.prod(sizes)) if sizes else kind
+
+
+def to_arrow(values: Array, kind: pa.DataType) -> pa.Array:
+    """Values (rows, …) as a column of `arrow_type`, without a copy where they lie in order."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    if not pa.types.is_fixed_size_list(kind):
+        return flat
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)

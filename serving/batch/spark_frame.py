@@ -1,0 +1,132 @@
+"""Score the rows of a Spark data frame: `mapInArrow` over the same scorer as everywhere.
+
+A row gets the same bytes whatever the partitions and batches are. Raises what
+`serving.batch.spark_job` raises.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from serving.batch.job import BATCH_BYTES
+from serving.batch.scorer import Scorer, layout_of, provenance_of
+from serving.batch.spark_job import Recipe, recipe_of, ship
+from serving.engine import Engine
+from serving.io.columns import choose_columns
+from serving.source import open_source
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_BATCH_SETTINGS = (
+    "spark.sql.execution.arrow.maxRecordsPerBatch",
+    "spark.sql.parquet.columnarReaderBatchSize",
+)
+
+
+def score_frame(
+    frame: "DataFrame",
+    model: str,
+    *,
+    operation: str = "score",
+    x: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    num_samples: int = 1,
+    seed: int = 0,
+) -> "DataFrame":
+    """Score the rows of a data frame: ids, results, what made them, and `reason`.
+
+    A bad row has null results and a reason, every other row has no reason. An alias in `model` is
+    resolved now. The frame's session reads and hands over rows in batches of bounded bytes from
+    now on.
+
+    Args:
+        frame: holds `x` in the layouts of `serving.io.columns`.
+        model: a bundle folder on the driver, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        operation: `score`, `encode` or `reconstruct`.
+        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
+        ids: columns that are passed through; empty for all but those of `x`.
+        num_samples: noise draws a row.
+        seed: of the noise.
+    """
+    from pyspark.sql import functions
+    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+
+    source = open_source(model)
+    engine = Engine(source.bundle)
+    schema = to_arrow_schema(frame.schema)
+    columns = choose_columns(schema, x, ids, layout_of(engine))
+    ids = ids or [name for name in frame.columns if name not in columns]
+    made_by = provenance_of(source, seed, num_samples)
+    scorer = Scorer(engine, made_by, operation, schema, x=columns, ids=ids)
+    context = frame.sparkSession.sparkContext
+    ship(context, source.bundle)
+    _bound_batches(frame.sparkSession, scorer.layout.row_bytes)
+    outputs = [tensor.name for tensor in engine.operations[operation].outputs]
+    found = pa.schema([_plain(scorer.schema.field(name)) for name in (*ids, *outputs)])
+    found = found.append(pa.field("reason", pa.string()))
+    needed = tuple(dict.fromkeys((*columns, *ids)))
+    task = _RowTask(recipe_of(scorer, schema), needed, found)
+    chosen = frame.select(*map(_quoted, needed)).toDF(*(f"c{i}" for i in range(len(needed))))
+    results = chosen.mapInArrow(task, from_arrow_schema(found))
+    made = {
+        "model": functions.lit(made_by.model),
+        "version": functions.lit(made_by.version),
+        "digest": functions.lit(made_by.digest),
+        "seed": functions.lit(seed).cast("long"),
+        "num_samples": functions.lit(num_samples).cast("long"),
+    }
+    constants = [value.alias(name) for name, value in made.items()]
+    return results.select(*map(_quoted, [*ids, *outputs]), *constants, "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class _RowTask:
+    """Scores the rows of a partition."""
+
+    recipe: Recipe
+    columns: tuple[str, ...]
+    """Names of the columns that come in, which Spark was not told: it takes no dots in names."""
+    schema: pa.Schema
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Good rows with their results, bad rows with a reason."""
+        scorer = self.recipe.make()
+        for batch in batches:
+            for rows in scorer(batch.rename_columns(list(self.columns))):
+                if rows.num_rows:
+                    yield self._complete(rows)
+
+    def _complete(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The columns of `schema`: cast, or null where `rows` has none."""
+        columns = [
+            rows.column(item.name).cast(item.type)
+            if item.name in rows.schema.names
+            else pa.nulls(rows.num_rows, item.type)
+            for item in self.schema
+        ]
+        return pa.record_batch(columns, schema=self.schema)
+
+
+def _plain(item: pa.Field) -> pa.Field:
+    """The field in a layout that Spark takes from Python."""
+    kind = item.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(kind.value_type)
+    return pa.field(item.name, kind)
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace("`", "``")
+    return f"`{escaped}`"
+
+
+def _bound_batches(session: "SparkSession", row_bytes: int) -> None:
+    """Let Spark read and hand over few rows at once where rows are wide; it counts rows only."""
+    for setting in _BATCH_SETTINGS:
+        rows = min(int(session.conf.get(setting) or 0), BATCH_BYTES // row_bytes)
+        session.conf.set(setting, str(max(1, rows)))

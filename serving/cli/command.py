@@ -1,0 +1,164 @@
+"""How every command runs: options as MLflow writes them, what is printed, exit codes, interrupts.
+
+stdout ends with one JSON line; everything else goes to stderr.
+"""
+
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+
+from serving.cpu import limit_spinning
+from serving.errors import UsageRefused, VaeError
+
+
+class Command(click.Command):
+    """A command that takes options the way `mlflow run -P` writes them.
+
+    MLflow passes every parameter as `--name value`, flags too: `--no-promote true`. A flag that has
+    an opposite becomes that where it is false; one that has none is left out.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Turn `--flag true` into `--flag`, and `--flag false` into `--no-flag` or nothing."""
+        opposites: dict[str, list[str]] = {}
+        for option in self.params:
+            if isinstance(option, click.Option) and option.is_flag:
+                opposites |= dict.fromkeys(option.opts, option.secondary_opts[:1])
+                opposites |= dict.fromkeys(option.secondary_opts, option.opts[:1])
+        plain: list[str] = []
+        rest = iter(args)
+        following = next(rest, None)
+        while following is not None:
+            argument, following = following, next(rest, None)
+            opposite = opposites.get(argument.replace("_", "-"))
+            if (
+                opposite is not None
+                and following
+                and (value := following.lower()) in ("true", "false")
+            ):
+                plain += [argument] if value == "true" else opposite
+                following = next(rest, None)
+            else:
+                plain.append(argument)
+        return super().parse_args(ctx, plain)
+
+
+class Group(click.Group):
+    """A group whose commands are listed in the order of their use."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of definition."""
+        return list(self.commands)
+
+
+CONTEXT: Mapping[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+def say(message: str) -> None:
+    """Tell a person something, on stderr."""
+    click.echo(message, err=True)
+
+
+def finish(content: Mapping[str, Any]) -> None:
+    """Print the result as stdout's last line, in JSON; a number that is not finite is null."""
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in content.items()
+    }
+    click.echo(json.dumps(plain, allow_nan=False))
+
+
+@contextmanager
+def progress(length: int, label: str) -> Iterator["Progress"]:
+    """A bar on a terminal; silence elsewhere, where `Progress.say` writes plain lines."""
+    if not sys.stderr.isatty():
+        yield Progress(None)
+        return
+    steps = max(1, length // 500)
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, update_min_steps=steps
+    ) as bar:
+        yield Progress(bar)
+
+
+class Progress:
+    """Advances a bar, if there is one, and prints lines above it."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def advance(self, steps: int) -> None:
+        """Move on by `steps`."""
+        if self._bar is not None:
+            self._bar.update(steps)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        say(message if self._bar is None else f"\r\033[K{message}")
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command line and exit with its code; errors that a user can act on are one line."""
+    limit_spinning()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _interrupt_again
+    sys.exit(_exit_code(command))
+
+
+def _exit_code(command: click.Command) -> int:
+    try:
+        return int(command.main(standalone_mode=False) or 0)
+    except click.ClickException as err:
+        err.show()
+        return err.exit_code
+    except VaeError as err:
+        say(f"error: {err}")
+        return err.exit_code
+    except (click.Abort, KeyboardInterrupt) as err:
+        if _Terminated in (type(err), type(err.__cause__)):  # click turns both into Abort
+            say("terminated")
+            return 128 + signal.SIGTERM
+        say("interrupted")
+        return 128 + signal.SIGINT
+    except ModuleNotFoundError as err:
+        say(f"error: this command needs {err.name}: pip install 'vae-pipeline[train]'")
+        return UsageRefused.exit_code
+    except OSError as err:
+        if err.strerror is None:
+            raise
+        place = f": {err.filename}" if err.filename else ""
+        say(f"error: {err.strerror}{place}")
+        return VaeError.exit_code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run the way an interrupt does."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """Repeat an interrupt that came while garbage was collected: Python only reports it there."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if isinstance(unraisable.exc_value, _Terminated) else signal.SIGINT
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.1, signal.pthread_kill, [main, number])
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,160 @@
+"""The command `vae reconstruct`, and what the commands that use a model share.
+
+Imports that take time stand inside the commands.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cpu import available_cores
+from serving.errors import DeviceUnavailable, UsageRefused
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from serving.engine import Device, Engine
+    from serving.source import Source
+
+model_option = click.option(
+    "--model",
+    "reference",
+    default="models:/vae@champion",
+    show_default=True,
+    help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda", "auto"]),
+    default="cpu",
+    show_default=True,
+    help="Where to compute; cuda never falls back to the CPU",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads to compute with on the CPU",
+)
+x_option = click.option(
+    "--x", multiple=True, help="Column of x; several where each holds one number"
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write"
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the noise: the same seed gives the same bytes",
+)
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("input")
+@model_option
+@x_option
+@out_option
+@device_option
+@threads_option
+def reconstruct(
+    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
+) -> None:
+    """Encode the rows of INPUT and decode their posterior means.
+
+    INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet),
+    or pictures of originals and reconstructions in turn (.png).
+
+    Example: vae reconstruct images.npy --out reconstructions.npy
+    """
+    import numpy as np
+
+    require_pyarrow("vae reconstruct")
+    from serving.batch.scorer import layout_of, read_all
+    from serving.io.array_files import check_target, write_array, write_grid
+    from serving.io.rows import Rows
+
+    check_target(out, (".png", ".npy", ".parquet"))
+    refuse_inside(out, "--out", "INPUT", input)
+    rows = Rows(input, ids=None)
+    source, engine = open_engine(reference, device, threads)
+    originals = read_all(rows, x, layout_of(engine))
+    started = time.perf_counter()
+    x_loc = engine.reconstruct(originals)
+    seconds = time.perf_counter() - started
+    if out.suffix == ".png":
+        pairs = np.stack([originals.astype(np.float32), x_loc], axis=1)
+        images = as_picture(source, pairs.reshape(-1, *x_loc.shape[1:]))
+        write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))
+    else:
+        write_array(out, x_loc)
+    finish_rows(out, len(x_loc), seconds, source)
+
+
+def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
+    """Refuse a target that is what is read, or in it: all files of a folder are taken for rows."""
+    from serving.io.filesystems import locate
+
+    place = locate(location)
+    if place.is_local and path.resolve().is_relative_to(Path(place.path).resolve()):
+        raise UsageRefused(f"{option} must lie outside {name} {location}, got {str(path)!r}")
+
+
+def require_pyarrow(what: str) -> None:
+    """Say what is missing at once, before a model is fetched."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as err:
+        raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
+
+
+def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":
+    """Open a model on a device."""
+    from serving.engine import Engine
+    from serving.source import open_source
+
+    source = open_source(reference)
+    return source, Engine(source.bundle, device=engine_device(device), threads=threads)
+
+
+def engine_device(device: str) -> "Device":
+    """`cpu` or `cuda`; `auto` takes CUDA where it loads, and says why where it does not."""
+    from serving.engine import require_cuda
+
+    if device == "cpu":
+        return "cpu"
+    try:
+        require_cuda()
+    except DeviceUnavailable as err:
+        if device == "cuda":
+            raise
+        say(f"using the CPU: {err}")
+        return "cpu"
+    return "cuda"
+
+
+def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
+    """Values of images in units of bytes, as the model's own rows say."""
+    from serving.io.array_files import byte_unit
+
+    return x * byte_unit(source.bundle.golden()["encode.x"])
+
+
+def finish_rows(out: Path, rows: int, seconds: float, source: "Source") -> None:
+    """Print what was written, and which version made it."""
+    manifest = source.bundle.manifest
+    finish(
+        {
+            "out": str(out),
+            "rows": rows,
+            "rows_per_s": round(rows / max(seconds, 1e-9), 1),
+            "version": source.version,
+            "digest": manifest.digest,
+        }
+    )

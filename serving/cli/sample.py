@@ -1,0 +1,132 @@
+"""The command `vae sample`: a picture or a file of some samples, or a folder of any number.
+
+Imports that take time stand inside the command.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+
+from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.options import (
+    as_picture,
+    device_option,
+    engine_device,
+    finish_rows,
+    model_option,
+    open_engine,
+    require_pyarrow,
+    seed_option,
+    threads_option,
+)
+from serving.cli.score import RowProgress
+from serving.errors import UsageRefused
+
+_SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@model_option
+@click.option(
+    "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples to draw"
+)
+@seed_option
+@click.option(
+    "--out",
+    required=True,
+    help="File to write, or a folder where the name has no suffix or ends in /, here or at a URI",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(_SUFFIXES)),
+    help="Format  [default: the suffix of --out; a folder takes parquet]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a folder of other samples")
+@device_option
+@threads_option
+def sample(
+    reference: str, count: int, seed: int, out: str, kind: str | None, threads: int, **settings: Any
+) -> None:
+    """Draw samples from the prior and decode them.
+
+    A file is a grid (.png) or the rows themselves (.npy, .parquet), which must fit in memory. A
+    folder is filled with Parquet parts, in bounded memory: the same command again takes up where
+    an earlier one was cut short. Row i of a seed is the same in all of them.
+
+    Example: vae sample --count 64 --seed 7 --out grid.png
+    """
+    if out.endswith("/") or not PurePosixPath(out).suffix:
+        if kind not in (None, "parquet"):
+            raise UsageRefused(f"a folder takes --format parquet, got {kind!r}; name a file")
+        finish(_fill_folder(reference, count, seed, out, threads, **settings))
+        return
+    if kind is not None and not out.endswith(_SUFFIXES[kind]):
+        raise UsageRefused(
+            f"--out {out!r} is no {kind}: end it in {_SUFFIXES[kind]}, or in / for a folder"
+        )
+    _write_file(reference, count, seed, Path(out), threads, settings["device"])
+
+
+def _write_file(
+    reference: str, count: int, seed: int, out: Path, threads: int, device: str
+) -> None:
+    from serving.io.array_files import check_target, write_array
+
+    check_target(out, tuple(_SUFFIXES.values()))
+    source, engine = open_engine(reference, device, threads)
+    _refuse_too_many(count, source.bundle.manifest.x_shape)
+    started = time.perf_counter()
+    x_loc = engine.sample(count, seed)
+    seconds = time.perf_counter() - started
+    write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
+    finish_rows(out, count, seconds, source)
+
+
+def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:
+    """What cannot fit would be killed after minutes of work, without a word."""
+    needed = 2 * count * math.prod(x_shape) * 4  # float32, and its parts beside the whole
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageRefused(
+            f"{count:,} samples in a file take {needed / 1e9:.3g} GB of memory, this machine has "
+            f"{memory / 1e9:.3g}: name a folder by --out, which is filled part by part"
+        )
+
+
+def _fill_folder(
+    reference: str, count: int, seed: int, out: str, workers: int, device: str, overwrite: bool
+) -> dict[str, Any]:
+    """Draw in threads over one set of sessions, a part after the other."""
+    require_pyarrow("Parquet")
+    from serving.batch.job import run_job
+    from serving.batch.output import open_output
+    from serving.batch.sampler import Draws, Sampler, describe_samples
+    from serving.batch.scorer import provenance_of
+    from serving.engine import Engine
+    from serving.source import open_source
+
+    source = open_source(reference)
+    engine = Engine(source.bundle, device=engine_device(device))
+    sampler = Sampler(engine, provenance_of(source, seed, num_samples=1))
+    with open_output(out, describe_samples(sampler, count), overwrite=overwrite) as folder:
+        summary = folder.summary()
+        if summary is not None:
+            say(f"{out} is finished already: nothing to do")
+        else:
+            progress = RowProgress(count)
+            done = run_job(sampler, Draws(count), folder, workers=workers, advance=progress.advance)
+            progress.end()
+            summary = asdict(done)
+    return {
+        "out": out,
+        **{name: summary[name] for name in ("rows", "rows_per_s")},
+        "version": source.version,
+        "digest": source.bundle.manifest.digest,
+    }

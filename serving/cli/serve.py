@@ -1,0 +1,272 @@
+"""The commands that put a model to work for others: `vae serve` and `vae deploy`."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.options import device_option, engine_device, model_option
+from serving.errors import UsageRefused
+
+if TYPE_CHECKING:
+    from serving.deploy import Target
+    from serving.server.auth import Access
+    from serving.server.worker import Settings
+    from serving.source import Source
+
+_MIB = 2**20
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@model_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port of REST; 0 takes a free one",
+)
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    default=8081,
+    show_default=True,
+    help="Port of gRPC; 0 takes a free one",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that share the ports; one a core",
+)
+@device_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads inside one run of a graph, on the CPU",
+)
+@click.option(
+    "--poll",
+    "poll_s",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two looks at where the alias points",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0.001),
+    default=30.0,
+    show_default=True,
+    help="Seconds that a request may wait in the queue, and that its body may take",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Requests under way in a worker; beyond it they are refused (429)",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="Rows times draws that may wait in a worker; beyond it requests are refused (429)",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Connections that a worker holds",
+)
+@click.option(
+    "--max-body-mb",
+    type=click.IntRange(min=1, max=1024),
+    default=16,
+    show_default=True,
+    help="Largest request, in MiB",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that requests under way have to end after SIGTERM",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with the API key; the variable VAE_API_KEY does the same",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["plain", "json"]),
+    default="plain",
+    show_default=True,
+    help="Lines for a person, or for a collector",
+)
+@click.option("--access-log", is_flag=True, help="Log every request")
+def serve(**options: Any) -> None:
+    """Serve a model over the Open Inference Protocol: REST and gRPC.
+
+    models:/NAME@ALIAS is followed: a new version is fetched, verified and taken up without a
+    missed request; a bad one never replaces a good one. The page at /docs shows how to ask.
+
+    Example: vae serve --model models:/vae@champion --port 8080
+    """
+    from serving.server.auth import Access
+    from serving.server.supervisor import resolve_host, run_server, runtime_folder
+    from serving.server.tracing import open_tracer
+
+    host = resolve_host(options["host"])
+    if options["port"] and options["port"] == options["grpc_port"]:
+        raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
+    tls = _tls(options["tls_cert"], options["tls_key"])
+    access = Access(
+        api_key=_secret("VAE_API_KEY", options["api_key_file"]),
+        webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", "").strip(),
+    )
+    if host not in ("127.0.0.1", "::1") and not access.api_key:
+        say(
+            f"anyone who reaches {host} may use and unload this model: "
+            "set VAE_API_KEY to ask for a key"
+        )
+    open_tracer().close()  # refuses here, not in each worker, what is not installed
+    with runtime_folder() as folder:
+        settings = _settings(Path(folder), host, access, tls, options)
+        run_server(
+            options["reference"],
+            settings,
+            poll_s=options["poll_s"],
+            started=partial(_say_started, settings),
+        )
+
+
+def _settings(
+    folder: Path,
+    host: str,
+    access: "Access",
+    tls: tuple[Path, Path] | None,
+    options: Mapping[str, Any],
+) -> "Settings":
+    """What the workers are told."""
+    from serving.server.rest_server import Limits
+    from serving.server.supervisor import free_port
+    from serving.server.worker import Settings
+
+    body_bytes = options["max_body_mb"] * _MIB
+    limits = Limits(body_bytes=body_bytes, total_bytes=16 * body_bytes, body_s=options["timeout_s"])
+    return Settings(
+        folder=folder,
+        parent=os.getpid(),
+        host=host,
+        port=free_port(host, options["port"], "--port"),
+        grpc_port=free_port(host, options["grpc_port"], "--grpc-port"),
+        workers=options["workers"],
+        device=engine_device(options["device"]),
+        threads=options["threads"],
+        max_requests=options["max_requests"],
+        max_queue=options["max_queue"],
+        max_connections=options["max_connections"],
+        timeout_s=options["timeout_s"],
+        drain_s=options["drain_s"],
+        limits=limits,
+        access=access,
+        tls=tls,
+        log_format=options["log_format"],
+        access_log=options["access_log"],
+    )
+
+
+def _say_started(settings: "Settings", source: "Source") -> None:
+    scheme = "https" if settings.tls else "http"
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    finish(
+        {
+            "rest": f"{scheme}://{name}:{settings.port}",
+            "grpc": f"{name}:{settings.grpc_port}",
+            "version": source.version or source.bundle.manifest.digest[:12],
+            "digest": source.bundle.manifest.digest,
+        }
+    )
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@model_option
+@click.option(
+    "--target",
+    type=click.Choice(["triton", "kserve", "docker"]),
+    required=True,
+    help="Triton's model repository, KServe's InferenceService, or a Dockerfile",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write")
+def deploy(reference: str, target: "Target", out: Path) -> None:
+    """Write deployment files, for those who outgrow one machine.
+
+    With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that it
+    names now.
+
+    Example: vae deploy --model models:/vae@champion --target triton --out repository
+    """
+    from serving.deploy import write_deployment
+    from serving.source import open_source, parse_reference
+
+    registered = parse_reference(reference)
+    source = open_source(reference)
+    alias = registered.alias if registered else None
+    files = write_deployment(source, target, out, alias=alias)
+    manifest = source.bundle.manifest
+    finish(
+        {
+            "out": str(out),
+            "target": target,
+            "files": list(files),
+            "version": source.version,
+            "digest": manifest.digest,
+        }
+    )
+
+
+def _tls(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    if (chain is None) != (key is None):
+        raise UsageRefused("--tls-cert and --tls-key go together")
+    if chain is None or key is None:
+        return None
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except ssl.SSLError as err:
+        why = "they must be a certificate chain and its private key, both PEM"
+        if err.reason == "KEY_VALUES_MISMATCH":
+            why = "the key is not that of the certificate"
+        raise UsageRefused(f"cannot use {chain} with {key}: {why}") from err
+    except OSError as err:
+        raise UsageRefused(f"cannot use {chain} with {key}: {err.strerror or err}") from err
+    return chain.absolute(), key.absolute()
+
+
+def _secret(variable: str, file: Path | None) -> str:
+    if file is None:
+        return os.environ.get(variable, "").strip()
+    try:
+        secret = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageRefused(f"cannot read {file}: {err}") from err
+    if not secret:
+        raise UsageRefused(f"{file} is empty: write the key into it")
+    return secret

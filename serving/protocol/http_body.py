@@ -1,0 +1,238 @@
+"""Bodies of REST requests and answers: JSON, and JSON followed by binary tensors.
+
+Source: Open Inference Protocol, inference request and response JSON objects; the binary tensor data
+extension. A header `Inference-Header-Content-Length` says where the JSON ends; 0 means that the
+body is one raw tensor.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from serving.errors import DataRefused, UsageRefused
+from serving.operations import Operation
+from serving.protocol.messages import (
+    DATATYPES,
+    Array,
+    InferRequest,
+    InferResponse,
+    Parameter,
+    datatype_of,
+    from_bytes,
+    from_values,
+)
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+HEADER_LENGTH = "inference-header-content-length"
+
+
+class BinaryOutputs(NamedTuple):
+    """Which outputs a request wants in binary: those named, else what `default` says."""
+
+    default: bool = False
+    named: Mapping[str, bool] | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether to send this output in binary."""
+        return self.default if self.named is None else self.named.get(name, self.default)
+
+
+def decode_request(
+    operation: Operation, version: str, body: bytes, header_length: str | None
+) -> tuple[InferRequest, BinaryOutputs]:
+    """Read the body of an infer request.
+
+    Raises:
+        DataRefused: it is not what the protocol says, or its tensors do not add up.
+    """
+    if header_length is None:
+        head, tail = body, memoryview(b"")
+    else:
+        split = _header_length(header_length, len(body))
+        if split == 0:
+            return _raw_request(operation, version, body), BinaryOutputs(default=True)
+        head, tail = body[:split], memoryview(body)[split:]
+    content = _load_object(head)
+    parameters = _parameters(content, "the request")
+    binary = _binary_outputs(parameters, _list(content, "outputs"))
+    request = InferRequest(
+        model=operation.name,
+        version=version,
+        id=_text(content.get("id", ""), "id"),
+        inputs=_decode_tensors(
+            _list(content, "inputs"), tail, booleans=b"true" in head or b"false" in head
+        ),
+        outputs=[*(binary.named or ())],
+        parameters=parameters,
+    )
+    return request, binary
+
+
+def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
+    """Write the body of an answer, and the length of its JSON if tensors follow."""
+    outputs: list[dict[str, Any]] = []
+    tail: list[memoryview] = []
+    for name, array in response.outputs.items():
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": DATATYPES[array.dtype],
+            "shape": array.shape,
+        }
+        if binary.wants(name):
+            tail.append(np.ascontiguousarray(array).data)  # copied once, into the body
+            output["parameters"] = {"binary_data_size": array.nbytes}
+        else:
+            if not np.isfinite(array).all():
+                raise DataRefused(f"{name} is not finite, which JSON cannot say: ask for binary")
+            output["data"] = np.ascontiguousarray(array).reshape(-1)
+        outputs.append(output)
+    content: dict[str, Any] = {
+        "model_name": response.model,
+        "model_version": response.version,
+        "outputs": outputs,
+    }
+    if response.id:
+        content["id"] = response.id
+    head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join((head, *tail)), len(head)) if tail else (head, None)
+
+
+def encode_request(request: InferRequest) -> tuple[bytes, int]:
+    """Write a request with all tensors in binary, as the clients send it."""
+    inputs, tail = [], []
+    for name, array in request.inputs.items():
+        tail.append(array.tobytes())
+        inputs.append(
+            {
+                "name": name,
+                "datatype": DATATYPES[array.dtype],
+                "shape": array.shape,
+                "parameters": {"binary_data_size": len(tail[-1])},
+            }
+        )
+    content: dict[str, Any] = {
+        "id": request.id,
+        "parameters": {**request.parameters, "binary_data_output": True},
+        "inputs": inputs,
+    }
+    head = orjson.dumps(content)
+    return b"".join((head, *tail)), len(head)
+
+
+def decode_response(body: bytes, header_length: str | None) -> InferResponse:
+    """Read an answer, as the clients do."""
+    split = len(body) if header_length is None else _header_length(header_length, len(body))
+    content = _load_object(body[:split])
+    return InferResponse(
+        model=content["model_name"],
+        version=content["model_version"],
+        id=content.get("id", ""),
+        outputs=_decode_tensors(content["outputs"], memoryview(body)[split:], booleans=True),
+    )
+
+
+def _header_length(text: str, length: int) -> int:
+    if re.fullmatch("[0-9]{1,12}", text) is None or int(text) > length:
+        raise DataRefused(
+            f"Inference-Header-Content-Length must be from 0 to the body's {length}, "
+            f"got {text[:20]!r}"
+        )
+    return int(text)
+
+
+def _raw_request(operation: Operation, version: str, body: bytes) -> InferRequest:
+    """A body that is the first tensor and nothing else; rows follow from its length."""
+    tensor = operation.inputs[0]
+    sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
+    width = int(np.prod(sizes)) * np.dtype(tensor.dtype).itemsize
+    if len(body) % width:
+        raise DataRefused(f"a row of {tensor.name} has {width} bytes, got a body of {len(body)}")
+    array = from_bytes(
+        tensor.name, datatype_of(tensor), [len(body) // width, *sizes], memoryview(body)
+    )
+    return InferRequest(operation.name, {tensor.name: array}, version)
+
+
+def _decode_tensors(
+    entries: Sequence[Any], tail: memoryview, *, booleans: bool
+) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    start = 0
+    for entry in entries:
+        name = _text(_object(entry, "an input").get("name"), "name of an input")
+        if name in arrays:
+            raise DataRefused(f"{name} is there twice")
+        size = _parameters(entry, name).get("binary_data_size")
+        if size is None:
+            if "data" not in entry:
+                raise DataRefused(f"{name} has neither data nor a binary_data_size")
+            values = entry["data"]
+            arrays[name] = from_values(
+                name, entry.get("datatype"), entry.get("shape"), values, booleans=booleans
+            )
+            continue
+        if type(size) is not int or not 0 <= size <= len(tail) - start:
+            raise DataRefused(
+                f"binary_data_size of {name} must be from 0 to the {len(tail) - start} bytes "
+                f"that are left, got {size!r}"
+            )
+        content = tail[start : start + size]
+        arrays[name] = from_bytes(name, entry.get("datatype"), entry.get("shape"), content)
+        start += size
+    if start != len(tail):
+        raise DataRefused(f"{len(tail) - start} bytes follow the last tensor")
+    return arrays
+
+
+def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any]) -> BinaryOutputs:
+    default = parameters.get("binary_data_output", False)
+    if type(default) is not bool:
+        raise UsageRefused(f"binary_data_output must be true or false, got {default!r}")
+    named: dict[str, bool] = {}
+    for entry in entries:
+        name = _text(_object(entry, "an output").get("name"), "name of an output")
+        if name in named:
+            raise UsageRefused(f"the output {name} is asked for twice")
+        binary = _parameters(entry, name).get("binary_data", default)
+        if type(binary) is not bool:
+            raise UsageRefused(f"binary_data of {name} must be true or false, got {binary!r}")
+        named[name] = binary
+    return BinaryOutputs(default, named)
+
+
+def _load_object(head: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(head)
+    except orjson.JSONDecodeError as err:
+        raise DataRefused(f"the body is no JSON: {err}") from err
+    return _object(content, "the body")
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataRefused(f"{what} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _list(content: Mapping[str, Any], name: str) -> list[Any]:
+    entries = content.get(name)
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise DataRefused(f"{name} must be a list, got {type(entries).__name__}")
+    return entries
+
+
+def _parameters(content: Mapping[str, Any], what: str) -> Mapping[str, Parameter]:
+    parameters = content.get("parameters")
+    return {} if parameters is None else _object(parameters, f"parameters of {what}")
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataRefused(f"{what} must be text, got {value!r}")
+    return value

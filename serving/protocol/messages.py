@@ -1,0 +1,158 @@
+"""The Open Inference Protocol, version 2, apart from any transport: requests, answers, datatypes.
+
+A transport makes an `InferRequest` of what came, gives it to `serving.server.service`, and writes
+the `InferResponse`. What does not fit raises `DataRefused` or `UsageRefused`. Both are named
+tuples: frozen dataclasses cost several times more to make, for each request.
+Source: the Open Inference Protocol specification, required API and tensor data sections.
+"""
+
+import contextlib
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DataRefused
+from serving.operations import Tensor
+
+Array = NDArray[Any]
+MAX_VALUES = 2**28
+"""In one tensor; also where another size is 0, since numpy multiplies the others."""
+Parameter = str | int | float | bool
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
+"""Names of the protocol for the dtypes of graphs."""
+_FROM_LIST: Mapping[np.dtype[Any], Callable[[list[Any]], Any]] = {
+    np.dtype("<f4"): lambda values: array("f", values),
+    np.dtype("u1"): bytes,
+}
+"""A flat list of fitting numbers to bytes, several times faster than numpy; else an error."""
+
+
+class InferRequest(NamedTuple):
+    """Tensors for one operation; `outputs` names those to answer with, none for all."""
+
+    model: str
+    inputs: Mapping[str, Array]
+    version: str = ""
+    id: str = ""
+    outputs: Sequence[str] = ()
+    parameters: Mapping[str, Parameter] = MappingProxyType({})
+
+
+class InferResponse(NamedTuple):
+    """What one version made of a request."""
+
+    model: str
+    version: str
+    outputs: Mapping[str, Array]
+    id: str = ""
+
+
+def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
+    """The little-endian dtype of a datatype that any graph takes."""
+    if not isinstance(datatype, str) or datatype not in _DTYPES:
+        raise DataRefused(f"datatype of {name} must be {' or '.join(_DTYPES)}, got {datatype!r}")
+    return _DTYPES[datatype]
+
+
+def wire_shape(name: str, shape: object) -> tuple[int, ...]:
+    """A shape of whole numbers that are not negative."""
+    if not isinstance(shape, (list, tuple)):
+        raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
+    if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
+        raise DataRefused(f"shape of {name} must be at most 8 sizes from 0 on, got {list(shape)}")
+    if math.prod(size or 1 for size in shape) > MAX_VALUES:
+        raise DataRefused(f"{name} may hold {MAX_VALUES} values, its shape is {list(shape)}")
+    return tuple(shape)
+
+
+def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:
+    """Row-major little-endian bytes to an array, without a copy where they lie aligned."""
+    dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
+    wanted = math.prod(sizes) * dtype.itemsize
+    if wanted != len(content):
+        raise DataRefused(
+            f"{name} of {datatype} {list(sizes)} needs {wanted} bytes, got {len(content)}"
+        )
+    tensor = np.frombuffer(content, dtype).reshape(sizes)
+    return tensor if tensor.flags.aligned else tensor.copy()
+
+
+def from_values(
+    name: str, datatype: object, shape: object, values: object, *, booleans: bool = True
+) -> Array:
+    """A list of numbers, flat or nested, to an array; a number that does not fit is refused.
+
+    `booleans` says whether there may be any among them, which takes as long to see as all the rest.
+    """
+    dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
+    if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            return np.frombuffer(_FROM_LIST[dtype](values), dtype).reshape(sizes)
+    numbers, found = _flatten(name, values)
+    if len(numbers) != math.prod(sizes) or (len(found) > 1 and found != sizes):
+        raise DataRefused(f"data of {name} has shape {list(found)}, shape says {list(sizes)}")
+    try:
+        tensor = np.array(numbers, np.float64)
+    except OverflowError as err:
+        raise DataRefused(f"data of {name} holds a number that is too large") from err
+    return exact(name, tensor, dtype).reshape(sizes)
+
+
+def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, ...]]:
+    """The numbers of a list, flat or nested, and its shape; nothing but numbers may be in it."""
+    if not isinstance(values, list):
+        raise DataRefused(f"data of {name} must be a list of numbers")
+    sizes = [len(values)]
+    while values and type(values[0]) is list:
+        if {*map(type, values)} != {list} or len({*map(len, values)}) != 1:
+            raise DataRefused(f"data of {name} must be numbers in rows of one length")
+        sizes.append(len(values[0]))
+        values = [*chain.from_iterable(values)]
+    if not {*map(type, values)} <= {int, float}:
+        raise DataRefused(f"data of {name} must be numbers")
+    return values, tuple(sizes)
+
+
+def exact(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Cast to `dtype`; whole numbers must stay what they are."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(dtype)
+    if dtype.kind == "u" and not np.array_equal(cast, array):
+        wrong = array[cast != array].flat[0]
+        raise DataRefused(f"{name} must be whole numbers from 0 to 255, got {wrong}")
+    return cast
+
+
+def match_tensor(tensor: Tensor, array: Array) -> Array:
+    """The array in the graph's dtype: floats stand for bytes where nothing is lost."""
+    if array.dtype == tensor.dtype:
+        return array
+    if tensor.dtype == "uint8":
+        return exact(tensor.name, array, np.dtype("u1"))
+    raise DataRefused(
+        f"datatype of {tensor.name} must be {datatype_of(tensor)}, got {DATATYPES[array.dtype]}"
+    )
+
+
+def datatype_of(tensor: Tensor) -> str:
+    """The protocol's name for the dtype of a tensor."""
+    return DATATYPES[np.dtype(tensor.dtype)]
+
+
+def wire_tensor(tensor: Tensor) -> dict[str, Any]:
+    """A tensor of the operation table as metadata has it; -1 stands for a free size."""
+    return {
+        "name": tensor.name,
+        "datatype": datatype_of(tensor),
+        "shape": [axis if isinstance(axis, int) else -1 for axis in tensor.shape],
+    }

@@ -1,0 +1,219 @@
+"""Put requests that wait into one run of a graph.
+
+Nothing is delayed for a fuller batch: requests that were read in one turn of the event loop, or
+that came while a run was under way, go together (the rule of Triton's batcher with no delay).
+What waits is bounded in rows; what waited too long, or whose client left, is dropped unrun.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.protocol.messages import Array
+from serving.server.shared_counters import Board
+
+TOGETHER = 128
+"""Rows times draws that are put together; in larger runs they leave the cache and take longer."""
+INLINE_S = 0.001
+"""Runs that take no longer hold the event loop; a change of threads would cost more. While a longer
+one is under way the loop answers others, and refuses those that are too many."""
+
+Key = tuple[str, int]
+"""Operation and draws a row: what may share a batch."""
+Outputs = Mapping[str, Array]
+
+
+class Waiting(NamedTuple):
+    """A request's rows in the queue."""
+
+    inputs: Mapping[str, Array]
+    rows: int
+    deadline: float
+    arrived: float
+    result: "asyncio.Future[Outputs]"
+
+
+class Admission:
+    """Counts the requests under way, and lets no more in than there may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.under_way = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may come in."""
+        return self.under_way >= self.most
+
+    def __enter__(self) -> None:
+        """Let a request in.
+
+        Raises:
+            Overloaded: as many are under way as may be.
+        """
+        if self.full:
+            raise Overloaded(f"{self.most} requests are under way: try again in a moment")
+        self.under_way += 1
+
+    def __exit__(self, *error: object) -> None:
+        """A request has its answer."""
+        self.under_way -= 1
+
+
+class Batcher:
+    """The queue in front of one engine; lives on one event loop.
+
+    Args:
+        compute: runs one operation on checked inputs.
+        row_s: seconds that a row of an operation takes, as the warm-up measured them.
+        executor: one thread, for runs too long for the event loop.
+        max_rows: rows times draws that may wait; beyond it requests are refused.
+        board: where queue and runs are counted.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[str, Mapping[str, Array]], Outputs],
+        row_s: Mapping[str, float],
+        executor: Executor,
+        max_rows: int,
+        board: Board,
+    ) -> None:
+        self._compute = compute
+        self._row_s = row_s
+        self._executor = executor
+        self._max_rows = max_rows
+        self._board = board
+        self._queues: dict[Key, deque[Waiting]] = {}
+        self.queued = 0
+        """Rows times draws that wait."""
+        self.full = False
+        """Whether one was refused with little room left, and nothing has left the queue since."""
+        self.running = False
+        """Whether a long run is under way, in the thread."""
+        self._scheduled = False
+
+    def submit(
+        self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
+    ) -> asyncio.Future[Outputs]:
+        """Queue checked inputs; the future holds their outputs.
+
+        Raises:
+            Overloaded: as many rows wait as may.
+        """
+        cost = rows * draws
+        if self.queued and self.queued + cost > self._max_rows:
+            self.full = self._max_rows - self.queued <= self._max_rows // 4
+            raise Overloaded(
+                f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
+            )
+        loop = asyncio.get_running_loop()
+        waiting = Waiting(inputs, rows, deadline, time.perf_counter(), loop.create_future())
+        self._queues.setdefault((operation, draws), deque()).append(waiting)
+        self.queued += cost
+        if not (self._scheduled or self.running):
+            self._scheduled = True
+            loop.call_soon(self._next)
+        return waiting.result
+
+    def _next(self) -> None:
+        """Run one batch; come back in the next turn of the loop if more waits."""
+        self._scheduled = False
+        if not self._queues:
+            return
+        key = next(iter(self._queues))
+        queue = self._queues.pop(key)
+        batch = self._take(key, queue)
+        if queue:
+            self._queues[key] = queue  # last in turn now
+        if batch:
+            self._run(key, batch)
+        elif self._queues:
+            self._schedule()
+
+    def _take(self, key: Key, queue: deque[Waiting]) -> list[Waiting]:
+        most = max(1, TOGETHER // key[1])
+        batch: list[Waiting] = []
+        rows, now = 0, time.perf_counter()
+        self.full = False
+        while queue and (not batch or rows + queue[0].rows <= most):
+            waiting = queue.popleft()
+            self.queued -= waiting.rows * key[1]
+            if waiting.result.done():  # its client left
+                continue
+            if now > waiting.deadline:
+                waited = now - waiting.arrived
+                waiting.result.set_exception(
+                    DeadlineExceeded(f"the deadline passed in the queue, after {waited:.3f} s")
+                )
+                continue
+            batch.append(waiting)
+            rows += waiting.rows
+        return batch
+
+    def _run(self, key: Key, batch: list[Waiting]) -> None:
+        operation, draws = key
+        rows = sum(waiting.rows for waiting in batch)
+        started = time.perf_counter()
+        if rows * draws * self._row_s.get(operation, math.inf) <= INLINE_S:
+            try:
+                outputs = self._join_and_compute(operation, batch)
+            except Exception as err:  # noqa: BLE001 - goes to each request
+                self._finish(operation, batch, started, rows, err)
+            else:
+                self._finish(operation, batch, started, rows, outputs)
+            return
+        self.running = True
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._executor, self._join_and_compute, operation, batch)
+        future.add_done_callback(
+            lambda done: self._finish(
+                operation, batch, started, rows, done.exception() or done.result()
+            )
+        )
+
+    def _join_and_compute(self, operation: str, batch: list[Waiting]) -> Outputs:
+        if len(batch) == 1:
+            return self._compute(operation, batch[0].inputs)
+        names = batch[0].inputs
+        joined = {name: np.concatenate([w.inputs[name] for w in batch]) for name in names}
+        return self._compute(operation, joined)
+
+    def _finish(
+        self,
+        operation: str,
+        batch: list[Waiting],
+        started: float,
+        rows: int,
+        outcome: Outputs | BaseException,
+    ) -> None:
+        self.running = False
+        board = self._board
+        board.observe("compute", operation, time.perf_counter() - started)
+        board.observe("batch_rows", operation, rows)
+        board.add("rows", operation, value=rows)
+        board.put("last_inference", operation, value=time.time())
+        start = 0
+        for waiting in batch:
+            board.observe("queue", operation, started - waiting.arrived)
+            stop = start + waiting.rows
+            if waiting.result.done():
+                pass
+            elif isinstance(outcome, BaseException):
+                waiting.result.set_exception(outcome)
+            else:
+                waiting.result.set_result({n: y[start:stop] for n, y in outcome.items()})
+            start = stop
+        if self._queues and not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._next)

@@ -1,0 +1,337 @@
+"""The inference service that all transports share: one version of the model, swapped while it runs.
+
+Transports convert, call `Service.infer`, and convert. A request is answered by the version that was
+there when it came; a swap is one assignment, and the old version ends its queue.
+"""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
+from serving.noise import draw_rows
+from serving.operations import Operation
+from serving.protocol.messages import (
+    Array,
+    InferRequest,
+    InferResponse,
+    Parameter,
+    match_tensor,
+    wire_tensor,
+)
+from serving.server.batching import Admission, Batcher
+from serving.server.metrics import statistics
+from serving.server.shared_counters import OPERATIONS, Board
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+WARM_UP_ROWS = (1, 64)
+MAX_ROWS = 4096
+"""Rows times draws of one request; what is more belongs in several, or in a batch job."""
+_NOISE = {"seed", "num_samples"}
+_PARAMETERS: Mapping[str, set[str]] = {
+    name: {"timeout", "binary_data_output", *(_NOISE if name in ("sample", "score") else ())}
+    for name in OPERATIONS
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A version that is open, checked and warm."""
+
+    engine: Engine
+    batcher: Batcher
+    name: str
+    version: str
+
+    @property
+    def bundle(self) -> Bundle:
+        """The files it was opened from."""
+        return self.engine.bundle
+
+
+class Service:
+    """Answers requests with the version that is loaded.
+
+    Args:
+        board: where everything is counted, and where flags of all workers stand.
+        max_requests: requests that may be under way.
+        max_rows: rows times draws that may wait for one version.
+        timeout_s: deadline of a request that names none.
+    """
+
+    def __init__(self, board: Board, *, max_requests: int, max_rows: int, timeout_s: float) -> None:
+        self.board = board
+        self.admission = Admission(max_requests)
+        self.max_rows = max_rows
+        self.timeout_s = timeout_s
+        self.refused: Mapping[str, str] | None = None
+        """Version that was not taken up, and the reason."""
+        self._served: Served | None = None
+        self._executor = ThreadPoolExecutor(1, "engine")
+
+    def open(self, engine: Engine, name: str | None, version: str | None) -> Served:
+        """Check and warm up a version, without serving it yet; takes a moment, in any thread.
+
+        Raises:
+            VerificationFailed: its outputs are not those of torch.
+        """
+        engine.self_check()
+        batcher = Batcher(
+            engine.compute, _warm_up(engine), self._executor, self.max_rows, self.board
+        )
+        digest = engine.bundle.manifest.digest
+        return Served(engine, batcher, name or engine.bundle.path.name, version or digest[:12])
+
+    def serve(self, served: Served) -> None:
+        """Answer with this version from now on; what the old one has queued, it ends."""
+        if self._served is not None:
+            self.board.add("reloads")
+        self._served = served
+
+    @property
+    def served(self) -> Served:
+        """The version that answers.
+
+        Raises:
+            NotReady: there is none yet.
+        """
+        if self._served is None:
+            raise NotReady("no version is loaded yet")
+        return self._served
+
+    @property
+    def full(self) -> bool:
+        """Whether to refuse what comes before it is read."""
+        return self.admission.full or (self._served is not None and self._served.batcher.full)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self._served is not None and not self.draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop."""
+        return self.board.get("draining") > 0
+
+    def names(self) -> dict[str, str]:
+        """What is served: model, version and digest."""
+        if self._served is None:
+            return {"model": "", "version": "", "digest": ""}
+        served = self._served
+        digest = served.bundle.manifest.digest
+        return {"model": served.name, "version": served.version, "digest": digest}
+
+    def operation(self, name: str, version: str = "") -> tuple[Served, Operation]:
+        """Find what a request names.
+
+        Raises:
+            NotFound: there is no such operation, or another version is served.
+        """
+        served = self.served
+        operation = served.engine.operations.get(name)
+        if operation is None:
+            known = ", ".join(served.engine.operations)
+            raise NotFound(f"no model {name!r}: there are {known}")
+        if version and version != served.version:
+            raise NotFound(f"{name} is served in version {served.version}, not {version!r}")
+        return served, operation
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the operation was not unloaded."""
+        return not self.board.get(f"unloaded.{name}")
+
+    def set_loaded(self, name: str, loaded: bool) -> None:
+        """Take an operation in or out, on all workers; taking it in looks at the registry too."""
+        self.operation(name)
+        self.board.tell(f"unloaded.{name}", value=float(not loaded))
+        if loaded:
+            self.hint()
+
+    def hint(self) -> None:
+        """Have the parent look at the registry now."""
+        self.board.tell("hints", value=self.board.get("hints") + 1)
+
+    async def infer(self, request: InferRequest, deadline_s: float | None = None) -> InferResponse:
+        """Run one operation.
+
+        Args:
+            request: what a transport has read.
+            deadline_s: seconds that the transport gives, if it knows.
+
+        Raises:
+            DataRefused, UsageRefused: the request does not fit the operation.
+            NotFound, NotReady: the model, or this version, is not here.
+            Overloaded, DeadlineExceeded: too much waits.
+        """
+        served, operation = self.operation(request.model, request.version)
+        if not self.is_loaded(operation.name):
+            raise NotReady(f"{operation.name} was unloaded: load it to use it")
+        _check_names(operation, request)
+        timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
+        inputs = _complete(served.engine, operation, request)
+        rows = served.engine.check(operation.name, inputs)
+        draws = inputs["eps"].shape[1] if operation.name == "score" else 1
+        if rows * draws > MAX_ROWS:
+            raise UsageRefused(
+                f"a request may hold {MAX_ROWS} rows times draws, got {rows * draws}: send several"
+            )
+        outputs = await served.batcher.submit(
+            operation.name, inputs, rows, draws, time.perf_counter() + timeout_s
+        )
+        if request.outputs:
+            outputs = {name: outputs[name] for name in request.outputs}
+        return InferResponse(operation.name, served.version, outputs, request.id)
+
+    def record(self, transport: str, operation: str, status: int, started: float) -> None:
+        """Count an answer, and the time since its request was read."""
+        if operation not in OPERATIONS:
+            return
+        self.board.add("requests", operation, transport, status)
+        if status == 200:
+            self.board.observe("request", operation, time.perf_counter() - started)
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return {
+            "name": "vae-pipeline",
+            "version": installed_version("vae-pipeline"),
+            "extensions": [*EXTENSIONS],
+        }
+
+    def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
+        """Names, datatypes and shapes of an operation's tensors."""
+        served, operation = self.operation(name, version)
+        return {
+            "name": name,
+            "versions": [served.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": [wire_tensor(tensor) for tensor in operation.inputs],
+            "outputs": [wire_tensor(tensor) for tensor in operation.outputs],
+            "parameters": {"model": served.name, "digest": served.bundle.manifest.digest},
+        }
+
+    def model_config(self, name: str, version: str = "") -> dict[str, Any]:
+        """An operation as Triton's configuration has it, for its tools."""
+        _, operation = self.operation(name, version)
+
+        def tensors(side: Any) -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": tensor["name"],
+                    "data_type": f"TYPE_{tensor['datatype']}",
+                    "dims": tensor["shape"][1:],
+                }
+                for tensor in map(wire_tensor, side)
+            ]
+
+        return {
+            "name": name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
+            "max_batch_size": MAX_ROWS,
+            "input": tensors(operation.inputs),
+            "output": tensors(operation.outputs),
+            "dynamic_batching": {},
+        }
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """Counts and times of one operation, or of all."""
+        names = [self.operation(name, version)[1].name] if name else self.served.engine.operations
+        return {"model_stats": [statistics(self.board, n, self.served.version) for n in names]}
+
+    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
+        """The operations and whether each is loaded."""
+        served = self.served
+        return [
+            {"name": name, "version": served.version, "state": "READY", "reason": ""}
+            if self.is_loaded(name)
+            else {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+            for name in served.engine.operations
+            if self.is_loaded(name) or not only_ready
+        ]
+
+    def _timeout(self, request: InferRequest) -> float:
+        """The deadline that a request names, in microseconds as Triton has it."""
+        timeout = request.parameters.get("timeout")
+        if timeout is None:
+            return self.timeout_s
+        if type(timeout) is not int or timeout < 0:
+            raise UsageRefused(f"timeout must be microseconds from 0 on, got {timeout!r}")
+        return min(timeout / 1e6, self.timeout_s) if timeout else self.timeout_s
+
+
+def _check_names(operation: Operation, request: InferRequest) -> None:
+    if request.outputs:
+        outputs = [tensor.name for tensor in operation.outputs]
+        for name in request.outputs:
+            if name not in outputs:
+                raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
+    allowed = _PARAMETERS[operation.name]
+    for name in request.parameters:
+        if name not in allowed:
+            known = ", ".join(sorted(allowed))
+            raise UsageRefused(f"{operation.name} takes the parameters {known}; got {name!r}")
+
+
+def _complete(engine: Engine, operation: Operation, request: InferRequest) -> dict[str, Array]:
+    """The operation's inputs: those sent, in the graph's dtypes, and noise that was left out."""
+    tensors = {tensor.name: tensor for tensor in operation.inputs}
+    inputs = {
+        name: match_tensor(tensors[name], array) if name in tensors else array
+        for name, array in request.inputs.items()
+    }
+    if "eps" not in tensors:
+        return inputs
+    if "eps" in inputs:
+        if given := _NOISE & request.parameters.keys():
+            raise UsageRefused(f"eps and {', '.join(sorted(given))} exclude each other")
+        return inputs
+    seed = _whole_number(request.parameters, "seed", 0, 0)
+    num_samples = _whole_number(request.parameters, "num_samples", 1, 1)
+    if num_samples > MAX_ROWS:
+        raise UsageRefused(f"num_samples must be at most {MAX_ROWS}, got {num_samples}")
+    if operation.name == "sample":
+        latent_dim = engine.bundle.manifest.latent_dim
+        inputs["eps"] = draw_rows(seed, 0, num_samples, latent_dim)
+    elif "x" not in inputs:
+        got = ", ".join(sorted(inputs)) or "none"
+        raise DataRefused(f"{operation.name} takes x, and eps or a seed for it, got {got}")
+    elif inputs["x"].ndim:
+        inputs["eps"] = engine.score_noise(len(inputs["x"]), num_samples, seed)
+    return inputs
+
+
+def _whole_number(parameters: Mapping[str, Parameter], name: str, default: int, least: int) -> int:
+    value = parameters.get(name, default)
+    if type(value) is not int or value < least:
+        raise UsageRefused(f"{name} must be a whole number from {least} on, got {value!r}")
+    return value
+
+
+def _warm_up(engine: Engine) -> dict[str, float]:
+    """Run every operation at a small and a larger batch; return the seconds a row takes."""
+    golden = engine.bundle.golden()
+    seconds: dict[str, float] = {}
+    for name, operation in engine.operations.items():
+        for rows in WARM_UP_ROWS:
+            inputs = {
+                tensor.name: _repeat(golden[f"{name}.{tensor.name}"], rows)
+                for tensor in operation.inputs
+            }
+            draws = inputs["eps"].shape[1] if name == "score" else 1
+            engine.compute(name, inputs)
+            started = time.perf_counter()
+            engine.compute(name, inputs)
+            seconds[name] = (time.perf_counter() - started) / (rows * draws)
+    return seconds
+
+
+def _repeat(array: Array, rows: int) -> Array:
+    copies = -(-rows // len(array))
+    return array.repeat(copies, axis=0)[:rows]

@@ -1,0 +1,86 @@
+"""OpenTelemetry spans of requests, when an OTLP endpoint is configured; nothing otherwise."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from serving.errors import UsageRefused
+from serving.protocol.messages import InferRequest
+
+CLOSE_S = 1.0
+"""How long the end of a worker waits for its last spans to be sent."""
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Span:
+    """A span, or nothing where there is no tracing."""
+
+    def __init__(self, span: Any = None) -> None:
+        self._span = span
+
+    def tell(self, version: str, request: InferRequest) -> None:
+        """Note which version answered, and the request's id and parameters."""
+        if self._span is None:
+            return
+        self._span.set_attribute("vae.version", version)
+        self._span.set_attribute("vae.request_id", request.id)
+        for name, value in request.parameters.items():
+            self._span.set_attribute(f"vae.{name}", value)
+
+
+_NO_SPAN = contextlib.nullcontext(Span())
+
+
+class Tracer:
+    """Makes spans that continue the caller's `traceparent`."""
+
+    def __init__(self, provider: Any = None) -> None:
+        self._provider = provider
+
+    def span(self, headers: Any, operation: str) -> contextlib.AbstractContextManager[Span]:
+        """A span around one inference; `headers` are those of HTTP, or gRPC's metadata."""
+        return _NO_SPAN if self._provider is None else self._span(headers, operation)
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self._provider is not None:  # which tries for long to reach a collector that is gone
+            closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+
+    @contextlib.contextmanager
+    def _span(self, headers: Any, operation: str) -> Iterator[Span]:
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        pairs = headers.items() if hasattr(headers, "items") else headers
+        context = TraceContextTextMapPropagator().extract(dict(pairs))
+        tracer = self._provider.get_tracer("vae-pipeline")
+        with tracer.start_as_current_span(
+            f"infer {operation}", context=context, kind=SpanKind.SERVER
+        ) as span:
+            span.set_attribute("vae.operation", operation)
+            yield Span(span)
+
+
+def open_tracer() -> Tracer:
+    """A tracer that exports where the standard OTLP variables say, if they say.
+
+    Raises:
+        UsageRefused: they do, and the exporter is not installed.
+    """
+    if not any(os.environ.get(name) for name in ENDPOINTS):
+        return Tracer()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as err:
+        raise UsageRefused("tracing needs OpenTelemetry: pip install 'vae-pipeline[otel]'") from err
+    resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "vae")})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracer(provider)
