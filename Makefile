@@ -6,8 +6,8 @@ EXPERIMENT ?= vae
 # The tests are spread over two processes: many of them wait for processes of their own.
 SPREAD := --numprocesses=2 --dist=worksteal
 # Tests of serving that need mlflow or fsspec, which its own environment does not have.
-BESIDES := tests/serving/test_access.py::test_the_signature_is_the_one_that_mlflow_makes \
-	tests/serving/test_rows.py::test_a_file_system_of_fsspec_is_read
+BESIDES := tests/serving/server/test_auth.py::test_the_signature_is_the_one_that_mlflow_makes \
+	tests/serving/io/test_rows.py::test_a_file_system_of_fsspec_is_read
 
 # `mlflow run` starts the first `python` on the path.
 export PATH := $(BIN):$(PATH)

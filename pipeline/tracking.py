@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.cpu import available_cores
 from serving.errors import UsageRefused
-from serving.source import check_run, connect, store_errors
+from serving.mlflow_store import check_run, connect, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,7 @@ RESUME = "resume"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrackedRun:
     """An open MLflow run."""
 
     client: "MlflowClient"
@@ -140,7 +140,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[Run]:
+def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[TrackedRun]:
     """Open a new run in `experiment`, or the run `run_id`, and close it when the block ends."""
     client = connect()
     import mlflow
@@ -151,7 +151,7 @@ def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> I
         active = mlflow.active_run()
     status = "FAILED"
     try:
-        yield Run(client, active.info.run_id)
+        yield TrackedRun(client, active.info.run_id)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -8,45 +8,32 @@ not those that were registered, `VaeError` when the store cannot be reached.
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import signal
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle, open_bundle
-from serving.errors import UsageRefused, VaeError, VerificationFailed
-from serving.io.array_files import writing
+from serving.errors import UsageRefused, VerificationFailed
+from serving.files import writing
+from serving.mlflow_store import (
+    alias_version,
+    connect,
+    download_bundle,
+    list_aliases,
+    registered_version,
+    store_errors,
+    store_name,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_Thing = TypeVar("_Thing")
-
-ARTIFACT = "bundle"
-"""Name of the bundle's folder in a version."""
-DIGEST_TAG = "bundle.sha256"
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
-_STORE_MODULES = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "requests", "urllib3")
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
-    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,7 @@ def open_source(reference: str) -> Source:
         with store_errors():
             version = alias_version(client, name, registered.alias)
     if version is None:
-        aliases = ", ".join(_aliases(client, name))
+        aliases = ", ".join(list_aliases(client, name))
         hint = f"it has {aliases}" if aliases else "run vae run, or promote a version"
         raise UsageRefused(f"{name} has no {registered.alias} in {store_name()}: {hint}")
     return open_version(client, name, version)
@@ -135,7 +122,7 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
         shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
-        _download(f"{name} version {version}", model_uri, folder)
+        download_bundle(f"{name} version {version}", model_uri, folder)
         return Source(_open_sealed(folder, digest), name, version)
 
 
@@ -143,32 +130,8 @@ def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path)
     """Fetch a version's files past the cache into `folder` and verify them."""
     digest, model_uri = registered_version(client, name, version)
     target = folder / f"{name}-{version}"
-    _download(f"{name} version {version}", model_uri, target)
+    download_bundle(f"{name} version {version}", model_uri, target)
     return Source(_open_sealed(target, digest), name, version)
-
-
-def registered_version(client: "MlflowClient", name: str, version: str) -> tuple[str, str]:
-    """Digest and model URI of a version.
-
-    Raises:
-        UsageRefused: there is no such version.
-        VerificationFailed: it is not ready, or was not registered by `vae register`.
-    """
-    with store_errors():
-        registered = find_in_store(client.get_model_version, name, version)
-    if registered is None:
-        raise UsageRefused(f"{name} has no version {version} in {store_name()}")
-    if registered.status != "READY":
-        raise VerificationFailed(
-            f"{name} version {version} is {registered.status}, not READY: register it again"
-        )
-    digest = registered.tags.get(DIGEST_TAG, "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):  # it names a folder: nothing else may
-        raise VerificationFailed(
-            f"{name} version {version} has no digest in its tag {DIGEST_TAG}: "
-            "it was not registered by vae register"
-        )
-    return digest, str(registered.source)
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:
@@ -182,173 +145,8 @@ def _open_sealed(folder: Path, digest: str) -> Bundle:
     return bundle
 
 
-def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
-    """The version number that an alias names, if any."""
-    version = find_in_store(client.get_model_version_by_alias, name, alias)
-    return None if version is None else str(version.version)
-
-
-def _aliases(client: "MlflowClient", name: str) -> list[str]:
-    """All aliases of a model; none where there is no such model."""
-    with store_errors():
-        model = find_in_store(client.get_registered_model, name)
-    return [] if model is None else sorted(model.aliases)
-
-
-def find_in_store(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
-    """What the store answers, or None where it has no such thing."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask(*of)
-    except MlflowException as err:
-        # the latter is what some stores say of what cannot be an id
-        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def connect() -> "MlflowClient":
-    """Open the store of `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    uri = os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri())
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with store_errors():
-        try:
-            import mlflow
-        except ImportError as err:
-            raise UsageRefused(
-                "models:/ needs mlflow: pip install 'vae-pipeline[registry]'"
-            ) from err
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # its import sets it to INFO
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
-        mlflow.set_tracking_uri(uri)
-        with _first_use(uri):
-            client = mlflow.MlflowClient()
-            client.search_experiments(max_results=1)
-    return client
-
-
-def check_run(client: "MlflowClient", run_id: str) -> None:
-    """Look that a run is there; raises `UsageRefused` where it is not."""
-    with store_errors():
-        run = find_in_store(client.get_run, run_id)
-    if run is None:
-        raise UsageRefused(f"no run {run_id!r} in {store_name()}")
-
-
-def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
-    """Look that a run is there; give what logs a file and figures to it."""
-    client = connect()
-    check_run(client, run_id)
-
-    def log(path: Path, figures: Mapping[str, float]) -> None:
-        with store_errors():
-            client.log_artifact(run_id, str(path))
-            for name, value in figures.items():
-                client.log_metric(run_id, name, value)
-
-    return log
-
-
-def tracking_uri() -> str:
-    """Where the store is: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Turn what mlflow and SQLAlchemy raise into one line that names the store.
-
-    What the system raises, a full disk or a folder that is closed, names its own file instead.
-    """
-    try:
-        yield
-    except (VaeError, KeyboardInterrupt):
-        raise
-    except Exception as err:
-        module = type(err).__module__.split(".")[0]
-        unreachable = isinstance(err, ConnectionError | TimeoutError)
-        if module not in _STORE_MODULES and not unreachable:
-            if not isinstance(err, OSError):
-                raise
-            place = f"cannot use {err.filename}: " if err.filename else ""
-            raise VaeError(f"{place}{err.strerror or err}") from err
-        cause = getattr(err.__cause__, "orig", err)  # of an SQL error, what the driver said
-        first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise VaeError(
-            f"the MLflow store {store_name()} refused: {_without_password(first_line)}"
-        ) from err
-
-
-def store_name() -> str:
-    """The store's URI without a password."""
-    return _without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-@contextlib.contextmanager
-def _first_use(uri: str) -> Iterator[None]:
-    """Open an sqlite store alone and to the end: half made, it never opens again."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or "?" in path:
-        yield
-        return
-    import filelock
-
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise VaeError(f"the MLflow store {store_name()} refused: {err.strerror}") from err
-    with filelock.FileLock(f"{path}.lock"), _uninterrupted():
-        yield
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [
-        signal.signal(number, lambda number, frame: came.append(number)) for number in numbers
-    ]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        for interrupt in came[:1]:
-            signal.raise_signal(signal.Signals(interrupt))
-
-
 def _cache_folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root) / "vae-pipeline"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _download(what: str, model_uri: str, folder: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    gone = VerificationFailed(f"{what} has no files in the store any more: register it again")
-    with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        try:
-            fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
-        except MlflowException as err:
-            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise gone from err
-        bundle = fetched / "artifacts" / ARTIFACT
-        if not bundle.exists():
-            raise gone
-        bundle.rename(folder)

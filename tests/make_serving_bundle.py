@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.pipeline.conftest import draw_images, load, make_bundle, tiny_config, train_checkpoint
+from tests.trained_models import draw_images, load, make_bundle, tiny_config, train_checkpoint
 
 TARGET = Path(__file__).parent / "serving" / "bundle"
 

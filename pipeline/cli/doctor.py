@@ -120,7 +120,7 @@ def _cuda() -> Iterator[Finding]:
 
 
 def _store() -> Iterator[Finding]:
-    from serving.source import connect, store_name
+    from serving.mlflow_store import connect, store_name
 
     if _version("mlflow") is None:
         return  # the packages say so

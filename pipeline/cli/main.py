@@ -22,11 +22,13 @@ from pipeline.config import (
     TrainConfig,
     configure,
 )
-from serving.cli.command import CONTEXT, Group, finish, run_command, say
-from serving.cli.options import device_option, reconstruct, seed_option, threads_option
+from serving.cli.command import CONTEXT, Group, run_command
+from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
 from serving.cli.score import score
 from serving.cli.serve import deploy, serve
+from serving.console import finish, say
 from serving.errors import VaeError
 
 
@@ -231,7 +233,7 @@ def check(
     from pipeline.parity.html_report import write_page
     from pipeline.registry.device_checks import add_check
     from serving.bundle import CARD, PARITY, open_bundle
-    from serving.io.array_files import check_target
+    from serving.files import check_target
     from serving.source import Source, open_source, parse_reference
 
     if page is not None:

@@ -12,8 +12,9 @@ import click
 from pipeline.cli import results, stages
 from pipeline.cli.config_options import settings_options
 from pipeline.config import PromoteConfig
-from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.command import CONTEXT, Command
 from serving.cli.options import threads_option
+from serving.console import finish, say
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
@@ -162,7 +163,7 @@ def verify(version: str, name: str) -> None:
     """
     from pipeline.registry.promotion import resolve_version
     from pipeline.registry.versions import fetch_verified
-    from serving.source import connect
+    from serving.mlflow_store import connect
 
     number = resolve_version(name, version)
     with tempfile.TemporaryDirectory() as folder:

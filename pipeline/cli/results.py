@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.cli.command import say
-from serving.io.array_files import is_picture
+from serving.console import say
+from serving.io.images import is_picture
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics

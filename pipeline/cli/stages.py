@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import Config, Precision, PromoteConfig
-from serving.cli.command import progress, say
+from serving.console import progress, say
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.parity.check import Devices
     from pipeline.parity.report import ParityReport
     from pipeline.registry.audit_log import Decision
-    from pipeline.tracking import Run
+    from pipeline.tracking import TrackedRun
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
 
@@ -103,7 +103,7 @@ def prepare_resume(
     return state, dataset
 
 
-def train(run: "Run", state: "TrainState", dataset: "Dataset") -> Trained:
+def train(run: "TrackedRun", state: "TrainState", dataset: "Dataset") -> Trained:
     """Train, evaluate and draw, logging all of it to the run."""
     import torch
 
@@ -248,12 +248,12 @@ def compare(
 def log_report(run_id: str | None, report: Mapping[str, Any], subject: str) -> None:
     """Log a parity report and its page to a run, if there is one."""
     from pipeline.parity.html_report import PAGE, render_page
-    from pipeline.tracking import Run
+    from pipeline.tracking import TrackedRun
     from serving.bundle import PARITY
-    from serving.source import connect
+    from serving.mlflow_store import connect
 
     if run_id is not None:
-        run = Run(connect(), run_id)
+        run = TrackedRun(connect(), run_id)
         run.log_json(PARITY, report)
         run.log_text(PAGE, render_page(report, subject))
 

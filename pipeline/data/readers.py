@@ -14,13 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.array_files import (
-    IMAGE_SUFFIXES,
-    decode_image,
-    read_array,
-    read_image_shape,
-    read_npz,
-)
+from serving.io.array_files import read_array, read_npz
+from serving.io.images import IMAGE_SUFFIXES, decode_image, read_image_shape
 
 Array = NDArray[Any]
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.array_files import read_image_shape
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
@@ -30,6 +29,7 @@ from serving.io.arrow_types import (
 from serving.io.columns import REASONS, Layout, plain, read_x
 from serving.io.csv_rows import check_header, open_rows, widen
 from serving.io.filesystems import locate
+from serving.io.images import read_image_shape
 from serving.io.rows import Rows, reading
 
 Array = NDArray[Any]

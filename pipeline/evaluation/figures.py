@@ -15,7 +15,7 @@ from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
 from serving.drift import HeldOut
-from serving.io.array_files import byte_unit, is_picture, write_grid, write_pairs
+from serving.io.images import byte_unit, is_picture, write_grid, write_pairs
 from serving.noise import draw_rows
 
 PAIRS = 10

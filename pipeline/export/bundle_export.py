@@ -49,7 +49,7 @@ from serving.bundle import (
     describe_operations,
 )
 from serving.errors import UsageRefused
-from serving.io.array_files import write_grid, write_pairs
+from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
 

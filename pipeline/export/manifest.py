@@ -19,7 +19,7 @@ from serving.bundle import (
     manifest_digest,
     read_manifest,
 )
-from serving.io.array_files import writing
+from serving.files import writing
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:

@@ -7,9 +7,9 @@ Markdown.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.parity.html_report import describe_share, worst_comparisons
+from pipeline.export.parity_summary import describe_share, worst_comparisons
 from serving.bundle import RECONSTRUCTIONS, SAMPLES
-from serving.io.array_files import is_picture
+from serving.io.images import is_picture
 
 _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.networks import Nets, NetSpec
+from pipeline.model.net_spec import Nets, NetSpec
 from serving.errors import UsageRefused
 
 RESIDUAL_BLOCKS = 2

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.likelihoods import Likelihood, make_likelihood
-from pipeline.model.networks import NetSpec, build_nets
+from pipeline.model.net_spec import NetSpec
+from pipeline.model.networks import build_nets
 
 LOG_SCALE_RANGE = (-15.0, 10.0)
 """Bounds of log z_scale, so that no exponential overflows (diffusers bounds it alike)."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.export.parity_summary import used_share
 from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
 
 Row = Mapping[str, Any]
@@ -16,12 +17,6 @@ HEIGHT, BOTTOM = 150, 30
 DECADES = (-4, 1)
 """Parts of the budget that are told apart, as powers of ten; 0 is the whole budget."""
 _FLOOR = HEIGHT - BOTTOM
-
-
-def used_share(row: Row) -> float:
-    """The part of the budget that a comparison used, the larger of the two; infinite for NaN."""
-    pairs = ((row["max_error"], row["max_budget"]), (row["rms_error"], row["rms_budget"]))
-    return max(_share(error, budget) for error, budget in pairs)
 
 
 def plot_histogram(rows: Sequence[Row], edges: Sequence[float]) -> str:
@@ -73,14 +68,6 @@ def plot_batches(rows: Sequence[Row]) -> str:
         parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
     parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
     return draw_svg(parts, f"part of the budget used at {len(batches)} batch sizes", HEIGHT)
-
-
-def _share(error: float | None, budget: float | None) -> float:
-    if error is None or budget is None:
-        return math.inf
-    if budget == 0:
-        return 0.0 if error == 0 else math.inf
-    return error / budget
 
 
 def _frame(below: str, top: str, bottom: str) -> Iterator[str]:

@@ -5,14 +5,15 @@ the verdict is the report's, nothing is judged again.
 """
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.parity.html_plots import plot_batches, plot_histogram, used_share
-from serving.io.array_files import writing
+from pipeline.export.parity_summary import describe_share, worst_comparisons
+from pipeline.parity.html_plots import plot_batches, plot_histogram
+from serving.files import writing
 
 Row = Mapping[str, Any]
 
@@ -104,18 +105,6 @@ def _faults(report: Mapping[str, Any]) -> str:
     return f'<ul class="faults">{items}</ul>'
 
 
-def worst_comparisons(report: Mapping[str, Any]) -> Iterator[Row]:
-    """Of each output and provider, the comparison with float64 that used most of its budget."""
-    worst: dict[tuple[str, str], Row] = {}
-    for row in report["comparisons"]:
-        if row["rule"] != "values":
-            continue
-        key = (_COLUMNS["output"](row), _provider(row))
-        if key not in worst or used_share(row) > used_share(worst[key]):
-            worst[key] = row
-    yield from worst.values()
-
-
 def _figures(plots: Mapping[str, str], grouped: Mapping[str, Sequence[Row]]) -> str:
     def caption(rows: Sequence[Row]) -> str:
         failed = sum(not row["passed"] for row in rows)
@@ -163,9 +152,3 @@ def _provider(row: Row) -> str:
 
 def _number(value: float | None) -> str:
     return "no number" if value is None else f"{value:.2e}"
-
-
-def describe_share(row: Row) -> str:
-    """The part of the budget that a comparison used, for a person."""
-    share = used_share(row)
-    return f"{share:.0%}" if share < 100 else "far more"

@@ -13,7 +13,7 @@ from pipeline.errors import Stale
 from pipeline.registry.audit_log import Outcome, close_record, iso_time
 from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
 from pipeline.registry.versions import CHAMPION, PREVIOUS
-from serving.source import alias_version, store_errors
+from serving.mlflow_store import alias_version, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,7 +17,7 @@ from pipeline.registry.ledger import Action
 from pipeline.registry.versions import CHAMPION
 from pipeline.tracking import open_experiment
 from serving.errors import UsageRefused
-from serving.source import alias_version, connect, store_errors
+from serving.mlflow_store import alias_version, connect, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.parity.check import checked_files, provider_fault
 from pipeline.parity.html_report import PAGE, render_page
-from pipeline.tracking import Run, open_experiment
+from pipeline.tracking import TrackedRun, open_experiment
 from serving.bundle import PARITY, Bundle
 from serving.errors import VaeError
-from serving.source import DIGEST_TAG, Source, connect, store_errors
+from serving.mlflow_store import DIGEST_TAG, connect, store_errors
+from serving.source import Source
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,7 @@ def check_experiment(name: str) -> str:
     return f"{name}-checks"
 
 
-def add_check(source: Source, report: Mapping[str, Any]) -> Run:
+def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
     """Add a report to the version that it was made of, passed or not; return the run it is in."""
     name, version, digest = str(source.name), str(source.version), source.bundle.manifest.digest
     client = connect()
@@ -59,7 +60,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> Run:
         # not an active run: under `mlflow run` that would be the project's own
         experiment = open_experiment(client, check_experiment(name))
         opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
-    run, status = Run(client, opened.info.run_id), "FAILED"
+    run, status = TrackedRun(client, opened.info.run_id), "FAILED"
     text = json.dumps(report, indent=1, allow_nan=False)
     check = Check(
         verdict=report["verdict"],

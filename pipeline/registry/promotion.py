@@ -43,9 +43,7 @@ from pipeline.registry.versions import CHAMPION, PREVIOUS, fetch_verified, versi
 from serving.bundle import METRICS, Manifest
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
-from serving.noise import draw_rows
-from serving.source import (
-    Source,
+from serving.mlflow_store import (
     alias_version,
     connect,
     find_in_store,
@@ -53,6 +51,8 @@ from serving.source import (
     store_errors,
     store_name,
 )
+from serving.noise import draw_rows
+from serving.source import Source
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,10 +17,11 @@ import numpy as np
 import serving
 from pipeline.errors import ParityFailed
 from pipeline.parity.check import parity_faults
-from pipeline.tracking import Run
+from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
 from serving.errors import VaeError
-from serving.source import ARTIFACT, DIGEST_TAG, Source, fetch_version, store_errors
+from serving.mlflow_store import ARTIFACT, DIGEST_TAG, store_errors
+from serving.source import Source, fetch_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +31,7 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 _CODE = Path(serving.__file__).parent / "pyfunc_model.py"
 
 
-def register_bundle(run: Run, bundle: Bundle, name: str) -> str:
+def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
     """Register a bundle as a version of `name` and make it the candidate.
 
     A bundle that is registered already keeps its version.
@@ -81,7 +82,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _create_model(run: Run, name: str) -> None:
+def _create_model(run: TrackedRun, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -91,13 +92,13 @@ def _create_model(run: Run, name: str) -> None:
             raise
 
 
-def _find_version(run: Run, name: str, digest: str) -> str | None:
+def _find_version(run: TrackedRun, name: str, digest: str) -> str | None:
     query = f"name='{name}' and tags.`{DIGEST_TAG}`='{digest}'"
     found = run.client.search_model_versions(query)
     return str(found[0].version) if found else None
 
 
-def _create_version(run: Run, bundle: Bundle, name: str) -> str:
+def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
     import mlflow
 
     with tempfile.TemporaryDirectory() as temporary:

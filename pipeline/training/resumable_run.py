@@ -14,13 +14,13 @@ from typing import Any
 
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
-from pipeline.tracking import RESUME, Run
+from pipeline.tracking import RESUME, TrackedRun
 from pipeline.training.loop import TrainResult, continue_training, steps_per_epoch
 from pipeline.training.state import TrainState, read_state
-from serving.cli.command import progress, say
+from serving.console import progress, say
 from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.mlflow_store import check_run, connect, store_errors
 from serving.signals import deferred_signals
-from serving.source import check_run, connect, store_errors
 
 SLOTS = ("a.pt", "b.pt")
 """Files in the run's folder `resume`."""
@@ -34,7 +34,7 @@ class TrainingRun:
         state: the training's; what it holds already, the run may have.
     """
 
-    def __init__(self, run: Run, state: TrainState) -> None:
+    def __init__(self, run: TrackedRun, state: TrainState) -> None:
         self._run = run
         self._state = state
         self._known = run.logged_steps() if state.saves else frozenset[tuple[str, int]]()
@@ -120,7 +120,7 @@ def fetch_state(run_id: str) -> Mapping[str, Any]:
         UsageRefused: there is no such run, it has finished, or holds no state.
         VerificationFailed: every state that it holds is damaged.
     """
-    run = Run(connect(), run_id)
+    run = TrackedRun(connect(), run_id)
     check_run(run.client, run_id)
     if run.status() == "FINISHED":
         raise UsageRefused(f"run {run_id} has finished: there is nothing to go on with")

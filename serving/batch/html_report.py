@@ -22,7 +22,8 @@ from serving.batch.scorer import Scorer
 from serving.batch.streaming_histogram import Tally
 from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, read_held_out
-from serving.io.array_files import byte_unit, encode_png, is_picture, writing
+from serving.files import writing
+from serving.io.images import byte_unit, encode_png, is_picture
 from serving.io.rows import Rows
 from serving.io.svg_plots import bin_edges, plot_functions, plot_histogram
 

@@ -3,17 +3,15 @@
 stdout ends with one JSON line; everything else goes to stderr.
 """
 
-import json
-import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
 
+from serving.console import say
 from serving.cpu import limit_spinning
 from serving.errors import UsageRefused, VaeError
 
@@ -65,49 +63,6 @@ CONTEXT: Mapping[str, Any] = {
     "max_content_width": 100,
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
-
-
-def say(message: str) -> None:
-    """Tell a person something, on stderr."""
-    click.echo(message, err=True)
-
-
-def finish(content: Mapping[str, Any]) -> None:
-    """Print the result as stdout's last line, in JSON; a number that is not finite is null."""
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in content.items()
-    }
-    click.echo(json.dumps(plain, allow_nan=False))
-
-
-@contextmanager
-def progress(length: int, label: str) -> Iterator["Progress"]:
-    """A bar on a terminal; silence elsewhere, where `Progress.say` writes plain lines."""
-    if not sys.stderr.isatty():
-        yield Progress(None)
-        return
-    steps = max(1, length // 500)
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, update_min_steps=steps
-    ) as bar:
-        yield Progress(bar)
-
-
-class Progress:
-    """Advances a bar, if there is one, and prints lines above it."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def advance(self, steps: int) -> None:
-        """Move on by `steps`."""
-        if self._bar is not None:
-            self._bar.update(steps)
-
-    def say(self, message: str) -> None:
-        """Print a line."""
-        say(message if self._bar is None else f"\r\033[K{message}")
 
 
 def run_command(command: click.Command) -> NoReturn:

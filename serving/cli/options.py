@@ -3,14 +3,12 @@
 Imports that take time stand inside the commands.
 """
 
-import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.command import CONTEXT, Command, finish, say
+from serving.console import finish, say
 from serving.cpu import available_cores
 from serving.errors import DeviceUnavailable, UsageRefused
 
@@ -54,47 +52,6 @@ seed_option = click.option(
     show_default=True,
     help="Seed of the noise: the same seed gives the same bytes",
 )
-
-
-@click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
-@model_option
-@x_option
-@out_option
-@device_option
-@threads_option
-def reconstruct(
-    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
-) -> None:
-    """Encode the rows of INPUT and decode their posterior means.
-
-    INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet),
-    or pictures of originals and reconstructions in turn (.png).
-
-    Example: vae reconstruct images.npy --out reconstructions.npy
-    """
-    import numpy as np
-
-    require_pyarrow("vae reconstruct")
-    from serving.batch.scorer import layout_of, read_all
-    from serving.io.array_files import check_target, write_array, write_grid
-    from serving.io.rows import Rows
-
-    check_target(out, (".png", ".npy", ".parquet"))
-    refuse_inside(out, "--out", "INPUT", input)
-    rows = Rows(input, ids=None)
-    source, engine = open_engine(reference, device, threads)
-    originals = read_all(rows, x, layout_of(engine))
-    started = time.perf_counter()
-    x_loc = engine.reconstruct(originals)
-    seconds = time.perf_counter() - started
-    if out.suffix == ".png":
-        pairs = np.stack([originals.astype(np.float32), x_loc], axis=1)
-        images = as_picture(source, pairs.reshape(-1, *x_loc.shape[1:]))
-        write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))
-    else:
-        write_array(out, x_loc)
-    finish_rows(out, len(x_loc), seconds, source)
 
 
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
@@ -141,7 +98,7 @@ def engine_device(device: str) -> "Device":
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
     """Values of images in units of bytes, as the model's own rows say."""
-    from serving.io.array_files import byte_unit
+    from serving.io.images import byte_unit
 
     return x * byte_unit(source.bundle.golden()["encode.x"])
 

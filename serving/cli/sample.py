@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
     as_picture,
     device_option,
@@ -25,7 +25,7 @@ from serving.cli.options import (
     seed_option,
     threads_option,
 )
-from serving.cli.score import RowProgress
+from serving.console import RowProgress, finish, say
 from serving.errors import UsageRefused
 
 _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
@@ -77,7 +77,8 @@ def sample(
 def _write_file(
     reference: str, count: int, seed: int, out: Path, threads: int, device: str
 ) -> None:
-    from serving.io.array_files import check_target, write_array
+    from serving.files import check_target
+    from serving.io.array_files import write_array
 
     check_target(out, tuple(_SUFFIXES.values()))
     source, engine = open_engine(reference, device, threads)

@@ -4,17 +4,15 @@ Imports that take time stand inside the command.
 """
 
 import contextlib
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
     device_option,
     engine_device,
@@ -24,6 +22,7 @@ from serving.cli.options import (
     seed_option,
     x_option,
 )
+from serving.console import RowProgress, finish, say
 from serving.cpu import available_cores
 from serving.errors import UsageRefused
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from serving.batch.output import Output
     from serving.batch.scorer import Scorer
     from serving.io.rows import Rows
-
-_LINE_S = 10.0
-_BAR_S = 0.2
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -209,8 +205,8 @@ class _Report:
         self._log: Callable[[Path, Mapping[str, float]], None] | None = None
         if path is None:
             return
-        from serving.io.array_files import check_target
-        from serving.source import open_run
+        from serving.files import check_target
+        from serving.mlflow_store import open_run
 
         if operation != "score":
             raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
@@ -232,40 +228,3 @@ class _Report:
         if self._log is not None:
             self._log(self._path, figures)
         return {"report": str(self._path), "drift_d": figures.get("score_drift_d")}
-
-
-@dataclass(slots=True)
-class RowProgress:
-    """How far the job is: one line that changes on a terminal, a line now and then elsewhere."""
-
-    total: int
-    done: int = 0
-    skipped: int = 0
-    started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
-    terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
-
-    def skip(self, rows: int) -> None:
-        """Rows were done before."""
-        self.done += rows
-        self.skipped += rows
-
-    def advance(self, rows: int) -> None:
-        """Rows are done."""
-        self.done += rows
-        now = time.monotonic()
-        if now - self.said < (_BAR_S if self.terminal else _LINE_S):
-            return
-        self.said = now
-        rate = (self.done - self.skipped) / (now - self.started)
-        left = round((self.total - self.done) / rate)
-        line = (
-            f"{self.done:,} of {self.total:,} rows, {rate:,.0f} rows/s, "
-            f"{left // 60}:{left % 60:02d} left"
-        )
-        click.echo(f"\r\033[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
-
-    def end(self) -> None:
-        """Clear the line."""
-        if self.terminal:
-            click.echo("\r\033[K", err=True, nl=False)

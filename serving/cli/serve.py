@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.cli.command import CONTEXT, Command, finish, say
+from serving.cli.command import CONTEXT, Command
 from serving.cli.options import device_option, engine_device, model_option
+from serving.console import finish, say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:

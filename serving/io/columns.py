@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pyarrow import compute
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.array_files import decode_image
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
@@ -26,6 +25,7 @@ from serving.io.arrow_types import (
     list_sizes,
     plain_type,
 )
+from serving.io.images import decode_image
 from serving.io.rows import DEFAULT_IDS
 
 Array = NDArray[Any]

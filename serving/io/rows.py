@@ -19,10 +19,11 @@ import pyarrow as pa
 from pyarrow import dataset, ipc, parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
+from serving.files import READ_ERRORS
 from serving.io import csv_rows
-from serving.io.array_files import IMAGE_SUFFIXES, READ_ERRORS
 from serving.io.array_rows import count_array, read_array_rows
 from serving.io.filesystems import Place, find_files
+from serving.io.images import IMAGE_SUFFIXES
 from serving.io.row_filter import Where, parse_where
 
 FILE, ROW = "file", "row"

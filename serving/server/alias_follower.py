@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import VaeError
-from serving.io.array_files import writing
+from serving.files import writing
+from serving.mlflow_store import alias_version, connect, store_errors
 from serving.server.shared_counters import Board
-from serving.source import (
-    Registered,
-    Source,
-    alias_version,
-    connect,
-    open_version,
-    remember,
-    store_errors,
-)
+from serving.source import Registered, Source, open_version, remember
 
 LOG = logging.getLogger(__name__)
 TICK_S = 0.2

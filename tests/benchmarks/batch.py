@@ -309,7 +309,7 @@ def measure_kills(folder: Path, points: int = 20) -> Iterator[Figure]:
     write_input(folder / "small.parquet", x, len(x), "bytes")
 
     def run(last: int, output: Path) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "tests.serving.killed", str(last)]
+        command = [sys.executable, "-m", "tests.serving.batch.killed", str(last)]
         command += [str(folder / "small.parquet"), str(output)]
         command += ["--id", "id", "--model", str(sealed)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -29,7 +29,7 @@ from serving.io.filesystems import locate
 from serving.io.rows import Rows
 from serving.source import open_source
 from tests.benchmarks.measure import Row, best_in_turns
-from tests.pipeline.java import make_java_home
+from tests.integration.java import make_java_home
 
 ROWS = 140_000
 CORES = 2

@@ -23,7 +23,7 @@ from pipeline.parity.check import check_parity
 from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
 from serving.cpu import available_cores
-from tests.pipeline.mutations import (
+from tests.pipeline.parity.mutations import (
     MUTATIONS,
     corrupt,
     read_graphs,

@@ -16,15 +16,15 @@ from serving.cpu import limit_spinning
 limit_spinning()
 
 from pipeline.data.dataset import Split  # noqa: E402  after the spin limit
-from tests.pipeline.conftest import (  # noqa: E402
+from tests.pipeline.registry.processes import register_racers, run_rounds  # noqa: E402
+from tests.tracking_server import tracking_server  # noqa: E402
+from tests.trained_models import (  # noqa: E402
     draw_images,
     load,
     make_bundle,
     tiny_config,
     train_checkpoint,
 )
-from tests.pipeline.processes import register_racers, run_rounds  # noqa: E402
-from tests.tracking_server import tracking_server  # noqa: E402
 
 RACERS = 8
 ROUNDS = {"sqlite": 50, "server": 10}

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
-from pipeline.tracking import Run, tracked_run
+from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.training.loop import train
 from serving.cpu import available_cores
 from tests.benchmarks.measure import Row, best_in_turns
@@ -34,7 +34,7 @@ def measure() -> Iterator[Row]:
     yield Row("the log calls alone / that training", logging, plain, "at most 0.03x")
 
 
-def log_epochs(run: Run) -> None:
+def log_epochs(run: TrackedRun) -> None:
     """What a training logs."""
     for _ in range(EPOCHS):
         run.log_metrics({f"metric_{index}": 1.0 for index in range(6)})

@@ -16,7 +16,7 @@ from pipeline.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-SERVING_README = (ROOT / "serving" / "README.md").read_text()
+SERVING_MANUAL = (ROOT / "docs" / "serving.md").read_text()
 TINY = {"data": "x.npy", "epochs": "2", "hidden-dims": "16", "latent-dim": "3", "nll-samples": "4"}
 
 
@@ -53,7 +53,7 @@ def ask(words: list[str], address: str) -> bytes:
 
 
 def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
-    """The block of `vae serve`: the server, what asks it, the code of serving/README.md."""
+    """The block of `vae serve`: the server, what asks it, the code of docs/serving.md."""
     (command,) = (words for words in commands() if words[:2] == ["vae", "serve"])
     ports = ("--port", "0", "--grpc-port", "0", "--drain", "1")
     pipe = subprocess.PIPE
@@ -64,7 +64,7 @@ def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
             for words in commands():
                 if words[0] == "curl":
                     assert json.loads(ask(words, address))["outputs"][0]["shape"] == [3, 6, 5]
-            for code in blocks("python", SERVING_README):
+            for code in blocks("python", SERVING_MANUAL):
                 code = code.replace("localhost:8080", address)
                 subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=env)
         finally:

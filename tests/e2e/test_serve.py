@@ -22,11 +22,11 @@ from pipeline.registry import versions
 from pipeline.tracking import tracked_run
 from serving.bundle import GOLDEN, open_bundle
 from serving.engine import Engine
-from serving.source import DIGEST_TAG, connect
+from serving.mlflow_store import DIGEST_TAG, connect
 from tests.e2e.versions import other_model, reseal
-from tests.serving.asking import asking, metrics, ready, wait_for
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
+from tests.serving.server.asking import asking, metrics, ready, wait_for
 
 REFERENCE = "models:/vae@champion"
 SECRET = "a secret of the webhook"

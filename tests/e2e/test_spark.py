@@ -27,7 +27,7 @@ from serving.io.filesystems import Place, locate
 from serving.io.rows import Rows
 from serving.source import Source
 from tests.e2e.conftest import VAE, run_vae
-from tests.pipeline.java import make_java_home
+from tests.integration.java import make_java_home
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 

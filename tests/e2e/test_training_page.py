@@ -1,4 +1,4 @@
-"""What pipeline/TRAINING.md tells a person to do."""
+"""What docs/training.md tells a person to do."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.e2e.conftest import draw_images, run_vae
 
-PAGE = (Path(__file__).parents[2] / "pipeline" / "TRAINING.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 TINY = ("--epochs", "1", "--latent-dim", "3", "--nll-samples", "2", "--threads", "1")
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline import tracking
 from pipeline.tracking import fetch_artifact, fetch_json, git_state, open_experiment, tracked_run
 from serving.errors import UsageRefused, VaeError
-from serving.source import connect
+from serving.mlflow_store import connect
 
 pytestmark = pytest.mark.usefixtures("store")
 

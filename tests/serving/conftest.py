@@ -10,7 +10,7 @@ from pyarrow import parquet
 from serving.batch import job
 from serving.bundle import Bundle, open_bundle
 from serving.engine import Engine
-from tests.serving.jobs import PART_ROWS, Array, read, run, table
+from tests.serving.batch.jobs import PART_ROWS, Array, read, run, table
 from tests.serving.running import Running, serve
 
 SEALED = Path(__file__).parent / "bundle"

@@ -49,7 +49,7 @@ def prepare_inputs(preset: str) -> Inputs:
     folder = CACHE / f"bundle-{preset}-{_digest_of_sources()}"
     if not folder.exists():
         # imported here, because it brings torch
-        from tests.pipeline.conftest import make_bundle, train_checkpoint
+        from tests.trained_models import make_bundle, train_checkpoint
 
         for old in CACHE.glob(f"bundle-{preset}-*"):
             shutil.rmtree(old)

@@ -22,8 +22,8 @@ import numpy as np
 
 from serving.bundle import open_bundle
 from serving.engine import Engine
+from serving.mlflow_store import DIGEST_TAG, connect
 from serving.protocol.http_body import HEADER_LENGTH, decode_response
-from serving.source import DIGEST_TAG, connect
 from tests.benchmarks.serve.exchanges import Answer
 from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
 from tests.benchmarks.serve.load import run_wrk, two_cores

@@ -1,0 +1,84 @@
+"""Which rows `vae evaluate MODEL --data …` takes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from pipeline.cli.stages import rows_to_evaluate
+from serving.errors import DataRefused, UsageRefused
+from tests.trained_models import Trained, draw_images, draw_table
+
+
+def test_without_data_they_are_the_held_out_rows(trained: Trained) -> None:
+    checkpoint, dataset = trained
+    np.testing.assert_array_equal(rows_to_evaluate(checkpoint, None).x, dataset.test.x)
+
+
+def test_of_the_training_s_data_elsewhere_they_are_its_held_out_rows(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, dataset = trained
+    np.save(tmp_path / "moved.npy", draw_images(400))
+    rows = rows_to_evaluate(checkpoint, str(tmp_path / "moved.npy"))
+    assert rows.sha256 == dataset.test.sha256
+    assert "the model's own held-out rows" in capsys.readouterr().err
+
+
+def test_of_other_data_they_are_its_test_set(trained: Trained, tmp_path: Path) -> None:
+    test = draw_images(33)[:, ::-1]
+    np.savez(tmp_path / "other.npz", x_train=draw_images(20), x_test=test)
+    rows = rows_to_evaluate(trained[0], str(tmp_path / "other.npz"))
+    np.testing.assert_array_equal(rows.x, test)
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_without_a_test_set_they_are_all_rows(
+    count: int, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "other.npy", draw_images(count))
+    assert len(rows_to_evaluate(trained[0], str(tmp_path / "other.npy")).x) == count
+    assert "rows of other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        pytest.param(
+            np.zeros((9, 5, 5), np.uint8),
+            r"rows of uint8 \(5, 5\), the model takes uint8 \(6, 5\)",
+            id="shape",
+        ),
+        pytest.param(
+            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), the model", id="dtype"
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    x: np.ndarray, message: str, trained: Trained, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "other.npy", x)
+    with pytest.raises(DataRefused, match=message):
+        rows_to_evaluate(trained[0], str(tmp_path / "other.npy"))
+
+
+def test_another_table_needs_no_label_and_an_array_no_columns(
+    trained_table: Trained, tmp_path: Path
+) -> None:
+    checkpoint, _ = trained_table
+    data = replace(checkpoint.config.data, columns=("b", "a", "c", "d"), label="kind")
+    named = replace(checkpoint, config=replace(checkpoint.config, data=data))
+    x = draw_table(20)
+    np.save(tmp_path / "x.npy", x)
+    table = pa.table(dict(zip("bacd", x.T, strict=True)))
+    parquet.write_table(table, tmp_path / "x.parquet")
+    labelled = table.append_column("kind", pa.array(range(20)))
+    parquet.write_table(labelled, tmp_path / "labelled.parquet")
+    for name in ("x.npy", "x.parquet", "labelled.parquet"):
+        np.testing.assert_array_equal(rows_to_evaluate(named, str(tmp_path / name)).x, x)
+    parquet.write_table(table.drop_columns(["a"]), tmp_path / "less.parquet")
+    with pytest.raises(UsageRefused, match="no column 'a'; it has b"):
+        rows_to_evaluate(named, str(tmp_path / "less.parquet"))

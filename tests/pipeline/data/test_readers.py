@@ -1,0 +1,287 @@
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.data.dataset import load_dataset
+from pipeline.data.readers import MNIST, read_source
+from serving.errors import DataRefused, UsageRefused
+from tests.pipeline.data.test_dataset import BYTES, FLOATS, count_rows, load, save
+
+Array = NDArray[Any]
+
+
+def idx_bytes(x: Array, code: int = 0x08) -> bytes:
+    header = struct.pack(f">HBB{x.ndim}I", 0, code, x.ndim, *x.shape)
+    return header + x.tobytes()
+
+
+def save_idx_folder(folder: Path, train: bytes, test: bytes, suffix: str = "") -> Path:
+    pack = gzip.compress if suffix == ".gz" else bytes
+    (folder / f"train-images-idx3-ubyte{suffix}").write_bytes(pack(train))
+    (folder / f"t10k-images-idx3-ubyte{suffix}").write_bytes(pack(test))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_reads_an_idx_folder_with_its_own_test_set(tmp_path: Path, suffix: str) -> None:
+    folder = save_idx_folder(tmp_path, idx_bytes(BYTES[:30]), idx_bytes(BYTES[30:]), suffix)
+    dataset = load(folder, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
+    assert (len(dataset.train.x), len(dataset.valid.x)) == (27, 3)
+    assert count_rows(dataset.train.x, dataset.valid.x) == count_rows(BYTES[:30])
+
+
+def test_plain_files_of_an_idx_folder_go_before_zipped_ones(tmp_path: Path) -> None:
+    save_idx_folder(tmp_path, idx_bytes(BYTES), idx_bytes(BYTES), ".gz")
+    save_idx_folder(tmp_path, idx_bytes(BYTES[:20]), idx_bytes(BYTES[:5]))
+    np.testing.assert_array_equal(load(tmp_path, 0).train.x, BYTES[:20])
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{"x": FLOATS, "labels": np.arange(40)}, {"rows": FLOATS}],
+    ids=["x among others", "one array"],
+)
+def test_reads_the_rows_of_an_npz(tmp_path: Path, arrays: dict[str, Array]) -> None:
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
+    expected = load(save(tmp_path / "x.npy", FLOATS))
+    assert load(tmp_path / "x.npz").digests() == expected.digests()
+
+
+def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=BYTES[:30], x_test=BYTES[30:], x=BYTES)
+    dataset = load(tmp_path / "x.npz", valid_fraction=0, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.train.x, BYTES[:30])
+    np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
+
+
+def test_mnist_has_the_digits_of_its_test_set() -> None:
+    rest, test = read_source("mnist")
+    content = gzip.decompress((MNIST / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    assert rest.labels is None
+    assert test is not None
+    np.testing.assert_array_equal(test.labels, np.frombuffer(content, np.uint8)[8:])
+
+
+def test_labels_of_an_npz_go_with_their_rows(tmp_path: Path) -> None:
+    x = np.arange(40, dtype=np.float32).reshape(-1, 1)
+    np.savez(tmp_path / "one.npz", x=x, y=np.arange(40))
+    np.savez(tmp_path / "two.npz", x_train=x, x_test=x, y_test=np.arange(40)[:, None].astype(str))
+    plain = load(save(tmp_path / "x.npy", x))
+    one, two = load(tmp_path / "one.npz"), load(tmp_path / "two.npz")
+    np.testing.assert_array_equal(one.test.labels, one.test.x[:, 0])
+    np.testing.assert_array_equal(two.test.labels, np.arange(40).astype(str))
+    assert one.digests() == plain.digests()
+    assert (one.train.labels, one.valid.labels, plain.test.labels) == (None, None, None)
+
+
+def test_a_target_that_is_no_class_is_no_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=FLOATS, y=FLOATS[:, 0])
+    assert load(tmp_path / "x.npz").test.labels is None
+
+
+@pytest.mark.parametrize("settings", [{"columns": ("a",)}, {"label": "a"}], ids=str)
+def test_columns_are_chosen_of_tables_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = save(tmp_path / "x.npy", FLOATS)
+    with pytest.raises(UsageRefused) as caught:
+        load_dataset(str(path), valid_fraction=0, test_fraction=0.1, **settings)
+    assert str(caught.value) == f"--columns and --label choose from a table, and {path} is none"
+
+
+def spoil(*cells: tuple[int, int, float]) -> Array:
+    x = FLOATS.astype(np.float64)
+    for row, column, value in cells:
+        x[row, column] = value
+    return x
+
+
+def write(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def write_npy(x: Array, name: str = "x.npy") -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with (folder / name).open("wb") as file:
+            np.save(file, x)
+        return folder / name
+
+    return make
+
+
+def write_npz(name: str = "x.npz", **arrays: Array) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        with (folder / name).open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        return folder / name
+
+    return make
+
+
+def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
+    return lambda folder: save_idx_folder(folder, train, test)
+
+
+def test_no_name_is_not_the_working_folder() -> None:
+    with pytest.raises(DataRefused, match="no data at '': give mnist"):
+        read_source("")
+
+
+IMAGES = idx_bytes(BYTES[:4])
+REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (
+        lambda folder: folder / "none.npy",
+        "no data at '{path}': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
+        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
+    ),
+    "folder with half of IDX": (
+        lambda folder: write("t10k-images-idx3-ubyte", b"")(folder).parent,
+        "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
+    ),
+    "empty folder": (
+        lambda folder: folder,
+        "{path} is empty: give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
+        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
+    ),
+    "wrong magic": (
+        write("x", b"\x89PNG\r\n\x1a\n"),
+        "cannot read {path}: no IDX file, it starts with 0x89504e47",
+    ),
+    "unknown IDX type": (
+        write("x", idx_bytes(BYTES, code=7)),
+        "cannot read {path}: no IDX file, it starts with 0x00000703",
+    ),
+    "empty file": (write("x", b""), "{path} is empty"),
+    "empty npy": (write("x.npy", b""), "{path} is empty"),
+    "IDX header cut off": (
+        write("x", IMAGES[:10]),
+        "cannot read {path}: the IDX header is cut off after 10 bytes",
+    ),
+    "IDX too short": (
+        write("x", IMAGES[:-1]),
+        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 39",
+    ),
+    "IDX too long": (
+        write("x", IMAGES + b"\0"),
+        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 41",
+    ),
+    "npz without x": (
+        write_npz(a=BYTES, b=BYTES),
+        "{path} must hold one array, or one named x; got a, b",
+    ),
+    "NaN": (
+        write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
+        "{path} must be finite: 2 of 40 rows are not, the first is row 3",
+    ),
+    "infinite": (
+        write_npy(spoil((5, 0, -np.inf))),
+        "{path} must be finite: 1 of 40 rows are not, the first is row 5",
+    ),
+    "too large for float32": (
+        write_npy(spoil((7, 2, 1e300))),
+        "{path} must be finite: 1 of 40 rows are not, the first is row 7",
+    ),
+    "complex numbers": (
+        write_npy(FLOATS.astype(np.complex64)),
+        "{path} must be numbers, got complex64",
+    ),
+    "text": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
+    "integers that float32 would round": (
+        write_npy(np.array([[-5], [2**24 + 1]])),
+        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
+        "got int64 from -5 to 16777217",
+    ),
+    "an integer below": (
+        write_npy(np.array([[-(2**63)], [1]])),
+        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
+        "got int64 from -9223372036854775808 to 1",
+    ),
+    "no rows": (
+        write_npy(FLOATS[:0]),
+        "{path} must be rows of features, at least one of each; got (0, 3)",
+    ),
+    "no features": (
+        write_npy(FLOATS[:, :0]),
+        "{path} must be rows of features, at least one of each; got (40, 0)",
+    ),
+    "one-dimensional": (
+        write_npy(FLOATS[0]),
+        "{path} must be rows of features, at least one of each; got (3,)",
+    ),
+    "one row": (write_npy(FLOATS[:1]), "{path} has 1 rows, too few to split"),
+    "nothing left for validation": (
+        write_npz(x_train=FLOATS[:1], x_test=FLOATS),
+        "{path} has 1 rows, too few to split",
+    ),
+    "test rows of another shape": (
+        write_npz(x_train=BYTES, x_test=BYTES.reshape(40, 2, 3)),
+        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "test rows of another shape in a folder": (
+        write_folder(IMAGES, idx_bytes(BYTES.reshape(40, 2, 3))),
+        "{path}: test rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "test rows of another dtype": (
+        write_npz(x_train=FLOATS, x_test=FLOATS.astype(np.uint8)),
+        "{path}: test rows are uint8 (3,), training rows float32 (3,)",
+    ),
+    "fewer labels than rows": (
+        write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),
+        "{path} has 39 labels of 40 rows",
+    ),
+    "NaN in the test rows": (
+        write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
+        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refuses_and_says_why(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DataRefused) as caught:
+        load(path)
+    assert str(caught.value) == message.format(path=path)
+    assert caught.value.exit_code == 3
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "truncated gz": (write("x.gz", gzip.compress(IMAGES)[:-9]), "ended before the end"),
+    "damaged gz": (write("x.gz", gzip.compress(IMAGES)[:-8] + bytes(8)), "CRC check failed"),
+    "npy cut off": (
+        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
+        "Expected (40, 3, 2) = 240 elements, could only read 239",
+    ),
+    "npz named npy": (write_npz("x.npy", x=BYTES), "the magic string is not correct"),
+    "npy named npz": (write_npy(BYTES, "x.npz"), "not a zip file"),
+    "npz cut off": (
+        lambda folder: write("x.npz", write_npz(x=BYTES)(folder).read_bytes()[:-30])(folder),
+        "not a zip file",
+    ),
+    "objects": (
+        write_npy(np.array([{"a": 1}], object)),
+        "Object arrays cannot be loaded when allow_pickle=False",
+    ),
+}
+"""What a library says of a file; the words are its own."""
+
+
+@pytest.mark.parametrize(("make", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_refuses_what_a_library_cannot_read(
+    tmp_path: Path, make: Callable[[Path], Path], said: str
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(DataRefused) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"cannot read {path}: ")
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 3

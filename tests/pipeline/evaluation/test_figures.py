@@ -1,0 +1,95 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from pipeline.config import ModelConfig
+from pipeline.data.dataset import Split
+from pipeline.evaluation.figures import draw_figures
+from pipeline.evaluation.plots import plot_latents, principal_components
+from pipeline.model.vae import VAE
+from serving.drift import summarize
+from serving.io.images import tile
+from serving.noise import draw_rows
+from tests.trained_models import Trained
+
+HISTORY = [{"elbo": -3.0, "log_likelihood": -2.0, "kl": 1.0, "valid_elbo": -4.0}] * 3
+HISTORY = [row | {"valid_log_likelihood": -3.0, "valid_kl": 1.0} for row in HISTORY]
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    test = replace(trained[1].test, labels=np.arange(len(x)) % 3)
+    held_out = summarize(np.linspace(-9, -2, 500))
+    paths = draw_figures(tmp_path / "figures", model, HISTORY, test, held_out)
+    assert [path.name for path in paths] == [
+        "curves.png",
+        "latents.png",
+        "scores.png",
+        "reconstructions.png",
+        "samples.png",
+        "traversals.png",
+    ]
+    samples = model.decode(torch.from_numpy(draw_rows(0, 0, 100, 3))).numpy()
+    np.testing.assert_array_equal(read(paths[4]), tile(samples, 10))
+    np.testing.assert_array_equal(read(paths[3])[2:8, 2:7], x[0])  # the first original
+    curves = read(paths[0])
+    assert curves.shape[:2] == (350, 1200)
+    assert len(np.unique(curves)) > 20
+    # three labels are three of the palette's colours
+    colours = {tuple(pixel) for pixel in read(paths[1])[..., :3].reshape(-1, 3).tolist()}
+    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
+    assert (214, 39, 40) not in colours
+
+
+@pytest.mark.parametrize(
+    ("top", "unit"), [(1.0, 255), (200.0, 1)], ids=["up to 1", "in units of bytes"]
+)
+def test_floats_are_shown_in_their_unit(top: float, unit: int, tmp_path: Path) -> None:
+    x = np.linspace(0, top, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
+    model = VAE((6, 5), ModelConfig(likelihood="gaussian", hidden_dims=(4,), latent_dim=3))
+    paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""))
+    pictures = {path.name: read(path) for path in paths}
+    shown = pictures["reconstructions.png"][2:8, 9:14]  # the second original
+    np.testing.assert_array_equal(shown, np.rint(x[1] * unit))
+    with torch.no_grad():
+        samples = model.decode(torch.from_numpy(draw_rows(0, 0, 100, 3))).numpy()
+    np.testing.assert_array_equal(pictures["samples.png"], tile(samples * unit, 10))
+
+
+def test_a_table_has_plots_alone(trained_table: Trained, tmp_path: Path) -> None:
+    checkpoint, dataset = trained_table
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test)
+    assert [path.name for path in paths] == ["curves.png", "latents.png"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(None, id="none"),
+        pytest.param(np.linspace(0, 1, 60), id="a scale"),
+        pytest.param(np.array([f"name {row}" for row in range(60)]), id="too many words"),
+    ],
+)
+def test_latents_of_any_labels_are_drawn(labels: np.ndarray | None, tmp_path: Path) -> None:
+    z = np.random.default_rng(0).standard_normal((60, 1)).astype(np.float32)
+    plot_latents(tmp_path / "latents.png", z, labels)
+    assert read(tmp_path / "latents.png").shape[:2] == (600, 700)
+
+
+def test_principal_components_are_those_of_scikit_learn() -> None:
+    z = np.random.default_rng(0).standard_normal((200, 5)) * [1, 4, 0.1, 2, 1] + 3
+    reference = PCA(2).fit(z)
+    places, shares = principal_components(z)
+    np.testing.assert_allclose(np.abs(places), np.abs(reference.transform(z)), rtol=1e-6)
+    np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-6)
+    assert principal_components(np.zeros((3, 4)))[1].tolist() == [0, 0]

@@ -1,0 +1,115 @@
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline.cli.main import cli
+from pipeline.export.model_card import render_card
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.io.images import tile
+from tests.trained_models import Trained
+
+
+def rows_of(card: str, heading: str) -> dict[str, list[str]]:
+    """Cells of the tables under a heading, by the first cell of a row."""
+    section = card.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells}
+
+
+@pytest.fixture(scope="module")
+def card(sealed: Bundle) -> str:
+    return (sealed.path / "MODEL_CARD.md").read_text()
+
+
+def test_every_mean_stands_with_its_error(sealed: Bundle) -> None:
+    real: Mapping[str, Any] = sealed.read_json("metrics.json")
+    metrics = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
+    metrics |= {"nll_samples": 4, "rows": 100, "active_units": 2}
+    text = render_card(asdict(sealed.manifest), metrics, None)
+    rows = rows_of(text, "How good it is")
+    names = {
+        "ELBO": "elbo",
+        "log-likelihood": "log_likelihood",
+        "KL": "kl",
+        "NLL, 4 importance samples": "nll",
+    }
+    for label, name in names.items():
+        assert rows[label] == [f"{metrics[name]:.2f} ± {metrics[f'{name}_se']:.2f}"]
+    assert rows["active latents"] == ["2 of 3"]
+
+
+def test_data_and_origin_are_whole(sealed: Bundle, card: str, trained: Trained) -> None:
+    rows = rows_of(card, "Data")
+    for name, split in trained[1].describe()["splits"].items():
+        assert rows[name] == [str(split["rows"]), f"`{split['sha256']}`"]
+    assert rows_of(card, "Origin")["git commit"] == [f"`{'0' * 40}`"]
+
+
+def test_pictures_are_those_of_the_model(sealed: Bundle, card: str, trained: Trained) -> None:
+    assert re.findall(r"!\[.*?\]\((.*?)\)", card) == ["samples.png", "reconstructions.png"]
+    x = trained[1].test.x[:20]
+    x_loc = Engine(sealed).reconstruct(x)
+    lines = (x[:10], x_loc[:10], x[10:], x_loc[10:])
+    with Image.open(sealed.path / "reconstructions.png") as image:
+        got = np.asarray(image).astype(int)
+    assert (
+        np.abs(got - tile(np.concatenate(lines), 10)).max() <= 1
+    )  # onnx and torch may round apart
+
+
+def test_the_python_in_it_runs(sealed: Bundle, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sealed.path.parent)
+    assert sealed.path.name == "bundle"
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "Engine" in block
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["x_loc"].shape == (1, 6, 5)
+    assert names["scores"]["elbo"].shape == (1,)
+
+
+def test_the_commands_in_it_run(
+    sealed: Bundle, card: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").symlink_to(sealed.path)
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", trained[1].test.x)
+    commands = re.findall(r"^vae (?!serve)(.*)$", card, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        result = CliRunner().invoke(cli, command.split())
+        assert result.exit_code == 0, result.output
+    made = {"samples.npy", "reconstructions.npy", "scores"}
+    assert made | {"bundle", "rows.npy"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_parity_shows_the_worst_of_each_output_and_what_failed(sealed: Bundle) -> None:
+    report = sealed.read_json("parity.json")
+    content, metrics = asdict(sealed.manifest), sealed.read_json("metrics.json")
+    worst = report["comparisons"][0]
+    worst |= {"max_error": None, "passed": False}
+    text = render_card(content, metrics, {**report, "verdict": "failed"})
+    assert "**Failed** on cpu" in text
+    count = len(report["comparisons"])
+    assert f"of {count:,} comparisons with torch, {count - 1:,} are within" in text
+    rows = rows_of(text, "Parity of ONNX and torch")
+    assert rows["encode.z_loc"] == ["no number", f"{worst['max_budget']:.1e}", "far more"]
+    assert len(rows) == 1 + 9
+    assert "run `vae check`" in render_card(content, metrics, None)
+
+
+def test_a_table_has_no_pictures(sealed: Bundle, tmp_path: Path) -> None:
+    content = asdict(sealed.manifest) | {"x_shape": (4,), "x_dtype": "float32"}
+    text = render_card(content, sealed.read_json("metrics.json"), None)
+    assert "![" not in text
+    assert "np.zeros((1, 4), np.float32)" in text

@@ -1,0 +1,144 @@
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from pipeline.export.parity_summary import used_share
+from pipeline.parity.html_plots import plot_batches, plot_histogram
+from pipeline.parity.html_report import render_page
+from serving.bundle import Bundle
+
+EDGES = [-1.0, 0.0, 1.0]
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "batch": 1,
+        "max_error": 0.5,
+        "max_budget": 1.0,
+        "rms_error": 0.1,
+        "rms_budget": 1.0,
+        "histogram": [1, 2, 0, 0],
+        "passed": True,
+        **changes,
+    }
+
+
+def shapes(svg: str, tag: str) -> list[dict[str, str]]:
+    return [element.attrib for element in ET.fromstring(svg).iter(tag)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 0.5),
+        ({"rms_error": 0.75}, 0.75),
+        ({"max_error": None}, float("inf")),
+        ({"max_error": 0.0, "max_budget": 0.0}, 0.1),
+        ({"max_error": 1e-9, "max_budget": 0.0}, float("inf")),
+    ],
+    ids=["max", "rms", "no number", "exact", "not exact"],
+)
+def test_the_share_is_the_larger_part_of_the_two_budgets(
+    changes: dict[str, Any], share: float
+) -> None:
+    assert used_share(row(**changes)) == share
+
+
+def test_a_histogram_sums_the_comparisons_and_marks_what_is_beyond_the_budget() -> None:
+    svg = plot_histogram([row(histogram=[1, 1000, 0, 0]), row(histogram=[1, 0, 1, 1])], EDGES)
+    bars = shapes(svg, "rect")
+    assert [bar["class"] for bar in bars] == ["good", "good", "bad", "bad"]
+    heights = [float(bar["height"]) for bar in bars]
+    assert heights[1] == max(heights) > 100
+    assert heights[0] == heights[2] == heights[3] == 2.5  # one among a thousand is seen
+    counts = [title.text for title in ET.fromstring(svg).iter("title")]
+    assert counts[0] == "below 0.1 of the budget: 2"
+    assert counts[3] == "above 10 of the budget, or no number: 1"
+
+
+def test_batches_have_a_dot_each_and_a_line_along_the_largest() -> None:
+    rows = [
+        row(batch=1, max_error=0.1),
+        row(batch=1, max_error=0.01),
+        row(batch=64, max_error=None, passed=False),
+    ]
+    svg = plot_batches(rows)
+    dots = shapes(svg, "circle")
+    assert [dot["class"] for dot in dots].count("bad") == 1
+    assert len(dots) == 2  # the rms error is the larger part of the second
+    (line,) = shapes(svg, "polyline")
+    points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+    assert len(points) == 2
+    limit = float(shapes(svg, "line")[0]["y1"])
+    assert points[0][1] > limit > points[1][1]  # upwards is less in SVG
+
+
+class Page(HTMLParser):
+    """What a page asks for, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_needs_no_network_and_tells_all(sealed: Bundle) -> None:
+    report = sealed.read_json("parity.json")
+    text = render_page(report, "vae version 3")
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"src", "href", "onload", "onclick"} & page.attributes
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+    assert "prefers-color-scheme: dark" in text
+    outputs = {f"{c['operation']}.{c['output']}" for c in report["comparisons"]}
+    assert len(outputs) == 9
+    assert page.tags.count("svg") == 2 * len(outputs)
+    assert all(output in page.text for output in outputs)
+    assert page.tags.count("tr") > len(report["comparisons"])
+    assert report["files"]["encoder.onnx"] in page.text
+    assert report["machine"]["processor"] in page.text
+    assert "Parity of vae version 3: passed" in page.text
+
+
+def test_a_failed_page_names_what_failed_and_runs_nothing(sealed: Bundle) -> None:
+    report = sealed.read_json("parity.json")
+    failed = {**report["comparisons"][0], "passed": False, "max_error": None, "reason": "<b>"}
+    fault = {"rule": "values", "message": "<script>alert(1)</script>"}
+    first = {
+        "graph": "encoder.onnx",
+        "output": "encode.z_loc",
+        "node": "node_7",
+        "op_type": "Gemm",
+        "value": "v",
+        "detail": "off by 1",
+    }
+    report |= {
+        "verdict": "failed",
+        "comparisons": [failed, *report["comparisons"][1:]],
+        "faults": [fault] * 12,
+        "first_difference": first,
+    }
+    text = render_page(report, "<i>bundle</i>")
+    page = Page(text)
+    assert not {"script", "b", "i"} & set(page.tags)
+    assert "Parity of <i>bundle</i>: failed" in page.text
+    assert "first node: node_7 (Gemm) of encoder.onnx: off by 1" in page.text
+    assert "and 3 more" in page.text
+    assert "no number" in page.text
+    assert re.search(r'<tr class="bad"><td>encode.z_loc', text)
+    some = f"{len(report['comparisons']) - 1} of {len(report['comparisons'])} comparisons"
+    assert some in page.text

@@ -1,0 +1,181 @@
+"""Promotions in processes of their own, which can be held at one point, or killed at any.
+
+One process imports all that takes time, and the others are its forks.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from threading import BrokenBarrierError
+from typing import Any
+
+import alembic.command  # noqa: F401  this and the like: what mlflow imports at its first use
+import filelock  # noqa: F401
+import mlflow
+import mlflow.artifacts
+import mlflow.store.artifact.models_artifact_repo
+import mlflow.store.model_registry.sqlalchemy_workspace_store
+import mlflow.store.tracking.sqlalchemy_workspace_store
+from sqlalchemy.orm import configure_mappers
+
+from pipeline.config import PromoteConfig
+from pipeline.data.dataset import Split
+from pipeline.registry.audit_log import history
+from pipeline.registry.ledger import list_moves
+from pipeline.registry.promotion import promote, rollback
+from pipeline.registry.versions import register_bundle
+from pipeline.tracking import tracked_run
+from serving.bundle import Manifest
+from serving.mlflow_store import alias_version, connect
+from tests.e2e.versions import reseal
+
+configure_mappers()  # which takes as long as the rest of a promotion
+
+READS = ("get_", "search_", "list_", "download_", "_")
+"""How those methods of mlflow's client begin that change nothing."""
+TIMEOUT_S = 60.0
+
+
+def forks() -> ForkServerContext:
+    """A context whose processes start with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.pipeline.training.processes"])  # and this module
+    return context
+
+
+def use_store(uri: str, folder: Path) -> None:
+    """In a fork, which has the environment of the first."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    mlflow.set_tracking_uri(uri)
+
+
+def die_at(step: int) -> None:
+    """Kill this process before its `step`th change to the store, counted from 1."""
+    left = [step]
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name, real in list(vars(mlflow.MlflowClient).items()):
+        if callable(real) and not name.startswith(READS):
+            setattr(mlflow.MlflowClient, name, dying(real))
+
+
+def promote_and_die(uri: str, folder: Path, version: str, test: Split, step: int) -> None:
+    use_store(uri, folder)
+    die_at(step)
+    promote("vae", version, lambda manifest: test, PromoteConfig(), threads=1)
+
+
+def roll_back_and_die(uri: str, folder: Path, step: int) -> None:
+    use_store(uri, folder)
+    die_at(step)
+    rollback("vae", threads=1)
+
+
+def race(uri: str, folder: Path, test: Split, start: Any, results: Any, rounds: Any) -> None:
+    """Promote what `rounds` gives, until it gives None, when all others have read the champion."""
+    use_store(uri, folder)
+
+    def load_test(manifest: Manifest) -> Split:
+        start.wait(TIMEOUT_S)
+        return test
+
+    while (version := rounds.get()) is not None:
+        try:
+            decision = promote("vae", version, load_test, PromoteConfig(), threads=1)
+            results.put((version, decision.decision, decision.reasons))
+        except BrokenBarrierError:
+            results.put((version, "held up", ()))
+            return
+        except Exception as err:  # noqa: BLE001 - it must not leave the others waiting
+            results.put((version, "failed", (repr(err),)))
+
+
+class Race:
+    """Processes that promote a version each, at once, against the same champion.
+
+    Args:
+        uri: the store, with one more version of `vae` than processes.
+        folder: where to cache.
+        test: the held-out rows of all versions.
+        racers: number of processes.
+    """
+
+    def __init__(self, uri: str, folder: Path, test: Split, racers: int) -> None:
+        context = forks()
+        self._start = context.Barrier(racers)  # kept, for it ends with its last reference here
+        self._rounds = [context.Queue() for _ in range(racers)]
+        self._results = context.Queue()
+        common = (uri, folder, test, self._start, self._results)
+        self._processes = [
+            context.Process(target=race, args=(*common, rounds)) for rounds in self._rounds
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, versions: list[str]) -> dict[str, str]:
+        """One round: what came of each version."""
+        for rounds, version in zip(self._rounds, versions, strict=True):
+            rounds.put(version)
+        rows = [self._results.get(timeout=3 * TIMEOUT_S) for _ in versions]
+        for version, outcome, reasons in rows:
+            assert outcome in ("promoted", "stale"), (version, outcome, reasons)
+        return {version: outcome for version, outcome, _ in rows}
+
+    def close(self) -> None:
+        """Let the processes end."""
+        for rounds in self._rounds:
+            rounds.put(None)
+        for process in self._processes:
+            process.join()
+
+
+def run_rounds(rounds: int, uri: str, folder: Path, test: Split, versions: list[str]) -> None:
+    """Let all versions but the champion race, round after round, and check each."""
+    contest = Race(uri, folder, test, len(versions) - 1)
+    try:
+        champion: str | None = None
+        for _ in range(rounds):
+            racing = [version for version in versions if version != champion]
+            champion = check_round(contest.run(racing[: len(versions) - 1]), champion)
+    finally:
+        contest.close()
+
+
+def check_round(outcomes: dict[str, str], before: str | None) -> str:
+    """Exactly one has won; alias, ledger and audit say the same. Return the champion."""
+    (winner,) = (version for version, outcome in outcomes.items() if outcome == "promoted")
+    client = connect()
+    assert alias_version(client, "vae", "champion") == winner
+    assert alias_version(client, "vae", "previous") == before
+    records = history("vae")[: len(outcomes)]
+    assert {row["version"]: row["decision"] for row in records} == outcomes
+    assert {row["previous"] for row in records} == {before}
+    move = list_moves(client, "vae")[-1]
+    assert (move.version, move.base, move.done) == (winner, before, True)
+    (record,) = (row for row in records if row["decision"] == "promoted")
+    assert record["run_id"] == move.run_id
+    return winner
+
+
+def register_racers(source: Path, folder: Path, racers: int) -> list[str]:
+    """One version more than racers: the same model under other digests."""
+    versions = []
+    for number in range(racers + 1):
+        shutil.copytree(source, folder / f"bundle-{number}")
+        with tracked_run("test") as run:
+            bundle = reseal(folder / f"bundle-{number}", seed=number)
+            versions.append(register_bundle(run, bundle, "vae"))
+    return versions

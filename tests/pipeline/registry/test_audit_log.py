@@ -1,0 +1,90 @@
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipeline.registry.audit_log import Tenure, champion_at, history, iso_time
+from pipeline.registry.promotion import rollback
+from serving.bundle import Bundle
+from serving.errors import UsageRefused
+from serving.mlflow_store import connect
+from tests.pipeline.registry.versions import put, register
+from tests.trained_models import Trained
+
+pytestmark = pytest.mark.usefixtures("store")
+
+STEP = timedelta(milliseconds=1)
+
+
+def moves() -> list[datetime]:
+    """When the champion moved, the first move first."""
+    times = [row["moved_at"] for row in history("vae") if row["moved_at"]]
+    return [datetime.fromisoformat(time) for time in reversed(times)]
+
+
+def at(when: datetime) -> tuple[str | None, bool]:
+    tenure = champion_at("vae", when)
+    return tenure.version, tenure.certain
+
+
+def test_who_was_champion_when(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
+    """Just before and at each move: none, 1, 2, and 1 again."""
+    register(worse)
+    register(sealed)
+    put(trained, "1")
+    put(trained, "2")
+    rollback("vae", threads=1)
+    first, second, third = moves()
+    assert at(first - STEP) == (None, True)
+    assert at(first) == ("1", True)
+    assert at(second - STEP) == ("1", True)
+    assert at(second) == ("2", True)
+    assert at(third - STEP) == ("2", True)
+    assert at(third) == ("1", True)
+    now = datetime.now(UTC)
+    assert champion_at("vae", now) == Tenure(version="1", since=third.isoformat(), certain=True)
+    began = datetime.fromisoformat(history("vae")[-1]["time"])
+    with pytest.raises(UsageRefused, match=r"nothing is recorded of vae before 20"):
+        champion_at("vae", began - STEP)
+    with pytest.raises(UsageRefused, match="--at must be a time in the past"):
+        champion_at("vae", now + timedelta(hours=1))
+
+
+def test_a_move_by_hand_is_seen_by_the_next_record_or_by_the_alias_now(
+    sealed: Bundle, worse: Bundle, trained: Trained
+) -> None:
+    register(worse)
+    register(sealed)
+    put(trained, "1")
+    (first,) = moves()
+    connect().set_registered_model_alias("vae", "champion", "2")
+    assert at(first) == ("1", False)  # it is 2 now, and nobody knows since when
+    wait_past(first)
+    put(trained, "1")  # refused, but it sees who is champion
+    seen = datetime.fromisoformat(history("vae")[0]["time"])
+    assert history("vae")[0]["decision"] == "refused"
+    assert at(seen - STEP) == ("1", False)
+    assert champion_at("vae", seen) == Tenure(version="2", since=seen.isoformat(), certain=True)
+
+
+def wait_past(when: datetime) -> None:
+    """Until the clock, which is read in milliseconds, shows another time."""
+    while iso_time(time.time() * 1000) <= when.isoformat(timespec="milliseconds"):
+        pass
+
+
+def test_a_refused_decision_says_nothing_against_its_champion(
+    sealed: Bundle, worse: Bundle, trained: Trained
+) -> None:
+    put(trained, register(sealed))
+    (first,) = moves()
+    wait_past(first)
+    put(trained, register(worse))
+    seen = datetime.fromisoformat(history("vae")[0]["time"])
+    assert champion_at("vae", seen) == Tenure(version="1", since=first.isoformat(), certain=True)
+
+
+def test_nothing_is_known_of_a_model_that_nobody_decided_on() -> None:
+    assert history("vae") == []
+    with pytest.raises(UsageRefused, match="nothing is recorded of vae before"):
+        champion_at("vae", datetime.now(UTC) - STEP)

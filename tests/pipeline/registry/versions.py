@@ -1,0 +1,62 @@
+"""Put bundles into a store and through the gate, as the stages do, and look at what came of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PromoteConfig
+from pipeline.data.dataset import Split
+from pipeline.registry.audit_log import Decision
+from pipeline.registry.promotion import promote
+from pipeline.registry.versions import register_bundle
+from pipeline.tracking import tracked_run
+from serving.bundle import Bundle, Manifest
+from serving.mlflow_store import alias_version, connect
+from tests.trained_models import Trained
+
+GATE = PromoteConfig()
+STRICT = PromoteConfig(margin=0)
+
+
+def register(bundle: Bundle, name: str = "vae") -> str:
+    with tracked_run("test") as run:
+        return register_bundle(run, bundle, name)
+
+
+def put(
+    trained: Trained,
+    version: str,
+    gate: PromoteConfig = STRICT,
+    *,
+    force: str | None = None,
+    dry_run: bool = False,
+    **changes: Any,
+) -> Decision:
+    """Promote with the held-out rows of `trained`, or with changes to that split."""
+
+    def load_test(manifest: Manifest) -> Split:
+        return replace(trained[1].test, **changes)
+
+    return promote("vae", version, load_test, gate, threads=1, force=force, dry_run=dry_run)
+
+
+def alias(name: str) -> str | None:
+    return alias_version(connect(), "vae", name)
+
+
+def champion() -> str | None:
+    return alias("champion")
+
+
+def stored_files(version: str) -> Path:
+    """Where the store keeps the bundle of a version."""
+    client = connect()
+    source = client.get_model_version("vae", version).source
+    model = client.get_logged_model(source.removeprefix("models:/"))
+    return Path(model.artifact_location.removeprefix("file://")) / "artifacts" / "bundle"
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,311 @@
+import gzip
+import os
+import resource
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from serving.errors import DataRefused, UsageRefused, VaeError
+from serving.files import check_target, writing
+from serving.io.array_files import read_array, read_npz, write_array, write_table
+from tests.serving.conftest import SEALED
+
+Array = NDArray[Any]
+
+ROWS = np.arange(5 * 3 * 2, dtype=np.float32).reshape(5, 3, 2) * 8
+IDX_CODES = {
+    "uint8": (0x08, ">u1"),
+    "int8": (0x09, ">i1"),
+    "int16": (0x0B, ">i2"),
+    "int32": (0x0C, ">i4"),
+    "float32": (0x0D, ">f4"),
+    "float64": (0x0E, ">f8"),
+}
+
+
+def idx_bytes(x: Array, code: int, dtype: str) -> bytes:
+    header = struct.pack(f">HBB{x.ndim}I", 0, code, x.ndim, *x.shape)
+    return header + x.astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize("name", ["x.npy", "X.npy"], ids=["relative", "other name"])
+def test_reads_an_npy(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save(name, ROWS)
+    np.testing.assert_array_equal(read_array(Path(name)), ROWS, strict=True)
+
+
+def test_reads_an_npy_in_fortran_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.asfortranarray(ROWS))
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), ROWS, strict=True)
+
+
+def test_reads_the_x_or_the_one_array_of_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", y=ROWS[:1], x=ROWS)
+    np.savez_compressed(tmp_path / "one.npz", rows=ROWS)
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npz"), ROWS, strict=True)
+    np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), ROWS, strict=True)
+
+
+def test_refuses_an_npz_without_a_clear_choice(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS)
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / "x.npz")
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.npz'} must hold one array, or one named x; got a, b"
+    )
+
+
+def test_reads_every_array_of_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS[:1])
+    arrays = read_npz(tmp_path / "x.npz")
+    assert list(arrays) == ["a", "b"]
+    np.testing.assert_array_equal(arrays["a"], ROWS, strict=True)
+    np.testing.assert_array_equal(arrays["b"], ROWS[:1], strict=True)
+
+
+@pytest.mark.parametrize("name", IDX_CODES)
+def test_reads_idx_of_every_type_into_native_order(tmp_path: Path, name: str) -> None:
+    code, dtype = IDX_CODES[name]
+    x = (ROWS / 2).astype(name)
+    (tmp_path / "plain").write_bytes(idx_bytes(x, code, dtype))
+    (tmp_path / "zipped.gz").write_bytes(gzip.compress(idx_bytes(x, code, dtype)))
+    for file in ("plain", "zipped.gz"):
+        read = read_array(tmp_path / file)
+        np.testing.assert_array_equal(read, x, strict=True)
+        assert read.dtype.isnative
+
+
+def test_knows_a_zipped_idx_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "t10k").write_bytes(gzip.compress(idx_bytes(ROWS, *IDX_CODES["uint8"])))
+    np.testing.assert_array_equal(read_array(tmp_path / "t10k"), ROWS.astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value) == f"no file {tmp_path / name}"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0\0",
+        b"\0\0\x08\x03\0",
+        b"\x89PNG\r\n\x1a\n" + bytes(64),
+        b"\x1f\x8b",
+        b"\x93NUMPY",
+        b"PK\x03\x04",
+    ],
+    ids=["two bytes", "cut header", "picture", "gz magic", "npy magic", "zip magic"],
+)
+def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value).startswith(f"cannot read {tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
+def test_an_empty_file_is_named_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataRefused) as caught:
+        read_array(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name} is empty"
+
+
+def test_an_npy_with_a_broken_header_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", ROWS)
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(content.replace(b"(5, 3, 2)", b"(5, 3, 2 "))
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npy: "):
+        read_array(tmp_path / "x.npy")
+
+
+def test_an_npy_that_claims_more_than_memory_is_refused(tmp_path: Path) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**58, 4)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npy: "):
+        read_array(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"]
+)
+def test_an_npz_that_cannot_be_unpacked_is_refused(tmp_path: Path, offset: int, value: int) -> None:
+    """One field of the entry in zip's central directory is changed."""
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.npz: "):
+        read_array(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x"])
+def test_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataRefused, match="is a folder: give a file"):
+        read_array(tmp_path / name)
+
+
+def test_writes_npy(tmp_path: Path) -> None:
+    write_array(tmp_path / "x.npy", ROWS)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), ROWS, strict=True)
+
+
+def test_writes_rows_of_data_as_a_column_of_lists(tmp_path: Path) -> None:
+    write_array(tmp_path / "x.parquet", ROWS)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.column_names == ["x_loc"]
+    assert str(table.schema.field("x_loc").type) == "fixed_size_list<element: float>[6]"
+    assert table["x_loc"].to_pylist() == ROWS.reshape(5, 6).tolist()
+
+
+def test_writes_columns_as_parquet(tmp_path: Path) -> None:
+    columns = {
+        "row": np.arange(3),
+        "elbo": np.array([-1.5, np.inf, 0.25], np.float32),
+        "z_loc": np.array([[1, 2], [3, 4], [5, 6]], np.float32)[:, ::-1],
+        "version": ["7", "7", "7"],
+        "model": [None, None, None],
+    }
+    write_table(tmp_path / "x.parquet", columns)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert table.to_pydict() == {
+        "row": [0, 1, 2],
+        "elbo": [-1.5, np.inf, 0.25],
+        "z_loc": [[2, 1], [4, 3], [6, 5]],
+        "version": ["7", "7", "7"],
+        "model": [None, None, None],
+    }
+    assert [str(table.schema.field(name).type) for name in ("row", "elbo")] == ["int64", "float"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [
+        ("x.parquet", "pyarrow", "Parquet needs pyarrow: pip install 'vae-pipeline[files]'"),
+        ("x.png", "PIL", "images need pillow: pip install 'vae-pipeline[files]'"),
+    ],
+    ids=["pyarrow", "pillow"],
+)
+def test_a_missing_package_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageRefused) as caught:
+        write_array(tmp_path / name, ROWS)
+    assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with target.open() as reader:
+        with writing(target) as temporary:
+            temporary.write_text("new")
+            assert temporary.parent == target.parent
+            assert target.read_text() == "old"
+        assert reader.read() == "old"  # replaced, not overwritten
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def fail_to_write(target: Path, error: BaseException) -> None:
+    with writing(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["old target", "no target"])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("bad"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), VaeError),
+    ],
+    ids=["error", "interrupt", "full disk"],
+)
+def test_a_failed_write_leaves_everything_as_it_was(
+    tmp_path: Path, exists: bool, error: BaseException, raised: type[BaseException]
+) -> None:
+    target = tmp_path / "x.txt"
+    if exists:
+        target.write_text("old")
+    with pytest.raises(raised):
+        fail_to_write(target, error)
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")] * exists
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 4 kB, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "x.png"])
+def test_a_full_disk_is_named_with_the_target(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).uniform(0, 255, (400, 8, 8))
+    with pytest.raises(VaeError, match=r"File too large$") as caught:
+        write_array(tmp_path / name, noise)
+    assert str(caught.value).startswith(f"cannot write {tmp_path / name}: ")
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_array(tmp_path / "x.npy", ROWS)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.npy").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
+    target = tmp_path / "x.npy"
+    target.write_text("old")
+    check_target(target, (".npy", ".png"))
+    check_target(tmp_path / "new.png", (".npy", ".png"))
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
+
+
+def test_a_target_in_a_bundle_is_refused() -> None:
+    with pytest.raises(UsageRefused, match=r"lie outside the bundle .*/bundle, which may hold"):
+        check_target(SEALED / "x.npy", (".npy", ".png"))
+    assert not (SEALED / "x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("x.csv", "--out must end in .npy, .png, got 'x.csv'"),
+        ("npy", "--out must end in .npy, .png, got 'npy'"),
+        ("/no/such/folder/x.npy", "cannot write /no/such/folder/x.npy: No such file or directory"),
+        ("/dev/null/x.npy", "cannot write /dev/null/x.npy: Not a directory"),
+    ],
+    ids=["other suffix", "no suffix", "no folder", "file for a folder"],
+)
+def test_a_bad_target_is_refused_before_the_work(target: str, message: str) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        check_target(Path(target), (".npy", ".png"))
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2

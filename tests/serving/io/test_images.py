@@ -1,0 +1,161 @@
+"""Pictures: which arrays are some, how they are laid out, and what a file of one holds."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.cli.options import as_picture
+from serving.errors import DataRefused, UsageRefused
+from serving.io.array_files import write_array
+from serving.io.images import (
+    byte_unit,
+    decode_image,
+    is_picture,
+    read_image_shape,
+    tile,
+    write_grid,
+    write_pairs,
+)
+
+Array = NDArray[Any]
+
+ROWS = np.arange(5 * 3 * 2, dtype=np.float32).reshape(5, 3, 2) * 8
+COLOURS = np.random.default_rng(0).integers(0, 256, (5, 3, 2, 3), dtype=np.uint8)
+
+
+def encode(pixels: Array, kind: str = "PNG", mode: str | None = None) -> bytes:
+    stream = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(stream, format=kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((3, 2), True), ((3, 2, 3), True), ((3, 2, 1), False), ((6,), False), ((3, 2, 2, 3), False)],
+    ids=str,
+)
+def test_a_picture_is_gray_or_rgb(shape: tuple[int, ...], expected: bool) -> None:
+    assert is_picture(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "unit"),
+    [
+        (np.array([0, 1], np.uint8), 1),
+        (np.array([0, 1], np.float32), 255),
+        (np.array([0, 2], np.float32), 1),
+    ],
+    ids=["dark bytes", "shares", "bytes as floats"],
+)
+def test_floats_up_to_one_are_shares_of_a_byte(x: Array, unit: float) -> None:
+    source: Any = SimpleNamespace(bundle=SimpleNamespace(golden=lambda: {"encode.x": x}))
+    assert byte_unit(x) == unit
+    assert as_picture(source, np.array([0.5])).tolist() == [0.5 * unit]
+
+
+def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:
+    write_array(tmp_path / "a.png", ROWS)
+    write_grid(tmp_path / "b.png", ROWS, columns=5)
+    for name, columns in (("a.png", None), ("b.png", 5)):
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.format, picture.mode) == ("PNG", "L")
+            np.testing.assert_array_equal(np.asarray(picture), tile(ROWS, columns), strict=True)
+
+
+def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
+    images = np.array([[[-5.0, 0.4]], [[1.6, 254.6]], [[300.0, 7.0]]])
+    expected = np.full((8, 10), 255)
+    expected[2, 2:4] = [0, 0]
+    expected[2, 6:8] = [2, 255]
+    expected[5, 2:4] = [255, 7]
+    np.testing.assert_array_equal(tile(images, columns=2), expected.astype(np.uint8), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "lines", "columns"),
+    [(1, 1, 1), (4, 2, 2), (5, 2, 3), (64, 8, 8)],
+    ids=["one", "square", "ragged", "many"],
+)
+def test_tiles_make_about_a_square(count: int, lines: int, columns: int) -> None:
+    assert tile(np.zeros((count, 3, 4))).shape == (lines * 5 + 2, columns * 6 + 2)
+
+
+def test_a_table_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageRefused, match=r"of \(height, width\) or \(height, width, 3\), got \(6,"
+    ):
+        write_array(tmp_path / "x.png", ROWS.reshape(5, 6))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_colours_are_tiled_as_each_of_their_channels(tmp_path: Path) -> None:
+    write_grid(tmp_path / "x.png", COLOURS, columns=2)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "RGB"
+        got = np.asarray(picture)
+    for channel in range(3):
+        expected = tile(COLOURS[..., channel], columns=2)
+        np.testing.assert_array_equal(got[..., channel], expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "order"),
+    [(2, [0, 1]), (3, [0, 1, 2]), (5, [0, 1, 2])],
+    ids=["fewer than a line", "a line", "the rest of a line is left out"],
+)
+@pytest.mark.parametrize("rows", [ROWS, COLOURS], ids=["gray", "colour"])
+def test_pairs_stand_above_each_other(
+    tmp_path: Path, rows: Array, count: int, order: list[int]
+) -> None:
+    upper, lower = rows[:count], 255 - rows[:count]
+    write_pairs(tmp_path / "x.png", upper, lower, columns=3)
+    with Image.open(tmp_path / "x.png") as picture:
+        got = np.asarray(picture)
+    expected = tile(np.concatenate([upper[order], lower[order]]), columns=len(order))
+    np.testing.assert_array_equal(got, expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "shape"),
+    [
+        (encode(COLOURS[0]), (3, 2, 3)),
+        (encode(COLOURS[0], "JPEG"), (3, 2, 3)),
+        (encode(COLOURS[0], mode="P"), (3, 2, 3)),
+        (encode(COLOURS[0], mode="L"), (3, 2)),
+        (encode(COLOURS[0], "JPEG", mode="L"), (3, 2)),
+        (encode(COLOURS[0], mode="1"), (3, 2)),
+    ],
+    ids=["RGB", "JPEG", "palette", "gray", "gray JPEG", "bits"],
+)
+def test_an_image_is_decoded_to_the_shape_that_its_header_says(
+    content: bytes, shape: tuple[int, ...]
+) -> None:
+    assert read_image_shape(content) == shape
+    decoded = decode_image(content, shape)
+    assert decoded is not None
+    assert decoded.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encode(COLOURS[0], mode="RGBA"), "its mode is RGBA: save it as gray or RGB"),
+        (encode(COLOURS[0, :, :, 0].astype(np.uint16)), "its mode is I;16: save it as gray or RGB"),
+        (encode(COLOURS[0], "GIF"), "it is no PNG or JPEG"),
+        (b"text", "it is no PNG or JPEG"),
+        (b"", "it is no PNG or JPEG"),
+    ],
+    ids=["alpha", "16 bits", "GIF", "text", "empty"],
+)
+def test_an_image_that_would_lose_something_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(DataRefused) as caught:
+        read_image_shape(content)
+    assert message in str(caught.value)
+    assert decode_image(content, (3, 2, 3)) is None
