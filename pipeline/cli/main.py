@@ -66,14 +66,14 @@ def run(
 
     Example: vae run --epochs 10
     """
-    from pipeline.export.bundle_export import check_out
     from pipeline.registry.versions import register_bundle
     from pipeline.tracking import FIGURES, RESUME, tracked_run
+    from serving.files import check_output_folder
 
     started = time.perf_counter()
     gate = stages.gate_settings(settings)
     config = configure(preset, **chosen(settings))
-    check_out(out or Path("bundles", "new"))
+    check_output_folder(out or Path("bundles", "new"))
     state, dataset = stages.prepare(config, device, threads)
     decision = None
     with tracked_run(run_id=stages.project_run()) as tracked:
@@ -189,9 +189,9 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 
     Example: vae export --run-id 0a1b… --out bundle
     """
-    from pipeline.export.bundle_export import check_out
+    from serving.files import check_output_folder
 
-    check_out(out)
+    check_output_folder(out)
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
     dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
     bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
@@ -233,11 +233,11 @@ def check(
     from pipeline.parity.html_report import write_page
     from pipeline.registry.device_checks import add_check
     from serving.bundle import CARD, PARITY, open_bundle
-    from serving.files import check_target
+    from serving.files import check_output_file
     from serving.source import Source, open_source, parse_reference
 
     if page is not None:
-        check_target(page, (".html",), option="--report")
+        check_output_file(page, (".html",), option="--report")
     if parse_reference(bundle):
         opened = open_source(bundle)
     else:

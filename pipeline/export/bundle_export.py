@@ -9,8 +9,6 @@ import io
 import json
 import logging
 import platform
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -48,7 +46,7 @@ from serving.bundle import (
     Bundle,
     describe_operations,
 )
-from serving.errors import UsageRefused
+from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
@@ -75,15 +73,13 @@ def export_bundle(
 
     `int8` needs the `ranges` that `pipeline.export.quantization.calibrate` found on training rows.
     """
-    check_out(out)
+    check_output_folder(out)
     model = checkpoint.model
     reduced = reduce_model(model, precision, ranges)
     operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
     content = _manifest_content(checkpoint, operations)
     content |= {"precision": precision, "ranges": ranges}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with staged_folder(out) as folder:
         weights = weights_bytes(model)
         (folder / WEIGHTS).write_bytes(weights)
         metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest(), precision)
@@ -98,22 +94,7 @@ def export_bundle(
             _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
         (folder / CARD).write_text(render_card(content, metrics, parity=None))
         manifest = seal(folder, content)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return Bundle(out, manifest)
-
-
-def check_out(out: Path) -> None:
-    """Refuse an output folder that exists or cannot be made, before the work is done."""
-    if out.exists():
-        raise UsageRefused(f"--out {out} exists: name a new folder")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as err:
-        raise UsageRefused(f"cannot write to {folder}: {err.strerror}") from err
 
 
 def save_graph(

@@ -19,7 +19,7 @@ from serving.bundle import (
     manifest_digest,
     read_manifest,
 )
-from serving.files import writing
+from serving.files import staged_file
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
@@ -28,7 +28,7 @@ def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
     entries = {name: file_entry(folder / name) for name in names}
     content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}
     content["digest"] = manifest_digest(content)
-    with writing(folder / MANIFEST) as temporary:
+    with staged_file(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
     return read_manifest(folder)
 
@@ -41,6 +41,6 @@ def add_report(bundle: Bundle, report: Mapping[str, Any]) -> Bundle:
         CARD: render_card(content, bundle.read_json(METRICS), report),
     }
     for name, text in files.items():
-        with writing(bundle.path / name) as temporary:
+        with staged_file(bundle.path / name) as temporary:
             temporary.write_text(text)
     return Bundle(bundle.path, seal(bundle.path, content))

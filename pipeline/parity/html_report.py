@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.export.parity_summary import describe_share, worst_comparisons
 from pipeline.parity.html_plots import plot_batches, plot_histogram
-from serving.files import writing
+from serving.files import staged_file
 
 Row = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def render_page(report: Mapping[str, Any], subject: str) -> str:
 
 def write_page(path: Path, report: Mapping[str, Any], subject: str) -> None:
     """Write the page to a file, whole or not at all."""
-    with writing(path) as temporary:
+    with staged_file(path) as temporary:
         temporary.write_text(render_page(report, subject))
 
 

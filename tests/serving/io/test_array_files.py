@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.files import check_target, writing
+from serving.files import check_output_file, staged_file
 from serving.io.array_files import read_array, read_npz, write_array, write_table
 from tests.serving.conftest import SEALED
 
@@ -214,7 +214,7 @@ def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "x.txt"
     target.write_text("old")
     with target.open() as reader:
-        with writing(target) as temporary:
+        with staged_file(target) as temporary:
             temporary.write_text("new")
             assert temporary.parent == target.parent
             assert target.read_text() == "old"
@@ -224,7 +224,7 @@ def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def fail_to_write(target: Path, error: BaseException) -> None:
-    with writing(target) as temporary:
+    with staged_file(target) as temporary:
         temporary.write_text("half of the n")
         raise error
 
@@ -283,14 +283,14 @@ def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
 def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
     target = tmp_path / "x.npy"
     target.write_text("old")
-    check_target(target, (".npy", ".png"))
-    check_target(tmp_path / "new.png", (".npy", ".png"))
+    check_output_file(target, (".npy", ".png"))
+    check_output_file(tmp_path / "new.png", (".npy", ".png"))
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
 
 
 def test_a_target_in_a_bundle_is_refused() -> None:
     with pytest.raises(UsageRefused, match=r"lie outside the bundle .*/bundle, which may hold"):
-        check_target(SEALED / "x.npy", (".npy", ".png"))
+        check_output_file(SEALED / "x.npy", (".npy", ".png"))
     assert not (SEALED / "x.npy").exists()
 
 
@@ -306,6 +306,6 @@ def test_a_target_in_a_bundle_is_refused() -> None:
 )
 def test_a_bad_target_is_refused_before_the_work(target: str, message: str) -> None:
     with pytest.raises(UsageRefused) as caught:
-        check_target(Path(target), (".npy", ".png"))
+        check_output_file(Path(target), (".npy", ".png"))
     assert str(caught.value) == message
     assert caught.value.exit_code == 2

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import REASONS, Layout, choose_columns, read_x
+from serving.io.column_choice import RowLayout, choose_columns
+from serving.io.columns import REASONS, read_x
 
 Array = NDArray[Any]
 
-BYTES = Layout((2, 3), np.dtype("u1"), unit_range=False)
-FLOATS = Layout((2, 3), np.dtype("f4"), unit_range=False)
-UNIT = Layout((2, 3), np.dtype("f4"), unit_range=True)
+BYTES = RowLayout((2, 3), np.dtype("u1"), unit_range=False)
+FLOATS = RowLayout((2, 3), np.dtype("f4"), unit_range=False)
+UNIT = RowLayout((2, 3), np.dtype("f4"), unit_range=True)
 X = np.random.default_rng(0).integers(0, 256, (9, 2, 3), dtype=np.uint8)
 FLAT = X.reshape(9, 6)
 
@@ -103,7 +104,7 @@ def test_bytes_are_not_copied() -> None:
 
 GOOD = [0.0, 0.25, 0.5, 0.75, 1.0, 0.0]
 WHOLE = [0, 1, 2, 3, 4, 255]
-BAD: dict[str, tuple[Layout, pa.DataType, Any, Any, str]] = {
+BAD: dict[str, tuple[RowLayout, pa.DataType, Any, Any, str]] = {
     "null": (BYTES, pa.list_(pa.uint8()), WHOLE, None, "x is null, or holds a null"),
     "null inside": (
         BYTES,
@@ -227,7 +228,7 @@ BAD: dict[str, tuple[Layout, pa.DataType, Any, Any, str]] = {
 
 @pytest.mark.parametrize(("layout", "kind", "good", "bad", "reason"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_is_named_and_its_neighbours_are_kept(
-    layout: Layout, kind: pa.DataType, good: Any, bad: Any, reason: str
+    layout: RowLayout, kind: pa.DataType, good: Any, bad: Any, reason: str
 ) -> None:
     batch = pa.record_batch({"x": pa.array([good, bad, bad, good, good], kind)})
     alone, _ = read_x(pa.record_batch({"x": pa.array([good], kind)}), ["x"], layout)
@@ -253,7 +254,7 @@ def test_a_picture_as_large_as_a_row_is_taken_for_what_it_is(size: str) -> None:
         content = picture(image[:, :width])
         if len(content) >= width:
             break
-    layout = Layout((1, len(content)), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((1, len(content)), np.dtype("u1"), unit_range=False)
     row = content if size == "picture" else bytes(len(content))
     x, codes = read_x(pa.record_batch({"x": pa.array([row])}), ["x"], layout)
     assert (len(x), codes[0] != 0) == ((0, True) if size == "picture" else (1, False))
@@ -261,7 +262,7 @@ def test_a_picture_as_large_as_a_row_is_taken_for_what_it_is(size: str) -> None:
 
 def test_colours_are_decoded_to_three_values_a_pixel() -> None:
     image = np.random.default_rng(2).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    layout = Layout((4, 5, 3), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((4, 5, 3), np.dtype("u1"), unit_range=False)
     x, codes = read_x(pa.record_batch({"x": pa.array([picture(image)])}), ["x"], layout)
     np.testing.assert_array_equal(x[0], image, strict=True)
     assert not codes.any()
@@ -269,7 +270,7 @@ def test_colours_are_decoded_to_three_values_a_pixel() -> None:
 
 def test_a_jpeg_is_decoded_as_pillow_does() -> None:
     content = picture(np.full((8, 8), 77, np.uint8), "JPEG")
-    layout = Layout((8, 8), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((8, 8), np.dtype("u1"), unit_range=False)
     x, codes = read_x(pa.record_batch({"x": pa.array([content, content[:20]])}), ["x"], layout)
     np.testing.assert_array_equal(x[0], np.full((8, 8), 77), strict=False)
     assert codes.tolist()[0] == 0

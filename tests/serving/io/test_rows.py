@@ -13,14 +13,15 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import Layout, read_x
+from serving.io.column_choice import RowLayout
+from serving.io.columns import read_x
 from serving.io.rows import Rows
 
 Array = NDArray[Any]
 
 ROWS = 230
 X = np.random.default_rng(0).integers(0, 256, (ROWS, 2, 3), dtype=np.uint8)
-LAYOUT = Layout((2, 3), np.dtype("u1"), unit_range=False)
+LAYOUT = RowLayout((2, 3), np.dtype("u1"), unit_range=False)
 
 
 def table(start: int = 0, stop: int = ROWS) -> pa.Table:
@@ -101,7 +102,7 @@ def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> No
     rows = Rows(str(tmp_path / "x.csv"), ["kind"])
     assert rows.total == 5
     (batch,) = rows.read(start, stop, ["b", "a"], 100)
-    x, codes = read_x(batch, ["b", "a"], Layout((2,), np.dtype("f4"), unit_range=False))
+    x, codes = read_x(batch, ["b", "a"], RowLayout((2,), np.dtype("f4"), unit_range=False))
     assert x.tolist() == [[i / 8, i] for i in range(start, stop)]
     assert codes.tolist() == [0] * (stop - start)
     kinds = batch.column("kind").to_pylist()
@@ -224,7 +225,7 @@ def test_a_file_system_of_fsspec_is_read() -> None:
 
 
 def test_the_filter_sees_columns_file_and_row(folder: Path) -> None:
-    rows = Rows(str(folder), where="label == 3 and file != 'a.parquet' and row < 30")
+    rows = Rows(str(folder), row_filter="label == 3 and file != 'a.parquet' and row < 30")
     batches = [rows.keep(batch) for batch in rows.read(0, ROWS, ["x", "id"], 64)]
     ids = [row for batch in batches for row in batch.column("id").to_pylist()]
     assert ids == [103, 113, 123, 153, 163, 173]
