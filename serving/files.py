@@ -1,7 +1,11 @@
-"""Write files and folders whole or not at all, refuse a bad output early, name unreadable files."""
+"""Write files and folders whole or not at all, refuse a bad output early, name unreadable files.
+
+Raises `VaeError` if an output cannot be written, `UsageRefused` if that is known before the work,
+and `DataRefused` if a file cannot be read.
+"""
 
 import contextlib
-import os
+import secrets
 import shutil
 import tempfile
 import tokenize
@@ -29,11 +33,7 @@ FILE_READ_ERRORS: tuple[type[Exception], ...] = (
 
 @contextlib.contextmanager
 def reading(name: object, *more: type[Exception]) -> Iterator[None]:
-    """Turn what goes wrong with a file, `more` errors too, into one line that names the file.
-
-    Raises:
-        DataRefused: the file is missing, is a folder, or cannot be read.
-    """
+    """Turn errors of reading a file, and those of `more` types, into one line that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -67,21 +67,15 @@ def check_output_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path`; rename it to `path` if the block succeeds.
-
-    Raises:
-        VaeError: the file cannot be written.
-    """
-    with _reporting(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Give a temporary path beside `path` to write to; rename it if the block succeeds."""
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as err:
+        raise VaeError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -89,28 +83,21 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
     `path` must be missing or an empty folder. Missing folders above it are made.
-
-    Raises:
-        VaeError: the folder cannot be written.
     """
-    with _reporting(path):
-        target = path.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _reporting(path: Path) -> Iterator[None]:
+    target = path.resolve()
+    temporary = _temporary_beside(target)
     try:
-        yield
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(target)
     except OSError as err:
         raise VaeError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _try_to_write(folder: Path, complaint: str) -> None:
@@ -118,9 +105,3 @@ def _try_to_write(folder: Path, complaint: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as err:
         raise UsageRefused(f"{complaint}: {err.strerror}") from err
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

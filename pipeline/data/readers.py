@@ -5,10 +5,10 @@ label for each row if the source has labels. Raises `DataRefused` if the source 
 `UsageRefused` if it lacks a column that is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _KINDS = (
     "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, "
     "or a folder of Parquet files or of PNG and JPEG images"
 )
-_SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "table", ".arrow": "table"}
+_SUFFIXES = {".npz": "npz", ".csv": "table", ".parquet": "table", ".arrow": "table"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,8 @@ SourceSplits = tuple[LabelledRows, LabelledRows | None]
 """Rows to train on, and the rows of the source's own test set, if it has one."""
 
 
-class Reader(Protocol):
-    """Read a path; of a table read `columns`, or all but `label` if none are named."""
-
-    def __call__(self, path: Path, columns: Sequence[str], label: str) -> SourceSplits:
-        """Read all rows into memory."""
+Reader = Callable[[Path, Sequence[str], str], SourceSplits]
+"""Reads all rows of a path; of a table it reads `columns`, or all but `label` if none are named."""
 
 
 def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> SourceSplits:
@@ -62,7 +59,7 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
     if not source or not path.exists():
         raise DataRefused(f"no data at {source!r}: give {_KINDS}")
     kind = _kind(path)
-    if (columns or label) and kind not in ("csv", "table"):
+    if (columns or label) and kind != "table":
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
     read = READERS[kind]
     if path.is_dir() and kind != "idx" and (halves := _find_halves(path)):
@@ -78,7 +75,7 @@ def read_like(source: str, columns: Sequence[str], label: str) -> SourceSplits:
     An array has neither; a table must have the columns, and may have the label.
     """
     path = MNIST if source == "mnist" else Path(source).expanduser()
-    is_table = path.exists() and _kind(path) in ("csv", "table")
+    is_table = path.exists() and _kind(path) == "table"
     if not is_table or not label:
         return read_source(source, columns if is_table else ())
     try:
@@ -111,15 +108,8 @@ def read_rows(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
     return LabelledRows(read_array(path)), None
 
 
-def read_csv(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
-    """Read a CSV file with a header."""
-    from pipeline.data.tables import read_csv
-
-    return LabelledRows(*read_csv(path, columns, label)), None
-
-
 def read_table(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
-    """Read a Parquet or Arrow file, or a folder of these in the order of their names."""
+    """Read a CSV, Parquet or Arrow file, or a folder of these in the order of their names."""
     from pipeline.data.tables import read_table
 
     return LabelledRows(*read_table(path, columns, label)), None
@@ -157,7 +147,6 @@ READERS: Mapping[str, Reader] = {
     "idx": read_idx,
     "npz": read_npz_splits,
     "array": read_rows,
-    "csv": read_csv,
     "table": read_table,
     "images": read_images,
 }
@@ -191,16 +180,10 @@ def _find_halves(folder: Path) -> tuple[Path, Path] | None:
 
 def _find_images(folder: Path) -> list[Path]:
     """Find the images below a folder; names that start with `_` or `.` are ignored."""
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    }
-    return [
-        found[name]
-        for name in sorted(found)
-        if not any(part[0] in "_." for part in name.split("/"))
-    ]
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = [path.relative_to(folder) for path in files if path.is_file()]
+    shown = (name for name in names if not any(part[0] in "_." for part in name.parts))
+    return [folder / name for name in sorted(shown, key=Path.as_posix)]
 
 
 def _read_shape(file: Path) -> tuple[int, ...]:

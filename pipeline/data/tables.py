@@ -44,7 +44,9 @@ TableRows = tuple[Array, Array | None, tuple[str, ...]]
 
 
 def read_table(path: Path, columns: Sequence[str], label: str) -> TableRows:
-    """Read Parquet or Arrow: columns of numbers, or one column of (nested) lists or images."""
+    """Read CSV, or Parquet or Arrow: columns of numbers, or one of (nested) lists or images."""
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, columns, label)
     rows = Rows(str(path), ids=None)
     names = _choose(path, rows.schema, columns, label)
     wanted = [*names, label] if label else names
@@ -58,7 +60,7 @@ def read_table(path: Path, columns: Sequence[str], label: str) -> TableRows:
     return *_gather(path, batches, names, label, layout), tuple(names) if numbers else ()
 
 
-def read_csv(path: Path, columns: Sequence[str], label: str) -> TableRows:
+def _read_csv(path: Path, columns: Sequence[str], label: str) -> TableRows:
     """Read a CSV file with a header; the first megabyte shows which columns are numbers."""
     with reading(location := locate(str(path)), pa.ArrowException):
         seen = read_header(location)
@@ -139,7 +141,7 @@ def _gather(
     missing: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for batch in batches:
-        missing.update(_count_missing(batch, names))
+        missing.update({name: _count_missing(batch.column(name)) for name in names})
         good, codes = read_x(batch, names, layout)
         reasons.update(REASONS[code] for code in codes[codes > 0].tolist())
         x.resize(
@@ -148,7 +150,7 @@ def _gather(
         x[len(x) - len(good) :] = good
         labels += [batch.column(label)] if label else []
     pa.default_memory_pool().release_unused()  # the pool would keep the memory of the batches
-    if missing:
+    if missing := +missing:  # without the columns that lack nothing
         listed = ", ".join(f"{name}: {count} missing" for name, count in missing.items())
         raise DataRefused(
             f"{path} has missing values, {listed}: fill them in, leave those rows out, or name "
@@ -162,18 +164,11 @@ def _gather(
     return x, _as_labels(labels) if label else None
 
 
-def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> Counter[str]:
-    """Count nulls and NaN by column; columns without any are left out."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        array = batch.column(name)
-        if pa.types.is_floating(array.type):  # its nulls become NaN
-            count = int(np.isnan(array.to_numpy(zero_copy_only=False)).sum())
-        else:
-            count = array.null_count
-        if count:
-            counts[name] = count
-    return counts
+def _count_missing(array: pa.Array) -> int:
+    """Count nulls and NaN."""
+    if pa.types.is_floating(array.type):  # its nulls become NaN
+        return int(np.isnan(array.to_numpy(zero_copy_only=False)).sum())
+    return int(array.null_count)
 
 
 def _as_labels(arrays: Sequence[pa.Array]) -> Array:

@@ -73,9 +73,11 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     try:
         import pyarrow as pa
         from pyarrow import parquet
+
+        from serving.io.arrow_types import to_column
     except ImportError as err:
         raise UsageRefused("Parquet needs pyarrow: pip install 'vae-pipeline[files]'") from err
-    table = pa.table({name: _column(pa, values) for name, values in columns.items()})
+    table = pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
     with staged_file(path) as temporary:
         parquet.write_table(table, temporary)
 
@@ -111,10 +113,3 @@ def _read_idx(content: bytes) -> Array:
         raise ValueError(f"IDX shape {shape} needs {wanted} bytes, got {len(content)}")
     values = np.frombuffer(content, dtype, offset=header).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
-
-
-def _column(pa: Any, values: Any) -> Any:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.array(values)

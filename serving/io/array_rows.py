@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from serving.errors import DataRefused
 from serving.io.array_files import choose_array, read_idx_header
+from serving.io.arrow_types import to_column
 from serving.io.filesystems import Location
 
 _NPY_HEADERS = {
@@ -61,11 +62,15 @@ def read_array_rows(
     with _opened(location) as array:
         array.stream.seek(array.stream.tell() + start * array.row_bytes)
         for row in range(start, stop, batch_rows):
-            count = min(batch_rows, stop - row) * array.row_bytes
-            content = array.stream.read(count)
-            if len(content) < count:
-                raise DataRefused(f"{location} is cut off in row {row + len(content) // count}")
-            yield pa.record_batch([_column(array, content)], ["x"]).select(columns)
+            shape = (min(batch_rows, stop - row), *array.shape[1:])
+            content = array.stream.read(shape[0] * array.row_bytes)
+            if len(content) < shape[0] * array.row_bytes:
+                raise DataRefused(
+                    f"{location} is cut off in row {row + len(content) // array.row_bytes}"
+                )
+            values = np.frombuffer(content, array.dtype).reshape(shape)
+            values = values.astype(array.dtype.newbyteorder("="), copy=False)
+            yield pa.record_batch([to_column(values)], ["x"]).select(columns)
         # gzip and zip compare their checksums when the end is read
         if stop == array.shape[0] and array.stream.read(1):
             raise DataRefused(f"{location} goes on after its {stop} rows")
@@ -109,11 +114,3 @@ def _read_header(location: Location, stream: IO[bytes]) -> tuple[np.dtype[Any], 
             "follow each other"
         )
     return dtype, shape
-
-
-def _column(array: _ArrayStream, content: bytes) -> pa.Array:
-    values = np.frombuffer(content, array.dtype)
-    column = pa.array(values.astype(array.dtype.newbyteorder("="), copy=False))
-    for size in reversed(array.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column

@@ -1,6 +1,10 @@
-"""Tell what values an Arrow column holds: numbers, lists of numbers, or bytes."""
+"""Tell what values an Arrow column holds: numbers, lists of numbers, or bytes; make columns."""
 
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -57,3 +61,11 @@ def list_columns(schema: pa.Schema) -> str:
     shown = [f"{item.name} ({item.type})" for item in schema][:_LISTED]
     more = len(schema) - _LISTED
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def to_column(values: NDArray[Any]) -> pa.Array:
+    """Make a column of rows (rows, ...): numbers, or lists of one size for each further axis."""
+    column = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column

@@ -45,17 +45,9 @@ def write_pairs(path: Path, upper: Array, lower: Array, columns: int) -> None:
     """
     columns = min(columns, len(upper))
     shown = len(upper) // columns * columns
-    write_grid(path, interleave(upper[:shown], lower[:shown], columns), columns)
-
-
-def interleave(upper: Array, lower: Array, columns: int) -> Array:
-    """Order images for `tile`: lines of `upper` and of `lower` in turn, `columns` images a line."""
-    lines = [
-        part[start : start + columns]
-        for start in range(0, len(upper), columns)
-        for part in (upper, lower)
-    ]
-    return np.concatenate(lines)
+    starts = range(0, shown, columns)
+    lines = [rows[start : start + columns] for start in starts for rows in (upper, lower)]
+    write_grid(path, np.concatenate(lines), columns)
 
 
 def byte_unit(x: Array) -> float:

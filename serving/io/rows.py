@@ -24,7 +24,7 @@ from serving.io import csv_rows
 from serving.io.array_rows import count_array, read_array_rows
 from serving.io.filesystems import Location, find_files
 from serving.io.images import IMAGE_SUFFIXES
-from serving.io.row_filter import RowFilter, parse_row_filter
+from serving.io.row_filter import parse_row_filter
 
 FILE, ROW = "file", "row"
 DEFAULT_IDS = (FILE, ROW)
@@ -32,8 +32,9 @@ DEFAULT_IDS = (FILE, ROW)
 _READ_BYTES = 1 << 20
 _PICTURE = pa.schema([("x", pa.binary())])
 
+Batches = Iterator[pa.RecordBatch]
 Counter = Callable[[Location], tuple[pa.Schema, int]]
-Reader = Callable[[Location, int, int, Sequence[str], int], Iterator[pa.RecordBatch]]
+Reader = Callable[[Location, int, int, Sequence[str], int], Batches]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,9 @@ class Rows:
         self.ids = DEFAULT_IDS if self._numbered else tuple(ids or ())
         if self._numbered:
             self.schema = _with_ids(self.schema)
-        self.filter: RowFilter | None = None
-        if row_filter:
-            self.filter = parse_row_filter(row_filter, self.schema)
+        self.filter = parse_row_filter(row_filter, self.schema) if row_filter else None
 
-    def read(
-        self, start: int, stop: int, columns: Sequence[str], batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
+    def read(self, start: int, stop: int, columns: Sequence[str], batch_rows: int) -> Batches:
         """Read batches of rows `start` to `stop`, with `columns`, the ids and the filter's columns.
 
         A batch has at most `batch_rows` rows, all from one file.
@@ -125,7 +122,7 @@ def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> Input
             raise DataRefused(f"{location} is empty")
         if location.path.lower().endswith(".csv"):
             schema, rows = _count_csv(location, ids)
-            read = partial(_read_csv, schema)
+            read = partial(_read_stream, partial(_open_csv, schema))
             return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
         with location.open() as stream:
             head = bytes(stream.read(8))
@@ -142,7 +139,7 @@ def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> Input
     return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
 
 
-def _read_all(location: Location, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _read_all(location: Location, batches: Batches) -> Batches:
     while True:
         with reading(location, pa.ArrowException):
             batch = next(batches, None)
@@ -175,7 +172,7 @@ def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
 
 def _read_parquet(
     location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+) -> Batches:
     """Read through a buffered stream for each column, so that no row group is whole in memory."""
     with _parquet(location) as file:
         groups, first, skipped = [], 0, 0
@@ -201,12 +198,10 @@ def _count_ipc_file(location: Location) -> tuple[pa.Schema, int]:
     return fragment.physical_schema, fragment.count_rows()
 
 
-def _read_ipc_file(
-    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+@contextlib.contextmanager
+def _open_ipc_file(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
     with _mapped(location) as stream, ipc.open_file(stream) as file:
-        batches = (file.get_batch(index) for index in range(file.num_record_batches))
-        yield from _cut(_slices(batches, batch_rows), start, stop, columns)
+        yield (file.get_batch(index) for index in range(file.num_record_batches))
 
 
 def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
@@ -214,11 +209,10 @@ def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
         return batches.schema, sum(batch.num_rows for batch in batches)
 
 
-def _read_ipc_stream(
-    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+@contextlib.contextmanager
+def _open_ipc_stream(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
     with _mapped(location) as stream, ipc.open_stream(stream) as batches:
-        yield from _cut(_slices(batches, batch_rows), start, stop, columns)
+        yield batches
 
 
 def _count_csv(location: Location, ids: Sequence[str]) -> tuple[pa.Schema, int]:
@@ -228,16 +222,21 @@ def _count_csv(location: Location, ids: Sequence[str]) -> tuple[pa.Schema, int]:
         return schema, sum(batch.num_rows for batch in batches)
 
 
-def _read_csv(
-    schema: pa.Schema,
+def _open_csv(
+    schema: pa.Schema, location: Location, columns: Sequence[str]
+) -> contextlib.AbstractContextManager[Batches]:
+    return csv_rows.open_rows(location, pa.schema([schema.field(name) for name in columns]))
+
+
+def _read_stream(
+    open_batches: Callable[[Location, Sequence[str]], contextlib.AbstractContextManager[Batches]],
     location: Location,
     start: int,
     stop: int,
     columns: Sequence[str],
     batch_rows: int,
-) -> Iterator[pa.RecordBatch]:
-    wanted = pa.schema([schema.field(name) for name in columns])
-    with csv_rows.open_rows(location, wanted) as batches:
+) -> Batches:
+    with open_batches(location, columns) as batches:
         yield from _cut(_slices(batches, batch_rows), start, stop, columns)
 
 
@@ -247,7 +246,7 @@ def _count_picture(location: Location) -> tuple[pa.Schema, int]:
 
 def _read_picture(
     location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+) -> Batches:
     yield pa.RecordBatch.from_pylist([{"x": location.read()}], _PICTURE).select(columns)
 
 
@@ -255,15 +254,13 @@ def _mapped(location: Location) -> pa.NativeFile:
     return pa.memory_map(location.path) if location.is_local else location.open()
 
 
-def _slices(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _slices(batches: Batches, batch_rows: int) -> Batches:
     for batch in batches:
         for start in range(0, batch.num_rows, batch_rows):
             yield batch.slice(start, batch_rows)
 
 
-def _cut(
-    batches: Iterator[pa.RecordBatch], start: int, stop: int, columns: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
+def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Batches:
     """Cut rows `start` to `stop` out of the batches."""
     first = 0
     for batch in batches:
@@ -277,8 +274,8 @@ def _cut(
 
 _FORMATS: Mapping[str, tuple[Counter, Reader]] = {
     "parquet": (_count_parquet, _read_parquet),
-    "arrow file": (_count_ipc_file, _read_ipc_file),
-    "arrow stream": (_count_ipc_stream, _read_ipc_stream),
+    "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
+    "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
     "array": (count_array, read_array_rows),
     "picture": (_count_picture, _read_picture),
 }

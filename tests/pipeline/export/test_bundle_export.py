@@ -19,7 +19,7 @@ from pipeline.model.checkpoint import (
     weights_bytes,
 )
 from serving.bundle import GOLDEN, GRAPHS, WEIGHTS, Bundle, open_bundle
-from serving.errors import UsageRefused, VerificationFailed, VaeError
+from serving.errors import UsageRefused, VaeError, VerificationFailed
 from tests.trained_models import Trained
 
 _MEANS = [f"{name}{end}" for name in ("elbo", "log_likelihood", "kl", "nll") for end in ("", "_se")]
