@@ -45,7 +45,7 @@ TableRows = tuple[Array, Array | None, tuple[str, ...]]
 
 def read_table(path: Path, columns: Sequence[str], label: str) -> TableRows:
     """Read CSV, or Parquet or Arrow: columns of numbers, or one of (nested) lists or images."""
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() == ".csv" and not path.is_dir():
         return _read_csv(path, columns, label)
     rows = Rows(str(path), ids=None)
     names = _choose(path, rows.schema, columns, label)

@@ -107,14 +107,14 @@ def _from_lists(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
     flat = len(list_sizes(array.type)) == 1
     sizes = (layout.size,) if flat else layout.shape
     for size in sizes:
-        codes[_any(_nulls(array), starts, stops)] = NULL
+        codes[_any_between(_nulls(array), starts, stops)] = NULL
         offsets = _offsets(array)
-        codes[_any(np.diff(offsets) != size, starts, stops) & (codes == 0)] = LENGTH
+        codes[_any_between(np.diff(offsets) != size, starts, stops) & (codes == 0)] = LENGTH
         first, last = int(offsets[0]), int(offsets[-1])  # the values may be those of a whole file
         starts, stops = offsets[starts] - first, offsets[stops] - first
         array = unwrap_array(array.values.slice(first, last - first))
     if array.null_count:
-        codes[_any(_nulls(array), starts, stops)] = NULL
+        codes[_any_between(_nulls(array), starts, stops)] = NULL
     values = _numbers(array)
     if codes.any():
         values = values[np.repeat(codes == 0, stops - starts)]
@@ -177,7 +177,7 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
         rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
 
 
-def _any(marks: Array, starts: Array, stops: Array) -> Array:
+def _any_between(marks: Array, starts: Array, stops: Array) -> Array:
     """Tell which ranges from `starts` to `stops` contain a mark."""
     counts = np.concatenate([[0], np.cumsum(marks)])
     return np.asarray(counts[stops] > counts[starts])

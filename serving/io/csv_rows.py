@@ -22,7 +22,7 @@ def read_header(location: Location) -> pa.Schema:
     Raises:
         DataRefused: the first line holds numbers and no names.
     """
-    with location.open() as stream, csv.open_csv(stream) as batches:
+    with _open_csv(location, csv.ConvertOptions()) as batches:
         schema = batches.schema
     if all(_is_float(name) for name in schema.names):
         shown = ", ".join(schema.names[:8])
@@ -48,8 +48,16 @@ def open_rows(location: Location, schema: pa.Schema) -> Iterator[csv.CSVStreamin
     """Open a stream of all rows with the columns of `schema`."""
     types = dict(zip(schema.names, schema.types, strict=True))
     options = csv.ConvertOptions(column_types=types, include_columns=schema.names)
-    with location.open() as stream, csv.open_csv(stream, convert_options=options) as batches:
+    with _open_csv(location, options) as batches:
         yield batches
+
+
+def _open_csv(location: Location, options: csv.ConvertOptions) -> csv.CSVStreamingReader:
+    """Open a CSV file; pyarrow closes it when its read-ahead thread has ended.
+
+    Closed earlier, the thread could read on in the file that is opened next, by the same number.
+    """
+    return csv.open_csv(location.open(), convert_options=options)
 
 
 def widen(kind: pa.DataType) -> pa.DataType:

@@ -1,9 +1,8 @@
 """Decode PNG and JPEG files, and write grids of images as one PNG."""
 
-import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def read_image_shape(content: bytes) -> tuple[int, ...]:
         DataRefused: it is neither, has more than 8 bits a channel, or has transparency.
         UsageRefused: pillow is missing.
     """
-    with _opened(content) as image:
+    with _open_image(content) as image:
         size, mode = (image.height, image.width), image.mode
     if mode not in _IMAGE_MODES:
         raise DataRefused(f"its mode is {mode}: save it as gray or RGB of 8 bits, without alpha")
@@ -84,10 +83,13 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
     """
     if not is_picture(shape):
         return None
-    with contextlib.suppress(DataRefused), _opened(content) as image:
-        if (image.height, image.width) == shape[:2] and image.mode in _IMAGE_MODES:
+    try:
+        with _open_image(content) as image:
+            if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
+                return None  # before the pixels are decoded
             return np.asarray(image.convert("L" if len(shape) == 2 else "RGB"))
-    return None
+    except (DataRefused, *FILE_READ_ERRORS):
+        return None
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
@@ -106,12 +108,10 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
     return canvas
 
 
-@contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[Any]:
+def _open_image(content: bytes) -> Any:
     pillow = _pillow()
     try:
-        with pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS) as image:
-            yield image
+        return pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
     except (*FILE_READ_ERRORS, pillow.DecompressionBombError) as err:
         raise DataRefused("it is no PNG or JPEG") from err
 

@@ -33,8 +33,8 @@ _READ_BYTES = 1 << 20
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Batches = Iterator[pa.RecordBatch]
-Counter = Callable[[Location], tuple[pa.Schema, int]]
-Reader = Callable[[Location, int, int, Sequence[str], int], Batches]
+RowCounter = Callable[[Location], tuple[pa.Schema, int]]
+RowReader = Callable[[Location, int, int, Sequence[str], int], Batches]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class InputFile:
     mtime_ns: int | None
     schema: pa.Schema
     rows: int
-    read: Reader
+    read: RowReader
 
 
 class Rows:
@@ -76,7 +76,7 @@ class Rows:
         self._numbered = ids is not None and not ids
         self.ids = DEFAULT_IDS if self._numbered else tuple(ids or ())
         if self._numbered:
-            self.schema = _with_ids(self.schema)
+            self.schema = _add_id_fields(self.schema)
         self.filter = parse_row_filter(row_filter, self.schema) if row_filter else None
 
     def read(self, start: int, stop: int, columns: Sequence[str], batch_rows: int) -> Batches:
@@ -94,7 +94,7 @@ class Rows:
             for batch in _read_all(file.location, batches):
                 rows = batch.num_rows
                 if self._numbered:
-                    batch = _number(batch, file.name, row)
+                    batch = _add_ids(batch, file.name, row)
                 row += rows
                 yield batch
             if row != high:
@@ -115,7 +115,7 @@ class Rows:
 
 
 def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> InputFile:
-    read: Reader
+    read: RowReader
     with reading(location, pa.ArrowException):
         is_picture = location.path.lower().endswith(IMAGE_SUFFIXES)
         if info.size == 0 and not is_picture:
@@ -148,7 +148,7 @@ def _read_all(location: Location, batches: Batches) -> Batches:
         yield batch
 
 
-def _with_ids(schema: pa.Schema) -> pa.Schema:
+def _add_id_fields(schema: pa.Schema) -> pa.Schema:
     if taken := {FILE, ROW} & set(schema.names):
         raise UsageRefused(
             f"the input has a column {sorted(taken)[0]!r} of its own: "
@@ -158,7 +158,7 @@ def _with_ids(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(FILE, text)).append(pa.field(ROW, pa.int64()))
 
 
-def _number(batch: pa.RecordBatch, name: str, row: int) -> pa.RecordBatch:
+def _add_ids(batch: pa.RecordBatch, name: str, row: int) -> pa.RecordBatch:
     rows = batch.num_rows
     files = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name])
     batch = batch.append_column(FILE, files)
@@ -272,7 +272,7 @@ def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Bat
             return
 
 
-_FORMATS: Mapping[str, tuple[Counter, Reader]] = {
+_FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
     "parquet": (_count_parquet, _read_parquet),
     "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
     "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),

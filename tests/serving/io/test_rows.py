@@ -90,11 +90,6 @@ def test_any_range_of_any_format_is_read(
     assert ids == [{"file": "data", "row": row} for row in range(start, stop)]
 
 
-def test_no_name_is_not_the_working_folder() -> None:
-    with pytest.raises(UsageRefused, match="a path must have a name, got ''"):
-        Rows("")
-
-
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (2, 3), (3, 5)], ids=str)
 def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> None:
     lines = [f"{i},{i / 8},{'low' if i < 3 else 'high'}" for i in range(5)]
@@ -191,27 +186,6 @@ def test_a_folder_is_its_files_by_name(folder: Path) -> None:
         ("b/x.parquet", 0),
         ("c.parquet", 1),
     ]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("*.parquet", ["a.parquet", "c.parquet"]),
-        ("*/x.parquet", ["b/x.parquet"]),
-        ("**/*.parquet", ["a.parquet", "b/empty.parquet", "b/x.parquet", "c.parquet"]),
-        ("[ab].parquet", ["a.parquet"]),
-        ("b/?.parquet", ["x.parquet"]),
-    ],
-    ids=["star", "folder", "any depth", "set", "letter"],
-)
-def test_a_pattern_finds_files(folder: Path, pattern: str, names: list[str]) -> None:
-    for root in (str(folder), f"file://{folder}"):
-        assert [file.name for file in Rows(f"{root}/{pattern}").files] == names
-
-
-def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
-    write_npy(tmp_path / "x[1].npy")
-    assert Rows(str(tmp_path / "x[1].npy")).total == ROWS
 
 
 def test_a_file_system_of_fsspec_is_read() -> None:
@@ -339,8 +313,3 @@ def test_names_of_default_ids_that_are_taken_are_refused(tmp_path: Path) -> None
     with pytest.raises(UsageRefused, match="has a column 'row' of its own: name the columns"):
         Rows(str(tmp_path / "x.parquet"))
     assert Rows(str(tmp_path / "x.parquet"), ["row"]).ids == ("row",)
-
-
-def test_a_file_system_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(UsageRefused, match="no file system opens what://x"):
-        Rows("what://x/y.parquet")
