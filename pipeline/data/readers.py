@@ -180,10 +180,10 @@ def _find_halves(folder: Path) -> tuple[Path, Path] | None:
 
 def _find_images(folder: Path) -> list[Path]:
     """Find the images below a folder; names that start with `_` or `.` are ignored."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    names = [path.relative_to(folder) for path in files if path.is_file()]
-    shown = (name for name in names if not any(part[0] in "_." for part in name.parts))
-    return [folder / name for name in sorted(shown, key=Path.as_posix)]
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    above = len(folder.parts)
+    shown = (path for path in images if not any(name[0] in "_." for name in path.parts[above:]))
+    return sorted((path for path in shown if path.is_file()), key=str)
 
 
 def _read_shape(file: Path) -> tuple[int, ...]:

@@ -71,7 +71,8 @@ def _read_csv(path: Path, columns: Sequence[str], label: str) -> TableRows:
             kind = seen.field(label).type
             fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
-        with open_rows(location, pa.schema(fields)) as stream:
+        wanted = pa.schema(fields)
+        with open_rows(wanted, location, wanted.names) as stream:
             return *_gather(path, stream, names, label, layout), tuple(names)
 
 

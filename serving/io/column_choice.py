@@ -98,11 +98,7 @@ def require_columns(
 
 
 def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) -> None:
-    """Refuse columns whose types cannot hold any row.
-
-    Raises:
-        DataRefused: the types do not fit the layout.
-    """
+    """Refuse columns whose types cannot hold any row."""
     kinds = {name: unwrap_type(schema.field(name).type) for name in columns}
     if all(is_number(kind) for kind in kinds.values()):
         if len(columns) != layout.size:

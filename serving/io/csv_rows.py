@@ -17,11 +17,7 @@ from serving.io.filesystems import Location
 
 
 def read_header(location: Location) -> pa.Schema:
-    """Return the names and types of the columns, as the first megabyte shows them.
-
-    Raises:
-        DataRefused: the first line holds numbers and no names.
-    """
+    """Return the names and types of the columns, as the first megabyte shows them."""
     with _open_csv(location, csv.ConvertOptions()) as batches:
         schema = batches.schema
     if all(_is_float(name) for name in schema.names):
@@ -44,10 +40,12 @@ def read_schema(location: Location, texts: Sequence[str]) -> pa.Schema:
 
 
 @contextlib.contextmanager
-def open_rows(location: Location, schema: pa.Schema) -> Iterator[csv.CSVStreamingReader]:
-    """Open a stream of all rows with the columns of `schema`."""
-    types = dict(zip(schema.names, schema.types, strict=True))
-    options = csv.ConvertOptions(column_types=types, include_columns=schema.names)
+def open_rows(
+    schema: pa.Schema, location: Location, columns: Sequence[str]
+) -> Iterator[csv.CSVStreamingReader]:
+    """Open a stream of all rows with `columns`, which have the types of `schema`."""
+    types = {name: schema.field(name).type for name in columns}
+    options = csv.ConvertOptions(column_types=types, include_columns=columns)
     with _open_csv(location, options) as batches:
         yield batches
 

@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 _IMAGE_FORMATS = ("PNG", "JPEG")
 _GRAY_MODES = ("1", "L")
+_DECODE_ERRORS: tuple[type[Exception], ...] = (*FILE_READ_ERRORS, DataRefused)
 _IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits a channel; others would lose information
 
 
@@ -88,7 +89,7 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
             if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
                 return None  # before the pixels are decoded
             return np.asarray(image.convert("L" if len(shape) == 2 else "RGB"))
-    except (DataRefused, *FILE_READ_ERRORS):
+    except _DECODE_ERRORS:
         return None
 
 

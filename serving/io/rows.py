@@ -122,7 +122,7 @@ def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> Input
             raise DataRefused(f"{location} is empty")
         if location.path.lower().endswith(".csv"):
             schema, rows = _count_csv(location, ids)
-            read = partial(_read_stream, partial(_open_csv, schema))
+            read = partial(_read_stream, partial(csv_rows.open_rows, schema))
             return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
         with location.open() as stream:
             head = bytes(stream.read(8))
@@ -218,14 +218,8 @@ def _open_ipc_stream(location: Location, columns: Sequence[str]) -> Iterator[Bat
 def _count_csv(location: Location, ids: Sequence[str]) -> tuple[pa.Schema, int]:
     """Read the whole file, so that a value of the wrong type is found before the work starts."""
     schema = csv_rows.read_schema(location, ids)
-    with csv_rows.open_rows(location, schema) as batches:
+    with csv_rows.open_rows(schema, location, schema.names) as batches:
         return schema, sum(batch.num_rows for batch in batches)
-
-
-def _open_csv(
-    schema: pa.Schema, location: Location, columns: Sequence[str]
-) -> contextlib.AbstractContextManager[Batches]:
-    return csv_rows.open_rows(location, pa.schema([schema.field(name) for name in columns]))
 
 
 def _read_stream(

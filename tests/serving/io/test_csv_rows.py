@@ -24,6 +24,6 @@ def test_a_file_is_not_closed_under_the_thread_that_reads_ahead(tmp_path: Path) 
     (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 1_000_000)
     recorded = Recorded(locate(str(tmp_path / "x.csv")))
     schema = read_header(recorded)
-    with open_rows(recorded, schema) as batches:
+    with open_rows(schema, recorded, schema.names) as batches:
         batches.read_next_batch()
     assert [stream.closed for stream in vars(recorded)["streams"]] == [False, False]
