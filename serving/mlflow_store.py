@@ -13,7 +13,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.signals import deferred_signals
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient
 
 
 _Thing = TypeVar("_Thing")
