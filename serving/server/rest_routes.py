@@ -11,7 +11,8 @@ from serving.protocol.http_body import BINARY, HEADER_LENGTH, decode_request, en
 from serving.server import metrics
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
-from serving.server.rest_server import Answer, Request, RestServer, Route
+from serving.server.rest_messages import Answer, Request, Route
+from serving.server.rest_server import RestServer
 
 
 async def infer(server: RestServer, request: Request) -> Answer:

@@ -19,10 +19,10 @@ from serving.mlflow_store import DIGEST_TAG, connect
 from serving.server import alias_follower
 from serving.server.alias_follower import Follower, Target
 from serving.server.auth import Access
-from serving.server.rest_server import Limits
+from serving.server.rest_messages import Limits
+from serving.server.settings import Settings
 from serving.server.shared_counters import Board
 from serving.server.supervisor import open_first, self_check
-from serving.server.worker import Settings
 from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED

@@ -21,8 +21,9 @@ from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
 from serving.protocol import open_inference_pb2 as pb
 from serving.server.alias_follower import Target
 from serving.server.auth import Access
-from serving.server.rest_server import Limits
-from serving.server.worker import Settings, Worker
+from serving.server.rest_messages import Limits
+from serving.server.settings import Settings
+from serving.server.worker import Worker
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.asking import CASES, asking, body, metrics, over_grpc, ready, wait_for
