@@ -21,7 +21,7 @@ from granian.server.mp import MPServer
 
 from serving.server import logging_config
 from serving.server.settings import Settings
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 
 LOG = logging.getLogger(__name__)
 HEADER_TIMEOUT_MS = 30_000
@@ -30,7 +30,7 @@ HEADER_TIMEOUT_MS = 30_000
 class GranianServer(MPServer):  # type: ignore[misc]
     """Granian with our settings, a number for each worker, and a drain before it stops."""
 
-    def __init__(self, settings: Settings, board: Board) -> None:
+    def __init__(self, settings: Settings, counters: SharedCounters) -> None:
         chain, key = settings.tls or (None, None)
         super().__init__(
             "serving",
@@ -54,7 +54,7 @@ class GranianServer(MPServer):  # type: ignore[misc]
             workers_kill_timeout=max(1, round(settings.drain_s)),
         )
         self._settings = settings
-        self._board = board
+        self._counters = counters
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
         with _signals_held():
@@ -65,7 +65,7 @@ class GranianServer(MPServer):  # type: ignore[misc]
             super()._respawn_workers(*args, **kwargs)
 
     def _stop_workers(self) -> None:
-        self._board.tell("stopping", value=1)
+        self._counters.tell("stopping", value=1)
         super()._stop_workers()
 
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
@@ -77,12 +77,12 @@ class GranianServer(MPServer):  # type: ignore[misc]
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
         """Announce the drain, let clients turn away, then stop; a second signal stops at once."""
-        if self._board.get("draining"):
+        if self._counters.get("draining"):
             super().signal_handler_interrupt()
             for worker in self.wrks:
                 worker.kill()
             return
-        self._board.tell("draining", value=1)
+        self._counters.tell("draining", value=1)
         LOG.info("draining")
         # clients that keep a connection are told to close it with their next answer
         timer = threading.Timer(min(1.0, self._settings.drain_s), super().signal_handler_interrupt)

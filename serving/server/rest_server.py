@@ -99,7 +99,7 @@ class RestServer:
 
     def _refuse(self, name: str, protocol: Any) -> Awaitable[None]:
         if name in OPERATIONS:
-            self.service.board.add("requests", name, "rest", Overloaded.status)
+            self.service.counters.add("requests", name, "rest", Overloaded.status)
         protocol.response_bytes(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL)
         return _DONE
 

@@ -7,7 +7,7 @@ from serving.engine import Device
 from serving.server import logging_config
 from serving.server.auth import Access
 from serving.server.rest_messages import Limits
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class Settings:
     """What the parent tells its workers."""
 
     folder: Path
-    """Where the board and the target are."""
+    """Where the counters and the version to serve are kept."""
     parent: int
     """Process id: workers end with it."""
     host: str
@@ -37,15 +37,15 @@ class Settings:
     access_log: bool
 
     @property
-    def board(self) -> Path:
+    def counters(self) -> Path:
         """The shared counters."""
-        return self.folder / "board"
+        return self.folder / "counters"
 
     @property
     def target(self) -> Path:
         """The version to serve."""
         return self.folder / "target.json"
 
-    def open_board(self, row: int) -> Board:
-        """The board with one row a worker, and the parent's."""
-        return Board(self.board, self.workers + 1, row)
+    def open_counters(self, row: int) -> SharedCounters:
+        """Open the counters, which have a row for each worker and one for the parent."""
+        return SharedCounters(self.counters, self.workers + 1, row)

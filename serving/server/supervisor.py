@@ -16,10 +16,10 @@ from functools import partial
 from serving.engine import Engine
 from serving.errors import UsageRefused
 from serving.server import logging_config
-from serving.server.alias_follower import TICK_S, Follower, Target
+from serving.server.alias_follower import TICK_S, Follower, ServedVersion
 from serving.server.granian_adapter import GranianServer
 from serving.server.settings import Settings
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 from serving.server.worker import Worker
 from serving.source import Source, open_cached, open_source, parse_reference, remember
 
@@ -41,15 +41,15 @@ def run_server(
     source = open_first(reference)
     check = partial(self_check, settings)
     check(source)
-    Target.of(source).write(settings.target)
-    board = settings.open_board(0)
+    ServedVersion.of(source).write(settings.target)
+    counters = settings.open_counters(0)
     registered = parse_reference(reference)
     if registered is not None and registered.alias is not None:
-        follower = Follower(reference, registered, source, settings.target, check, board, poll_s)
+        follower = Follower(reference, registered, source, settings.target, check, counters, poll_s)
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
-    server = GranianServer(settings, board)
+    server = GranianServer(settings, counters)
     threading.Thread(
-        target=_announce, args=(board, settings, partial(started, source)), daemon=True
+        target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
     server.serve(target_loader=partial(Worker, settings), wrap_loader=False)
 
@@ -103,14 +103,14 @@ def runtime_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="vae-serve-")
 
 
-def _announce(board: Board, settings: Settings, started: Callable[[], None]) -> None:
+def _announce(counters: SharedCounters, settings: Settings, started: Callable[[], None]) -> None:
     until = time.monotonic() + START_S
-    while time.monotonic() < until and not board.get("draining"):
-        if board.total("ready") >= settings.workers and _answers(settings):
+    while time.monotonic() < until and not counters.get("draining"):
+        if counters.total("ready") >= settings.workers and _answers(settings):
             started()
             return
         time.sleep(TICK_S / 10)
-    if not board.get("draining"):
+    if not counters.get("draining"):
         LOG.error("not all workers were ready within %d s", START_S)
 
 

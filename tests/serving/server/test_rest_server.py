@@ -26,7 +26,7 @@ from serving.server.rest_messages import Limits
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
 
@@ -723,9 +723,9 @@ class Stalled:
     def __init__(self, engine: Engine, folder: Path, executor: Executor, max_rows: int) -> None:
         self.engine = engine
         self.began, self.go, self.computed = threading.Event(), threading.Event(), list[int]()
-        self.board = Board(folder / "board", 2, 1)
-        self.service = Service(self.board, max_requests=9, max_rows=max_rows, timeout_s=30)
-        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.board)
+        self.counters = SharedCounters(folder / "counters", 2, 1)
+        self.service = Service(self.counters, max_requests=9, max_rows=max_rows, timeout_s=30)
+        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.counters)
         self.service.serve(Served(engine, self.batcher, "bundle", "1"))
         self.rest = RestServer(self.service, ROUTES, Access(), Limits(), Tracer())
 
@@ -774,7 +774,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         tasks.append(await server.come(third, 9))
         second.left.set()
         await tasks[1]
-        assert server.board.total("requests", "decode", "rest", 499) == 1
+        assert server.counters.total("requests", "decode", "rest", 499) == 1
         server.go.set()
         await asyncio.gather(*tasks)
         assert [first.status, third.status] == [200, 200]
@@ -798,7 +798,7 @@ def test_a_full_queue_refuses_without_a_look_at_the_body(
         for visit in refused:
             await server.answer(visit)
         assert [(visit.status, visit.reads) for visit in refused] == [(429, 1), (429, 0), (429, 0)]
-        assert server.board.total("requests", "decode", "rest", 429) == 3
+        assert server.counters.total("requests", "decode", "rest", 429) == 3
         server.go.set()
         await asyncio.gather(*tasks)
         await server.answer(later)

@@ -19,7 +19,7 @@ import pytest
 from serving.engine import Engine
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
 from serving.protocol import open_inference_pb2 as pb
-from serving.server.alias_follower import Target
+from serving.server.alias_follower import ServedVersion
 from serving.server.auth import Access
 from serving.server.rest_messages import Limits
 from serving.server.settings import Settings
@@ -470,6 +470,6 @@ def test_a_worker_serves_no_other_bundle_than_its_neighbours(tmp_path: Path) -> 
         log_format="plain",
         access_log=False,
     )
-    Target(str(SEALED), None, None, digest="0" * 64).write(settings.target)
+    ServedVersion(str(SEALED), None, None, digest="0" * 64).write(settings.target)
     with pytest.raises(VerificationFailed, match="holds another bundle than at the start"):
         Worker(settings, 0)
