@@ -19,7 +19,7 @@ from serving.files import staged_folder
 from serving.operations import Operation, Tensor
 from serving.source import Source
 
-Target = Literal["triton", "kserve", "docker"]
+DeployTarget = Literal["triton", "kserve", "docker"]
 
 MAX_BATCH_SIZE = 1024  # rows that Triton puts into one call
 REST_PORT = 8080
@@ -37,7 +37,7 @@ _HEALTH_CHECK = (
 
 def write_deployment(
     source: Source,
-    target: Target,
+    target: DeployTarget,
     out: Path,
     *,
     alias: str | None = None,
@@ -197,7 +197,7 @@ CMD {json.dumps(_serve_command(source, alias))}
     (folder / ".dockerignore").write_text(ignored, encoding="ascii")
 
 
-TARGETS: Mapping[Target, Callable[[Source, Path, str, str | None], None]] = {
+TARGETS: Mapping[DeployTarget, Callable[[Source, Path, str, str | None], None]] = {
     "triton": _write_triton,
     "kserve": _write_kserve,
     "docker": _write_docker,

@@ -30,7 +30,7 @@ from serving.mlflow_store import (
 )
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from serving.mlflow_store import MlflowClient
 
 
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")

@@ -2,33 +2,22 @@
 
 import ast
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests import module_graph
+
 ROOT = Path(__file__).parent.parent
-SERVING = sorted((ROOT / "serving").rglob("*.py"))
 HEAVY = {"torch", "mlflow", "onnxruntime", "onnx", "pyarrow", "pyspark"}
-ARROW = {
-    "array_rows.py",
-    "arrow_types.py",
-    "job.py",
-    "options.py",  # where it says that it is missing
-    "columns.py",
-    "csv_rows.py",
-    "score_summary.py",
-    "array_files.py",
-    "output.py",
-    "rows.py",
-    "sampler.py",
-    "scorer.py",
-    "spark_job.py",
-    "spark_frame.py",
-    "filesystems.py",
-    "row_filter.py",
-}
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+    "contracts"
+]
 
 
 def loaded(code: str) -> set[str]:
@@ -96,39 +85,74 @@ def test_settings_and_data_load_no_torch(module: str) -> None:
     assert modules & HEAVY == set()
 
 
-@pytest.mark.parametrize(
-    ("package", "owners"),
-    [
-        ("pipeline", set()),
-        ("torch", set()),
-        ("onnx", set()),
-        ("mlflow", {"source.py", "pyfunc_model.py"}),
-        ("granian", {"supervisor.py"}),
-        ("grpc", {"grpc_server.py"}),
-        ("httpx", {"client.py"}),
-        ("opentelemetry", {"tracing.py"}),
-        ("orjson", {"http_body.py", "rest_routes.py", "rest_server.py"}),
-        ("prometheus_client", {"metrics.py"}),
-        ("onnxruntime", {"engine.py", "pyfunc_model.py"}),
-        ("pyarrow", ARROW),
-        ("fsspec", {"filesystems.py"}),
-        ("PIL", {"array_files.py"}),
-        ("pyspark", {"spark_job.py", "spark_frame.py"}),
-    ],
-)
-def test_an_optional_package_stands_in_its_own_files(package: str, owners: set[str]) -> None:
-    assert {path.name for path in SERVING if package in imported(path.read_text())} == owners
-
-
 def test_the_model_that_mlflow_loads_stands_alone() -> None:
     source = (ROOT / "serving" / "pyfunc_model.py").read_text()
     assert imported(source) - set(sys.stdlib_module_names) == {"mlflow", "numpy", "onnxruntime"}
 
 
-@pytest.mark.parametrize(
-    "source",
-    ["import mlflow.pyfunc as m", "def f():\n    from mlflow import x", "if 1:\n    import mlflow"],
-    ids=["at the top", "in a function", "under a condition"],
-)
-def test_an_import_is_seen_wherever_it_stands(source: str) -> None:
-    assert imported(source) == {"mlflow"}
+PLANTED = {
+    "pipeline-layers": ("pipeline/model/vae.py", "from pipeline.export import bundle_export"),
+    "pipeline-stages": ("pipeline/export/manifest.py", "from pipeline.training import loop"),
+    "pipeline-data": ("pipeline/parity/inputs.py", "from pipeline.data import dataset"),
+    "pipeline-tracking": ("pipeline/evaluation/plots.py", "from pipeline import tracking"),
+    "serving-layers": ("serving/bundle.py", "from serving import engine"),
+    "serving-server": ("serving/server/service.py", "from serving.io import rows"),
+    "serving-batch": ("serving/io/images.py", "from serving.protocol import messages"),
+    "serving-alone": ("serving/engine.py", "def later() -> None:\n    import torch"),
+    "pyfunc-alone": ("serving/pyfunc_model.py", "from serving import noise"),
+    "commands": ("pipeline/training/loop.py", "from serving.cli import options"),
+    "shared-core": ("pipeline/registry/gate.py", "from serving.batch import scorer"),
+    "optional-packages": ("serving/source.py", "def later() -> None:\n    import mlflow"),
+    "no-circles": ("serving/io/arrow_types.py", "from serving.io import columns"),
+}
+"""For each contract, a module and an import in it that the contract forbids."""
+
+
+def lint(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run `lint-imports` on the copy of the project in `folder`."""
+    command = "import sys; from importlinter.cli import lint_imports_command; "
+    command += "sys.argv[0] = 'lint-imports'; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", command, "--no-logo", "--no-cache", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the packages and of the contracts."""
+    for name in ("pipeline", "serving"):
+        ignored = shutil.ignore_patterns("__pycache__", "mnist")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_every_contract_is_kept(project: Path) -> None:
+    result = lint(project)
+    assert result.returncode == 0, result.stdout
+    assert f"Contracts: {len(PLANTED)} kept, 0 broken." in result.stdout
+
+
+def test_a_violation_is_planted_for_every_contract() -> None:
+    assert [contract["id"] for contract in CONTRACTS] == list(PLANTED)
+
+
+@pytest.mark.parametrize("contract", PLANTED)
+def test_a_planted_violation_breaks_its_contract(project: Path, contract: str) -> None:
+    module, violation = PLANTED[contract]
+    with (project / module).open("a") as file:
+        file.write(f"\n\n{violation}\n")
+    result = lint(project, "--contract", contract)
+    assert result.returncode == 1
+    assert "Contracts: 0 kept, 1 broken." in result.stdout
+    assert Path(module).stem in result.stdout
+
+
+def test_no_package_has_more_than_seven_floors() -> None:
+    floors = {package: max(found.values()) for package, found in module_graph.measure().items()}
+    assert {"pipeline", "pipeline.parity", "serving", "serving.server"} <= floors.keys()
+    assert max(floors.values()) <= 7, floors

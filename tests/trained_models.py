@@ -10,9 +10,9 @@ from pipeline.config import Config, Precision, configure
 from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
-from pipeline.export.manifest import add_report
 from pipeline.export.quantization import calibrate
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.parity.bundle_report import add_report
 from pipeline.parity.check import check_parity
 from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
@@ -81,7 +81,7 @@ def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -
     rows = metrics.to_json(), dataset.test.x
     bundle = export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
     report = check_parity(bundle, checkpoint.model, dataset.test.x)
-    return add_report(bundle, report.to_json())
+    return add_report(bundle, report)
 
 
 @pytest.fixture(scope="session")

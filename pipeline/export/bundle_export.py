@@ -31,9 +31,9 @@ from pipeline.config import Precision
 from pipeline.errors import ParityFailed
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
-from pipeline.export.quantization import Ranges, reduce_model, rewrite_graph, settled_rows
+from pipeline.export.quantization import Ranges, convert_precision, rewrite_graph, unambiguous_rows
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
-from pipeline.model.operations import FUNCTIONS, Array, Budget, draw_inputs, run_reference
+from pipeline.model.operations import FUNCTIONS, Array, Tolerance, draw_inputs, run_reference
 from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
@@ -75,7 +75,7 @@ def export_bundle(
     """
     check_output_folder(out)
     model = checkpoint.model
-    reduced = reduce_model(model, precision, ranges)
+    reduced = convert_precision(model, precision, ranges)
     operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
     content = _manifest_content(checkpoint, operations)
     content |= {"precision": precision, "ranges": ranges}
@@ -92,7 +92,7 @@ def export_bundle(
         if has_pictures(model.x_shape, checkpoint.x_dtype):
             _write_samples(folder / SAMPLES, reduced, operations["decode"])
             _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
-        (folder / CARD).write_text(render_card(content, metrics, parity=None))
+        (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
     return Bundle(out, manifest)
 
@@ -177,11 +177,11 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
-    """Inputs, float64 outputs and budgets of every operation as `.npz`, without time stamps."""
+    """Inputs, float64 outputs and tolerances of every operation as `.npz`, without time stamps."""
     arrays: dict[str, Array] = {}
     for operation in operations.values():
         drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
-        rows = settled_rows(model, operation, drawn)[:GOLDEN_ROWS]
+        rows = unambiguous_rows(model, operation, drawn)[:GOLDEN_ROWS]
         if not rows.size:
             raise ParityFailed(f"no held-out row of {operation.name} has a settled result in int8")
         inputs = {name: values[rows] for name, values in drawn.items()}
@@ -191,7 +191,7 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
         for name, value in exact.items():
             key = f"{operation.name}.{name}"
             arrays[key] = value
-            arrays[f"{key}.budget"] = np.array(Budget.from_noise(value, rounded[name]).max)
+            arrays[f"{key}.budget"] = np.array(Tolerance.from_noise(value, rounded[name]).max)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, value in arrays.items():

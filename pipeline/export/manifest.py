@@ -6,12 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.export.model_card import render_card
 from serving.bundle import (
-    CARD,
     MANIFEST,
-    METRICS,
-    PARITY,
     SCHEMA_VERSION,
     Bundle,
     Manifest,
@@ -33,14 +29,9 @@ def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
     return read_manifest(folder)
 
 
-def add_report(bundle: Bundle, report: Mapping[str, Any]) -> Bundle:
-    """Put a parity report and the card that tells of it into a bundle, and seal it anew."""
-    content = asdict(bundle.manifest)
-    files = {
-        PARITY: json.dumps(report, indent=1, allow_nan=False),
-        CARD: render_card(content, bundle.read_json(METRICS), report),
-    }
+def replace_files(bundle: Bundle, files: Mapping[str, str]) -> Bundle:
+    """Write texts into a bundle by file name, and seal it again."""
     for name, text in files.items():
         with staged_file(bundle.path / name) as temporary:
             temporary.write_text(text)
-    return Bundle(bundle.path, seal(bundle.path, content))
+    return Bundle(bundle.path, seal(bundle.path, asdict(bundle.manifest)))

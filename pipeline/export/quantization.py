@@ -80,7 +80,7 @@ class QuantizedLinear(nn.Module):
         return (x.float() / self.x_scale.float()).round()
 
 
-def reduce_model(model: VAE, precision: str, ranges: Ranges | None = None) -> VAE:
+def convert_precision(model: VAE, precision: str, ranges: Ranges | None = None) -> VAE:
     """A copy of the model whose state dict holds the bundle's numbers under the graphs' names.
 
     Raises:
@@ -215,7 +215,7 @@ class _Rounding(NamedTuple):
     """Beyond them a value takes the end of the range, whichever way it is rounded."""
 
 
-def settled_rows(
+def unambiguous_rows(
     reduced: VAE, operation: Operation, inputs: Mapping[str, Array]
 ) -> NDArray[np.intp]:
     """Rows whose every rounding to int8 is beyond doubt: all, where nothing is rounded.

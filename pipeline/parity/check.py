@@ -1,8 +1,8 @@
 """Check that the ONNX graphs are the torch model: every output, every weight, every bound.
 
 In: a bundle, the model read from its weights, and held-out rows. Out: a `ParityReport`. The graphs
-run in the engine that will serve; the reference is the eager module in float64, and the budget is
-the error that torch's own float32 makes on the same rows.
+run in the engine that will serve. The reference is the eager module in float64; the tolerance
+follows from the error that torch's own float32 makes on the same rows.
 
 As it serves (level `all`, the threads given), the engine is checked on every kind of rows, and on
 held-out ones at every batch size. The other optimisation levels and numbers of threads get the same
@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.export.quantization import reduce_model
+from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
+from pipeline.parity.comparison_result import Comparison, ElboParity, Fault
 from pipeline.parity.comparisons import Case, Plan, compare_case, make_cases, open_run, plan_runs
 from pipeline.parity.environment import describe_machine, describe_versions
 from pipeline.parity.graph_checks import load_graphs
 from pipeline.parity.inputs import repeat_rows
-from pipeline.parity.quantization_loss import compare_reduction
-from pipeline.parity.report import Comparison, ElboParity, Fault, ParityReport
+from pipeline.parity.quantization_loss import measure_loss
+from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
 from serving.engine import PROVIDERS, Device, Engine, require_cuda
@@ -58,8 +59,8 @@ def check_parity(
     if "cuda" in devices:
         require_cuda()  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
-    manifest, reduction = bundle.manifest, None
-    reduced = reduce_model(model, manifest.precision, manifest.ranges)
+    manifest, loss = bundle.manifest, None
+    reduced = convert_precision(model, manifest.precision, manifest.ranges)
     faults += rules.weights(graphs, reduced)
     plans = tuple(plan_runs(devices, threads, rules))
     found = _Found()
@@ -67,7 +68,7 @@ def check_parity(
         found.compare(plans, bundle, reduced, repeat_rows(x))
         if manifest.precision != "float32":
             engine = Engine(bundle, device=devices[0], threads=threads)
-            reduction = compare_reduction(engine, model, x)
+            loss = measure_loss(engine, model, x)
     except VerificationFailed as err:
         faults.append(Fault("interface", str(err)))
     return ParityReport(
@@ -79,9 +80,9 @@ def check_parity(
         graph_faults=tuple(faults),
         placement=found.placement,
         files=checked_files(bundle),
-        machine=describe_machine(),
+        environment=describe_machine(),
         versions=describe_versions(),
-        reduction=reduction,
+        quantization_loss=loss,
     )
 
 

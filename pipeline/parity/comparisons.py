@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.export.quantization import settled_rows
-from pipeline.model.operations import Array, Budget, run_reference
+from pipeline.export.quantization import unambiguous_rows
+from pipeline.model.operations import Array, Tolerance, run_reference
 from pipeline.model.vae import VAE
+from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Setting, compare
 from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, draw_cases
-from pipeline.parity.report import Comparison, ElboParity, Rule, Setting, compare
 from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, Device, Engine, Level
@@ -27,7 +27,7 @@ ENOUGH_ROWS = 64
 """Rows whose root mean square is judged."""
 RERUN_ROWS = 256
 BACKWARDS = slice(None, None, -1)
-EXACTLY = Budget(0.0, 0.0)
+EXACTLY = Tolerance(0.0, 0.0)
 
 Outputs = Mapping[str, Array]
 
@@ -69,14 +69,14 @@ class Case:
     """In float64."""
     rounded: Mapping[str, Outputs]
     """By precision."""
-    least: Mapping[str, Budget]
+    least: Mapping[str, Tolerance]
     """Roundings of each output on held-out rows: what is small beside these values is nothing.
     onnxruntime's sigmoid ends at 1.5e-8, however dark a picture of far latents is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run on one case: the outputs of the engine by rows taken, and their budgets."""
+    """One run on one case: the outputs of the engine by rows taken, and their tolerances."""
 
     run: Run
     case: Case
@@ -93,22 +93,22 @@ class Trial:
         """What torch makes of the rows in the run's precision."""
         return self.case.rounded[self.run.rules.precision]
 
-    def budget(self, name: str, rows: int) -> Budget:
+    def tolerance(self, name: str, rows: int) -> Tolerance:
         """Four times torch's error on all rows or on these: few can be lucky, and can be hard.
 
         The mean square of a few rows is that of the hardest: there the maximum alone judges.
         """
         exact, noise = self.case.exact[name], self.noise[name]
-        over_all = Budget.from_noise(exact, noise).wider(self.case.least[name])
-        budget = over_all.wider(Budget.from_noise(exact[:rows], noise[:rows]))
-        return budget if rows >= ENOUGH_ROWS else Budget(budget.max, budget.max)
+        over_all = Tolerance.from_noise(exact, noise).wider(self.case.least[name])
+        tolerance = over_all.wider(Tolerance.from_noise(exact[:rows], noise[:rows]))
+        return tolerance if rows >= ENOUGH_ROWS else Tolerance(tolerance.max, tolerance.max)
 
     def beside_torch(self, name: str) -> Iterator[Comparison]:
         """Compare an output with torch in float64, at every batch."""
         exact, noise = self.case.exact[name], self.noise[name]
         for rows, got in self.answers.items():
             found = errors_of(got.outputs.get(name), exact[:rows], noise[:rows])
-            yield self._row("values", name, rows, found, self.budget(name, rows), got)
+            yield self._row("values", name, rows, found, self.tolerance(name, rows), got)
 
     def beside_other_batches(self, name: str, backwards: "Answer") -> Iterator[Comparison]:
         """Compare rows in each batch with the same rows among all, and all with their reverse."""
@@ -116,14 +116,14 @@ class Trial:
         for rows, got in {**self.answers, ROWS: backwards}.items():
             part = BACKWARDS if rows == ROWS else slice(rows)
             found = difference(got.outputs.get(name), None if whole is None else whole[part])
-            yield self._row("batch", name, rows, found, self.budget(name, rows), got)
+            yield self._row("batch", name, rows, found, self.tolerance(name, rows), got)
 
     def beside_itself(self, name: str, again: "Answer") -> Comparison:
         """Compare with a second run: byte for byte on the CPU."""
         found = difference(again.outputs.get(name), self.answers[RERUN_ROWS].outputs.get(name))
         exactly = self.run.engine.device == "cpu"
-        budget = EXACTLY if exactly else self.budget(name, RERUN_ROWS)
-        return self._row("rerun", name, RERUN_ROWS, found, budget, again)
+        tolerance = EXACTLY if exactly else self.tolerance(name, RERUN_ROWS)
+        return self._row("rerun", name, RERUN_ROWS, found, tolerance, again)
 
     def elbo(self) -> ElboParity:
         """Hold the ELBO of all rows to its goals."""
@@ -136,13 +136,13 @@ class Trial:
         name: str,
         rows: int,
         found: tuple[Array, str],
-        budget: Budget,
+        tolerance: Tolerance,
         got: "Answer",
     ) -> Comparison:
         error, reason = found
         return compare(
             error,
-            budget,
+            tolerance,
             self.run.setting,
             reason=got.reason or reason,
             rule=rule,
@@ -193,16 +193,16 @@ def make_cases(plans: Sequence[Plan], bundle: Bundle, model: VAE, x: Array) -> I
     """Every operation on every kind of rows, with the reference outputs that the plans need."""
     rules = {plan.rules.precision: plan.rules for plan in plans}
     for operation in bundle.operations.values():
-        least: Mapping[str, Budget] = {}
-        for kind, inputs in settle_cases(model, operation, x, bundle.manifest.likelihood):
+        least: Mapping[str, Tolerance] = {}
+        for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest.likelihood):
             exact = run_reference(model, operation, inputs, torch.float64)
             rounded = {name: rule.noise(model, operation, inputs) for name, rule in rules.items()}
             if kind == "held-out":  # the first
-                least = {name: Budget.of_roundings(values) for name, values in exact.items()}
+                least = {name: Tolerance.of_roundings(values) for name, values in exact.items()}
             yield Case(operation, kind, inputs, exact, rounded, least)
 
 
-def settle_cases(
+def unambiguous_cases(
     model: VAE, operation: Operation, x: Array, likelihood: str
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
     """The cases, of each the rows whose rounding to int8 is beyond doubt, again and again.
@@ -210,7 +210,7 @@ def settle_cases(
     Where held-out rows have none, all are compared, and may fail; of other kinds there can be none.
     """
     for kind, inputs in draw_cases(operation, x, likelihood):
-        rows = settled_rows(model, operation, inputs)
+        rows = unambiguous_rows(model, operation, inputs)
         if rows.size:
             yield kind, {name: v[np.resize(rows, len(v))] for name, v in inputs.items()}
         elif kind == "held-out":

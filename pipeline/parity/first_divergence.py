@@ -18,12 +18,13 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.export.bundle_export import save_graph
-from pipeline.export.quantization import reduce_model
-from pipeline.model.operations import Array, Budget
+from pipeline.export.quantization import convert_precision
+from pipeline.model.operations import Array, Tolerance
 from pipeline.model.vae import VAE
-from pipeline.parity.comparisons import settle_cases
+from pipeline.parity.comparison_result import Comparison
+from pipeline.parity.comparisons import unambiguous_cases
 from pipeline.parity.inputs import repeat_rows
-from pipeline.parity.report import Comparison, Difference, ParityReport
+from pipeline.parity.report import Difference, ParityReport
 from pipeline.parity.tolerances import errors_of
 from serving.bundle import GRAPHS, Bundle
 from serving.engine import PROVIDERS, open_session, session_options
@@ -62,7 +63,7 @@ def _find(
 ) -> Difference | None:
     """The first value that the judge finds wrong, in the graph and on the rows of a comparison."""
     operation = bundle.operations[row.operation]
-    reduced = reduce_model(model, bundle.manifest.precision, bundle.manifest.ranges)
+    reduced = convert_precision(model, bundle.manifest.precision, bundle.manifest.ranges)
     graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation, reduced)
     feeds = _feeds(bundle, reduced, operation, x, row)
     detail = judge(fresh, feeds, row)
@@ -92,10 +93,10 @@ def _beyond_noise(fresh: ModelProto, feeds: Values, _: Comparison) -> Detail:
         if exact[name].dtype.kind != "f":
             return "" if np.array_equal(value, rounded[name]) else f"not {rounded[name]}"
         error, reason = errors_of(value, exact[name], rounded[name])
-        budget = Budget.from_noise(exact[name], rounded[name])
-        if reason or error.max() <= budget.max:
+        tolerance = Tolerance.from_noise(exact[name], rounded[name])
+        if reason or error.max() <= tolerance.max:
             return reason
-        return f"off by {error.max():.3g}, allowed {budget.max:.3g}"
+        return f"off by {error.max():.3g}, allowed {tolerance.max:.3g}"
 
     return detail
 
@@ -142,7 +143,7 @@ def _feeds(
 ) -> dict[str, Array]:
     """The graph's inputs of the comparison that failed."""
     rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
-    cases = dict(settle_cases(reduced, operation, rows, likelihood))
+    cases = dict(unambiguous_cases(reduced, operation, rows, likelihood))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
     return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
 

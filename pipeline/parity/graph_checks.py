@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from pipeline.model.vae import VAE
-from pipeline.parity.report import Fault
+from pipeline.parity.comparison_result import Fault
 from serving.bundle import GRAPHS, WEIGHTS, Bundle
 
 SMALL_CONSTANT = 8

@@ -1,7 +1,7 @@
 """What reduced precision costs and gives: nats lost, bytes and time saved, all beside float32.
 
-In: a bundle of reduced precision, the model and held-out rows. Out: a `Reduction`. Its ELBO is
-judged; sizes and rates are for a person to weigh, measured on the machine of the check.
+In: a bundle of reduced precision, the model and held-out rows. Out: a `QuantizationLoss`. Its ELBO
+is judged; sizes and rates, measured on the machine of the check, are for a person to weigh.
 """
 
 import tempfile
@@ -80,7 +80,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
+class QuantizationLoss:
     """The ELBO of a reduced bundle beside the model's own in float64, over held-out rows."""
 
     precision: str
@@ -89,21 +89,34 @@ class Reduction:
     """The mean in float64, of the weights as they were trained."""
     difference: float
     """Of the means, reduced less float64, in nats."""
-    budget: float
+    tolerance: float
     row_rms: float
     """Root mean square of the rows' differences, which the mean hides."""
     cost: Cost | None = None
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "QuantizationLoss":
+        """Read one from JSON, where a number that is not finite is null."""
+        known = ("precision", "rows", "elbo", "difference", "tolerance", "row_rms")
+        values: dict[str, Any] = {
+            name: np.nan if content[name] is None else content[name] for name in known
+        }
+        if (cost := content["cost"]) is not None:
+            sizes = {graph: Size(**size) for graph, size in cost["bytes"].items()}
+            rates = tuple(Rate(**rate) for rate in cost["rates"])
+            values["cost"] = Cost(threads=cost["threads"], bytes=sizes, rates=rates)
+        return cls(**values)
+
     @property
     def passed(self) -> bool:
-        """Whether the means are within budget; NaN is not."""
-        return abs(self.difference) <= self.budget
+        """Whether the means are within tolerance; NaN is not."""
+        return abs(self.difference) <= self.tolerance
 
     def line(self) -> str:
-        """The difference and its budget, for a person."""
+        """The difference and its tolerance, for a person."""
         return (
             f"ELBO of {self.rows} rows in {self.precision}: {self.difference:+.2e} nats from "
-            f"float64's {self.elbo:.3f}, allowed {self.budget:.2e}; "
+            f"float64's {self.elbo:.3f}, allowed {self.tolerance:.2e}; "
             f"{self.row_rms:.2e} a row (root mean square)"
         )
 
@@ -112,7 +125,7 @@ class Reduction:
         return [self.line(), *(self.cost.lines() if self.cost else [])]
 
 
-def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
+def measure_loss(engine: Engine, model: VAE, x: Array) -> QuantizationLoss:
     """Score held-out rows `x` with the reduced graphs, and with the model in float64."""
     operation = engine.operations["score"]
     precision = engine.bundle.manifest.precision
@@ -120,12 +133,12 @@ def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
     exact = run_reference(model, operation, inputs, torch.float64)["elbo"]
     error = engine.run("score", inputs)["elbo"] - exact
     elbo = float(exact.mean())
-    return Reduction(
+    return QuantizationLoss(
         precision=precision,
         rows=len(error),
         elbo=elbo,
         difference=float(error.mean()),
-        budget=ELBO_SHARE[precision] * max(abs(elbo), SMALL_ELBO),
+        tolerance=ELBO_SHARE[precision] * max(abs(elbo), SMALL_ELBO),
         row_rms=rms(error),
     )
 

@@ -16,8 +16,8 @@ from onnx import ModelProto
 
 from pipeline.model.operations import Array, rms, run_reference
 from pipeline.model.vae import VAE
+from pipeline.parity.comparison_result import ElboParity, Fault, Setting
 from pipeline.parity.graph_checks import weight_faults
-from pipeline.parity.report import ElboParity, Fault, Setting
 from serving.operations import Operation
 
 
@@ -27,7 +27,7 @@ class Rules:
 
     precision: str
     noise: Callable[[VAE, Operation, Mapping[str, Array]], Mapping[str, Array]]
-    """A run of torch that rounds as this precision does: four times its error is the budget."""
+    """A run of torch that rounds as this precision does: four times its error is the tolerance."""
     weights: Callable[[Mapping[str, ModelProto], VAE], Iterator[Fault]]
     """Which initializers are not what the state dict makes of them."""
     mean_nats: float
@@ -53,7 +53,7 @@ TF32 = replace(
 
 
 NOTHING = np.array([np.nan])
-"""The error of what cannot be compared: it is within no budget."""
+"""The error of what cannot be compared: it is within no tolerance."""
 
 
 def errors_of(value: Array | None, exact: Array, rounded: Array) -> tuple[Array, str]:
@@ -117,8 +117,8 @@ def compare_elbo(
         rows=len(noise),
         mean_error=float(np.abs(error.mean())),
         mean_goal=rules.mean_nats,
-        mean_budget=max(rules.mean_nats, 4 * rms(noise)),
+        mean_tolerance=max(rules.mean_nats, 4 * rms(noise)),
         row_error=float((np.abs(error) / size).max()),
         row_goal=rules.row_share,
-        row_budget=max(rules.row_share, 4 * float((np.abs(noise) / size).max())),
+        row_tolerance=max(rules.row_share, 4 * float((np.abs(noise) / size).max())),
     )

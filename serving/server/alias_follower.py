@@ -19,7 +19,7 @@ from typing import Any
 from serving.errors import VaeError
 from serving.files import staged_file
 from serving.mlflow_store import alias_version, connect, store_errors
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 from serving.source import Registered, Source, open_version, remember
 
 LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ServedVersion:
     """A version to serve; `refused` says which one was not taken up, and why."""
 
     path: str
@@ -40,7 +40,7 @@ class Target:
     refused: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "Target":
+    def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "ServedVersion":
         """The target for an open source."""
         bundle = source.bundle
         path, digest = str(bundle.path.absolute()), bundle.manifest.digest
@@ -52,7 +52,7 @@ class Target:
             temporary.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, file: Path) -> "Target":
+    def read(cls, file: Path) -> "ServedVersion":
         """What the parent wrote last."""
         return cls(**json.loads(file.read_bytes()))
 
@@ -66,7 +66,7 @@ class Follower:
         source: the version that is served now.
         file: the target file.
         check: opens a source's graphs and compares them with torch's outputs.
-        board: where hints come in and failures are counted.
+        counters: where hints come in and failures are counted.
         poll_s: mean seconds between two looks.
     """
 
@@ -77,7 +77,7 @@ class Follower:
         source: Source,
         file: Path,
         check: Callable[[Source], None],
-        board: Board,
+        counters: SharedCounters,
         poll_s: float,
     ) -> None:
         self._reference = reference
@@ -85,7 +85,7 @@ class Follower:
         self._source = source
         self._file = file
         self._check = check
-        self._board = board
+        self._counters = counters
         self._poll_s = poll_s
         self._client: Any = None
         self._refused: str | None = None
@@ -98,7 +98,7 @@ class Follower:
         with contextlib.suppress(OSError):  # a thread has a priority of its own on Linux only
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while True:
-            hints = self._board.get("hints")
+            hints = self._counters.get("hints")
             self.look()
             self._wait(hints)
 
@@ -134,7 +134,7 @@ class Follower:
         source = open_version(self._client, self._registered.name, version)
         self._check(source)
         self._source, self._refused = source, None
-        Target.of(source).write(self._file)
+        ServedVersion.of(source).write(self._file)
         self._remember()
 
     def _remember(self) -> None:
@@ -146,17 +146,17 @@ class Follower:
     def _accept_current(self) -> None:
         if self._refused is not None:
             self._refused = None
-            Target.of(self._source).write(self._file)
+            ServedVersion.of(self._source).write(self._file)
 
     def _refuse(self, version: str, err: Exception) -> None:
         LOG.error("version %s is refused, %s goes on: %s", version, self._source.version, err)
-        self._board.add("reload_failures")
+        self._counters.add("reload_failures")
         self._refused, self._retry_at = version, time.monotonic() + RETRY_S
         refused = {"version": version, "reason": str(err)}
-        Target.of(self._source, refused).write(self._file)
+        ServedVersion.of(self._source, refused).write(self._file)
 
     def _unreachable(self, err: Exception) -> None:
-        self._board.add("registry_failures")
+        self._counters.add("registry_failures")
         if self._reachable:
             LOG.warning("version %s goes on: %s", self._source.version, err)
         self._reachable = False
@@ -166,6 +166,6 @@ class Follower:
         until = time.monotonic() + self._poll_s * random.uniform(0.8, 1.2)
         while time.monotonic() < until:
             time.sleep(TICK_S)
-            if self._board.get("hints") != hints:
+            if self._counters.get("hints") != hints:
                 self._retry_at = 0.0
                 return

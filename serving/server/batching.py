@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.errors import DeadlineExceeded, Overloaded
 from serving.protocol.messages import Array
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 
 TOGETHER = 128
 """Rows times draws that are put together; in larger runs they leave the cache and take longer."""
@@ -75,7 +75,7 @@ class Batcher:
         row_s: seconds that a row of an operation takes, as the warm-up measured them.
         executor: one thread, for runs too long for the event loop.
         max_rows: rows times draws that may wait; beyond it requests are refused.
-        board: where queue and runs are counted.
+        counters: where queue and runs are counted.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Batcher:
         row_s: Mapping[str, float],
         executor: Executor,
         max_rows: int,
-        board: Board,
+        counters: SharedCounters,
     ) -> None:
         self._compute = compute
         self._row_s = row_s
         self._executor = executor
         self._max_rows = max_rows
-        self._board = board
+        self._counters = counters
         self._queues: dict[Key, deque[Waiting]] = {}
         self.queued = 0
         """Rows times draws that wait."""
@@ -195,14 +195,14 @@ class Batcher:
         outcome: Outputs | BaseException,
     ) -> None:
         self.running = False
-        board = self._board
-        board.observe("compute", operation, time.perf_counter() - started)
-        board.observe("batch_rows", operation, rows)
-        board.add("rows", operation, value=rows)
-        board.put("last_inference", operation, value=time.time())
+        counters = self._counters
+        counters.observe("compute", operation, time.perf_counter() - started)
+        counters.observe("batch_rows", operation, rows)
+        counters.add("rows", operation, value=rows)
+        counters.put("last_inference", operation, value=time.time())
         start = 0
         for waiting in batch:
-            board.observe("queue", operation, started - waiting.arrived)
+            counters.observe("queue", operation, started - waiting.arrived)
             stop = start + waiting.rows
             if waiting.result.done():
                 pass

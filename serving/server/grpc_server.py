@@ -232,7 +232,7 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
             encoded = time.perf_counter()
             typed = message.inputs and not message.raw_input_contents
             reply = encode_response(response, raw=not typed)
-            service.board.observe("encode", operation.name, time.perf_counter() - encoded)
+            service.counters.observe("encode", operation.name, time.perf_counter() - encoded)
         status = 200
         return reply
     except VaeError as err:

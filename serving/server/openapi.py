@@ -9,7 +9,7 @@ from serving.operations import Tensor
 from serving.protocol.messages import wire_tensor
 
 if TYPE_CHECKING:
-    from serving.server.rest_server import Route
+    from serving.server.rest_messages import Route
     from serving.server.service import Served
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}

@@ -11,7 +11,8 @@ from serving.protocol.http_body import BINARY, HEADER_LENGTH, decode_request, en
 from serving.server import metrics
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
-from serving.server.rest_server import Answer, Request, RestServer, Route
+from serving.server.rest_messages import Answer, Request, Route
+from serving.server.rest_server import RestServer
 
 
 async def infer(server: RestServer, request: Request) -> Answer:
@@ -27,7 +28,7 @@ async def infer(server: RestServer, request: Request) -> Answer:
             span.tell(response.version, decoded)
         started = time.perf_counter()
         content, length = encode_response(response, binary)
-        service.board.observe("encode", operation.name, time.perf_counter() - started)
+        service.counters.observe("encode", operation.name, time.perf_counter() - started)
     if length is None:
         return Answer(content)
     return Answer(content, BINARY, headers=((HEADER_LENGTH, str(length)),))
@@ -112,7 +113,7 @@ async def webhook(server: RestServer, request: Request) -> Answer:
 async def prometheus(server: RestServer, request: Request) -> Answer:
     """Metrics over all workers."""
     service = server.service
-    return Answer(metrics.render(service.board, service.names()), metrics.CONTENT_TYPE)
+    return Answer(metrics.render(service.counters, service.names()), metrics.CONTENT_TYPE)
 
 
 async def openapi(server: RestServer, request: Request) -> Answer:

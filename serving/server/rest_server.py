@@ -8,9 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Generator, Sequence
+from typing import Any
 
 import orjson
 
@@ -28,6 +27,7 @@ from serving.errors import (
 from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
+from serving.server.rest_messages import Answer, Limits, Request, Route, Scope
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 from serving.server.tracing import Tracer
@@ -52,66 +52,6 @@ class _Done:
 
 
 _DONE = _Done()
-
-
-class Scope(Protocol):
-    """What RSGI says of a request."""
-
-    method: str
-    path: str
-    headers: Any
-
-
-class Answer(NamedTuple):
-    """Status, body and its type; further headers."""
-
-    body: bytes = b""
-    content_type: str = JSON
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request, and all of them together, may take."""
-
-    body_bytes: int = 16 * 2**20
-    """Largest body."""
-    total_bytes: int = 256 * 2**20
-    """Bodies in memory at a time."""
-    body_s: float = 30.0
-    """Seconds in which a body must come."""
-
-
-Handler = Callable[["RestServer", "Request"], Awaitable[Answer]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One line of the table of addresses, which the OpenAPI document is made of too."""
-
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    open: bool = False
-    """Answers without an API key."""
-    counted: bool = False
-    """An inference: counted, and refused at once where too many are under way."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A request whose address is known: path parameters, headers, body."""
-
-    headers: Any
-    protocol: Any
-    name: str = ""
-    version: str = ""
-    id: str = ""
-    started: float = 0.0
-    held: int = 0
-    """Bytes of its body, as counted."""
 
 
 class RestServer:
@@ -150,15 +90,16 @@ class RestServer:
         """Answer one request; refuse in a few microseconds where too many are under way."""
         if self.service.full and not (self.access.api_key or self.access_log):
             length = scope.headers.get("content-length")
-            match = self._counted[0].fullmatch(scope.path) if self._counted else None
             # a small body is in a buffer already; a larger one must be read before an answer
-            if match and scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
-                return self._refuse(match["name"], protocol)
+            if scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
+                for pattern in self._counted:
+                    if match := pattern.fullmatch(scope.path):
+                        return self._refuse(match["name"], protocol)
         return self._answer(scope, protocol)
 
     def _refuse(self, name: str, protocol: Any) -> Awaitable[None]:
         if name in OPERATIONS:
-            self.service.board.add("requests", name, "rest", Overloaded.status)
+            self.service.counters.add("requests", name, "rest", Overloaded.status)
         protocol.response_bytes(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL)
         return _DONE
 

@@ -26,7 +26,7 @@ from serving.protocol.messages import (
 )
 from serving.server.batching import Admission, Batcher
 from serving.server.metrics import statistics
-from serving.server.shared_counters import OPERATIONS, Board
+from serving.server.shared_counters import OPERATIONS, SharedCounters
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 WARM_UP_ROWS = (1, 64)
@@ -58,14 +58,16 @@ class Service:
     """Answers requests with the version that is loaded.
 
     Args:
-        board: where everything is counted, and where flags of all workers stand.
+        counters: where everything is counted, and where flags of all workers stand.
         max_requests: requests that may be under way.
         max_rows: rows times draws that may wait for one version.
         timeout_s: deadline of a request that names none.
     """
 
-    def __init__(self, board: Board, *, max_requests: int, max_rows: int, timeout_s: float) -> None:
-        self.board = board
+    def __init__(
+        self, counters: SharedCounters, *, max_requests: int, max_rows: int, timeout_s: float
+    ) -> None:
+        self.counters = counters
         self.admission = Admission(max_requests)
         self.max_rows = max_rows
         self.timeout_s = timeout_s
@@ -82,7 +84,7 @@ class Service:
         """
         engine.self_check()
         batcher = Batcher(
-            engine.compute, _warm_up(engine), self._executor, self.max_rows, self.board
+            engine.compute, _warm_up(engine), self._executor, self.max_rows, self.counters
         )
         digest = engine.bundle.manifest.digest
         return Served(engine, batcher, name or engine.bundle.path.name, version or digest[:12])
@@ -90,7 +92,7 @@ class Service:
     def serve(self, served: Served) -> None:
         """Answer with this version from now on; what the old one has queued, it ends."""
         if self._served is not None:
-            self.board.add("reloads")
+            self.counters.add("reloads")
         self._served = served
 
     @property
@@ -117,7 +119,7 @@ class Service:
     @property
     def draining(self) -> bool:
         """Whether the server is about to stop."""
-        return self.board.get("draining") > 0
+        return self.counters.get("draining") > 0
 
     def names(self) -> dict[str, str]:
         """What is served: model, version and digest."""
@@ -144,18 +146,18 @@ class Service:
 
     def is_loaded(self, name: str) -> bool:
         """Whether the operation was not unloaded."""
-        return not self.board.get(f"unloaded.{name}")
+        return not self.counters.get(f"unloaded.{name}")
 
     def set_loaded(self, name: str, loaded: bool) -> None:
         """Take an operation in or out, on all workers; taking it in looks at the registry too."""
         self.operation(name)
-        self.board.tell(f"unloaded.{name}", value=float(not loaded))
+        self.counters.tell(f"unloaded.{name}", value=float(not loaded))
         if loaded:
             self.hint()
 
     def hint(self) -> None:
         """Have the parent look at the registry now."""
-        self.board.tell("hints", value=self.board.get("hints") + 1)
+        self.counters.tell("hints", value=self.counters.get("hints") + 1)
 
     async def infer(self, request: InferRequest, deadline_s: float | None = None) -> InferResponse:
         """Run one operation.
@@ -192,9 +194,9 @@ class Service:
         """Count an answer, and the time since its request was read."""
         if operation not in OPERATIONS:
             return
-        self.board.add("requests", operation, transport, status)
+        self.counters.add("requests", operation, transport, status)
         if status == 200:
-            self.board.observe("request", operation, time.perf_counter() - started)
+            self.counters.observe("request", operation, time.perf_counter() - started)
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version and extensions of the server."""
@@ -243,7 +245,7 @@ class Service:
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Counts and times of one operation, or of all."""
         names = [self.operation(name, version)[1].name] if name else self.served.engine.operations
-        return {"model_stats": [statistics(self.board, n, self.served.version) for n in names]}
+        return {"model_stats": [statistics(self.counters, n, self.served.version) for n in names]}
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """The operations and whether each is loaded."""

@@ -65,7 +65,7 @@ def _fields() -> Iterator[tuple[object, ...]]:
 CELLS: Mapping[tuple[object, ...], int] = {field: place for place, field in enumerate(_fields())}
 
 
-class Board:
+class SharedCounters:
     """A view on the shared file; `row` is the one that this process writes.
 
     Args:

@@ -7,64 +7,21 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import open_bundle
-from serving.engine import Device, Engine
+from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
-from serving.server.alias_follower import RETRY_S, TICK_S, Target
-from serving.server.auth import Access
+from serving.server.alias_follower import RETRY_S, TICK_S, ServedVersion
 from serving.server.grpc_server import GrpcServer
 from serving.server.rest_routes import ROUTES
-from serving.server.rest_server import Limits, RestServer
+from serving.server.rest_server import RestServer
 from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.settings import Settings
 from serving.server.tracing import open_tracer
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the parent tells its workers."""
-
-    folder: Path
-    """Where the board and the target are."""
-    parent: int
-    """Process id: workers end with it."""
-    host: str
-    port: int
-    grpc_port: int
-    workers: int
-    device: Device
-    threads: int
-    max_requests: int
-    max_queue: int
-    max_connections: int
-    timeout_s: float
-    drain_s: float
-    limits: Limits
-    access: Access
-    tls: tuple[Path, Path] | None
-    """Certificate chain and key."""
-    log_format: logging_config.LogFormat
-    access_log: bool
-
-    @property
-    def board(self) -> Path:
-        """The shared counters."""
-        return self.folder / "board"
-
-    @property
-    def target(self) -> Path:
-        """The version to serve."""
-        return self.folder / "target.json"
-
-    def open_board(self, row: int) -> Board:
-        """The board with one row a worker, and the parent's."""
-        return Board(self.board, self.workers + 1, row)
 
 
 class Worker:
@@ -79,11 +36,11 @@ class Worker:
         logging_config.configure(settings.log_format)
         self._settings = settings
         self._tracer = open_tracer()
-        self._board = settings.open_board(index + 1)
+        self._counters = settings.open_counters(index + 1)
         for gauge in ("ready", "queued_rows", "queued_bytes"):
-            self._board.put(gauge, value=0)
+            self._counters.put(gauge, value=0)
         self._service = Service(
-            self._board,
+            self._counters,
             max_requests=settings.max_requests,
             max_rows=settings.max_queue,
             timeout_s=settings.timeout_s,
@@ -133,23 +90,23 @@ class Worker:
             certificate = (key, chain)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         await self._grpc.start(f"{host}:{settings.grpc_port}", certificate)
-        self._board.put("ready", value=1)
+        self._counters.put("ready", value=1)
 
     async def _stop(self) -> None:
-        self._board.put("ready", value=0)
+        self._counters.put("ready", value=0)
         if self._following is not None:
             self._following.cancel()
         if self._stopping_grpc is not None:
             await self._stopping_grpc
         self._tracer.close()
 
-    def _read_target(self) -> Target:
+    def _read_target(self) -> ServedVersion:
         self._changed = self._settings.target.stat().st_mtime_ns
-        target = Target.read(self._settings.target)
+        target = ServedVersion.read(self._settings.target)
         self._service.refused = target.refused
         return target
 
-    def _open(self, target: Target) -> Served:
+    def _open(self, target: ServedVersion) -> Served:
         bundle = open_bundle(Path(target.path))
         if bundle.manifest.digest != target.digest:
             raise VerificationFailed(f"{target.path} holds another bundle than at the start")
@@ -162,10 +119,10 @@ class Worker:
 
     async def _follow(self) -> None:
         """Take up each new target; end when the parent says so, or is gone."""
-        while not (self._board.get("stopping") or os.getppid() != self._settings.parent):
+        while not (self._counters.get("stopping") or os.getppid() != self._settings.parent):
             await asyncio.sleep(TICK_S)
-            self._board.put("queued_rows", value=self._service.served.batcher.queued)
-            self._board.put("queued_bytes", value=self._rest.held)
+            self._counters.put("queued_rows", value=self._service.served.batcher.queued)
+            self._counters.put("queued_bytes", value=self._rest.held)
             try:
                 await self._look()
             except Exception:
@@ -191,7 +148,7 @@ class Worker:
             served = await asyncio.to_thread(self._open, target)
         except Exception as err:  # noqa: BLE001 - whatever it is, the old version goes on
             LOG.error("version %s is refused: %s", target.version, err)
-            self._board.add("reload_failures")
+            self._counters.add("reload_failures")
             self._service.refused = {"version": str(target.version), "reason": str(err)}
             self._retry_at = time.monotonic() + RETRY_S
         else:

@@ -17,12 +17,12 @@ from serving.bundle import GOLDEN, open_bundle
 from serving.errors import VaeError, VerificationFailed
 from serving.mlflow_store import DIGEST_TAG, connect
 from serving.server import alias_follower
-from serving.server.alias_follower import Follower, Target
+from serving.server.alias_follower import Follower, ServedVersion
 from serving.server.auth import Access
-from serving.server.rest_server import Limits
-from serving.server.shared_counters import Board
+from serving.server.rest_messages import Limits
+from serving.server.settings import Settings
+from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import open_first, self_check
-from serving.server.worker import Settings
 from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
@@ -43,7 +43,7 @@ class Place:
     folder: Path
     client: MlflowClient
     settings: Settings
-    board: Board
+    counters: SharedCounters
     checked: list[str] = field(default_factory=list)
     """Versions that were opened and compared."""
 
@@ -65,17 +65,17 @@ class Place:
         registered = parse_reference(REFERENCE)
         assert registered is not None
         source = open_first(REFERENCE)
-        Target.of(source).write(self.settings.target)
+        ServedVersion.of(source).write(self.settings.target)
         file, given = self.settings.target, check or self.check
-        return Follower(REFERENCE, registered, source, file, given, self.board, poll_s)
+        return Follower(REFERENCE, registered, source, file, given, self.counters, poll_s)
 
     def check(self, source: Source) -> None:
         self.checked.append(str(source.version))
         self_check(self.settings, source)
 
     @property
-    def target(self) -> Target:
-        return Target.read(self.settings.target)
+    def target(self) -> ServedVersion:
+        return ServedVersion.read(self.settings.target)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def place(store: Path, tmp_path: Path) -> Place:
     )
     client = connect()
     client.create_registered_model("vae")
-    place = Place(tmp_path, client, settings, Board(tmp_path / "board", 2, 0))
+    place = Place(tmp_path, client, settings, SharedCounters(tmp_path / "counters", 2, 0))
     assert place.add("first", partial(reseal, seed=1)) == "1"
     assert place.add("second", partial(reseal, seed=2)) == "2"
     place.point("1")
@@ -168,7 +168,7 @@ def test_whatever_is_wrong_with_a_version_it_is_refused_and_the_next_is_taken_up
     bad = place.add("bad", spoil)
     place.point(bad)
     follower.look()
-    assert (place.target.version, place.board.get("reload_failures")) == ("1", 1)
+    assert (place.target.version, place.counters.get("reload_failures")) == ("1", 1)
     assert place.target.refused is not None
     assert place.target.refused["version"] == bad
     assert place.target.refused["reason"]
@@ -224,7 +224,7 @@ def test_an_alias_that_is_deleted_changes_nothing(place: Place) -> None:
     place.client.delete_registered_model_alias("vae", "champion")
     follower.look()
     assert (place.target.version, place.target.refused) == ("1", None)
-    assert place.board.get("registry_failures") == place.board.get("reload_failures") == 0
+    assert place.counters.get("registry_failures") == place.counters.get("reload_failures") == 0
     place.point("2")
     follower.look()
     assert place.target.version == "2"
@@ -238,7 +238,7 @@ def test_a_store_that_fails_is_counted_and_said_once(
     monkeypatch.setattr(alias_follower, "alias_version", fail)
     for _ in range(3):
         follower.look()
-    assert place.board.get("registry_failures") == 3
+    assert place.counters.get("registry_failures") == 3
     assert (place.target.version, place.target.refused) == ("1", None)
     assert caplog.messages == ["version 1 goes on: no store today"]
     monkeypatch.undo()
@@ -275,7 +275,7 @@ def test_a_hint_that_comes_during_a_look_is_not_lost(place: Place) -> None:
     def check(source: Source) -> None:
         if source.version == "2":
             place.point("3")
-            place.board.tell("hints", value=place.board.get("hints") + 1)
+            place.counters.tell("hints", value=place.counters.get("hints") + 1)
 
     place.add("third", partial(reseal, seed=3))
     follower = place.follower(check=check, poll_s=600)

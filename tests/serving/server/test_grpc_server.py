@@ -24,7 +24,7 @@ from serving.server.auth import Access
 from serving.server.batching import Batcher
 from serving.server.grpc_server import _CALLS, DATA_TYPES, SERVICE, GrpcServer
 from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import free_port
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
@@ -363,7 +363,7 @@ class Held:
     """A server in this process whose runs begin, and then wait for `go`."""
 
     infer: Any
-    board: Board
+    counters: SharedCounters
     batcher: Batcher
     began: threading.Event
     go: threading.Event
@@ -381,10 +381,10 @@ async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
         computed.append(len(next(iter(inputs.values()))))
         return engine.compute(name, inputs)
 
-    board = Board(folder / "board", 2, 1)
-    service = Service(board, max_requests=4, max_rows=100, timeout_s=30)
+    counters = SharedCounters(folder / "counters", 2, 1)
+    service = Service(counters, max_requests=4, max_rows=100, timeout_s=30)
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(compute, {}, executor, 100, board)
+        batcher = Batcher(compute, {}, executor, 100, counters)
         service.serve(Served(engine, batcher, "bundle", "1"))
         server = GrpcServer(service, Access(), Tracer(), max_bytes=2**20, max_calls=64)
         address = f"127.0.0.1:{free_port('127.0.0.1', 0, '--grpc-port')}"
@@ -392,7 +392,7 @@ async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 infer = method(channel, "ModelInfer")
-                yield Held(infer, board, batcher, began, go, computed)
+                yield Held(infer, counters, batcher, began, go, computed)
         finally:
             go.set()
             await server.stop(1)
@@ -423,7 +423,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
                 left.cancel()
             code = await left.code()
             assert code is (Status.CANCELLED if leave == "cancel" else Status.DEADLINE_EXCEEDED)
-            await until(lambda: there.board.total("requests", "decode", "grpc", 499) == 1)
+            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
             there.go.set()
             assert [(await answer).outputs[0].shape[0] for answer in (first, last)] == [1, 2]
             assert there.computed == [1, 2]
@@ -447,7 +447,7 @@ def test_a_full_queue_refuses_at_once(engine: Engine, tmp_path: Path) -> None:
             there.go.set()
             sizes = [(await answer).outputs[0].shape[0] for answer in (first, second, third)]
             assert sizes == [1, 60, 40]
-            assert there.board.total("requests", "decode", "grpc", 429) == 1
+            assert there.counters.total("requests", "decode", "grpc", 429) == 1
 
     asyncio.run(run())
 
@@ -463,7 +463,7 @@ def test_requests_under_way_are_bounded(engine: Engine, tmp_path: Path) -> None:
             assert await refused.code() is Status.RESOURCE_EXHAUSTED
             assert "4 requests are under way" in await refused.details()
             calls.pop().cancel()
-            await until(lambda: there.board.total("requests", "decode", "grpc", 499) == 1)
+            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
             calls.append(there.infer(decode_rows(2), timeout=30))
             await until(lambda: there.batcher.queued == 5)  # the one that left is still in line
             there.go.set()

@@ -38,7 +38,9 @@ LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with small limits; headers have to come as soon as bodies have to."""
-    shorten = f"import serving.server.supervisor as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
+    shorten = (
+        f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
+    )
     command = (
         sys.executable,
         "-c",

@@ -22,10 +22,11 @@ from serving.operations import Operation, Tensor
 from serving.protocol.messages import DATATYPES
 from serving.server.auth import Access
 from serving.server.batching import Batcher
+from serving.server.rest_messages import Limits
 from serving.server.rest_routes import ROUTES
-from serving.server.rest_server import Limits, RestServer
+from serving.server.rest_server import RestServer
 from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.shared_counters import SharedCounters
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
 
@@ -697,11 +698,11 @@ def test_neighbours_in_a_batch_change_nothing(
 class Visit:
     """What granian hands over for one request, here without granian."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, model: str = "decode") -> None:
         self.body = body
         self.left = asyncio.Event()
         self.status = self.reads = 0
-        path = "/v2/models/decode/infer"
+        path = f"/v2/models/{model}/infer"
         headers = {"content-length": str(len(body))}
         self.scope = SimpleNamespace(method="POST", path=path, headers=headers)
 
@@ -722,9 +723,9 @@ class Stalled:
     def __init__(self, engine: Engine, folder: Path, executor: Executor, max_rows: int) -> None:
         self.engine = engine
         self.began, self.go, self.computed = threading.Event(), threading.Event(), list[int]()
-        self.board = Board(folder / "board", 2, 1)
-        self.service = Service(self.board, max_requests=9, max_rows=max_rows, timeout_s=30)
-        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.board)
+        self.counters = SharedCounters(folder / "counters", 2, 1)
+        self.service = Service(self.counters, max_requests=9, max_rows=max_rows, timeout_s=30)
+        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.counters)
         self.service.serve(Served(engine, self.batcher, "bundle", "1"))
         self.rest = RestServer(self.service, ROUTES, Access(), Limits(), Tracer())
 
@@ -760,8 +761,8 @@ def stalled(engine: Engine, tmp_path: Path) -> Iterator[Callable[[int], Stalled]
             server.go.set()
 
 
-def decoding(rows: int) -> Visit:
-    return Visit(body_of({"z": np.zeros((rows, 3), np.float32)})[0])
+def decoding(rows: int, model: str = "decode") -> Visit:
+    return Visit(body_of({"z": np.zeros((rows, 3), np.float32)})[0], model)
 
 
 def test_a_client_that_leaves_is_counted_and_not_computed(
@@ -773,7 +774,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         tasks.append(await server.come(third, 9))
         second.left.set()
         await tasks[1]
-        assert server.board.total("requests", "decode", "rest", 499) == 1
+        assert server.counters.total("requests", "decode", "rest", 499) == 1
         server.go.set()
         await asyncio.gather(*tasks)
         assert [first.status, third.status] == [200, 200]
@@ -791,11 +792,13 @@ def test_a_full_queue_refuses_without_a_look_at_the_body(
 
     async def run(server: Stalled) -> None:
         running, queued, first, second, later = (decoding(3) for _ in range(5))
+        versioned = decoding(3, "decode/versions/1")
         tasks = [await server.come(running, 0), await server.come(queued, 3)]
-        for visit in (first, second):
+        refused = (first, second, versioned)
+        for visit in refused:
             await server.answer(visit)
-        assert [(visit.status, visit.reads) for visit in (first, second)] == [(429, 1), (429, 0)]
-        assert server.board.total("requests", "decode", "rest", 429) == 2
+        assert [(visit.status, visit.reads) for visit in refused] == [(429, 1), (429, 0), (429, 0)]
+        assert server.counters.total("requests", "decode", "rest", 429) == 3
         server.go.set()
         await asyncio.gather(*tasks)
         await server.answer(later)
