@@ -1,8 +1,8 @@
 """Export a trained model as a bundle: four ONNX graphs, weights, golden rows and the manifest.
 
 In: a `Checkpoint`, its held-out metrics and some held-out rows. Out: a directory, complete or
-absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` where a
-graph is not sound, `UsageRefused` where the directory exists already.
+absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` if a graph
+is not sound, `UsageRefused` if the directory exists already.
 """
 
 import io
@@ -54,7 +54,7 @@ from serving.operations import Operation, operation_table
 OPSET = 20
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
-"""Rows that the golden ones are taken from: the first whose rounding to int8 is beyond doubt."""
+"""Rows of which the golden ones are the first whose rounding to int8 is unambiguous."""
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
 CARD_COLUMNS = 10
@@ -106,7 +106,7 @@ def save_graph(
 ) -> None:
     """Export one operation as a single, checked ONNX file without source paths inside.
 
-    Where a `reduced` model is given, the graph holds its numbers.
+    If a model of reduced precision is given, the graph holds its numbers.
     """
     inputs = draw_inputs(
         operation,
@@ -118,8 +118,8 @@ def save_graph(
         {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in operation.inputs
     )
-    # a convolution asks whether there is one row, for its layout alone; torch would take that for
-    # a limit of the graph (pytorch#133653)
+    # a convolution asks whether there is just one row, to choose a memory layout; torch would take
+    # that question for a limit of the graph (pytorch#133653)
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with _quiet_exporter(), oblivious:
         program = torch.onnx.export(
@@ -133,9 +133,9 @@ def save_graph(
             verbose=False,
         )
     if program is None:
-        raise ParityFailed(f"the exporter gave no {path.name}")
+        raise ParityFailed(f"the exporter made no {path.name}")
     if program.exported_program is None:
-        raise ParityFailed(f"the exporter shows no axes of {path.name}")
+        raise ParityFailed(f"the exporter does not tell the axes of {path.name}")
     for axis, bounds in program.exported_program.range_constraints.items():
         if not bounds.lower <= 1:
             raise ParityFailed(f"{path.name} does not take {axis} = 1: it needs {bounds}")
@@ -163,7 +163,7 @@ class _Graph(nn.Module):
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says of torchvision, its own internals and shared axis names."""
+    """Silence the exporter's messages on torchvision, its own internals and shared axis names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -177,13 +177,18 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
-    """Inputs, float64 outputs and tolerances of every operation as `.npz`, without time stamps."""
+    """Return inputs, float64 outputs and tolerances of every operation as an `.npz` file.
+
+    It has no time stamps, so that the same model gives the same bytes.
+    """
     arrays: dict[str, Array] = {}
     for operation in operations.values():
         drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
         rows = unambiguous_rows(model, operation, drawn)[:GOLDEN_ROWS]
         if not rows.size:
-            raise ParityFailed(f"no held-out row of {operation.name} has a settled result in int8")
+            raise ParityFailed(
+                f"no held-out row of {operation.name} has an unambiguous result in int8"
+            )
         inputs = {name: values[rows] for name, values in drawn.items()}
         arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
         exact = run_reference(model, operation, inputs, torch.float64)
@@ -209,7 +214,7 @@ def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
 
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
-    """Lines of held-out rows, each above the line of their reconstructions."""
+    """Write lines of held-out rows, each above the line of their reconstructions."""
     rows = x[: 2 * CARD_COLUMNS]
     x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
     write_pairs(path, rows, x_loc, CARD_COLUMNS)
@@ -218,7 +223,7 @@ def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Arra
 def _graph_metadata(
     checkpoint: Checkpoint, weights_sha256: str, precision: Precision
 ) -> dict[str, str]:
-    """What a graph says of itself to a reader without the manifest; nothing of place or time."""
+    """Return what a graph says of itself without the manifest; nothing about place or time."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "x_shape": json.dumps(checkpoint.model.x_shape),

@@ -1,4 +1,4 @@
-"""Seal a folder of files as a bundle: write the manifest, and change a sealed bundle safely."""
+"""Seal a folder of files as a bundle: write its manifest, and replace files in a sealed bundle."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from serving.files import staged_file
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
-    """List every file of `folder` with its digest, and name it all by one digest."""
+    """Write the manifest: every file of `folder` with its digest, and one digest of it all."""
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     entries = {name: file_entry(folder / name) for name in names}
     content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}

@@ -1,4 +1,4 @@
-"""Render a bundle's model card: what the model is, how good, how checked, and how to call it.
+"""Render the model card: what the model is, how good it is, how it was checked, how to call it.
 
 In: the manifest's content, the held-out metrics and, once parity was checked, the section on it.
 Out: Markdown.
@@ -142,7 +142,7 @@ def render_card(
 
 
 def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
-    """Whether a bundle holds pictures: where rows are images of bytes."""
+    """Whether a bundle holds pictures: its rows are images of bytes."""
     return is_picture(x_shape) and x_dtype == "uint8"
 
 

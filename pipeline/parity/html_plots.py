@@ -1,7 +1,7 @@
-"""Two plots of a parity report as inline SVG: errors of one output, and its tolerance by batch.
+"""Two plots of a parity report as inline SVG: the errors of one output, and its tolerance by batch.
 
-In: comparisons of one output, as `parity.json` holds them. Out: SVG that takes its colours from the
-page (`--ink`, `--mild`, `--good`, `--bad`). What is no number stands at the far end, in `--bad`.
+In: comparisons of one output. Out: SVG that takes its colours from the page (`--ink`, `--mild`,
+`--good`, `--bad`). Errors that are not numbers stand at the far end, in `--bad`.
 """
 
 import math
@@ -12,16 +12,16 @@ from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
 
 HEIGHT, BOTTOM = 150, 30
 DECADES = (-4, 1)
-"""Parts of the tolerance that are told apart, as powers of ten; 0 is the whole tolerance."""
+"""Shares of the tolerance that are shown, as powers of ten; 0 is the whole tolerance."""
 _FLOOR = HEIGHT - BOTTOM
 
 
 def plot_histogram(rows: Sequence[Comparison], edges: Sequence[float]) -> str:
-    """Bars over log10(error / tolerance), summed over the comparisons; outer bins are open."""
+    """Draw bars over log10(error / tolerance), summed over comparisons; outer bins are open."""
     counts = [sum(row.histogram[i] for row in rows) for i in range(len(edges) + 1)]
     width = (WIDTH - LEFT - RIGHT) / len(counts)
     largest = max(*counts, 1)
-    parts = list(_frame("error as a part of the tolerance", f"{largest:,}", "0"))
+    parts = list(_frame("error as a share of the tolerance", f"{largest:,}", "0"))
     for i, count in enumerate(counts):
         # an error above the tolerance must be seen among a million below
         height = max((_FLOOR - TOP) * count / largest, 2.5) if count else 0
@@ -41,7 +41,7 @@ def plot_histogram(rows: Sequence[Comparison], edges: Sequence[float]) -> str:
 
 
 def plot_batches(rows: Sequence[Comparison]) -> str:
-    """A dot for each comparison over its batch size, and a line along the largest."""
+    """Draw a dot for each comparison over its batch size, and a line along the largest."""
     batches = sorted({row.batch for row in rows})
     low, high = DECADES
     step = (WIDTH - LEFT - RIGHT) / max(len(batches), 1)
@@ -64,7 +64,7 @@ def plot_batches(rows: Sequence[Comparison]) -> str:
         kind = "good" if passed else "bad"
         parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
     parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
-    return draw_svg(parts, f"part of the tolerance used at {len(batches)} batch sizes", HEIGHT)
+    return draw_svg(parts, f"share of the tolerance used at {len(batches)} batch sizes", HEIGHT)
 
 
 def _frame(below: str, top: str, bottom: str) -> Iterator[str]:

@@ -11,8 +11,14 @@ from pipeline.cli.main import cli
 from pipeline.model.operations import Tolerance
 from pipeline.parity.check import DEVICES, check_parity, parity_faults
 from pipeline.parity.comparison_result import Setting
-from pipeline.parity.comparisons import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
-from pipeline.parity.environment import describe_machine
+from pipeline.parity.comparisons import (
+    ENOUGH_ROWS,
+    CaseResults,
+    make_cases,
+    open_engine,
+    plan_settings,
+)
+from pipeline.parity.environment import describe_environment
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.tolerances import FLOAT32, TF32, compare_elbo
 from serving.bundle import Bundle
@@ -54,7 +60,7 @@ def test_a_cpu_is_never_taken_for_cuda(sealed: Bundle, trained: Trained) -> None
 
 
 def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
-    plan = list(plan_runs(DEVICES["cuda"], 1, FLOAT32))
+    plan = list(plan_settings(DEVICES["cuda"], 1, FLOAT32))
     assert {run.setting.provider for run in plan} == {"CUDAExecutionProvider"}
     assert [(r.setting.level, r.setting.tf32, r.rules is TF32, r.as_served) for r in plan] == [
         ("all", False, False, True),
@@ -66,7 +72,7 @@ def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
 
 
 def test_all_is_both_devices_and_the_cpu_takes_one_thread_and_two() -> None:
-    plan = [run.setting for run in plan_runs(DEVICES["all"], 4, FLOAT32)]
+    plan = [run.setting for run in plan_settings(DEVICES["all"], 4, FLOAT32)]
     assert {s.provider for s in plan} == {"CPUExecutionProvider", "CUDAExecutionProvider"}
     cpu = [s for s in plan if s.provider.startswith("CPU")]
     assert [s.threads for s in cpu if s.level == "all"] == [4, 1, 2]
@@ -144,11 +150,11 @@ def test_a_missing_elbo_has_failed() -> None:
 
 
 def test_machine_names_its_processor_and_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = describe_machine()
+    machine = describe_environment()
     assert machine["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in machine.values())
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert describe_machine() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
+    assert describe_environment() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
 
 
 def test_no_tolerance_is_below_the_roundings_of_held_out_values(
@@ -156,14 +162,14 @@ def test_no_tolerance_is_below_the_roundings_of_held_out_values(
 ) -> None:
     """A picture of far latents may be dark all over; what is nothing beside a pixel is no fault."""
     checkpoint, dataset = trained
-    plans = tuple(plan_runs(("cpu",), 1, FLOAT32))
-    run = open_run(sealed, plans[0])
+    plans = tuple(plan_settings(("cpu",), 1, FLOAT32))
+    run = open_engine(sealed, plans[0])
     for case in make_cases(plans, sealed, checkpoint.model, repeat_rows(dataset.test.x)):
         if case.kind == "held-out":
             least = {name: Tolerance.of_roundings(values) for name, values in case.exact.items()}
         dark = replace(case, exact={name: values * 1e-9 for name, values in case.exact.items()})
         dark = replace(dark, rounded={"float32": dark.exact})
         for name, tolerance in least.items():
-            trial = Trial(run, dark, {})
+            trial = CaseResults(run, dark, {})
             assert trial.tolerance(name, ENOUGH_ROWS) == tolerance
             assert trial.tolerance(name, 1) == Tolerance(tolerance.max, tolerance.max)
