@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+
 def forks() -> ForkServerContext:
     """A context whose processes start with everything imported."""
     context = multiprocessing.get_context("forkserver")
@@ -25,7 +26,10 @@ def forks() -> ForkServerContext:
 def start_fork(
     words: tuple[str, ...], folder: Path, env: Mapping[str, str], output: Path
 ) -> BaseProcess:
-    """Start `vae` or `mlflow` in `folder`, with `stdout` and `stderr` as files in `output`."""
+    """Start `vae` or `mlflow` in `folder`; it writes to the files `stdout` and `stderr` of `output`.
+
+    Where `output` has a FIFO of such a name, it writes to that.
+    """
     process = forks().Process(target=_run, args=(words, folder, dict(env), output))
     process.start()
     return process

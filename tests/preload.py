@@ -5,7 +5,9 @@
 
 import importlib
 import io
+import logging
 import os
+import warnings
 
 import torch
 from torch import nn
@@ -41,7 +43,12 @@ def preload() -> None:
     configure_mappers()
     torch.set_num_threads(1)
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh()).eval()
-    torch.onnx.export(net, (torch.zeros(2, 2),), io.BytesIO(), dynamo=True, verbose=False)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(net, (torch.zeros(2, 2),), io.BytesIO(), dynamo=True, verbose=False)
+    logger.setLevel(level)
 
 
 preload()

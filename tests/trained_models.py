@@ -61,9 +61,7 @@ def load_file(folder: Path) -> Dataset:
 
 def share_data(tmp_path_factory: pytest.TempPathFactory, name: str, x: np.ndarray) -> Dataset:
     """Write the data to one path in a run of the tests, which its checkpoints hold as well."""
-    return load_file(
-        make_once(tmp_path_factory, name, lambda folder: np.save(folder / "x.npy", x))
-    )
+    return load_file(make_once(tmp_path_factory, name, lambda folder: np.save(folder / "x.npy", x)))
 
 
 def train_checkpoint(dataset: Dataset, config: Config) -> Checkpoint:

@@ -3,19 +3,21 @@
 import contextlib
 import gzip
 import hashlib
+import os
 import signal
 import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.e2e.conftest import TINY, VAE, clean_environment, draw_images, run_vae
+from tests.e2e.conftest import TINY, clean_environment, draw_images, run_vae
+from tests.forks import start_fork
 
 IDX = struct.pack(">HBB3I", 0, 8, 3, 4, 6, 5) + bytes(120)
 FILES = (
@@ -66,7 +68,7 @@ def save(name: str, x: np.ndarray) -> Callable[[Path], None]:
 
 
 def void(value: object) -> None:
-    """Forget a value."""
+    """Make an expression of any value one that gives None."""
 
 
 BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -381,42 +383,34 @@ def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path:
     assert tree(tmp_path) == before
 
 
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Programs started here react to SIGINT, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(
     ("number", "exit_code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_training_that_is_stopped_ends_its_run_as_killed(
-    made: Path, tmp_path: Path, number: signal.Signals, exit_code: int, word: str
+    made: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    number: signal.Signals,
+    exit_code: int,
+    word: str,
 ) -> None:
     slow = ("--epochs", "1000", "--patience", "1000", "--batch-size", "1")
-    process = subprocess.Popen(
-        [*VAE, "run", "--data", str(made / "x.npy"), *slow, *TINY],
-        cwd=tmp_path,
-        env=clean_environment(tmp_path, {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        said = []
-        for line in process.stderr:
+    words = ("vae", "run", "--data", str(made / "x.npy"), *slow, *TINY)
+    output = tmp_path_factory.mktemp("output")
+    os.mkfifo(output / "stderr")
+    process = start_fork(words, tmp_path, clean_environment(tmp_path, {}), output)
+    said = []
+    with (output / "stderr").open() as stderr:
+        for line in stderr:
             said.append(line.rstrip("\n"))
             if line.startswith("epoch 1/"):
-                process.send_signal(number)
-        assert process.stdout.read() == ""
-    assert process.returncode == exit_code
+                assert process.pid is not None
+                os.kill(process.pid, number)
+    process.join()
+    assert (output / "stdout").read_text() == ""
+    assert process.exitcode == exit_code
     assert said[-1] == word
     assert not any(line.startswith(("error", "Traceback")) for line in said)
     assert run_statuses(tmp_path) == ["KILLED"]

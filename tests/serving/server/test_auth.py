@@ -64,9 +64,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def locked(
-    tmp_path_factory: pytest.TempPathFactory, slow_tier: None
-) -> Iterator[Running]:
+def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """A server with a key from its environment; no secret of webhooks, no TLS."""
     with serve(tmp_path_factory.mktemp("locked"), SEALED, "--drain", "1", VAE_API_KEY=KEY) as it:
         yield it

@@ -116,9 +116,7 @@ def test_granian_logs_in_the_same_form(written: Written) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(
-    tmp_path_factory: pytest.TempPathFactory, slow_tier: None
-) -> Mapping[str, Written]:
+def plain(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Mapping[str, Written]:
     """Servers that log for a person, with and without the access log."""
     found = {}
     for name, options in (("access", ("--access-log",)), ("quiet", ())):
