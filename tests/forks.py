@@ -26,9 +26,9 @@ def forks() -> ForkServerContext:
 def start_fork(
     words: tuple[str, ...], folder: Path, env: Mapping[str, str], output: Path
 ) -> BaseProcess:
-    """Start `vae` or `mlflow` in `folder`; it writes to the files `stdout` and `stderr` of `output`.
+    """Start `vae` or `mlflow` in `folder`; `stdout` and `stderr` in `output` get what it prints.
 
-    Where `output` has a FIFO of such a name, it writes to that.
+    They are new files, or FIFOs that stand there.
     """
     process = forks().Process(target=_run, args=(words, folder, dict(env), output))
     process.start()

@@ -4,7 +4,6 @@
 """
 
 import importlib
-import io
 import logging
 import os
 import warnings
@@ -47,7 +46,7 @@ def preload() -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(net, (torch.zeros(2, 2),), io.BytesIO(), dynamo=True, verbose=False)
+        torch.onnx.export(net, (torch.zeros(2, 2),), dynamo=True, verbose=False)
     logger.setLevel(level)
 
 

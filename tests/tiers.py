@@ -1,9 +1,9 @@
 """The two tiers of tests, as a plugin of pytest.
 
-`pytest -m "not slow"` is the fast tier. Its tests use no network, start no process and open no MLflow
-store, and this plugin fails a test that does. These tests are slow: all in `SLOW_FOLDERS`, those
-whose fixtures request `slow_tier`, and those that are marked `@pytest.mark.slow`. A number in that
-mark says about how many seconds the test takes: the longest tests start first.
+`pytest -m "not slow"` is the fast tier. Its tests use no network, start no process and open no
+MLflow store, and this plugin fails a test that does. These tests are slow: all in `SLOW_FOLDERS`,
+those whose fixtures request `slow_tier`, and those that are marked `@pytest.mark.slow`. A number
+in that mark says about how many seconds the test takes: the longest tests start first.
 """
 
 import ipaddress
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parent
+SERVING = TESTS / "serving"
 SLOW_FOLDERS = (TESTS / "e2e", TESTS / "integration")
 PROCESSES = frozenset(
     {
@@ -56,9 +57,9 @@ class Guard:
         sys.addaudithook(self._audit)
         start = multiprocessing.process.BaseProcess.start
 
-        def audited_start(process: multiprocessing.process.BaseProcess) -> None:
-            sys.audit("multiprocessing.Process.start", process.name)
-            start(process)
+        def audited_start(self: multiprocessing.process.BaseProcess) -> None:
+            sys.audit("multiprocessing.Process.start", self.name)
+            start(self)
 
         multiprocessing.process.BaseProcess.start = audited_start  # type: ignore[method-assign]
 
@@ -148,6 +149,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
     for item in items:
         if is_slow(item):
             item.add_marker("slow")
+        if SERVING in item.path.parents:
+            item.add_marker("serving")
     yield
     items[:] = longest_first(items)
 

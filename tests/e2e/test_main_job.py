@@ -120,7 +120,7 @@ def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Pa
     whole = vae(["run", *settings, "--out", "whole", "--name", "mine"], env, tmp_path)
     assert whole["elbo"] == trained["elbo"]
     assert (whole["version"], whole["decision"]) == ("2", "promoted")
-    for graph in ("encoder.onnx", "decoder.onnx"):  # only the run's id differs
+    for graph in ("encoder.onnx", "decoder.onnx"):  # the files differ only in the id of the run
         sizes = {(tmp_path / folder / graph).stat().st_size for folder in ("bundle", "whole")}
         assert len(sizes) == 1
     by_path = vae(["sample", "--model", "whole", "--seed", "7", "--out", "a.npy"], env, tmp_path)

@@ -31,7 +31,7 @@ def commands() -> list[list[str]]:
 
 
 def shrink(words: list[str], folder: Path) -> list[str]:
-    """Return the command, on tiny data if it trains; `vae train` makes a better model than the rest."""
+    """Return the command, on tiny data if it trains; `vae train` makes the better model."""
     settings = {**TINY, "data": str(folder / "x.npy")}
     if words[:2] == ["mlflow", "run"]:
         settings |= {"out": str(folder / "first"), "name": "mine"}
@@ -54,7 +54,7 @@ def ask(words: list[str], address: str) -> bytes:
 
 
 def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
-    """Start the server of the README; send it the requests there and the code of docs/serving.md."""
+    """Start the README's server; run its requests and the code of docs/serving.md."""
     (command,) = (words for words in commands() if words[:2] == ["vae", "serve"])
     ports = ("--port", "0", "--grpc-port", "0", "--drain", "1")
     pipe = subprocess.PIPE

@@ -213,6 +213,7 @@ def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
     assert Rows(str(tmp_path / "x[1].npy")).total == ROWS
 
 
+@pytest.mark.full_environment
 def test_a_file_system_of_fsspec_is_read() -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
