@@ -147,6 +147,12 @@ def sealed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
+def sealed_table(trained_table: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return a checked bundle of a model of a table, which no test may change."""
+    return share_bundle(tmp_path_factory, "sealed_table", trained_table)
+
+
+@pytest.fixture(scope="session")
 def worse(images: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a bundle of a model of the same data that hardly learned."""
     weak = share_checkpoint(tmp_path_factory, "weak", images, epochs=1, learning_rate=1e-5)
