@@ -1,4 +1,4 @@
-"""Processes that start at once: forks of one process that has imported what takes seconds.
+"""Processes that start in milliseconds: forks of one that has done the imports already.
 
 A command that runs in a fork has an environment, a working folder, signals, output and an exit code
 of its own, as in a process that a shell starts; it only does not import torch and mlflow again.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def forks() -> ForkServerContext:
-    """A context whose processes start with everything imported."""
+    """Return a context whose processes start with everything imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     return context

@@ -1,6 +1,6 @@
-"""What takes seconds once in a process: imports, and all that the first export to ONNX builds.
+"""Do what takes seconds once in a process: imports, and the first export to ONNX.
 
-`tests.forks` imports it in the process that it forks. Nothing here may start a thread.
+`tests.forks` imports this module in the process that it forks. It must not start Python threads.
 """
 
 import importlib

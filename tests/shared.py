@@ -1,4 +1,4 @@
-"""Folders that a run of the tests makes once, for all of its worker processes."""
+"""Folders that are made once in a run of the tests, and that all of its workers share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ import pytest
 def make_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
 ) -> Path:
-    """Return the folder `name`, which `make` fills in the worker that comes first.
+    """Return the folder `name`, which `make` fills in the worker that asks for it first.
 
-    The others wait for it. A `make` that fails leaves the folder to the next one.
+    The other workers wait. If `make` fails, the next one that asks tries it again.
     """
     base = tmp_path_factory.getbasetemp()
     # each worker of xdist has a folder of its own, in one that belongs to the run

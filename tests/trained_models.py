@@ -26,7 +26,7 @@ Trained = tuple[Checkpoint, Dataset]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU its tests are no part of the run: one that is skipped looks like a check."""
+    """Deselect the tests that need a GPU where there is none: a skipped test looks like a check."""
     if torch.cuda.is_available():
         return
     away = [item for item in items if item.get_closest_marker("cuda")]
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def draw_images(rows: int) -> np.ndarray:
-    """Bars at random places: little images with structure."""
+    """Draw small images with structure: one bar each, at a random place."""
     generator = np.random.default_rng(0)
     x = generator.integers(0, 40, (rows, 6, 5), dtype=np.uint8)
     x[np.arange(rows), generator.integers(0, 6, rows)] = 230
@@ -43,7 +43,7 @@ def draw_images(rows: int) -> np.ndarray:
 
 
 def draw_table(rows: int) -> np.ndarray:
-    """Four columns of different units, two factors behind them."""
+    """Draw four columns in different units that depend on two factors."""
     generator = np.random.default_rng(0)
     factors = generator.standard_normal((rows, 2))
     x = factors @ generator.standard_normal((2, 4)) + generator.standard_normal((rows, 4)) / 4
@@ -60,7 +60,7 @@ def load_file(folder: Path) -> Dataset:
 
 
 def share_data(tmp_path_factory: pytest.TempPathFactory, name: str, x: np.ndarray) -> Dataset:
-    """Write the data to one path in a run of the tests, which its checkpoints hold as well."""
+    """Write the data once in a run of the tests: checkpoints name its path."""
     return load_file(make_once(tmp_path_factory, name, lambda folder: np.save(folder / "x.npy", x)))
 
 
@@ -84,7 +84,7 @@ def tiny_config(dataset: Dataset, **settings: object) -> Config:
 
 
 def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -> Bundle:
-    """Export and check."""
+    """Export a model as a bundle, and check its parity."""
     checkpoint, dataset = trained
     ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
     metrics = evaluate(checkpoint.model, dataset.test.x, nll_samples=4, seed=0)
@@ -97,7 +97,7 @@ def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -
 def share_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, name: str, dataset: Dataset, **settings: object
 ) -> Trained:
-    """Train once in a run of the tests; read what the files hold in each of its processes."""
+    """Train once in a run of the tests; load the checkpoint in each of its processes."""
 
     def make(folder: Path) -> None:
         save_checkpoint(folder, train_checkpoint(dataset, tiny_config(dataset, **settings)))

@@ -61,11 +61,11 @@ def run_main_job(folder: Path) -> None:
 
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle to use or to spoil."""
+    """Return a copy of the bundle, which a test may change."""
     return shutil.copytree(made / "bundle", tmp_path / "bundle")
 
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy of the store, where the command line looks for it."""
+    """Return a copy of the store, where the command line looks for it."""
     return Path(shutil.copy(made / "mlflow.db", tmp_path / "mlflow.db"))
