@@ -188,6 +188,7 @@ def test_a_folder_is_its_files_by_name(folder: Path) -> None:
     ]
 
 
+@pytest.mark.full_environment
 def test_a_file_system_of_fsspec_is_read() -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")

@@ -59,12 +59,12 @@ def make_pair(folder: Path, name: str) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Pair:
     return make_pair(tmp_path_factory.mktemp("tls"), "server")
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """A server with a key from its environment; no secret of webhooks, no TLS."""
     with serve(tmp_path_factory.mktemp("locked"), SEALED, "--drain", "1", VAE_API_KEY=KEY) as it:
         yield it
@@ -272,6 +272,7 @@ def sign(body: bytes, *, secret: str = SECRET, age_s: float = 0, delivery: str =
     }
 
 
+@pytest.mark.full_environment
 def test_the_signature_is_the_one_that_mlflow_makes() -> None:
     delivery = pytest.importorskip("mlflow.webhooks.delivery", reason="mlflow is not installed")
     body = '{"entity": "model_version_alias"}'

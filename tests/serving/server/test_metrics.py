@@ -128,7 +128,7 @@ def test_statistics_are_nanoseconds_and_counts_over_processes(boards: list[Share
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def pair(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """Two workers that share their ports."""
     folder = tmp_path_factory.mktemp("pair")
     with serve(folder, SEALED, "--workers", "2", "--drain", "2") as running:

@@ -38,6 +38,7 @@ HEAVY = {
     "pyarrow",
     "opentelemetry",
 }
+pytestmark = pytest.mark.slow
 REQUEST = json.dumps(body(CASES[0])).encode()
 PATH = f"/v2/models/{CASES[0].operation}/infer"
 
