@@ -40,17 +40,16 @@ class HeldOut:
         """Read the fields from JSON."""
         return cls(**{**content, "elbo_quantiles": tuple(content["elbo_quantiles"])})
 
-    def levels(self) -> tuple[Array, Array, Array]:
+    def distinct_quantiles(self) -> tuple[Array, Array, Array]:
         """Return the distinct quantiles, and the shares of rows below and up to each."""
-        knots = np.asarray(self.elbo_quantiles)
-        shares = np.linspace(0, 1, len(knots))
-        values, first = np.unique(knots, return_index=True)
-        last = np.append(first[1:], len(knots)) - 1
+        shares = np.linspace(0, 1, len(self.elbo_quantiles))
+        values, first = np.unique(self.elbo_quantiles, return_index=True)
+        last = np.append(first[1:], len(shares)) - 1
         return values, shares[first], shares[last]
 
     def cdf(self, values: Array) -> Array:
         """Return the share of held-out rows up to each value, linear between quantiles."""
-        knots, _, shares = self.levels()
+        knots, _, shares = self.distinct_quantiles()
         return np.interp(values, knots, shares, left=0, right=1)
 
 
@@ -94,7 +93,7 @@ class DriftCounter:
 
     def __init__(self, held_out: HeldOut) -> None:
         self.held_out = held_out
-        self._knots, self._share_below, self._share_up_to = held_out.levels()
+        self._knots, self._share_below, self._share_up_to = held_out.distinct_quantiles()
         self._below = np.zeros(len(self._knots), np.int64)
         self._up_to = np.zeros(len(self._knots), np.int64)
         self._low = 0

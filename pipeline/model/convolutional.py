@@ -82,8 +82,8 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode `x`."""
         images = torch.unflatten(x, 1, (*self.size, -1)).movedim(-1, 1)
-        # without the clone a single row has another memory layout than several, and the exporter
-        # would fix the size of the batch
+        # without the clone, a batch of one has another memory layout, and the exporter would derive
+        # a limit on the batch size from it
         images = images.clone(memory_format=torch.contiguous_format)
         h = self.hidden(images).flatten(1)
         return self.z_loc(h), self.z_log_scale(h)

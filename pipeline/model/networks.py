@@ -99,9 +99,9 @@ def _reason(err: Exception, function: object = None) -> str:
     # no line of the user's code ran if its function was called with the wrong arguments
     code = getattr(function, "__code__", None)
     lines = lines or ([(code.co_filename, code.co_firstlineno)] if code else [])
-    place = ", {}:{}".format(*lines[-1]) if lines else ""
+    location = ", {}:{}".format(*lines[-1]) if lines else ""
     message = str(err).partition("\n")[0]
-    return f"{place}: {type(err).__name__}" + (f": {message}" if message else "")
+    return f"{location}: {type(err).__name__}" + (f": {message}" if message else "")
 
 
 def _is_own(filename: str) -> bool:

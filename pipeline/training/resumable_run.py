@@ -105,10 +105,7 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
             state, dataset, TrainHooks(log, bar.advance, resumable.save, stop)
         )
     if state.out_of_time:
-        say(
-            f"training ended in epoch {len(state.history)}, "
-            f"since its limit of {settings.max_time:g} minutes is reached"
-        )
+        say(f"{settings.max_time:g} minutes have passed: training ends in epoch {state.epoch - 1}")
     resumable.log_metrics({"best_epoch": result.best_epoch, "train_seconds": result.seconds})
     return result
 

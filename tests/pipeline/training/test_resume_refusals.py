@@ -156,8 +156,8 @@ def test_a_run_on_a_gpu_is_resumed_only_there(images: Dataset) -> None:
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
             stages.prepare_resume(run.run_id, device, None)
-        said = f"run {run.run_id} was training on cuda, which is not here: torch "
-        assert str(caught.value).startswith(said)
+        message = f"run {run.run_id} was training on cuda, which is not here: torch "
+        assert str(caught.value).startswith(message)
         assert "--device" not in str(caught.value)
         assert caught.value.exit_code == 8
 
@@ -251,6 +251,6 @@ def test_divergence_keeps_the_last_good_state_and_says_how_to_resume(
     assert fetch_state(run.run_id)["epoch"] == 3
     steps = [row.step for row in connect().get_metric_history(run.run_id, "elbo")]
     assert steps == [1, 2]
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     advice = f"vae train --resume {run.run_id} --learning-rate RATE"
-    assert said[-1] == f"the last good state is saved; resume with: {advice}"
+    assert lines[-1] == f"the last good state is saved; resume with: {advice}"
