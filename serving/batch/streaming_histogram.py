@@ -17,7 +17,7 @@ _SHIFT = 32 - _BITS
 _HALF = 1 << (_BITS - 1)
 
 
-class Tally:
+class StreamingHistogram:
     """Counts finite values; gives their mean, spread, quantiles and histogram."""
 
     def __init__(self) -> None:

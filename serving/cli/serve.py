@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
-from serving.cli.options import device_option, engine_device, model_option
+from serving.cli.options import device_option, engine_device, model_option, option
 from serving.console import finish, say
 from serving.errors import UsageRefused
 
@@ -24,86 +24,72 @@ _MIB = 2**20
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="Port of REST; 0 takes a free one",
+@option("--host", default="127.0.0.1", help="Address to listen at")
+@option(
+    "--port", type=click.IntRange(0, 65535), default=8080, help="Port of REST; 0 takes a free one"
 )
-@click.option(
+@option(
     "--grpc-port",
     type=click.IntRange(0, 65535),
     default=8081,
-    show_default=True,
     help="Port of gRPC; 0 takes a free one",
 )
-@click.option(
+@option(
     "--workers",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Processes that share the ports; one a core",
 )
 @device_option
-@click.option(
+@option(
     "--threads",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Threads inside one run of a graph, on the CPU",
 )
-@click.option(
+@option(
     "--poll",
     "poll_s",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    show_default=True,
     help="Seconds between two looks at where the alias points",
 )
-@click.option(
+@option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.001),
     default=30.0,
-    show_default=True,
     help="Seconds that a request may wait in the queue, and that its body may take",
 )
-@click.option(
+@option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=256,
-    show_default=True,
     help="Requests under way in a worker; beyond it they are refused (429)",
 )
-@click.option(
+@option(
     "--max-queue",
     type=click.IntRange(min=1),
     default=8192,
-    show_default=True,
     help="Rows times draws that may wait in a worker; beyond it requests are refused (429)",
 )
-@click.option(
+@option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=1024,
-    show_default=True,
     help="Connections that a worker holds",
 )
-@click.option(
+@option(
     "--max-body-mb",
     type=click.IntRange(min=1, max=1024),
     default=16,
-    show_default=True,
     help="Largest request, in MiB",
 )
-@click.option(
+@option(
     "--drain",
     "drain_s",
     type=click.FloatRange(min=0),
     default=30.0,
-    show_default=True,
     help="Seconds that requests under way have to end after SIGTERM",
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM")
@@ -113,11 +99,10 @@ _MIB = 2**20
     type=click.Path(path_type=Path),
     help="File with the API key; the variable VAE_API_KEY does the same",
 )
-@click.option(
+@option(
     "--log-format",
     type=click.Choice(["plain", "json"]),
     default="plain",
-    show_default=True,
     help="Lines for a person, or for a collector",
 )
 @click.option("--access-log", is_flag=True, help="Log every request")
