@@ -108,7 +108,7 @@ def _sample_into_folder(
     """Draw samples in threads over one set of sessions, part by part."""
     require_pyarrow("Parquet")
     from serving.batch.output import open_output
-    from serving.batch.sampler import Draws, Sampler, describe_samples
+    from serving.batch.sampler import RowNumbers, Sampler, describe_samples
     from serving.batch.scorer import provenance_of
     from serving.engine import Engine
     from serving.source import open_source
@@ -117,6 +117,8 @@ def _sample_into_folder(
     engine = Engine(source.bundle, device=engine_device(device))
     sampler = Sampler(engine, provenance_of(source, seed, num_samples=1))
     with open_output(out, describe_samples(sampler, count), overwrite=overwrite) as folder:
-        summary = fill_folder(out, folder, sampler, Draws(count), nullcontext(), workers=workers)
+        summary = fill_folder(
+            out, folder, sampler, RowNumbers(count), nullcontext(), workers=workers
+        )
     written = {name: summary[name] for name in ("rows", "rows_per_s")}
     return {"out": out, **written, **version_of(source)}
