@@ -138,10 +138,7 @@ class Scorer:
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
             )
-        self._run_rows = (
-            max(1, RUN_ROWS // provenance.num_samples) if operation == "score" else RUN_ROWS
-        )
-        self._eps = None
+        self._run_rows, self._eps = RUN_ROWS, None
         if operation == "score":
             self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
             noise = engine.score_noise(self._run_rows, provenance.num_samples, provenance.seed)
