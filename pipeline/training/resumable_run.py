@@ -90,8 +90,8 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
     for epoch, metrics in enumerate(state.history, start=1):
         resumable.log_metrics(metrics, step=epoch)
     steps = total_steps(len(dataset.train.x), settings)
-    with progress(steps, "training") as bar, deferred_signals() as stop:
-        bar.advance(state.step)
+    with progress(steps, "steps") as bar, deferred_signals() as stop:
+        bar.skip(state.step)
 
         def log(epoch: int, metrics: Mapping[str, float]) -> None:
             resumable.log_metrics(metrics, step=epoch)

@@ -142,7 +142,7 @@ def message(case: Case) -> pb.ModelInferRequest:
 
 
 @dataclass(slots=True)
-class Tally:
+class AnswerCounts:
     """What became of the requests."""
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -165,12 +165,12 @@ class Tally:
 @contextmanager
 def asking(
     server: Running, engines: Mapping[str, Engine], doors: Sequence[str] = tuple(DOORS)
-) -> Iterator[Tally]:
+) -> Iterator[AnswerCounts]:
     """Ask at every door at once while the block runs; `engines` are those of all versions."""
     expected = {
         version: [case.answer_of(engine) for case in CASES] for version, engine in engines.items()
     }
-    tally, stop = Tally(), threading.Event()
+    tally, stop = AnswerCounts(), threading.Event()
 
     def ask_on(door: str) -> None:
         number = 0
