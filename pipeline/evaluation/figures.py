@@ -32,18 +32,16 @@ def draw_figures(
     model: VAE,
     history: Sequence[Mapping[str, float]],
     test: Split,
-    held_out: HeldOut | None = None,
+    held_out: HeldOut,
 ) -> list[Path]:
     """Write all pictures that suit the data into `folder`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     x = test.x
-    paths = [folder / "curves.png", folder / "latents.png"]
+    paths = [folder / "curves.png", folder / "latents.png", folder / "scores.png"]
     plot_curves(paths[0], history)
     labels = None if test.labels is None else test.labels[:MAPPED_ROWS]
     plot_latents(paths[1], _encode(model, x[:MAPPED_ROWS]), labels)
-    if held_out is not None:
-        paths.append(folder / "scores.png")
-        plot_scores(paths[-1], held_out)
+    plot_scores(paths[2], held_out)
     if is_picture(model.x_shape):
         paths += _draw_images(folder, model, x)
     return paths

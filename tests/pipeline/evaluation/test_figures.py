@@ -19,6 +19,7 @@ from tests.trained_models import Trained
 
 HISTORY = [{"elbo": -3.0, "log_likelihood": -2.0, "kl": 1.0, "valid_elbo": -4.0}] * 3
 HISTORY = [row | {"valid_log_likelihood": -3.0, "valid_kl": 1.0} for row in HISTORY]
+HELD_OUT = summarize(np.linspace(-9, -2, 500))
 
 
 def read(path: Path) -> np.ndarray:
@@ -29,8 +30,7 @@ def read(path: Path) -> np.ndarray:
 def test_images_have_plots_and_generated_pictures(trained: Trained, tmp_path: Path) -> None:
     model, x = trained[0].model, trained[1].test.x
     test = replace(trained[1].test, labels=np.arange(len(x)) % 3)
-    held_out = summarize(np.linspace(-9, -2, 500))
-    paths = draw_figures(tmp_path / "figures", model, HISTORY, test, held_out)
+    paths = draw_figures(tmp_path / "figures", model, HISTORY, test, HELD_OUT)
     assert [path.name for path in paths] == [
         "curves.png",
         "latents.png",
@@ -57,7 +57,7 @@ def test_images_have_plots_and_generated_pictures(trained: Trained, tmp_path: Pa
 def test_floats_are_shown_in_their_own_unit(top: float, unit: int, tmp_path: Path) -> None:
     x = np.linspace(0, top, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
     model = VAE((6, 5), ModelConfig(likelihood="gaussian", hidden_dims=(4,), latent_dim=3))
-    paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""))
+    paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""), HELD_OUT)
     pictures = {path.name: read(path) for path in paths}
     shown = pictures["reconstructions.png"][2:8, 9:14]  # the second original
     np.testing.assert_array_equal(shown, np.rint(x[1] * unit))
@@ -68,8 +68,8 @@ def test_floats_are_shown_in_their_own_unit(top: float, unit: int, tmp_path: Pat
 
 def test_a_table_has_only_plots(trained_table: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = trained_table
-    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test)
-    assert [path.name for path in paths] == ["curves.png", "latents.png"]
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test, HELD_OUT)
+    assert [path.name for path in paths] == ["curves.png", "latents.png", "scores.png"]
 
 
 @pytest.mark.parametrize(
