@@ -22,7 +22,7 @@ from serving.bundle import PARITY, Bundle
 from serving.engine import Engine
 from serving.errors import DataRefused
 from serving.io.images import tile
-from tests.pipeline.evaluation.test_figures import HISTORY
+from tests.pipeline.evaluation.test_figures import HELD_OUT, HISTORY
 from tests.trained_models import Trained, make_bundle, tiny_config, train_checkpoint
 
 Array = NDArray[Any]
@@ -227,13 +227,13 @@ def test_a_report_on_scores_shows_rows_in_colour(
 
 def test_figures_of_a_training_are_in_colour(discs: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = discs
-    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test)[1:]
-    names = ["latents.png", "reconstructions.png", "samples.png", "traversals.png"]
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test, HELD_OUT)[1:]
+    names = ["latents.png", "scores.png", "reconstructions.png", "samples.png", "traversals.png"]
     assert [path.name for path in paths] == names
     rows = len(dataset.test.x)  # fewer than a line takes
-    pairs = read(paths[1])
+    pairs = read(paths[2])
     assert pairs.shape == (2 * (HEIGHT + 2) + 2, rows * (WIDTH + 2) + 2, 3)
     for row, image in enumerate(dataset.test.x):
         left = 2 + row * (WIDTH + 2)
         np.testing.assert_array_equal(pairs[2 : 2 + HEIGHT, left : left + WIDTH], image)
-    assert read(paths[2]).shape[2] == read(paths[3]).shape[2] == 3
+    assert read(paths[3]).shape[2] == read(paths[4]).shape[2] == 3
