@@ -1,7 +1,7 @@
-"""A small client of a server: arrays in, arrays out, binary on the wire.
+"""Two small clients of a server, which send and receive arrays in binary.
 
-`Client` blocks, `AsyncClient` awaits; both keep their connections. What the server refuses comes
-back with the server's message as the error that its status stands for: `UsageRefused` for 400,
+`Client` blocks, `AsyncClient` is awaited; both keep their connections open. An answer that is an
+error raises the class that has its status, with the server's message: `UsageRefused` for 400,
 `NotFound`, `Overloaded`, `NotReady`, `DeadlineExceeded` and so on.
 """
 
@@ -30,7 +30,7 @@ _ERRORS: Mapping[int, type[VaeError]] = {
 
 
 class _Calls:
-    """What both clients share: which request a call makes, and what its answer means."""
+    """What both clients share: the request of each call, and the reading of its answer."""
 
     def _options(self, url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
         key = api_key or os.environ.get("VAE_API_KEY")
@@ -51,10 +51,10 @@ class _Calls:
             elif array.dtype not in DATATYPES:
                 raise DataRefused(f"{name} must be uint8 or float32, got {array.dtype}")
         body, length = encode_request(InferRequest(operation, arrays, parameters=parameters))
-        place = f"/versions/{version}" if version else ""
+        suffix = f"/versions/{version}" if version else ""
         return {
             "method": "POST",
-            "url": f"/v2/models/{operation}{place}/infer",
+            "url": f"/v2/models/{operation}{suffix}/infer",
             "content": body,
             "headers": {"content-type": BINARY, HEADER_LENGTH: str(length)},
         }
@@ -73,10 +73,10 @@ class Client(_Calls):
     """A blocking client.
 
     Args:
-        url: of REST, `http://127.0.0.1:8080` for example.
-        api_key: by default the variable `VAE_API_KEY`.
-        timeout_s: for each step of a request.
-        version: ask for this version and no other.
+        url: address of REST, for example `http://127.0.0.1:8080`.
+        api_key: by default the environment variable `VAE_API_KEY`.
+        timeout_s: timeout of each step of a request.
+        version: the version that must answer; by default any.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Client(_Calls):
     def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
-        """Run any operation; the answer names the version that made it."""
+        """Run any operation; the answer names the version that computed it."""
         return self._response(
             self._http.request(**self._request(operation, inputs, parameters, self._version))
         )
 
     def encode(self, x: Array) -> Mapping[str, Array]:
-        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return self.infer("encode", {"x": x}).outputs
 
     def decode(self, z: Array) -> Array:
-        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return self.infer("decode", {"z": z}).outputs["x_loc"]
 
     def reconstruct(self, x: Array) -> Array:
@@ -116,11 +116,11 @@ class Client(_Calls):
         return response.outputs["x_loc"]
 
     def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        """Return bounds on log p(x) of each row in nats, each (batch,)."""
         return self.infer("score", {"x": x}, num_samples=num_samples, seed=seed).outputs
 
     def ready(self) -> bool:
-        """Whether the server takes requests; False too where none answers."""
+        """Whether the server takes requests; False too if it does not answer."""
         try:
             return self._http.get("/v2/health/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -138,7 +138,7 @@ class Client(_Calls):
 
 
 class AsyncClient(_Calls):
-    """The same, to be awaited; takes what `Client` takes."""
+    """A client whose calls are awaited; its arguments are those of `Client`."""
 
     def __init__(
         self,
@@ -154,17 +154,17 @@ class AsyncClient(_Calls):
     async def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
-        """Run any operation; the answer names the version that made it."""
+        """Run any operation; the answer names the version that computed it."""
         return self._response(
             await self._http.request(**self._request(operation, inputs, parameters, self._version))
         )
 
     async def encode(self, x: Array) -> Mapping[str, Array]:
-        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return (await self.infer("encode", {"x": x})).outputs
 
     async def decode(self, z: Array) -> Array:
-        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return (await self.infer("decode", {"z": z})).outputs["x_loc"]
 
     async def reconstruct(self, x: Array) -> Array:
@@ -177,12 +177,12 @@ class AsyncClient(_Calls):
         return response.outputs["x_loc"]
 
     async def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        """Return bounds on log p(x) of each row in nats, each (batch,)."""
         response = await self.infer("score", {"x": x}, num_samples=num_samples, seed=seed)
         return response.outputs
 
     async def ready(self) -> bool:
-        """Whether the server takes requests; False too where none answers."""
+        """Whether the server takes requests; False too if it does not answer."""
         try:
             return (await self._http.get("/v2/health/ready")).status_code == httpx.codes.OK
         except httpx.TransportError:

@@ -14,7 +14,7 @@ from serving.console import finish, say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
-    from serving.deploy import Target
+    from serving.deploy import DeployTarget
     from serving.server.auth import Access
     from serving.server.worker import Settings
     from serving.source import Source
@@ -165,7 +165,7 @@ def _settings(
     options: Mapping[str, Any],
 ) -> "Settings":
     """What the workers are told."""
-    from serving.server.rest_server import Limits
+    from serving.server.rest_messages import Limits
     from serving.server.supervisor import free_port
     from serving.server.worker import Settings
 
@@ -215,7 +215,7 @@ def _say_started(settings: "Settings", source: "Source") -> None:
     help="Triton's model repository, KServe's InferenceService, or a Dockerfile",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write")
-def deploy(reference: str, target: "Target", out: Path) -> None:
+def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     """Write deployment files, for those who outgrow one machine.
 
     With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that it

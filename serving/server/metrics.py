@@ -1,4 +1,4 @@
-"""The board as Prometheus metrics and as the statistics of Triton's protocol extension."""
+"""Show the shared counters as Prometheus metrics, and as Triton's model statistics."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,90 +11,96 @@ from prometheus_client.core import (
     Metric,
 )
 
-from serving.server.shared_counters import HISTOGRAMS, OPERATIONS, STATUSES, TRANSPORTS, Board
+from serving.server.shared_counters import (
+    HISTOGRAMS,
+    OPERATIONS,
+    STATUSES,
+    TRANSPORTS,
+    SharedCounters,
+)
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 _HELP = {
-    "request": "From the end of a request's body to its answer",
-    "queue": "From the arrival of a request to the run that takes it",
-    "compute": "A run of a graph",
-    "encode": "Writing an answer",
+    "request": "Seconds from the end of a request's body to its answer",
+    "queue": "Seconds from the arrival of a request to its run",
+    "compute": "Seconds of a run of a graph",
+    "encode": "Seconds to write an answer",
     "batch_rows": "Rows in a run of a graph",
 }
 
 
-class BoardCollector:
-    """Turns the cells of all processes into metric families."""
+class CountersCollector:
+    """Makes metric families from the counters of all processes."""
 
-    def __init__(self, board: Board, versions: Mapping[str, str]) -> None:
-        self._board = board
+    def __init__(self, counters: SharedCounters, versions: Mapping[str, str]) -> None:
+        self._counters = counters
         self._versions = versions
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; what never happened is left out."""
-        board = self._board
+        """Yield every family; counts of answers that are 0 are left out."""
+        counters = self._counters
         requests = CounterMetricFamily(
-            "vae_requests", "Answers by status", labels=["operation", "transport", "status"]
+            "vae_requests", "Answers, by HTTP status", labels=["operation", "transport", "status"]
         )
         for operation in OPERATIONS:
             for transport in TRANSPORTS:
                 for status in STATUSES:
-                    if count := board.total("requests", operation, transport, status):
+                    if count := counters.total("requests", operation, transport, status):
                         requests.add_metric([operation, transport, str(status)], count)
         yield requests
         rows = CounterMetricFamily("vae_rows", "Rows computed", labels=["operation"])
         for operation in OPERATIONS:
-            rows.add_metric([operation], board.total("rows", operation))
+            rows.add_metric([operation], counters.total("rows", operation))
         yield rows
         for name, bounds in HISTOGRAMS.items():
-            yield _histogram(board, name, bounds)
+            yield _histogram(counters, name, bounds)
         for name, text in (
-            ("reloads", "Versions taken up, by each worker"),
+            ("reloads", "New versions that workers took up, counted by each worker"),
             ("reload_failures", "Versions refused"),
-            ("registry_failures", "Looks at the registry that failed"),
+            ("registry_failures", "Polls of the registry that failed"),
         ):
-            yield CounterMetricFamily(f"vae_{name}", text, value=board.total(name))
+            yield CounterMetricFamily(f"vae_{name}", text, value=counters.total(name))
         for name, text in (
             ("ready", "Workers that are ready"),
-            ("queued_rows", "Rows that wait"),
-            ("queued_bytes", "Bytes of requests in memory"),
+            ("queued_rows", "Rows times draws in the queues"),
+            ("queued_bytes", "Bytes of request bodies in memory"),
         ):
-            yield GaugeMetricFamily(f"vae_{name}", text, value=board.total(name))
+            yield GaugeMetricFamily(f"vae_{name}", text, value=counters.total(name))
         info = GaugeMetricFamily("vae_model_info", "The version served", labels=[*self._versions])
         info.add_metric([*self._versions.values()], 1)
         yield info
 
 
-def render(board: Board, versions: Mapping[str, str]) -> bytes:
-    """The exposition that Prometheus scrapes, summed over all workers."""
+def render(counters: SharedCounters, versions: Mapping[str, str]) -> bytes:
+    """Return the text that Prometheus scrapes, summed over all workers."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(BoardCollector(board, versions))
+    registry.register(CountersCollector(counters, versions))
     return generate_latest(registry)
 
 
-def statistics(board: Board, operation: str, version: str) -> dict[str, Any]:
-    """Counts and nanoseconds since the start, as perf_analyzer reads them."""
+def statistics(counters: SharedCounters, operation: str, version: str) -> dict[str, Any]:
+    """Return counts and nanoseconds since the start, as Triton's perf_analyzer reads them."""
 
     def duration(name: str, count: float) -> dict[str, int]:
-        return {"count": int(count), "ns": round(board.total(name, operation, "sum") * 1e9)}
+        return {"count": int(count), "ns": round(counters.total(name, operation, "sum") * 1e9)}
 
-    answered = sum(board.total("requests", operation, t, 200) for t in TRANSPORTS)
-    asked = sum(board.total("requests", operation, t, s) for t in TRANSPORTS for s in STATUSES)
-    runs = _count(board, "compute", operation)
+    answered = sum(counters.total("requests", operation, t, 200) for t in TRANSPORTS)
+    asked = sum(counters.total("requests", operation, t, s) for t in TRANSPORTS for s in STATUSES)
+    runs = _count(counters, "compute", operation)
     none = {"count": 0, "ns": 0}
     return {
         "name": operation,
         "version": version,
-        "last_inference": int(board.top("last_inference", operation) * 1000),
-        "inference_count": int(board.total("rows", operation)),
+        "last_inference": int(counters.maximum("last_inference", operation) * 1000),
+        "inference_count": int(counters.total("rows", operation)),
         "execution_count": int(runs),
         "inference_stats": {
             "success": duration("request", answered),
             "fail": {"count": int(asked - answered), "ns": 0},
-            "queue": duration("queue", _count(board, "queue", operation)),
+            "queue": duration("queue", _count(counters, "queue", operation)),
             "compute_input": none,
             "compute_infer": duration("compute", runs),
-            "compute_output": duration("encode", _count(board, "encode", operation)),
+            "compute_output": duration("encode", _count(counters, "encode", operation)),
             "cache_hit": none,
             "cache_miss": none,
         },
@@ -102,19 +108,21 @@ def statistics(board: Board, operation: str, version: str) -> dict[str, Any]:
     }
 
 
-def _count(board: Board, name: str, operation: str) -> float:
+def _count(counters: SharedCounters, name: str, operation: str) -> float:
     places = range(len(HISTOGRAMS[name]) + 1)
-    return sum(board.total(name, operation, place) for place in places)
+    return sum(counters.total(name, operation, place) for place in places)
 
 
-def _histogram(board: Board, name: str, bounds: tuple[float, ...]) -> HistogramMetricFamily:
+def _histogram(
+    counters: SharedCounters, name: str, bounds: tuple[float, ...]
+) -> HistogramMetricFamily:
     unit = "" if name == "batch_rows" else "_seconds"
     family = HistogramMetricFamily(f"vae_{name}{unit}", _HELP[name], labels=["operation"])
     labels = [*map(str, bounds), "+Inf"]
     for operation in OPERATIONS:
         count, buckets = 0.0, []
         for place, label in enumerate(labels):
-            count += board.total(name, operation, place)
+            count += counters.total(name, operation, place)
             buckets.append((label, count))
-        family.add_metric([operation], buckets, board.total(name, operation, "sum"))
+        family.add_metric([operation], buckets, counters.total(name, operation, "sum"))
     return family

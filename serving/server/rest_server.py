@@ -1,4 +1,4 @@
-"""The REST side of the server, as an RSGI application: HTTP in, `Service` calls, HTTP out.
+"""The REST side of the server, an RSGI application: read HTTP, call `Service`, answer over HTTP.
 
 RSGI is granian's own interface; over ASGI the same application answers a third fewer requests.
 """
@@ -8,9 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Awaitable, Generator, Sequence
+from typing import Any, Protocol
 
 import orjson
 
@@ -28,6 +27,7 @@ from serving.errors import (
 from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
+from serving.server.rest_messages import Answer, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 from serving.server.tracing import Tracer
@@ -37,15 +37,14 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Headers = list[tuple[str, str]]
 
-
 _SMALL_BODY = 2**16
-_SMALL_DIGITS = 4  # of a Content-Length: below 10,000 bytes
-_REFUSAL = orjson.dumps({"error": "too many requests are under way: try again in a moment"})
+_SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
+_REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
 _REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
 
 
 class _Done:
-    """An awaitable that has nothing to wait for."""
+    """An awaitable that is done."""
 
     def __await__(self) -> Generator[None]:
         yield from ()
@@ -55,74 +54,22 @@ _DONE = _Done()
 
 
 class Scope(Protocol):
-    """What RSGI says of a request."""
+    """What granian tells of a request, by RSGI."""
 
     method: str
     path: str
     headers: Any
-
-
-class Answer(NamedTuple):
-    """Status, body and its type; further headers."""
-
-    body: bytes = b""
-    content_type: str = JSON
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request, and all of them together, may take."""
-
-    body_bytes: int = 16 * 2**20
-    """Largest body."""
-    total_bytes: int = 256 * 2**20
-    """Bodies in memory at a time."""
-    body_s: float = 30.0
-    """Seconds in which a body must come."""
-
-
-Handler = Callable[["RestServer", "Request"], Awaitable[Answer]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One line of the table of addresses, which the OpenAPI document is made of too."""
-
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    open: bool = False
-    """Answers without an API key."""
-    counted: bool = False
-    """An inference: counted, and refused at once where too many are under way."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A request whose address is known: path parameters, headers, body."""
-
-    headers: Any
-    protocol: Any
-    name: str = ""
-    version: str = ""
-    id: str = ""
-    started: float = 0.0
-    held: int = 0
-    """Bytes of its body, as counted."""
 
 
 class RestServer:
-    """Answers HTTP requests; the callable that granian is given.
+    """Answers HTTP requests: the RSGI application that granian calls.
 
     Args:
-        service: what all transports share.
-        routes: which addresses there are.
+        service: the inference service that all transports share.
+        routes: the table of routes.
         access: the API key, if there is one.
-        limits: sizes and times.
-        tracer: where spans go.
+        limits: limits of sizes and times.
+        tracer: makes the spans.
         access_log: whether to log every request.
     """
 
@@ -147,18 +94,19 @@ class RestServer:
         """Bytes of bodies in memory."""
 
     def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
-        """Answer one request; refuse in a few microseconds where too many are under way."""
+        """Answer one request; refuse an inference within microseconds when the server is full."""
         if self.service.full and not (self.access.api_key or self.access_log):
             length = scope.headers.get("content-length")
-            match = self._counted[0].fullmatch(scope.path) if self._counted else None
-            # a small body is in a buffer already; a larger one must be read before an answer
-            if match and scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
-                return self._refuse(match["name"], protocol)
+            # a small body has been buffered already; a larger one must be read before an answer
+            if scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
+                for pattern in self._counted:
+                    if match := pattern.fullmatch(scope.path):
+                        return self._refuse(match["name"], protocol)
         return self._answer(scope, protocol)
 
     def _refuse(self, name: str, protocol: Any) -> Awaitable[None]:
         if name in OPERATIONS:
-            self.service.board.add("requests", name, "rest", Overloaded.status)
+            self.service.counters.add("requests", name, "rest", Overloaded.status)
         protocol.response_bytes(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL)
         return _DONE
 
@@ -202,7 +150,7 @@ class RestServer:
         if methods:
             allowed = ", ".join(dict.fromkeys(methods))
             raise MethodNotAllowed(f"{scope.path} takes {allowed}, got {scope.method}", allowed)
-        raise NotFound(f"no address {scope.path!r}: see /docs")
+        raise NotFound(f"no path {scope.path!r}: see /docs")
 
     def _refusal(self, request: Request, err: VaeError) -> Answer:
         if err.status == 500:
@@ -230,13 +178,13 @@ class RestServer:
         )
 
     async def infer(self, decoded: InferRequest, protocol: Any) -> InferResponse:
-        """Run a request; drop it from the queue where its client leaves.
+        """Run a request; take it out of the queue when its client closes the connection.
 
         Raises:
-            ClientLeft: it did.
+            ClientLeft: the client closed the connection.
         """
         answer = self.service.infer(decoded)
-        if not self.service.served.batcher.running:  # it will not wait
+        if not self.service.served.batcher.running:  # it will not be queued
             return await answer
         task = asyncio.ensure_future(answer)
         left = asyncio.ensure_future(protocol.client_disconnect())
@@ -245,24 +193,24 @@ class RestServer:
             left.cancel()
             return task.result()
         task.cancel()
-        raise ClientLeft("the client left")
+        raise ClientLeft("the client closed the connection")
 
     async def read_body(self, request: Request) -> bytes:
-        """Give the body; it counts as in memory until the request is answered.
+        """Read the body; it counts as in memory until the request is answered.
 
         Raises:
-            LengthRequired: it comes in chunks; granian does not say where such a body broke off.
-            TooLarge: it is longer than a body may be.
-            Overloaded: bodies take all the memory they may.
-            BodyTimeout: it did not come in time.
-            ClientLeft: it broke off.
+            LengthRequired: it comes in chunks; granian does not tell whether such a body is whole.
+            TooLarge: it is longer than the limit.
+            Overloaded: the bodies in memory reach their limit.
+            BodyTimeout: it did not arrive in time.
+            ClientLeft: the connection ended before the whole body had arrived.
         """
         headers = request.headers
         if headers.get("content-encoding", "identity") != "identity":
-            raise DataRefused("a body must come as it is, without a content-encoding")
+            raise DataRefused("a body must be sent without a content-encoding")
         given = headers.get("content-length")
         if given is None and "transfer-encoding" in headers:
-            raise LengthRequired("a body must have a content-length: it may not come in chunks")
+            raise LengthRequired("a body must have a content-length: chunks are not read")
         length = int(given or 0)
         if length > self.limits.body_bytes:
             raise TooLarge(f"a body may have {self.limits.body_bytes} bytes: send fewer rows")
@@ -273,7 +221,7 @@ class RestServer:
         try:
             body = await self._read(request, length)
         except asyncio.CancelledError:
-            raise BodyTimeout(f"the body did not come within {self.limits.body_s:g} s") from None
+            raise BodyTimeout(f"the body did not arrive within {self.limits.body_s:g} s") from None
         finally:
             late.cancel()
         request.started = time.perf_counter()
@@ -284,20 +232,20 @@ class RestServer:
             self._hold(request, length)
             try:
                 whole: bytes = await request.protocol()
-            except RuntimeError as err:  # granian's errors of a connection that ended
-                raise ClientLeft("the body broke off") from err
+            except RuntimeError as err:  # granian raises it when the connection ended
+                raise ClientLeft("the connection ended within the body") from err
             return whole
         chunks: list[bytes] = []
         async for chunk in request.protocol:
-            self._hold(request, len(chunk))  # as it comes: who declares much need not send it
+            self._hold(request, len(chunk))  # counted as it arrives, not as declared
             chunks.append(chunk)
         if request.held != length:
-            raise ClientLeft("the body broke off")
+            raise ClientLeft("the connection ended within the body")
         return b"".join(chunks)
 
     def _hold(self, request: Request, size: int) -> None:
         if self.held + size > self.limits.total_bytes:
-            raise Overloaded("requests take all the memory they may: try again in a moment")
+            raise Overloaded("the bodies in memory reach their limit: try again in a moment")
         request.held += size
         self.held += size
 

@@ -360,12 +360,12 @@ def test_a_registry_that_goes_away_is_counted_and_changes_nothing(
     with asking(patient, remote.engines, ["binary"]) as tally:
         for times in (1, 2):
             httpx.post(f"{patient.rest}/v2/repository/models/encode/load").raise_for_status()
-            wait_for("it has looked", partial(has_failed, patient, times), patient)
+            wait_for("it has polled", partial(has_failed, patient, times), patient)
     assert (tally.failed, tally.wrong) == ([], [])
     assert ready(patient) == {"ready": True, "name": "far", "version": current}
     assert metrics(patient)["vae_reload_failures_total"] == 0
     said = [json.loads(line) for line in patient.log.read_text().splitlines()]
-    (line,) = [line for line in said if f"version {current} goes on" in line["message"]]
+    (line,) = [line for line in said if f"still serving version {current}" in line["message"]]
     assert line["level"] == "warning"
     assert remote.uri in line["message"]
 

@@ -116,7 +116,7 @@ def test_a_manifest_that_lacks_a_field_is_refused(bundle: Bundle) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(VerificationFailed, match=r"is no bundle: it has no manifest.json"):
+    with pytest.raises(VerificationFailed, match=r"is not a bundle: it has no manifest.json"):
         open_bundle(tmp_path)
 
 

@@ -19,7 +19,7 @@ import pytest
 from pipeline.cli.main import cli
 from serving import deploy
 from serving.bundle import Bundle, open_bundle
-from serving.deploy import TARGETS, Target, write_deployment
+from serving.deploy import TARGETS, DeployTarget, write_deployment
 from serving.errors import UsageRefused, VaeError
 from serving.source import Source
 
@@ -72,7 +72,7 @@ def test_lists_the_files_it_wrote(bundle: Bundle, tmp_path: Path, version: str |
     source = Source(bundle, version and "vae", version)
     triton = [(f"{name}/config.pbtxt", f"{name}/{version or 1}/model.onnx") for name in OPERATIONS]
     inside = [f"bundle/{path.name}" for path in bundle.path.iterdir()] if version is None else []
-    expected: dict[Target, list[str]] = {
+    expected: dict[DeployTarget, list[str]] = {
         "triton": [name for pair in triton for name in pair],
         "kserve": ["inferenceservice.yaml"],
         "docker": ["Dockerfile", ".dockerignore", *inside],
@@ -106,8 +106,8 @@ def test_a_folder_with_a_file_a_file_and_the_working_folder_are_refused(
     working.mkdir()
     monkeypatch.chdir(working)
     for out, message in (
-        (full, "full exists and is no empty folder: name a new folder"),
-        (file, "file exists and is no empty folder: name a new folder"),
+        (full, "full exists and is not an empty folder: name a new folder"),
+        (file, "file exists and is not an empty folder: name a new folder"),
         (Path("."), "is the working folder"),
     ):
         with pytest.raises(UsageRefused, match=message):
@@ -118,7 +118,7 @@ def test_a_folder_with_a_file_a_file_and_the_working_folder_are_refused(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_write_that_fails_leaves_nothing(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: DeployTarget
 ) -> None:
     before = sorted(tmp_path.iterdir())
 
@@ -134,7 +134,7 @@ def test_a_write_that_fails_leaves_nothing(
 @pytest.mark.parametrize("version", ["0", "-1", "../up", "1\n", "", "1" * 30, "٣"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_version_that_is_no_positive_number_is_refused(
-    bundle: Bundle, tmp_path: Path, target: Target, version: str
+    bundle: Bundle, tmp_path: Path, target: DeployTarget, version: str
 ) -> None:
     with pytest.raises(UsageRefused, match="version must be a positive whole number, got"):
         write_deployment(Source(bundle, "vae", version), target, tmp_path / "out")
@@ -320,7 +320,7 @@ def test_kserve_takes_another_image(registered: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", ["", "a b", 'a"', "a\n", "-a", "$(x)"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_that_is_no_name_is_refused(
-    registered: Source, tmp_path: Path, target: Target, image: str
+    registered: Source, tmp_path: Path, target: DeployTarget, image: str
 ) -> None:
     with pytest.raises(UsageRefused, match=r"image must be REPOSITORY:TAG or .*, got "):
         write_deployment(registered, target, tmp_path / "out", image=image)
@@ -398,7 +398,7 @@ def test_docker_context_of_a_bundle_holds_the_bundle(bundle: Bundle, tmp_path: P
 
 @pytest.mark.parametrize("target", ["docker", "kserve"])
 def test_the_command_is_one_that_vae_takes(
-    registered: Source, tmp_path: Path, target: Target
+    registered: Source, tmp_path: Path, target: DeployTarget
 ) -> None:
     write_deployment(registered, target, tmp_path / "out")
     if target == "docker":
@@ -496,7 +496,7 @@ def test_a_hostile_name_stays_a_string_for_docker(bundle: Bundle, tmp_path: Path
 
 @pytest.mark.parametrize("target", ["docker", "kserve"])
 def test_a_container_of_an_alias_follows_it(
-    registered: Source, tmp_path: Path, target: Target
+    registered: Source, tmp_path: Path, target: DeployTarget
 ) -> None:
     write_deployment(registered, target, tmp_path / "out", alias="champion")
     (file,) = (f for f in (tmp_path / "out").iterdir() if f.name != ".dockerignore")

@@ -136,10 +136,10 @@ def test_json_floats_become_the_nearest_float32() -> None:
         ({"datatype": "INT64"}, "datatype of x must be FP32 or UINT8, got 'INT64'"),
         ({"datatype": None}, "datatype of x must be FP32 or UINT8, got None"),
         ({"datatype": ["FP32"]}, "datatype of x must be FP32 or UINT8, got ['FP32']"),
-        ({"shape": [-2, -1]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [2.0]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [True, 2]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [1] * 8 + [2]}, "shape of x must be at most 8 sizes from 0 on"),
+        ({"shape": [-2, -1]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [2.0]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [True, 2]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [1] * 8 + [2]}, "shape of x must be at most 8 sizes from 0, got"),
         ({"shape": 2}, "shape of x must be a list of numbers, got 2"),
         ({"shape": "2"}, "shape of x must be a list of numbers, got '2'"),
         ({"shape": {"2": 1}}, "shape of x must be a list of numbers"),
@@ -169,7 +169,7 @@ def test_a_binary_size_that_does_not_fit(size: Any) -> None:
         ({"inputs": [binary("x", "FP32", [1], 3)]}, b"123", "needs 4 bytes, got 3"),
         ({"inputs": [binary("x", "UINT8", [3], 3)]}, b"1234", "1 bytes follow the last tensor"),
         ({"inputs": [tensor()]}, b"1", "1 bytes follow the last tensor"),
-        ({"inputs": [tensor(), tensor()]}, b"", "x is there twice"),
+        ({"inputs": [tensor(), tensor()]}, b"", "x is given twice"),
         ({"inputs": [{"name": "x"}]}, b"", "x has neither data nor a binary_data_size"),
         ({"inputs": [3]}, b"", "an input must be a JSON object, got int"),
         ({"inputs": "x"}, b"", "inputs must be a list, got str"),
@@ -179,10 +179,10 @@ def test_a_binary_size_that_does_not_fit(size: Any) -> None:
         ({"id": 1}, b"", "id must be text, got 1"),
         ({"parameters": 1}, b"", "parameters of the request must be a JSON object, got int"),
         ([], b"", "the body must be a JSON object, got list"),
-        (b"{", b"", "the body is no JSON"),
-        (b'{"id": "\xff"}', b"", "the body is no JSON"),
-        (b'{"id": NaN}', b"", "the body is no JSON"),
-        (b'{"a":' * 2000 + b"1" + b"}" * 2000, b"", "the body is no JSON"),
+        (b"{", b"", "the body is not JSON"),
+        (b'{"id": "\xff"}', b"", "the body is not JSON"),
+        (b'{"id": NaN}', b"", "the body is not JSON"),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, b"", "the body is not JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -193,7 +193,7 @@ def test_a_body_that_does_not_add_up(content: Any, tail: bytes, text: str) -> No
 
 
 def test_no_body_is_no_json() -> None:
-    with pytest.raises(DataRefused, match="the body is no JSON"):
+    with pytest.raises(DataRefused, match="the body is not JSON"):
         decode_request(BYTES["sample"], "", b"", None)
 
 
@@ -286,7 +286,7 @@ def test_a_response_in_binary_and_json() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_what_is_not_finite_needs_binary(value: float) -> None:
     response = InferResponse("decode", "3", {"x_loc": np.array([1, value], np.float32)})
-    with pytest.raises(DataRefused, match="x_loc is not finite, which JSON cannot say"):
+    with pytest.raises(DataRefused, match="x_loc is not finite, which JSON cannot express"):
         encode_response(response, BinaryOutputs())
     body, length = encode_response(response, BinaryOutputs(True))
     assert body[length:] == response.outputs["x_loc"].tobytes()

@@ -14,8 +14,8 @@ import pytest
 
 from serving.engine import MAX_BATCH
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.server.batching import INLINE_S, TOGETHER, Batcher
-from serving.server.shared_counters import HISTOGRAMS, Board
+from serving.server.batching import INLINE_S, MAX_BATCH_ROWS, Batcher
+from serving.server.shared_counters import HISTOGRAMS, SharedCounters
 
 FAR = math.inf
 INLINE: Mapping[str, float] = {"encode": 0.0, "score": 0.0, "decode": 0.0}
@@ -47,8 +47,8 @@ class Recorder:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board", 2, 1)
+def counters(tmp_path: Path) -> SharedCounters:
+    return SharedCounters(tmp_path / "counters", 2, 1)
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ Make = Callable[..., Batcher]
 
 
 @pytest.fixture
-def make(recorder: Recorder, executor: Executor, board: Board) -> Make:
+def make(recorder: Recorder, executor: Executor, counters: SharedCounters) -> Make:
     def make(row_s: Mapping[str, float] = INLINE, max_rows: int = 10_000) -> Batcher:
-        return Batcher(recorder.compute, row_s, executor, max_rows, board)
+        return Batcher(recorder.compute, row_s, executor, max_rows, counters)
 
     return make
 
@@ -170,12 +170,12 @@ def test_one_kind_of_request_does_not_keep_another_waiting(make: Make, recorder:
 @pytest.mark.parametrize(
     ("draws", "sizes", "expected"),
     [
-        (1, [TOGETHER - 1, 1, 1], [TOGETHER, 1]),
+        (1, [MAX_BATCH_ROWS - 1, 1, 1], [MAX_BATCH_ROWS, 1]),
         (1, [75, 75, 50], [75, 125]),
         (1, [3000, 1], [3000, 1]),
-        (TOGETHER // 8, [5, 3, 1], [8, 1]),
-        (TOGETHER, [1, 1], [1, 1]),
-        (TOGETHER + 1, [1, 1], [1, 1]),
+        (MAX_BATCH_ROWS // 8, [5, 3, 1], [8, 1]),
+        (MAX_BATCH_ROWS, [1, 1], [1, 1]),
+        (MAX_BATCH_ROWS + 1, [1, 1], [1, 1]),
     ],
     ids=str,
 )
@@ -377,11 +377,11 @@ def test_one_long_run_at_a_time(make: Make, recorder: Recorder) -> None:
     run(test())
 
 
-def test_runs_rows_and_waits_are_counted(make: Make, board: Board) -> None:
+def test_runs_rows_and_waits_are_counted(make: Make, counters: SharedCounters) -> None:
     def counted(name: str) -> tuple[float, float]:
         places = range(len(HISTOGRAMS[name]) + 1)
-        count = sum(board.total(name, "encode", place) for place in places)
-        return count, board.total(name, "encode", "sum")
+        count = sum(counters.total(name, "encode", place) for place in places)
+        return count, counters.total(name, "encode", "sum")
 
     async def test() -> None:
         batcher = make()
@@ -393,9 +393,9 @@ def test_runs_rows_and_waits_are_counted(make: Make, board: Board) -> None:
     before = time.time()
     run(test())
     assert counted("batch_rows") == (2, 9)
-    assert board.total("batch_rows", "encode", HISTOGRAMS["batch_rows"].index(8.0)) == 1
-    assert board.total("rows", "encode") == 9
+    assert counters.total("batch_rows", "encode", HISTOGRAMS["batch_rows"].index(8.0)) == 1
+    assert counters.total("rows", "encode") == 9
     assert counted("queue")[0] == 4
     assert counted("compute")[0] == 2
     assert 0 < counted("queue")[1] < 20
-    assert before <= board.top("last_inference", "encode") <= time.time()
+    assert before <= counters.maximum("last_inference", "encode") <= time.time()

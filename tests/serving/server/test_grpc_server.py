@@ -23,8 +23,8 @@ from serving.protocol.messages import DATATYPES
 from serving.server.auth import Access
 from serving.server.batching import Batcher
 from serving.server.grpc_server import _CALLS, DATA_TYPES, SERVICE, GrpcServer
-from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.service import LoadedVersion, Service
+from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import free_port
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
@@ -207,7 +207,7 @@ def broken(**changes: Any) -> Any:
         (broken(typed=[300] * 60), "x must be whole numbers from 0 to 255, got 300"),
         (broken(datatype="INT64"), "datatype of x must be FP32 or UINT8, got 'INT64'"),
         (broken(datatype=""), "datatype of x must be FP32 or UINT8, got ''"),
-        (broken(shape=[-2, -6, 5]), "must be at most 8 sizes from 0 on"),
+        (broken(shape=[-2, -6, 5]), "must be at most 8 sizes from 0, got"),
         (broken(shape=[60]), "x must be (batch, 6, 5), got (60,)"),
         (broken(shape=[0, 2**62, 2**62], raw=[b""]), "x"),
         (broken(name="y"), "encode takes x, got y"),
@@ -231,7 +231,7 @@ def test_an_input_twice_is_refused(call: Call) -> None:
     message = broken(raw=[b"0" * 60] * 2)
     message.inputs.append(message.inputs[0])
     text = refused(call, "ModelInfer", message, Status.INVALID_ARGUMENT)
-    assert text == "x is there twice"
+    assert text == "x is given twice"
 
 
 def test_a_long_name_in_an_error_does_not_break_the_call(call: Call) -> None:
@@ -363,7 +363,7 @@ class Held:
     """A server in this process whose runs begin, and then wait for `go`."""
 
     infer: Any
-    board: Board
+    counters: SharedCounters
     batcher: Batcher
     began: threading.Event
     go: threading.Event
@@ -381,18 +381,18 @@ async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
         computed.append(len(next(iter(inputs.values()))))
         return engine.compute(name, inputs)
 
-    board = Board(folder / "board", 2, 1)
-    service = Service(board, max_requests=4, max_rows=100, timeout_s=30)
+    counters = SharedCounters(folder / "counters", 2, 1)
+    service = Service(counters, max_requests=4, max_rows=100, timeout_s=30)
     with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(compute, {}, executor, 100, board)
-        service.serve(Served(engine, batcher, "bundle", "1"))
+        batcher = Batcher(compute, {}, executor, 100, counters)
+        service.serve(LoadedVersion(engine, batcher, "bundle", "1"))
         server = GrpcServer(service, Access(), Tracer(), max_bytes=2**20, max_calls=64)
         address = f"127.0.0.1:{free_port('127.0.0.1', 0, '--grpc-port')}"
         await server.start(address, None)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 infer = method(channel, "ModelInfer")
-                yield Held(infer, board, batcher, began, go, computed)
+                yield Held(infer, counters, batcher, began, go, computed)
         finally:
             go.set()
             await server.stop(1)
@@ -423,7 +423,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
                 left.cancel()
             code = await left.code()
             assert code is (Status.CANCELLED if leave == "cancel" else Status.DEADLINE_EXCEEDED)
-            await until(lambda: there.board.total("requests", "decode", "grpc", 499) == 1)
+            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
             there.go.set()
             assert [(await answer).outputs[0].shape[0] for answer in (first, last)] == [1, 2]
             assert there.computed == [1, 2]
@@ -447,7 +447,7 @@ def test_a_full_queue_refuses_at_once(engine: Engine, tmp_path: Path) -> None:
             there.go.set()
             sizes = [(await answer).outputs[0].shape[0] for answer in (first, second, third)]
             assert sizes == [1, 60, 40]
-            assert there.board.total("requests", "decode", "grpc", 429) == 1
+            assert there.counters.total("requests", "decode", "grpc", 429) == 1
 
     asyncio.run(run())
 
@@ -461,9 +461,9 @@ def test_requests_under_way_are_bounded(engine: Engine, tmp_path: Path) -> None:
             await until(lambda: there.batcher.queued == 3)
             refused = there.infer(decode_rows(1), timeout=30)
             assert await refused.code() is Status.RESOURCE_EXHAUSTED
-            assert "4 requests are under way" in await refused.details()
+            assert "4 requests are in progress" in await refused.details()
             calls.pop().cancel()
-            await until(lambda: there.board.total("requests", "decode", "grpc", 499) == 1)
+            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
             calls.append(there.infer(decode_rows(2), timeout=30))
             await until(lambda: there.batcher.queued == 5)  # the one that left is still in line
             there.go.set()

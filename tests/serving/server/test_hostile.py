@@ -38,7 +38,9 @@ LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with small limits; headers have to come as soon as bodies have to."""
-    shorten = f"import serving.server.supervisor as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
+    shorten = (
+        f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
+    )
     command = (
         sys.executable,
         "-c",
@@ -181,7 +183,7 @@ def test_bodies_that_do_not_come_are_not_waited_for(strict: Running, length: int
                 received = connection.recv(1000)
     assert statuses(received) == [408]
     assert json.loads(received.split(b"\r\n\r\n")[1]) == {
-        "error": f"the body did not come within {TIMEOUT_S} s"
+        "error": f"the body did not arrive within {TIMEOUT_S} s"
     }
     assert TIMEOUT_S * 0.9 < time.monotonic() - started < 4 * TIMEOUT_S
 

@@ -20,8 +20,9 @@ from serving.protocol import open_inference_pb2 as pb
 from serving.server.auth import Access
 from serving.server.grpc_server import GrpcServer
 from serving.server.logging_config import JsonFormatter, PlainFormatter
+from serving.server.rest_messages import Limits
 from serving.server.rest_routes import ROUTES
-from serving.server.rest_server import Limits, RestServer
+from serving.server.rest_server import RestServer
 from serving.server.tracing import Tracer
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve

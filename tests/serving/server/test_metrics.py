@@ -1,4 +1,4 @@
-"""Metrics: what the board holds is what Prometheus reads, and what a server did is what it says."""
+"""Prometheus reads the values of the shared counters, and they count what the server did."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Client
 from serving.engine import Engine
 from serving.server.metrics import render, statistics
-from serving.server.shared_counters import ROWS, SECONDS, Board
+from serving.server.shared_counters import ROWS, SECONDS, SharedCounters
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 
@@ -40,28 +40,28 @@ def key(name: str, **labels: str) -> Sample:
     return name, tuple(sorted(labels.items()))
 
 
-def rendered(board: Board) -> dict[Sample, float]:
-    return parsed(render(board, NAMES).decode())
+def rendered(counters: SharedCounters) -> dict[Sample, float]:
+    return parsed(render(counters, NAMES).decode())
 
 
 @pytest.fixture
-def boards(tmp_path: Path) -> list[Board]:
+def by_process(tmp_path: Path) -> list[SharedCounters]:
     """The parent's view and those of two workers."""
-    return [Board(tmp_path / "board", 3, row) for row in range(3)]
+    return [SharedCounters(tmp_path / "counters", 3, row) for row in range(3)]
 
 
-def test_counters_are_summed_over_processes(boards: list[Board]) -> None:
-    parent, first, second = boards
+def test_counters_are_summed_over_processes(by_process: list[SharedCounters]) -> None:
+    parent, first, second = by_process
     first.add("requests", "encode", "rest", 200)
     second.add("requests", "encode", "rest", 200, value=2)
     second.add("requests", "encode", "grpc", 429)
     first.add("rows", "encode", value=5)
     second.add("rows", "encode", value=6)
-    first.put("ready", value=1)
-    second.put("ready", value=1)
+    first.set("ready", value=1)
+    second.set("ready", value=1)
     parent.add("registry_failures", value=4)
-    for board in boards:
-        found = rendered(board)
+    for counters in by_process:
+        found = rendered(counters)
         labels = {"operation": "encode", "transport": "rest", "status": "200"}
         assert found[key("vae_requests_total", **labels)] == 3
         labels = {"operation": "encode", "transport": "grpc", "status": "429"}
@@ -83,12 +83,12 @@ def test_counters_are_summed_over_processes(boards: list[Board]) -> None:
     ids=["seconds", "rows"],
 )
 def test_buckets_are_cumulative_with_their_bounds_included(
-    boards: list[Board], name: str, metric: str, bounds: tuple[float, ...]
+    by_process: list[SharedCounters], name: str, metric: str, bounds: tuple[float, ...]
 ) -> None:
     values = [bounds[0] / 2, bounds[0], bounds[1], (bounds[1] + bounds[2]) / 2, bounds[-1] * 2]
     for place, value in enumerate(values):
-        boards[1 + place % 2].observe(name, "score", value)
-    found = rendered(boards[0])
+        by_process[1 + place % 2].observe(name, "score", value)
+    found = rendered(by_process[0])
     for bound in (*bounds, math.inf):
         label = "+Inf" if math.isinf(bound) else str(bound)
         expected = sum(value <= bound for value in values)
@@ -98,27 +98,29 @@ def test_buckets_are_cumulative_with_their_bounds_included(
 
 
 def test_a_restarted_worker_keeps_its_counts(tmp_path: Path) -> None:
-    Board(tmp_path / "board", 2, 1).add("rows", "score", value=7)
-    assert Board(tmp_path / "board", 2, 0).total("rows", "score") == 7
+    SharedCounters(tmp_path / "counters", 2, 1).add("rows", "score", value=7)
+    assert SharedCounters(tmp_path / "counters", 2, 0).total("rows", "score") == 7
 
 
-def test_every_process_sees_a_flag(boards: list[Board]) -> None:
-    boards[2].tell("unloaded.score", value=1)
-    assert [board.get("unloaded.score") for board in boards] == [1, 1, 1]
-    boards[1].tell("unloaded.score", value=0)
-    assert [board.get("unloaded.score") for board in boards] == [0, 0, 0]
+def test_every_process_sees_a_flag(by_process: list[SharedCounters]) -> None:
+    by_process[2].set_flag("unloaded.score", value=1)
+    assert [counters.get("unloaded.score") for counters in by_process] == [1, 1, 1]
+    by_process[1].set_flag("unloaded.score", value=0)
+    assert [counters.get("unloaded.score") for counters in by_process] == [0, 0, 0]
 
 
-def test_statistics_are_nanoseconds_and_counts_over_processes(boards: list[Board]) -> None:
-    for board, seconds in zip(boards[1:], (0.5, 0.25), strict=True):
-        board.add("requests", "score", "rest", 200)
-        board.add("requests", "score", "grpc", 504)
-        board.observe("request", "score", seconds)
-        board.observe("compute", "score", seconds / 2)
-        board.add("rows", "score", value=3)
-    boards[1].put("last_inference", "score", value=1e9)
-    boards[2].put("last_inference", "score", value=2e9)
-    found = statistics(boards[0], "score", "3")
+def test_statistics_are_nanoseconds_and_counts_over_processes(
+    by_process: list[SharedCounters],
+) -> None:
+    for counters, seconds in zip(by_process[1:], (0.5, 0.25), strict=True):
+        counters.add("requests", "score", "rest", 200)
+        counters.add("requests", "score", "grpc", 504)
+        counters.observe("request", "score", seconds)
+        counters.observe("compute", "score", seconds / 2)
+        counters.add("rows", "score", value=3)
+    by_process[1].set("last_inference", "score", value=1e9)
+    by_process[2].set("last_inference", "score", value=2e9)
+    found = statistics(by_process[0], "score", "3")
     assert (found["name"], found["version"]) == ("score", "3")
     assert found["last_inference"] == 2 * 10**12
     assert (found["inference_count"], found["execution_count"]) == (6, 2)

@@ -95,7 +95,7 @@ def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path) -> None:
     x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7]])
     with answering(x_loc) as url:
         document = browse(tmp_path, url, "--dump-dom")
-    texts = dict(re.findall(r'id="(said|rows)"[^>]*>([^<]*)<', document))
+    texts = dict(re.findall(r'id="(error|rows)"[^>]*>([^<]*)<', document))
     assert html.unescape(texts["rows"]) == "1235, 0.25\n-3, 1e-7"
-    assert texts["said"] == ""
+    assert texts["error"] == ""
     assert ERROR_COLOUR not in photograph(tmp_path, x_loc)

@@ -22,10 +22,11 @@ from serving.operations import Operation, Tensor
 from serving.protocol.messages import DATATYPES
 from serving.server.auth import Access
 from serving.server.batching import Batcher
+from serving.server.rest_messages import Limits
 from serving.server.rest_routes import ROUTES
-from serving.server.rest_server import Limits, RestServer
-from serving.server.service import Served, Service
-from serving.server.shared_counters import Board
+from serving.server.rest_server import RestServer
+from serving.server.service import LoadedVersion, Service
+from serving.server.shared_counters import SharedCounters
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
 
@@ -269,14 +270,22 @@ def test_bytes_do_not_stand_for_floats(http: httpx.Client) -> None:
     [
         ("sample", {"parameters": {"sed": 1}}, "got 'sed'"),
         ("encode", {"parameters": {"seed": 1}}, "got 'seed'"),
-        ("sample", {"parameters": {"seed": -1}}, "seed must be a whole number from 0 on, got -1"),
+        ("sample", {"parameters": {"seed": -1}}, "seed must be a whole number, at least 0, got -1"),
         ("sample", {"parameters": {"seed": 2**63}}, f"seed must be from 0 to {2**63 - 1}"),
         ("sample", {"parameters": {"seed": 1.0}}, "seed must be a whole number"),
         ("sample", {"parameters": {"seed": True}}, "seed must be a whole number"),
         ("sample", {"parameters": {"num_samples": 0}}, "num_samples must be a whole number from 1"),
         ("sample", {"parameters": {"num_samples": 4097}}, "num_samples must be at most 4096"),
-        ("sample", {"parameters": {"timeout": -1}}, "timeout must be microseconds from 0 on"),
-        ("sample", {"parameters": {"timeout": "1"}}, "timeout must be microseconds from 0 on"),
+        (
+            "sample",
+            {"parameters": {"timeout": -1}},
+            "timeout must be whole microseconds, at least 0, got",
+        ),
+        (
+            "sample",
+            {"parameters": {"timeout": "1"}},
+            "timeout must be whole microseconds, at least 0, got",
+        ),
         ("sample", {"parameters": []}, "parameters of the request must be a JSON object, got list"),
         ("sample", {"parameters": {"binary_data_output": 1}}, "must be true or false, got 1"),
         ("sample", {"id": 3}, "id must be text, got 3"),
@@ -350,10 +359,10 @@ def test_a_body_with_a_content_encoding_is_refused(http: httpx.Client) -> None:
         ("GET", "/v2/models/sample/versions/41/stats", "not '41'"),
         ("POST", "/v2/repository/models/nope/load", "no model 'nope'"),
         ("POST", "/v2/repository/models/nope/unload", "no model 'nope'"),
-        ("GET", "/", "no address '/': see /docs"),
-        ("GET", "/v2/", "no address '/v2/'"),
-        ("GET", "/v2/models/a/b/c", "no address"),
-        ("POST", "/v2/models/sample/infer/", "no address"),
+        ("GET", "/", "no path '/': see /docs"),
+        ("GET", "/v2/", "no path '/v2/'"),
+        ("GET", "/v2/models/a/b/c", "no path"),
+        ("POST", "/v2/models/sample/infer/", "no path"),
     ],
 )
 def test_what_is_not_there_is_404(
@@ -628,7 +637,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read(server: Running) -> None:
 
 def test_a_body_in_chunks_is_refused(http: httpx.Client) -> None:
     text = refused(http.post("/v2/models/sample/infer", content=iter([b"{", b"}"])), 411)
-    assert text == "a body must have a content-length: it may not come in chunks"
+    assert text == "a body must have a content-length: chunks are not read"
 
 
 def test_a_deadline_that_passes_in_the_queue_is_504(http: httpx.Client) -> None:
@@ -722,10 +731,10 @@ class Stalled:
     def __init__(self, engine: Engine, folder: Path, executor: Executor, max_rows: int) -> None:
         self.engine = engine
         self.began, self.go, self.computed = threading.Event(), threading.Event(), list[int]()
-        self.board = Board(folder / "board", 2, 1)
-        self.service = Service(self.board, max_requests=9, max_rows=max_rows, timeout_s=30)
-        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.board)
-        self.service.serve(Served(engine, self.batcher, "bundle", "1"))
+        self.counters = SharedCounters(folder / "counters", 2, 1)
+        self.service = Service(self.counters, max_requests=9, max_rows=max_rows, timeout_s=30)
+        self.batcher = Batcher(self.compute, {}, executor, max_rows, self.counters)
+        self.service.serve(LoadedVersion(engine, self.batcher, "bundle", "1"))
         self.rest = RestServer(self.service, ROUTES, Access(), Limits(), Tracer())
 
     def compute(self, name: str, arrays: Arrays) -> Arrays:
@@ -773,7 +782,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         tasks.append(await server.come(third, 9))
         second.left.set()
         await tasks[1]
-        assert server.board.total("requests", "decode", "rest", 499) == 1
+        assert server.counters.total("requests", "decode", "rest", 499) == 1
         server.go.set()
         await asyncio.gather(*tasks)
         assert [first.status, third.status] == [200, 200]
@@ -795,7 +804,7 @@ def test_a_full_queue_refuses_without_a_look_at_the_body(
         for visit in (first, second):
             await server.answer(visit)
         assert [(visit.status, visit.reads) for visit in (first, second)] == [(429, 1), (429, 0)]
-        assert server.board.total("requests", "decode", "rest", 429) == 2
+        assert server.counters.total("requests", "decode", "rest", 429) == 2
         server.go.set()
         await asyncio.gather(*tasks)
         await server.answer(later)

@@ -1,4 +1,4 @@
-"""The board: what processes count in it is summed, and outlives them."""
+"""Counts of all processes are summed, and are kept when a process ends."""
 
 import subprocess
 import sys
@@ -16,19 +16,19 @@ from serving.server.shared_counters import (
     ROWS,
     SECONDS,
     STATUSES,
-    Board,
+    SharedCounters,
 )
 
 WRITERS, TIMES = 3, 20_000
 
 
-def open_boards(path: Path, count: int = 3) -> list[Board]:
-    return [Board(path / "board", count, row) for row in range(count)]
+def open_counters(path: Path, count: int = 3) -> list[SharedCounters]:
+    return [SharedCounters(path / "counters", count, row) for row in range(count)]
 
 
-def samples(board: Board) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def samples(counters: SharedCounters) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """What Prometheus would read."""
-    text = render(board, {"model": "vae", "version": "7", "digest": "abc"}).decode()
+    text = render(counters, {"model": "vae", "version": "7", "digest": "abc"}).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -37,54 +37,56 @@ def samples(board: Board) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def test_each_process_counts_in_its_own_row_and_reads_all(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
+    parent, first, second = open_counters(tmp_path)
     first.add("reloads")
     second.add("reloads", value=4)
-    second.put("ready", value=1)
-    assert [board.total("reloads") for board in (parent, first, second)] == [5, 5, 5]
+    second.set("ready", value=1)
+    assert [counters.total("reloads") for counters in (parent, first, second)] == [5, 5, 5]
     assert [parent.get("reloads", row=row) for row in range(3)] == [0, 1, 4]
-    assert (parent.total("ready"), parent.top("reloads"), parent.get("reloads")) == (1, 4, 0)
+    assert (parent.total("ready"), parent.maximum("reloads"), parent.get("reloads")) == (1, 4, 0)
 
 
 def test_any_process_may_set_a_flag(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
-    second.tell("draining", value=1)
-    assert [board.get("draining") for board in (parent, first, second)] == [1, 1, 1]
-    parent.tell("draining", value=0)
+    parent, first, second = open_counters(tmp_path)
+    second.set_flag("draining", value=1)
+    assert [counters.get("draining") for counters in (parent, first, second)] == [1, 1, 1]
+    parent.set_flag("draining", value=0)
     assert second.get("draining") == 0
 
 
 def test_a_process_that_comes_back_goes_on_counting(tmp_path: Path) -> None:
-    parent, first, _ = open_boards(tmp_path)
+    parent, first, _ = open_counters(tmp_path)
     first.add("rows", "encode", value=41)
     del first
-    again = Board(tmp_path / "board", 3, 1)
+    again = SharedCounters(tmp_path / "counters", 3, 1)
     again.add("rows", "encode")
     assert parent.total("rows", "encode") == 42
 
 
 def test_processes_that_count_at_once_lose_nothing(tmp_path: Path) -> None:
-    board = Board(tmp_path / "board", WRITERS + 1, 0)
+    counters = SharedCounters(tmp_path / "counters", WRITERS + 1, 0)
     code = (
-        "import sys; from pathlib import Path; from serving.server.shared_counters import Board\n"
-        f"board = Board(Path(sys.argv[1]), {WRITERS + 1}, int(sys.argv[2]))\n"
-        f"for _ in range({TIMES}): board.add('reloads'); board.observe('queue', 'encode', 0.5)\n"
+        "import sys; from pathlib import Path\n"
+        "from serving.server.shared_counters import SharedCounters\n"
+        f"counters = SharedCounters(Path(sys.argv[1]), {WRITERS + 1}, int(sys.argv[2]))\n"
+        f"for _ in range({TIMES}):\n"
+        "    counters.add('reloads'); counters.observe('queue', 'encode', 0.5)\n"
     )
     writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "board"), str(row)])
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "counters"), str(row)])
         for row in range(1, WRITERS + 1)
     ]
     assert [writer.wait() for writer in writers] == [0] * WRITERS
-    assert board.total("reloads") == WRITERS * TIMES
+    assert counters.total("reloads") == WRITERS * TIMES
     place = SECONDS.index(0.5)
-    assert board.total("queue", "encode", place) == WRITERS * TIMES
-    assert board.total("queue", "encode", "sum") == WRITERS * TIMES * 0.5
+    assert counters.total("queue", "encode", place) == WRITERS * TIMES
+    assert counters.total("queue", "encode", "sum") == WRITERS * TIMES * 0.5
 
 
 def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
-    parent, first, _ = open_boards(tmp_path)
+    parent, first, _ = open_counters(tmp_path)
     for number, field in enumerate(CELLS):
-        first.put(*field, value=number)
+        first.set(*field, value=number)
     assert [parent.total(*field) for field in CELLS] == list(range(len(CELLS)))
 
 
@@ -100,11 +102,11 @@ def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, place: int) -> None:
-    board = Board(tmp_path / "board", 1, 0)
-    board.observe("queue", "score", value)
-    counts = [board.get("queue", "score", index) for index in range(len(SECONDS) + 1)]
+    counters = SharedCounters(tmp_path / "counters", 1, 0)
+    counters.observe("queue", "score", value)
+    counts = [counters.get("queue", "score", index) for index in range(len(SECONDS) + 1)]
     assert counts == [float(index == place) for index in range(len(SECONDS) + 1)]
-    assert board.get("queue", "score", "sum") == value
+    assert counters.get("queue", "score", "sum") == value
 
 
 def test_every_status_that_an_error_stands_for_can_be_counted() -> None:
@@ -115,15 +117,15 @@ def test_every_status_that_an_error_stands_for_can_be_counted() -> None:
 
 
 def test_metrics_are_sums_over_processes(tmp_path: Path) -> None:
-    _, first, second = open_boards(tmp_path)
-    for board, times in ((first, 3), (second, 2)):
+    _, first, second = open_counters(tmp_path)
+    for counters, times in ((first, 3), (second, 2)):
         for _ in range(times):
-            board.add("requests", "decode", "grpc", 200)
-            board.add("requests", "decode", "rest", 429)
-            board.observe("request", "decode", 0.25)
-            board.observe("batch_rows", "decode", 64)
-        board.add("rows", "decode", value=64 * times)
-        board.put("ready", value=1)
+            counters.add("requests", "decode", "grpc", 200)
+            counters.add("requests", "decode", "rest", 429)
+            counters.observe("request", "decode", 0.25)
+            counters.observe("batch_rows", "decode", 64)
+        counters.add("rows", "decode", value=64 * times)
+        counters.set("ready", value=1)
     found = samples(first)
 
     def value(name: str, **labels: str) -> float:
@@ -143,14 +145,14 @@ def test_metrics_are_sums_over_processes(tmp_path: Path) -> None:
 
 
 def test_statistics_are_sums_over_processes_in_nanoseconds(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
-    for board, seconds in ((first, 0.25), (second, 0.5)):
-        board.observe("compute", "encode", seconds)
-        board.observe("queue", "encode", seconds / 2)
-        board.add("rows", "encode", value=7)
-        board.add("requests", "encode", "rest", 200)
-        board.add("requests", "encode", "grpc", 504)
-        board.put("last_inference", "encode", value=seconds)
+    parent, first, second = open_counters(tmp_path)
+    for counters, seconds in ((first, 0.25), (second, 0.5)):
+        counters.observe("compute", "encode", seconds)
+        counters.observe("queue", "encode", seconds / 2)
+        counters.add("rows", "encode", value=7)
+        counters.add("requests", "encode", "rest", 200)
+        counters.add("requests", "encode", "grpc", 504)
+        counters.set("last_inference", "encode", value=seconds)
     found = statistics(parent, "encode", "7")
     assert found["inference_count"] == 14
     assert found["execution_count"] == 2

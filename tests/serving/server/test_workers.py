@@ -19,9 +19,9 @@ import pytest
 from serving.engine import Engine
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
 from serving.protocol import open_inference_pb2 as pb
-from serving.server.alias_follower import Target
+from serving.server.alias_follower import ServedVersion
 from serving.server.auth import Access
-from serving.server.rest_server import Limits
+from serving.server.rest_messages import Limits
 from serving.server.worker import Settings, Worker
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
@@ -469,6 +469,6 @@ def test_a_worker_serves_no_other_bundle_than_its_neighbours(tmp_path: Path) -> 
         log_format="plain",
         access_log=False,
     )
-    Target(str(SEALED), None, None, digest="0" * 64).write(settings.target)
+    ServedVersion(str(SEALED), None, None, digest="0" * 64).write(settings.version_file)
     with pytest.raises(VerificationFailed, match="holds another bundle than at the start"):
         Worker(settings, 0)

@@ -1,0 +1,60 @@
+"""The values of the REST side: a route, a request whose route is known, an answer, and limits."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from serving.protocol.http_body import JSON
+
+
+class Answer(NamedTuple):
+    """Body, its content type, status, and further headers."""
+
+    body: bytes = b""
+    content_type: str = JSON
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the body of one request, and of all bodies together."""
+
+    body_bytes: int = 16 * 2**20
+    """Largest body."""
+    total_bytes: int = 256 * 2**20
+    """Bytes of all bodies in memory at a time."""
+    body_s: float = 30.0
+    """Seconds within which a body must arrive."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A request whose route is known: granian's headers and protocol, and path parameters."""
+
+    headers: Any
+    protocol: Any
+    name: str = ""
+    version: str = ""
+    id: str = ""
+    started: float = 0.0
+    held: int = 0
+    """Bytes of its body that are counted as in memory."""
+
+
+Handler = Callable[[Any, Request], Awaitable[Answer]]
+"""Answers a request with the help of its `RestServer`, the first argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the table of routes, from which the OpenAPI document is made too."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    open: bool = False
+    """Whether it answers without an API key."""
+    counted: bool = False
+    """Whether it is an inference: counted, and refused at once when the server is full."""
