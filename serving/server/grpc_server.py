@@ -80,7 +80,7 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=max_calls,
         )
-        for name, calls in ((SERVICE, _CALLS), (HEALTH, _HEALTH_CALLS)):
+        for name, calls in ((SERVICE, CALLS), (HEALTH, HEALTH_CALLS)):
             handlers = {call: self._handler(call, *parts) for call, parts in calls.items()}
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
@@ -300,7 +300,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:
     return parameters
 
 
-_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
+CALLS: Mapping[str, tuple[Call, Any, bool]] = {
     "ServerLive": (server_live, pb.ServerLiveRequest, False),
     "ServerReady": (server_ready, pb.ServerReadyRequest, False),
     "ModelReady": (model_ready, pb.ModelReadyRequest, False),
@@ -314,6 +314,6 @@ _CALLS: Mapping[str, tuple[Call, Any, bool]] = {
     "RepositoryModelUnload": (repository_unload, pb.RepositoryModelUnloadRequest, True),
 }
 """The function of each call, its request message, and whether it needs the API key."""
-_HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
+HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
     "Check": (check_health, pb.HealthCheckRequest, False),
 }

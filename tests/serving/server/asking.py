@@ -236,3 +236,13 @@ def _get(server: Running, path: str) -> bytes:
     with contextlib.closing(connection):
         connection.request("GET", path)
         return connection.getresponse().read()
+
+
+REQUEST = json.dumps(body(CASES[0])).encode()
+PATH = f"/v2/models/{CASES[0].operation}/infer"
+
+
+def head(length: int, *lines: str) -> bytes:
+    """The head of an infer request with a body of `length` bytes."""
+    lines = (f"POST {PATH} HTTP/1.1", "host: here", f"content-length: {length}", *lines)
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
