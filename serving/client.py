@@ -7,7 +7,7 @@ error raises the class that has its status, with the server's message: `UsageRef
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Generic, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -27,23 +27,30 @@ _ERRORS: Mapping[int, type[VaeError]] = {
     503: errors.NotReady,
     504: errors.DeadlineExceeded,
 }
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
-class _Calls:
+class _Calls(Generic[Http]):
     """What both clients share: the request of each call, and the reading of its answer."""
 
-    def _options(self, url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    _open: type[Http]
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        version: str = "",
+    ) -> None:
         key = api_key or os.environ.get("VAE_API_KEY")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return {"base_url": url, "headers": headers, "timeout": timeout_s}
+        self._http: Http = self._open(base_url=url, headers=headers, timeout=timeout_s)
+        self._suffix = f"/versions/{version}" if version else ""
 
     def _request(
-        self,
-        operation: str,
-        inputs: Mapping[str, Array],
-        parameters: Mapping[str, Parameter],
-        version: str,
-    ) -> dict[str, Any]:
+        self, operation: str, inputs: Mapping[str, Array], parameters: Mapping[str, Parameter]
+    ) -> httpx.Request:
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         for name, array in arrays.items():
             if array.dtype == np.float64:
@@ -51,13 +58,12 @@ class _Calls:
             elif array.dtype not in DATATYPES:
                 raise DataRefused(f"{name} must be uint8 or float32, got {array.dtype}")
         body, length = encode_request(InferRequest(operation, arrays, parameters=parameters))
-        suffix = f"/versions/{version}" if version else ""
-        return {
-            "method": "POST",
-            "url": f"/v2/models/{operation}{suffix}/infer",
-            "content": body,
-            "headers": {"content-type": BINARY, HEADER_LENGTH: str(length)},
-        }
+        return self._http.build_request(
+            "POST",
+            f"/v2/models/{operation}{self._suffix}/infer",
+            content=body,
+            headers={"content-type": BINARY, HEADER_LENGTH: str(length)},
+        )
 
     def _response(self, answer: httpx.Response) -> InferResponse:
         if answer.status_code != httpx.codes.OK:
@@ -69,7 +75,7 @@ class _Calls:
         return decode_response(answer.content, answer.headers.get(HEADER_LENGTH))
 
 
-class Client(_Calls):
+class Client(_Calls[httpx.Client]):
     """A blocking client.
 
     Args:
@@ -79,24 +85,13 @@ class Client(_Calls):
         version: the version that must answer; by default any.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        version: str = "",
-    ) -> None:
-        self._http = httpx.Client(**self._options(url, api_key, timeout_s))
-        self._version = version
+    _open = httpx.Client
 
     def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
         """Run any operation; the answer names the version that computed it."""
-        return self._response(
-            self._http.request(**self._request(operation, inputs, parameters, self._version))
-        )
+        return self._response(self._http.send(self._request(operation, inputs, parameters)))
 
     def encode(self, x: Array) -> Mapping[str, Array]:
         """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
@@ -137,27 +132,16 @@ class Client(_Calls):
         self.close()
 
 
-class AsyncClient(_Calls):
+class AsyncClient(_Calls[httpx.AsyncClient]):
     """A client whose calls are awaited; its arguments are those of `Client`."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        version: str = "",
-    ) -> None:
-        self._http = httpx.AsyncClient(**self._options(url, api_key, timeout_s))
-        self._version = version
+    _open = httpx.AsyncClient
 
     async def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
         """Run any operation; the answer names the version that computed it."""
-        return self._response(
-            await self._http.request(**self._request(operation, inputs, parameters, self._version))
-        )
+        return self._response(await self._http.send(self._request(operation, inputs, parameters)))
 
     async def encode(self, x: Array) -> Mapping[str, Array]:
         """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""

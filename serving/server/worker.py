@@ -148,11 +148,7 @@ class Worker:
         bundle = open_bundle(Path(version.path))
         if bundle.manifest.digest != version.digest:
             raise VerificationFailed(f"{version.path} holds another bundle than at the start")
-        engine = Engine(
-            bundle,
-            device=self._settings.device,
-            threads=self._settings.threads,
-        )
+        engine = Engine(bundle, device=self._settings.device, threads=self._settings.threads)
         return self._service.load(engine, version.name, version.version)
 
     async def _watch(self) -> None:
