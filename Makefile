@@ -8,9 +8,6 @@ BIN := $(CURDIR)/$(VENV)/bin
 EXPERIMENT ?= vae
 # The tests are spread over two processes: many of them wait for processes of their own.
 SPREAD := --numprocesses=2 --dist=worksteal
-# Tests of serving that need mlflow or fsspec, which its own environment does not have.
-BESIDES := tests/serving/server/test_auth.py::test_the_signature_is_the_one_that_mlflow_makes \
-	tests/serving/io/test_rows.py::test_a_file_system_of_fsspec_is_read
 
 # `mlflow run` starts the first `python` on the path.
 export PATH := $(BIN):$(PATH)
@@ -20,7 +17,7 @@ export MLFLOW_DISABLE_AGENT_HINT ?= true
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test test-serving lint types graph bench bench-serve soak serve ui clean
+.PHONY: help setup setup-dev run test test-fast test-serving lint types graph bench bench-serve soak serve ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,12 +52,16 @@ $(VENV)/dev-ready: $(VENV)/ready
 run: setup ## the main job: train, evaluate, export, check, register and promote on MNIST
 	@$(BIN)/mlflow run . --env-manager=local --experiment-name $(EXPERIMENT)
 
-test: test-serving setup-dev ## the whole test suite, in two processes
-	@$(BIN)/python -m pytest -q $(SPREAD) --ignore=tests/serving
-	@$(BIN)/python -m pytest -q $(BESIDES)
+test: test-serving setup-dev ## the whole test suite, in two processes, with the slowest tests at the end
+	@$(BIN)/python -m pytest -q $(SPREAD) --durations=20 -m "not serving or full_environment"
+
+test-fast: setup-dev ## the fast tests (no process, network or store), with branch coverage by package
+	@$(BIN)/python -m pytest -q $(SPREAD) -m "not slow" --cov --cov-report=
+	@$(BIN)/python -m tests.coverage_by_package
 
 test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and mlflow are not installed
-	@$(VENV)-serving/bin/python -m pytest -q $(SPREAD) tests/serving
+	@$(VENV)-serving/bin/python -m pytest -q $(SPREAD) --durations=20 -m "not full_environment" \
+		tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
 	@echo "setting up $(VENV)-serving, without torch and mlflow: 60 packages"

@@ -36,12 +36,7 @@ class _Calls(Generic[Http]):
     _open: type[Http]
 
     def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        version: str = "",
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 30.0, version: str = ""
     ) -> None:
         key = api_key or os.environ.get("VAE_API_KEY")
         headers = {"authorization": f"Bearer {key}"} if key else {}

@@ -8,14 +8,14 @@ is not empty or a name or number cannot be used, `VaeError` if the folder cannot
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from serving.bundle import MANIFEST
-from serving.errors import UsageRefused, VaeError
+from serving.errors import UsageRefused
+from serving.files import staged_folder
 from serving.operations import Operation, Tensor
 from serving.source import Source
 
@@ -51,22 +51,11 @@ def write_deployment(
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
         raise UsageRefused(f"image must be REPOSITORY:TAG or REPOSITORY@DIGEST, got {image!r}")
-    place = out.resolve()
-    try:
-        _check_place(place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-        try:
-            TARGETS[target](source, folder, image, alias)
-            files = (path for path in folder.rglob("*") if path.is_file())
-            names = tuple(sorted(path.relative_to(folder).as_posix() for path in files))
-            folder.chmod(0o755)
-            folder.replace(place)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as err:
-        raise VaeError(f"cannot write {out}: {err.strerror or err}") from err
-    return names
+    _check_place(out.resolve())
+    with staged_folder(out) as folder:
+        TARGETS[target](source, folder, image, alias)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return tuple(sorted(path.relative_to(folder).as_posix() for path in files))
 
 
 def default_image(source: Source) -> str:

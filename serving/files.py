@@ -1,7 +1,12 @@
-"""Write files whole or not at all, and refuse an output before the work is done."""
+"""Write files and folders whole or not at all, refuse a bad output early, name unreadable files.
+
+Raises `VaeError` if an output cannot be written, `UsageRefused` if that is known before the work,
+and `DataRefused` if a file cannot be read.
+"""
 
 import contextlib
-import os
+import secrets
+import shutil
 import tempfile
 import tokenize
 import zipfile
@@ -10,30 +15,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving.bundle import MANIFEST
-from serving.errors import UsageRefused, VaeError
+from serving.errors import DataRefused, UsageRefused, VaeError
 
-READ_ERRORS = (
+FILE_READ_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     ValueError,
     MemoryError,
-    RuntimeError,  # zipfile: encrypted, or packed in a way that it does not know
+    RuntimeError,  # from zipfile: the archive is encrypted or compressed in an unknown way
     SyntaxError,
-    tokenize.TokenError,  # numpy, as SyntaxError: a header that is no Python literal
+    tokenize.TokenError,  # from numpy, like SyntaxError: the header is no Python literal
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What reading a file of any of the formats may raise."""
+"""Whatever reading a damaged file of one of our formats may raise."""
 
 
-def check_target(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
-    """Refuse a target of another kind, in a bundle or in no writable folder, before the work."""
+@contextlib.contextmanager
+def reading(name: object, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading a file, and those of `more` types, into one line that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataRefused(f"no file {name}") from None
+    except IsADirectoryError:
+        raise DataRefused(f"{name} is a folder: give a file") from None
+    except (*FILE_READ_ERRORS, *more) as err:
+        first_line = (str(err) or type(err).__name__).splitlines()[0]
+        raise DataRefused(f"cannot read {name}: {first_line}") from err
+
+
+def check_output_file(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
+    """Refuse a file of another suffix, in a bundle or in a folder that cannot be written to."""
     if path.suffix not in suffixes:
         raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as err:
-        raise UsageRefused(f"cannot write {path}: {err.strerror}") from err
+    _try_to_write(path.parent, f"cannot write {path}")
     if (path.parent / MANIFEST).exists():
         raise UsageRefused(
             f"{option} must lie outside the bundle {path.parent}, which may hold nothing more, "
@@ -41,15 +57,20 @@ def check_target(path: Path, suffixes: tuple[str, ...], option: str = "--out") -
         )
 
 
+def check_output_folder(path: Path) -> None:
+    """Refuse an output folder that exists or cannot be made."""
+    if path.exists():
+        raise UsageRefused(f"--out {path} exists: name a new folder")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    _try_to_write(parent, f"cannot write to {parent}")
+
+
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+def staged_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; rename it if the block succeeds."""
+    temporary = _temporary_beside(path)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as err:
         raise VaeError(f"cannot write {path}: {err.strerror or err}") from err
@@ -57,7 +78,30 @@ def writing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; rename it to `path` if the block succeeds.
+
+    `path` must be missing or an empty folder. Missing folders above it are made.
+    """
+    target = path.resolve()
+    temporary = _temporary_beside(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as err:
+        raise VaeError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _try_to_write(folder: Path, complaint: str) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as err:
+        raise UsageRefused(f"{complaint}: {err.strerror}") from err

@@ -77,16 +77,36 @@ def list_aliases(client: "MlflowClient", name: str) -> list[str]:
 
 
 def find_in_store(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
-    """What the store answers, or None where it has no such thing."""
+    """Return what the store answers, or None if it has no such thing."""
+    with unless_missing():
+        return ask(*of)
+    return None
+
+
+@contextlib.contextmanager
+def unless_missing() -> Iterator[None]:
+    """End the block quietly if the store says that something is not there."""
+    with _unless("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        # the second is what it says of what cannot be an id, and of a run that was deleted but
+        # not purged yet
+        yield
+
+
+def create_model(client: "MlflowClient", name: str, description: str | None = None) -> None:
+    """Create a registered model, unless it exists already."""
+    with _unless("RESOURCE_ALREADY_EXISTS"):
+        client.create_registered_model(name, description=description)
+
+
+@contextlib.contextmanager
+def _unless(*error_codes: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return ask(*of)
+        yield
     except MlflowException as err:
-        # the latter is what some stores say of what cannot be an id
-        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+        if err.error_code not in error_codes:
+            raise
 
 
 def connect() -> "MlflowClient":
@@ -197,17 +217,12 @@ def download_bundle(what: str, model_uri: str, folder: Path) -> None:
         VerificationFailed: the store has no such files.
     """
     from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
 
-    gone = VerificationFailed(f"{what} has no files in the store any more: register it again")
     with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        try:
-            fetched = Path(download_artifacts(artifact_uri=model_uri, dst_path=temporary))
-        except MlflowException as err:
-            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise gone from err
-        bundle = fetched / "artifacts" / ARTIFACT
-        if not bundle.exists():
-            raise gone
-        bundle.rename(folder)
+        with unless_missing():
+            fetched = download_artifacts(artifact_uri=model_uri, dst_path=temporary)
+            bundle = Path(fetched, "artifacts", ARTIFACT)
+            if bundle.exists():
+                bundle.rename(folder)
+                return
+        raise VerificationFailed(f"{what} has no files in the store any more: register it again")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle, open_bundle
 from serving.errors import UsageRefused, VerificationFailed
-from serving.files import writing
+from serving.files import staged_file
 from serving.mlflow_store import (
     alias_version,
     connect,
@@ -101,7 +101,7 @@ def open_cached(reference: str) -> Source | None:
 def remember(reference: str, source: Source) -> None:
     """Note in the cache what a reference stands for, so that `open_cached` finds it."""
     note = {"version": source.version, "digest": source.bundle.manifest.digest}
-    with writing(_note(reference)) as temporary:
+    with staged_file(_note(reference)) as temporary:
         temporary.write_text(json.dumps(note))
 
 

@@ -41,6 +41,7 @@ def imported(source: str) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     modules = loaded(
         "from pipeline.cli.main import cli\n"
@@ -52,6 +53,7 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     assert modules & HEAVY == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "needed"),
     [
@@ -78,6 +80,7 @@ def test_serving_loads_neither_the_pipeline_nor_torch_nor_mlflow(
     assert modules & {"pipeline", "torch", "mlflow", "onnx"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["config", "cli.config_options", "data.dataset"])
 def test_settings_and_data_load_no_torch(module: str) -> None:
     modules = loaded(f"import pipeline.{module}")

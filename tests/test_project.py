@@ -120,6 +120,7 @@ def make(*targets: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_make_help_lists_every_target_with_what_it_does() -> None:
     makefile = (ROOT / "Makefile").read_text()
     listed = dict(line.split(maxsplit=1) for line in make("help").splitlines())
@@ -128,6 +129,7 @@ def test_make_help_lists_every_target_with_what_it_does() -> None:
         assert re.search(rf"^{target}:.*## {re.escape(words)}$", makefile, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_make_alone_gives_help_and_makes_nothing() -> None:
     assert make("--dry-run") == make("--dry-run", "help")
 

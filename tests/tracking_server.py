@@ -15,7 +15,7 @@ START_S = 120.0
 
 @contextmanager
 def tracking_server(folder: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """Start it with its files in `folder`; give its URL; stop it."""
+    """Start a server with its files in `folder`, yield its URL, and stop it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

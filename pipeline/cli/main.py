@@ -66,14 +66,14 @@ def run(
 
     Example: vae run --epochs 10
     """
-    from pipeline.export.bundle_export import check_out
     from pipeline.registry.versions import register_bundle
     from pipeline.tracking import FIGURES, RESUME, tracked_run
+    from serving.files import check_output_folder
 
     started = time.perf_counter()
     gate = stages.gate_settings(settings)
     config = configure(preset, **chosen(settings))
-    check_out(out or Path("bundles", "new"))
+    check_output_folder(out or Path("bundles", "new"))
     state, dataset = stages.prepare(config, device, threads)
     decision = None
     with tracked_run(run_id=stages.project_run()) as tracked:
@@ -81,7 +81,7 @@ def run(
         out = out or Path("bundles", tracked.run_id)
         bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
         bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
-        stages.log_report(tracked.run_id, report.to_json(), f"bundle {out.name}")
+        stages.log_report(tracked.run_id, report, f"bundle {out.name}")
         results.raise_unless_equal(report)
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
@@ -189,9 +189,9 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 
     Example: vae export --run-id 0a1b… --out bundle
     """
-    from pipeline.export.bundle_export import check_out
+    from serving.files import check_output_folder
 
-    check_out(out)
+    check_output_folder(out)
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
     dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
     bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
@@ -228,16 +228,16 @@ def check(
 
     Example: vae check bundle --report parity.html
     """
-    from pipeline.export.manifest import add_report
     from pipeline.model.checkpoint import checkpoint_of
+    from pipeline.parity.bundle_report import add_report
     from pipeline.parity.html_report import write_page
     from pipeline.registry.device_checks import add_check
     from serving.bundle import CARD, PARITY, open_bundle
-    from serving.files import check_target
+    from serving.files import check_output_file
     from serving.source import Source, open_source, parse_reference
 
     if page is not None:
-        check_target(page, (".html",), option="--report")
+        check_output_file(page, (".html",), option="--report")
     if parse_reference(bundle):
         opened = open_source(bundle)
     else:
@@ -245,15 +245,14 @@ def check(
     checkpoint = checkpoint_of(opened.bundle)
     dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
     report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
-    content = report.to_json()
     digest, place = opened.bundle.manifest.digest, str(Path(bundle) / PARITY)
     if opened.version is None:
-        digest = add_report(opened.bundle, content).manifest.digest
+        digest = add_report(opened.bundle, report).manifest.digest
     else:
-        place = add_check(opened, content).artifact_place(PARITY)
+        place = add_check(opened, report.to_json()).artifact_place(PARITY)
     if page is not None:
-        write_page(page, content, bundle)
-    stages.log_report(stages.project_run(), content, bundle)
+        write_page(page, report, bundle)
+    stages.log_report(stages.project_run(), report, bundle)
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
     results.raise_unless_equal(report)

@@ -215,10 +215,10 @@ def check(
 
     Where a device is not there nothing is written: an earlier report stays.
     """
-    from pipeline.export.manifest import add_report
+    from pipeline.parity.bundle_report import add_report
 
     report = compare(bundle, checkpoint, dataset, device, threads)
-    return add_report(bundle, report.to_json()), report
+    return add_report(bundle, report), report
 
 
 def compare(
@@ -236,16 +236,17 @@ def compare(
     say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
-    if report.reduction is not None:
+    if report.quantization_loss is not None:
         cost = measure_cost(bundle, model, x, threads=threads)
-        report = replace(report, reduction=replace(report.reduction, cost=cost))
+        loss = replace(report.quantization_loss, cost=cost)
+        report = replace(report, quantization_loss=loss)
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
     say(report.table())
     return report
 
 
-def log_report(run_id: str | None, report: Mapping[str, Any], subject: str) -> None:
+def log_report(run_id: str | None, report: "ParityReport", subject: str) -> None:
     """Log a parity report and its page to a run, if there is one."""
     from pipeline.parity.html_report import PAGE, render_page
     from pipeline.tracking import TrackedRun
@@ -254,7 +255,7 @@ def log_report(run_id: str | None, report: Mapping[str, Any], subject: str) -> N
 
     if run_id is not None:
         run = TrackedRun(connect(), run_id)
-        run.log_json(PARITY, report)
+        run.log_json(PARITY, report.to_json())
         run.log_text(PAGE, render_page(report, subject))
 
 

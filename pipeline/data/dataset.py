@@ -1,9 +1,8 @@
-"""Data: from a name or a path to three fixed splits and their digests.
+"""Load data from a name or a path into three fixed splits with their digests.
 
 In: what `pipeline.data.readers` reads. Out: a `Dataset`. Raises `DataRefused`, which says why, for
-data that cannot be used. Splits depend on the data alone, not on the seed of a training, so that
-models of different seeds are compared on the same held-out rows; so do the draws of binarized
-images.
+data that cannot be used. Splits and binarized images depend on the data alone and not on the seed
+of a training, so that models of different seeds are compared on the same held-out rows.
 """
 
 import hashlib
@@ -15,55 +14,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Binarize
-from pipeline.data.readers import Part, read_like, read_source
+from pipeline.data.readers import LabelledRows, read_like, read_source
 from serving.errors import DataRefused
 
 Array = NDArray[Any]
 
 _BINARIZED_ROWS = 4096
-"""Drawn at once, which bounds memory; another number would give other draws."""
+"""Rows binarized at a time, which bounds memory; another number would change the random bits."""
 _MOVED_ROWS = 4096
 _EXACT = 1 << 24
-"""Whole numbers up to this, and no further, are float32 without rounding."""
+"""Float32 holds every whole number up to this one exactly, and not all above it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows (rows, *x_shape) of uint8 or float32, and the SHA-256 of these."""
+    """Rows (rows, *x_shape) of uint8 or float32, and their SHA-256."""
 
     x: Array
     sha256: str
     labels: Array | None = None
-    """Integers or strings (rows,), for pictures alone; only a test split has them."""
+    """Integers or strings (rows,), used only in figures; only a test split has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Rows to learn from, to choose the best epoch on, and to report on; `valid` may be empty."""
+    """Rows to train on, to choose the best epoch on, and to report on; `valid` may be empty."""
 
     source: str
     train: Split
     valid: Split
     test: Split
     columns: tuple[str, ...] = field(default=(), kw_only=True)
-    """Of a table with a column for each feature, their names."""
+    """Names of the features, if the source is a table with a column for each."""
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
+        """The shape of one row."""
         return self.train.x.shape[1:]
 
     @property
     def rows(self) -> tuple[Array, Array, Array]:
-        """Rows of the three splits."""
+        """The rows of the three splits."""
         return self.train.x, self.valid.x, self.test.x
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 by split."""
+        """Return the SHA-256 of each split."""
         return {name: row["sha256"] for name, row in self.describe()["splits"].items()}
 
     def describe(self) -> dict[str, Any]:
-        """Source, rows and digests, as the manifest keeps them."""
+        """Return source, numbers of rows and digests, as the manifest keeps them."""
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {
             "source": self.source,
@@ -86,7 +85,7 @@ def load_dataset(
 ) -> Dataset:
     """Load and split the data at `source`; the settings are those of `DataConfig`.
 
-    Where the source has a test set of its own, `test_fraction` is not used.
+    If the source has a test set of its own, `test_fraction` is not used.
     """
     rest, test = read_source(source, columns, label)
     names = rest.columns
@@ -101,11 +100,11 @@ def load_dataset(
                 f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
             )
     train, valid = _split(source, rest, valid_fraction)
-    del rest  # memory: no more than the data and one copy
-    if binarize == "static":  # in training, dynamic draws each batch anew
-        train = _draw(train, key=1)
+    del rest  # so that memory holds no more than the data and one copy
+    if binarize == "static":  # "dynamic" binarizes each batch anew during training
+        train = _binarize_once(train, key=1)
     if binarize != "none":
-        valid, test = _draw(valid, key=2), _draw(test, key=3)
+        valid, test = _binarize_once(valid, key=2), _binarize_once(test, key=3)
     return Dataset(
         source,
         train=Split(train.x, digest(train.x)),
@@ -124,10 +123,10 @@ def load_rows(
     label: str = "",
     binarize: Binarize = "none",
 ) -> Split:
-    """Load rows to evaluate on: the test set of the source, or all rows where it has none.
+    """Load rows to evaluate on: the test set of the source, or all rows if it has none.
 
-    Of the data that a model was trained with, which its test split's digest `known` tells, it is
-    that split.
+    If the source is the data that the model was trained on, which `known`, the digest of its test
+    split, tells, they are that test split.
     """
     rest, test = read_like(source, columns, label)
     rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
@@ -135,21 +134,21 @@ def load_rows(
     if test is None and len(rows.x) > 1:
         choices.insert(0, _take(rows, _held_out(source, len(rows.x), test_fraction)))
     for part in choices:
-        drawn = part if binarize == "none" else _draw(part, key=3)
-        split = Split(drawn.x, digest(drawn.x), drawn.labels)
+        final = part if binarize == "none" else _binarize_once(part, key=3)
+        split = Split(final.x, digest(final.x), final.labels)
         if split.sha256 == known:
             break
     return split
 
 
 def binarize(x: Array, generator: np.random.Generator) -> Array:
-    """Draw each value as a coin: ones with probability x/255 of bytes, x of floats.
+    """Draw each value as one or zero: one with probability x/255 for bytes, x for floats.
 
-    Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or 255, so that they
-    keep their unit; their probability is exact, that of floats is to 2^-24.
+    See Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or 255, which keeps
+    their unit. The probability is exact for bytes, and within 2^-24 for floats.
 
     Raises:
-        DataRefused: floats are not all from 0 to 1.
+        DataRefused: not all floats are from 0 to 1.
     """
     ones = np.empty_like(x)
     is_bytes = x.dtype == np.uint8
@@ -160,30 +159,30 @@ def binarize(x: Array, generator: np.random.Generator) -> Array:
         )
     for start in range(0, len(x), _BINARIZED_ROWS):
         rows = x[start : start + _BINARIZED_ROWS]
-        if is_bytes:  # of the 255 numbers from 0 to 254 exactly x are below x
-            draws = generator.integers(0, 255, rows.shape, np.uint8)
+        if is_bytes:  # exactly x of the 255 numbers from 0 to 254 are below x
+            uniform = generator.integers(0, 255, rows.shape, np.uint8)
         else:
-            draws = generator.random(rows.shape, np.float32)
-        ones[start : start + len(rows)] = (draws < rows) * x.dtype.type(255 if is_bytes else 1)
+            uniform = generator.random(rows.shape, np.float32)
+        ones[start : start + len(rows)] = (uniform < rows) * x.dtype.type(255 if is_bytes else 1)
     return ones
 
 
 def digest(x: Array) -> str:
-    """SHA-256 of dtype, shape and little-endian bytes."""
+    """Return the SHA-256 of dtype, shape and little-endian bytes."""
     canonical = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
     sha = hashlib.sha256(f"{x.dtype.name}{x.shape}".encode())
     sha.update(canonical.view(np.uint8).data if x.size else b"")
     return sha.hexdigest()
 
 
-def _draw(part: Part, *, key: int) -> Part:
-    """Draw a split once, the same for every training."""
+def _binarize_once(part: LabelledRows, *, key: int) -> LabelledRows:
+    """Binarize a split with a fixed `key`, so that it is the same for every training."""
     generator = np.random.Generator(np.random.Philox(key=key))
     return replace(part, x=binarize(part.x, generator))
 
 
 def _check_rows(source: str, x: Array) -> Array:
-    """Rows of uint8 or finite float32, at least one of each size; other numbers become float32."""
+    """Return rows of uint8 or finite float32; other numbers become float32, all else is refused."""
     if x.dtype.kind not in "buif":
         raise DataRefused(f"{source} must be numbers, got {x.dtype}")
     if x.ndim < 2 or x.size == 0:
@@ -201,7 +200,7 @@ def _check_rows(source: str, x: Array) -> Array:
 
 
 def _to_float32(source: str, x: Array) -> Array:
-    """A copy; refuses whole numbers that it would round."""
+    """Copy to float32; refuse whole numbers that would be rounded."""
     if x.dtype.kind in "ui":
         low, high = int(x.min()), int(x.max())
         if low < -_EXACT or high > _EXACT:
@@ -209,24 +208,24 @@ def _to_float32(source: str, x: Array) -> Array:
                 f"{source} must be whole numbers from {-_EXACT} to {_EXACT}, which float32 holds "
                 f"exactly; got {x.dtype} from {low} to {high}"
             )
-    with np.errstate(over="ignore"):  # too large a value becomes inf, which is refused
+    with np.errstate(over="ignore"):  # too large a value becomes inf, refused later
         return x.astype(np.float32)
 
 
-def _split(source: str, part: Part, fraction: float) -> tuple[Part, Part]:
-    """Cut a fixed random `fraction` of the rows off, at least one row where it is not 0.
+def _split(source: str, part: LabelledRows, fraction: float) -> tuple[LabelledRows, LabelledRows]:
+    """Split off a fixed random `fraction` of the rows, at least one row unless it is 0.
 
-    What is left moves up in the array that it came in, so that memory holds the rows once.
+    The remaining rows move up within their array, so that memory holds the rows only once.
     """
     held = _held_out(source, len(part.x), fraction)
     cut = _take(part, held)
     kept = np.delete(np.arange(len(part.x)), held)
     labels = None if part.labels is None else part.labels[kept]
-    return Part(_move_up(part.x, kept), labels), cut
+    return LabelledRows(_move_up(part.x, kept), labels), cut
 
 
 def _held_out(source: str, rows: int, fraction: float) -> Array:
-    """Places of the rows that are held out, in order."""
+    """Return the sorted indices of the rows that are held out."""
     if fraction == 0:
         return np.arange(0)
     count = max(1, round(rows * fraction))
@@ -237,14 +236,14 @@ def _held_out(source: str, rows: int, fraction: float) -> Array:
 
 
 def _move_up(x: Array, kept: Array) -> Array:
-    """The rows `kept`, which are in order, at the front of `x` itself where it can be written."""
+    """Move the rows `kept`, sorted indices, to the front of `x`; copy them if `x` is read-only."""
     if not x.flags.writeable:
         return x[kept]
     for start in range(0, len(kept), _MOVED_ROWS):
-        places = kept[start : start + _MOVED_ROWS]
-        x[start : start + len(places)] = x[places]
+        moved = kept[start : start + _MOVED_ROWS]
+        x[start : start + len(moved)] = x[moved]
     return x[: len(kept)]
 
 
-def _take(part: Part, rows: Array) -> Part:
-    return Part(part.x[rows], None if part.labels is None else part.labels[rows])
+def _take(part: LabelledRows, rows: Array) -> LabelledRows:
+    return LabelledRows(part.x[rows], None if part.labels is None else part.labels[rows])

@@ -1,20 +1,20 @@
-"""Read what `--data` names: one function a format, each from a path to rows and labels.
+"""Read what `--data` names; each format has a function from a path to rows and labels.
 
-In: `mnist`, or a path. Out: the rows, the rows of a test set where the source has one of its own,
-and a label for each row where the source has labels. Raises `DataRefused` where the source cannot
-be read, `UsageRefused` where columns are asked for that it does not have.
+In: `mnist`, or a path. Out: the rows, the rows of the source's own test set if it has one, and a
+label for each row if the source has labels. Raises `DataRefused` if the source cannot be read, and
+`UsageRefused` if it lacks a column that is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.array_files import read_array, read_npz
+from serving.io.array_files import choose_array, read_array, read_npz
 from serving.io.images import IMAGE_SUFFIXES, decode_image, read_image_shape
 
 Array = NDArray[Any]
@@ -24,45 +24,42 @@ _KINDS = (
     "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, "
     "or a folder of Parquet files or of PNG and JPEG images"
 )
-_SUFFIXES = {".npz": "npz", ".csv": "csv", ".parquet": "table", ".arrow": "table"}
+_SUFFIXES = {".npz": "npz", ".csv": "table", ".parquet": "table", ".arrow": "table"}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Rows (rows, *x_shape) as a source holds them, and their labels (rows,), if it has any."""
+class LabelledRows:
+    """Rows (rows, *x_shape) as a source holds them, and their labels (rows,) if it has any."""
 
     x: Array
     labels: Array | None = None
     columns: tuple[str, ...] = ()
-    """Of a table with a column for each feature, their names."""
+    """Names of the features, if the source is a table with a column for each."""
 
 
-Source = tuple[Part, Part | None]
-"""Rows to learn from, and those of the source's own test set."""
+SourceSplits = tuple[LabelledRows, LabelledRows | None]
+"""Rows to train on, and the rows of the source's own test set, if it has one."""
 
 
-class Reader(Protocol):
-    """Reads a path; of a table the columns, or all but the label where none are named."""
-
-    def __call__(self, path: Path, columns: Sequence[str], label: str) -> Source:
-        """Read all rows into memory."""
+Reader = Callable[[Path, Sequence[str], str], SourceSplits]
+"""Reads all rows of a path; of a table it reads `columns`, or all but `label` if none are named."""
 
 
-def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> Source:
-    """Read all that `source` names.
+def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> SourceSplits:
+    """Read all rows of `source`.
 
-    A folder with the folders `train` and `test` has a test set of its own.
+    A folder that contains the folders `train` and `test` has a test set of its own.
 
     Args:
         source: `mnist` or a path.
-        columns: of a table, those to learn from; empty for all but the label.
-        label: of a table, a column that is no feature; empty for none.
+        columns: columns of a table to train on; empty for all but the label.
+        label: the column of a table that holds labels; empty for none.
     """
     path = MNIST if source == "mnist" else Path(source).expanduser()
     if not source or not path.exists():
         raise DataRefused(f"no data at {source!r}: give {_KINDS}")
     kind = _kind(path)
-    if (columns or label) and kind not in ("csv", "table"):
+    if (columns or label) and kind != "table":
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
     read = READERS[kind]
     if path.is_dir() and kind != "idx" and (halves := _find_halves(path)):
@@ -72,13 +69,13 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
     return read(path, columns, label)
 
 
-def read_like(source: str, columns: Sequence[str], label: str) -> Source:
-    """Read a source beside the one that `columns` and `label` were chosen for.
+def read_like(source: str, columns: Sequence[str], label: str) -> SourceSplits:
+    """Read a source other than the one that `columns` and `label` were chosen for.
 
-    An array has neither; another table must have the columns, and may have the label.
+    An array has neither; a table must have the columns, and may have the label.
     """
     path = MNIST if source == "mnist" else Path(source).expanduser()
-    is_table = path.exists() and _kind(path) in ("csv", "table")
+    is_table = path.exists() and _kind(path) == "table"
     if not is_table or not label:
         return read_source(source, columns if is_table else ())
     try:
@@ -87,49 +84,42 @@ def read_like(source: str, columns: Sequence[str], label: str) -> Source:
         return read_source(source, columns)
 
 
-def read_idx(path: Path, columns: Sequence[str], label: str) -> Source:
-    """Read a folder with the files of MNIST, plain or zipped."""
+def read_idx(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
+    """Read a folder that holds the files of MNIST under their names, plain or gzipped."""
     train, test = (
         read_array(_require_idx(path, f"{split}-images-idx3-ubyte")) for split in ("train", "t10k")
     )
     labels = _find_idx(path, "t10k-labels-idx1-ubyte")
-    return Part(train), _label(path, test, read_array(labels) if labels else None)
+    return LabelledRows(train), _label(path, test, read_array(labels) if labels else None)
 
 
-def read_npz_splits(path: Path, columns: Sequence[str], label: str) -> Source:
-    """Read `x_train` and `x_test`, or `x`, or the one array; labels are `y_test` or `y`."""
+def read_npz_splits(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
+    """Read `x_train` and `x_test`, else `x`, else the only array; labels are `y_test` or `y`."""
     arrays = read_npz(path)
     if {"x_train", "x_test"} <= arrays.keys():
-        return Part(arrays["x_train"]), _label(path, arrays["x_test"], arrays.get("y_test"))
+        return LabelledRows(arrays["x_train"]), _label(path, arrays["x_test"], arrays.get("y_test"))
     if "x" in arrays:
         return _label(path, arrays["x"], arrays.get("y")), None
-    return Part(read_array(path)), None
+    return LabelledRows(arrays[choose_array(path, list(arrays))]), None
 
 
-def read_rows(path: Path, columns: Sequence[str], label: str) -> Source:
-    """Read one array: `.npy`, or IDX."""
-    return Part(read_array(path)), None
+def read_rows(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
+    """Read the array of an `.npy` or IDX file."""
+    return LabelledRows(read_array(path)), None
 
 
-def read_csv(path: Path, columns: Sequence[str], label: str) -> Source:
-    """Read a CSV file with a header."""
-    from pipeline.data.tables import read_csv
-
-    return Part(*read_csv(path, columns, label)), None
-
-
-def read_table(path: Path, columns: Sequence[str], label: str) -> Source:
-    """Read a Parquet or Arrow file, or a folder of them in the order of their names."""
+def read_table(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
+    """Read a CSV, Parquet or Arrow file, or a folder of these in the order of their names."""
     from pipeline.data.tables import read_table
 
-    return Part(*read_table(path, columns, label)), None
+    return LabelledRows(*read_table(path, columns, label)), None
 
 
-def read_images(path: Path, columns: Sequence[str], label: str) -> Source:
+def read_images(path: Path, columns: Sequence[str], label: str) -> SourceSplits:
     """Read a folder of PNG and JPEG images of one size, in the order of their names.
 
-    Gray ones beside colour ones become colour. Where each lies in a folder below, that folder's
-    name is its label.
+    If some are in colour, the gray ones get three equal channels. If each image lies in a folder
+    below `path`, the name of that folder is its label.
     """
     files = _find_images(path)
     if not files:
@@ -150,14 +140,13 @@ def read_images(path: Path, columns: Sequence[str], label: str) -> Source:
         row[...] = image
     names = [file.relative_to(path).parts[:-1] for file in files]
     labels = np.array([name[0] for name in names]) if all(names) else None
-    return Part(x, labels), None
+    return LabelledRows(x, labels), None
 
 
 READERS: Mapping[str, Reader] = {
     "idx": read_idx,
     "npz": read_npz_splits,
     "array": read_rows,
-    "csv": read_csv,
     "table": read_table,
     "images": read_images,
 }
@@ -176,7 +165,7 @@ def _folder_kind(folder: Path) -> str:
 
 
 def _find_halves(folder: Path) -> tuple[Path, Path] | None:
-    """The folders `train` and `test`; a third one beside them would be lost, and is refused."""
+    """Find the folders `train` and `test`; refuse a third one, whose rows would be ignored."""
     halves = folder / "train", folder / "test"
     if not all(half.is_dir() for half in halves):
         return None
@@ -190,17 +179,11 @@ def _find_halves(folder: Path) -> tuple[Path, Path] | None:
 
 
 def _find_images(folder: Path) -> list[Path]:
-    """Images below a folder; names that start with `_` or `.` are passed over."""
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    }
-    return [
-        found[name]
-        for name in sorted(found)
-        if not any(part[0] in "_." for part in name.split("/"))
-    ]
+    """Find the images below a folder; names that start with `_` or `.` are ignored."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    above = len(folder.parts)
+    shown = (path for path in images if not any(name[0] in "_." for name in path.parts[above:]))
+    return sorted((path for path in shown if path.is_file()), key=str)
 
 
 def _read_shape(file: Path) -> tuple[int, ...]:
@@ -211,7 +194,7 @@ def _read_shape(file: Path) -> tuple[int, ...]:
 
 
 def _find_idx(folder: Path, name: str) -> Path | None:
-    """The plain file goes before the zipped one."""
+    """Find a file of MNIST; the plain file is preferred to the gzipped one."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
 
 
@@ -222,10 +205,10 @@ def _require_idx(folder: Path, name: str) -> Path:
     return path
 
 
-def _label(source: Path, x: Array, labels: Array | None) -> Part:
-    """Rows with their labels: integers or strings, one a row; other targets are no labels."""
+def _label(source: Path, x: Array, labels: Array | None) -> LabelledRows:
+    """Add labels to rows: one integer or string a row; targets of other types are ignored."""
     if labels is None or labels.dtype.kind not in "uiUS":
-        return Part(x)
+        return LabelledRows(x)
     if x.ndim and labels.size != len(x):
         raise DataRefused(f"{source} has {labels.size} labels of {len(x)} rows")
-    return Part(x, labels.reshape(-1))
+    return LabelledRows(x, labels.reshape(-1))

@@ -1,16 +1,14 @@
 """Export a trained model as a bundle: four ONNX graphs, weights, golden rows and the manifest.
 
 In: a `Checkpoint`, its held-out metrics and some held-out rows. Out: a directory, complete or
-absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` where a
-graph is not sound, `UsageRefused` where the directory exists already.
+absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` if a graph
+is not sound, `UsageRefused` if the directory exists already.
 """
 
 import io
 import json
 import logging
 import platform
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -33,9 +31,9 @@ from pipeline.config import Precision
 from pipeline.errors import ParityFailed
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
-from pipeline.export.quantization import Ranges, reduce_model, rewrite_graph, settled_rows
+from pipeline.export.quantization import Ranges, convert_precision, rewrite_graph, unambiguous_rows
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
-from pipeline.model.operations import FUNCTIONS, Array, Budget, draw_inputs, run_reference
+from pipeline.model.operations import FUNCTIONS, Array, Tolerance, draw_inputs, run_reference
 from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
@@ -48,7 +46,7 @@ from serving.bundle import (
     Bundle,
     describe_operations,
 )
-from serving.errors import UsageRefused
+from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
@@ -56,7 +54,7 @@ from serving.operations import Operation, operation_table
 OPSET = 20
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
-"""Rows that the golden ones are taken from: the first whose rounding to int8 is beyond doubt."""
+"""Rows of which the golden ones are the first whose rounding to int8 is unambiguous."""
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
 CARD_COLUMNS = 10
@@ -75,15 +73,13 @@ def export_bundle(
 
     `int8` needs the `ranges` that `pipeline.export.quantization.calibrate` found on training rows.
     """
-    check_out(out)
+    check_output_folder(out)
     model = checkpoint.model
-    reduced = reduce_model(model, precision, ranges)
+    reduced = convert_precision(model, precision, ranges)
     operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
     content = _manifest_content(checkpoint, operations)
     content |= {"precision": precision, "ranges": ranges}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with staged_folder(out) as folder:
         weights = weights_bytes(model)
         (folder / WEIGHTS).write_bytes(weights)
         metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest(), precision)
@@ -96,24 +92,9 @@ def export_bundle(
         if has_pictures(model.x_shape, checkpoint.x_dtype):
             _write_samples(folder / SAMPLES, reduced, operations["decode"])
             _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
-        (folder / CARD).write_text(render_card(content, metrics, parity=None))
+        (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return Bundle(out, manifest)
-
-
-def check_out(out: Path) -> None:
-    """Refuse an output folder that exists or cannot be made, before the work is done."""
-    if out.exists():
-        raise UsageRefused(f"--out {out} exists: name a new folder")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as err:
-        raise UsageRefused(f"cannot write to {folder}: {err.strerror}") from err
 
 
 def save_graph(
@@ -125,7 +106,7 @@ def save_graph(
 ) -> None:
     """Export one operation as a single, checked ONNX file without source paths inside.
 
-    Where a `reduced` model is given, the graph holds its numbers.
+    If a model of reduced precision is given, the graph holds its numbers.
     """
     inputs = draw_inputs(
         operation,
@@ -137,8 +118,8 @@ def save_graph(
         {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in operation.inputs
     )
-    # a convolution asks whether there is one row, for its layout alone; torch would take that for
-    # a limit of the graph (pytorch#133653)
+    # a convolution asks whether there is just one row, to choose a memory layout; torch would take
+    # that question for a limit of the graph (pytorch#133653)
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with _quiet_exporter(), oblivious:
         program = torch.onnx.export(
@@ -152,9 +133,9 @@ def save_graph(
             verbose=False,
         )
     if program is None:
-        raise ParityFailed(f"the exporter gave no {path.name}")
+        raise ParityFailed(f"the exporter made no {path.name}")
     if program.exported_program is None:
-        raise ParityFailed(f"the exporter shows no axes of {path.name}")
+        raise ParityFailed(f"the exporter does not tell the axes of {path.name}")
     for axis, bounds in program.exported_program.range_constraints.items():
         if not bounds.lower <= 1:
             raise ParityFailed(f"{path.name} does not take {axis} = 1: it needs {bounds}")
@@ -182,7 +163,7 @@ class _Graph(nn.Module):
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says of torchvision, its own internals and shared axis names."""
+    """Silence the exporter's messages on torchvision, its own internals and shared axis names."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -196,13 +177,18 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
-    """Inputs, float64 outputs and budgets of every operation as `.npz`, without time stamps."""
+    """Return inputs, float64 outputs and tolerances of every operation as an `.npz` file.
+
+    It has no time stamps, so that the same model gives the same bytes.
+    """
     arrays: dict[str, Array] = {}
     for operation in operations.values():
         drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
-        rows = settled_rows(model, operation, drawn)[:GOLDEN_ROWS]
+        rows = unambiguous_rows(model, operation, drawn)[:GOLDEN_ROWS]
         if not rows.size:
-            raise ParityFailed(f"no held-out row of {operation.name} has a settled result in int8")
+            raise ParityFailed(
+                f"no held-out row of {operation.name} has an unambiguous result in int8"
+            )
         inputs = {name: values[rows] for name, values in drawn.items()}
         arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
         exact = run_reference(model, operation, inputs, torch.float64)
@@ -210,7 +196,7 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
         for name, value in exact.items():
             key = f"{operation.name}.{name}"
             arrays[key] = value
-            arrays[f"{key}.budget"] = np.array(Budget.from_noise(value, rounded[name]).max)
+            arrays[f"{key}.budget"] = np.array(Tolerance.from_noise(value, rounded[name]).max)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, value in arrays.items():
@@ -228,7 +214,7 @@ def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
 
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
-    """Lines of held-out rows, each above the line of their reconstructions."""
+    """Write lines of held-out rows, each above the line of their reconstructions."""
     rows = x[: 2 * CARD_COLUMNS]
     x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
     write_pairs(path, rows, x_loc, CARD_COLUMNS)
@@ -237,7 +223,7 @@ def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Arra
 def _graph_metadata(
     checkpoint: Checkpoint, weights_sha256: str, precision: Precision
 ) -> dict[str, str]:
-    """What a graph says of itself to a reader without the manifest; nothing of place or time."""
+    """Return what a graph says of itself without the manifest; nothing about place or time."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "x_shape": json.dumps(checkpoint.model.x_shape),

@@ -1,4 +1,4 @@
-"""Seal a folder of files as a bundle: write the manifest, and change a sealed bundle safely."""
+"""Seal a folder of files as a bundle: write its manifest, and replace files in a sealed bundle."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.export.model_card import render_card
 from serving.bundle import (
-    CARD,
     MANIFEST,
-    METRICS,
-    PARITY,
     SCHEMA_VERSION,
     Bundle,
     Manifest,
@@ -19,28 +15,23 @@ from serving.bundle import (
     manifest_digest,
     read_manifest,
 )
-from serving.files import writing
+from serving.files import staged_file
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
-    """List every file of `folder` with its digest, and name it all by one digest."""
+    """Write the manifest: every file of `folder` with its digest, and one digest of it all."""
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     entries = {name: file_entry(folder / name) for name in names}
     content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}
     content["digest"] = manifest_digest(content)
-    with writing(folder / MANIFEST) as temporary:
+    with staged_file(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False))
     return read_manifest(folder)
 
 
-def add_report(bundle: Bundle, report: Mapping[str, Any]) -> Bundle:
-    """Put a parity report and the card that tells of it into a bundle, and seal it anew."""
-    content = asdict(bundle.manifest)
-    files = {
-        PARITY: json.dumps(report, indent=1, allow_nan=False),
-        CARD: render_card(content, bundle.read_json(METRICS), report),
-    }
+def replace_files(bundle: Bundle, files: Mapping[str, str]) -> Bundle:
+    """Write texts into a bundle by file name, and seal it again."""
     for name, text in files.items():
-        with writing(bundle.path / name) as temporary:
+        with staged_file(bundle.path / name) as temporary:
             temporary.write_text(text)
-    return Bundle(bundle.path, seal(bundle.path, content))
+    return Bundle(bundle.path, seal(bundle.path, asdict(bundle.manifest)))

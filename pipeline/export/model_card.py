@@ -1,13 +1,12 @@
-"""Render a bundle's model card: what the model is, how good, how checked, and how to call it.
+"""Render the model card: what the model is, how good it is, how it was checked, how to call it.
 
-In: the manifest's content, the held-out metrics and, once it was checked, the parity report. Out:
-Markdown.
+In: the manifest's content, the held-out metrics and, once parity was checked, the section on it.
+Out: Markdown.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.export.parity_summary import describe_share, worst_comparisons
 from serving.bundle import RECONSTRUCTIONS, SAMPLES
 from serving.io.images import is_picture
 
@@ -102,9 +101,11 @@ The graphs are plain ONNX, of opset {opset}: any runtime opens them.
 
 
 def render_card(
-    content: Mapping[str, Any], metrics: Mapping[str, Any], parity: Mapping[str, Any] | None
+    content: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    parity: str = "Not checked yet: run `vae check`.",
 ) -> str:
-    """Fill the card in from the manifest's `content`, the metrics and the parity report."""
+    """Fill the card in from the manifest's `content` and the metrics; `parity` is its section."""
     config, data, git = content["config"], content["data"], content["git"]
     pictured = has_pictures(content["x_shape"], content["x_dtype"])
     return _TEMPLATE.format(
@@ -127,7 +128,7 @@ def render_card(
             for name, split in data["splits"].items()
         ),
         reconstructions=f"\n{_PAIRS}\n" if pictured else "",
-        parity=_describe_parity(parity),
+        parity=parity,
         operations="\n".join(
             f"| {name} | {row['graph']} | {_tensors(row['inputs'])} | {_tensors(row['outputs'])} |"
             for name, row in content["operations"].items()
@@ -141,7 +142,7 @@ def render_card(
 
 
 def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
-    """Whether a bundle holds pictures: where rows are images of bytes."""
+    """Whether a bundle holds pictures: its rows are images of bytes."""
     return is_picture(x_shape) and x_dtype == "uint8"
 
 
@@ -149,73 +150,13 @@ _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECO
 
 
 def _describe_more(metrics: Mapping[str, Any]) -> str:
-    """Lines of what not every model, and none of old, has."""
+    """Add the lines of metrics that only some likelihoods have."""
     lines = ""
     if (error := metrics.get("reconstruction_error")) is not None:
         lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
     if (bits := metrics.get("bits_per_dim")) is not None:
         lines += f"| NLL in bits a dimension | {bits:.3f} |\n"
     return lines
-
-
-def _describe_parity(parity: Mapping[str, Any] | None) -> str:
-    if parity is None:
-        return "Not checked yet: run `vae check`."
-    rows, machine = parity["comparisons"], parity["machine"]
-    lines = [
-        f"**{str(parity['verdict']).capitalize()}** on {' and '.join(parity['devices'])} "
-        f"({machine.get('processor') or 'unknown'}): of {len(rows):,} comparisons with torch, "
-        f"{sum(bool(row['passed']) for row in rows):,} are within the error that torch's own "
-        "arithmetic makes. For each output, the one that used most of its budget; all of them "
-        "stand in `parity.json`.",
-        "",
-        "| output | largest error | allowed | used |",
-        "|---|--:|--:|--:|",
-        *map(_parity_line, worst_comparisons(parity)),
-    ]
-    return "\n".join(lines) + _describe_reduction(parity.get("reduction"))
-
-
-def _parity_line(row: Mapping[str, Any]) -> str:
-    error = "no number" if row["max_error"] is None else f"{row['max_error']:.1e}"
-    tf32 = " with TF32" if row["tf32"] else ""
-    return (
-        f"| {row['operation']}.{row['output']}{tf32} | {error} | {row['max_budget']:.1e} "
-        f"| {describe_share(row)} |"
-    )
-
-
-def _describe_reduction(reduction: Mapping[str, Any] | None) -> str:
-    """What the rounding of the weights costs; the metrics above are those of float32."""
-    if reduction is None:
-        return ""
-    precision, cost = reduction["precision"], reduction["cost"]
-    text = (
-        f"\n\nThe graphs are in **{precision}**, torch ran with their weights; the metrics above "
-        f"are those of float32. {_measured(reduction)}"
-    )
-    if cost is None:
-        return text
-    rows = (
-        f"| {row['operation']}, batch {row['batch']} | {row['float32_rows_per_s']:,.0f} rows/s "
-        f"| {row['rows_per_s']:,.0f} rows/s |"
-        for row in cost["rates"]
-    )
-    sizes = (
-        f"| {graph} | {size['float32']:,} bytes | {size['reduced']:,} bytes |"
-        for graph, size in cost["bytes"].items()
-    )
-    head = [f"{text}\n", f"| what | float32 | {precision} |", "|---|---|---|"]
-    return "\n".join([*head, *sizes, *rows])
-
-
-def _measured(reduction: Mapping[str, Any]) -> str:
-    if reduction["difference"] is None:
-        return "Their ELBO is no number."
-    return (
-        f"Over {reduction['rows']} held-out rows their ELBO is "
-        f"{reduction['difference']:+.2g} nats from float64's, allowed {reduction['budget']:.2g}."
-    )
 
 
 def _tensors(tensors: list[Mapping[str, Any]]) -> str:

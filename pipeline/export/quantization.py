@@ -1,14 +1,15 @@
 """Reduced precision: a model whose weights are float16 or int8, in torch and in ONNX.
 
-In: a trained model, a precision and training rows to calibrate on. Out: the reduced model, which is
-the reference of its bundle, and graphs rewritten to hold the same numbers. Inputs, outputs, biases,
-scales and the arithmetic of bounds stay as they are, so that no client changes.
+In: a trained model, a precision and training rows to calibrate on. Out: the model in that
+precision, which is the reference of its bundle, and graphs rewritten to hold the same numbers.
+Inputs, outputs, biases, scales and the arithmetic of bounds stay as they are, so that clients need
+no change.
 
-`fp16` rounds every weight to float16 and computes in float32: activations cannot overflow.
-`int8` computes the products of the wide layers in integers. Scales are fixed when the bundle is
-made: scales taken from a batch would let its rows change each other. Layers that read or write
-latents stay float32: they are small, and their error costs the most nats. So does a first layer
-whose input has no bounds.
+`fp16` rounds every weight to float16 and computes in float32, so that activations cannot overflow.
+`int8` computes the products of the wide layers in integers. The scales are fixed when the bundle is
+made, because scales taken from a batch would let its rows change each other. Layers that read or
+write latents stay float32: they are small, and their errors cost the most nats. A first layer whose
+input has no bounds stays float32 too.
 """
 
 import copy
@@ -34,21 +35,21 @@ from serving.operations import Operation
 CALIBRATION_ROWS = 10_000
 """Training rows, at most, whose activations set the scales."""
 STEPS = 255
-"""Steps between the ends of an activation's range; a weight has 127 on either side of zero."""
+"""Steps between the ends of the range of an activation; a weight has 127 on each side of zero."""
 
 PRODUCTS = ("Gemm", "Conv", "ConvTranspose")
 """Operators whose second input is a weight."""
 FIRST = "encoder.hidden.0"
-"""The layer of our own encoder that reads the data."""
+"""The layer of the built-in encoder that reads the data."""
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Least and largest input of every int8 layer, by the layer's name."""
+"""Least and largest input of every int8 layer, by the name of the layer."""
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer over uint8 activations and int8 weights, as a run of integers computes it.
+    """A linear layer over uint8 activations and int8 weights, computed as integers would be.
 
-    Activations beyond the calibrated range take its end.
+    Activations beyond the calibrated range are clipped to its ends.
     """
 
     x_scale: Tensor
@@ -63,28 +64,28 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(steps.to(torch.int8), requires_grad=False)
         self.bias = layer.bias
         self.register_buffer("weight_scale", scale)
-        # all zero; onnxruntime 1.31 puts a scalar where there is none, and then refuses it
+        # all zero; without it onnxruntime 1.31 inserts a scalar, and then refuses that
         self.register_buffer("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
         x_scale = torch.tensor((high - low) / STEPS, dtype=torch.float32)
         self.register_buffer("x_scale", x_scale)
         self.register_buffer("x_zero", (-low / x_scale).round().clamp(0, STEPS).to(torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round to steps, multiply and add; (…, features)."""
+        """Round to steps, multiply and add the bias; (…, features)."""
         steps = (self.to_steps(x) + self.x_zero).clamp(0, STEPS) - self.x_zero
         weight = self.weight.to(x.dtype) * self.weight_scale.unsqueeze(1)
         return F.linear(steps.to(x.dtype) * self.x_scale, weight, self.bias)
 
     def to_steps(self, x: Tensor) -> Tensor:
-        """The nearest step, in float32 as the operator is defined, whatever the model is in."""
+        """Return the nearest step, in float32 as the operator is defined, for any dtype."""
         return (x.float() / self.x_scale.float()).round()
 
 
-def reduce_model(model: VAE, precision: str, ranges: Ranges | None = None) -> VAE:
-    """A copy of the model whose state dict holds the bundle's numbers under the graphs' names.
+def convert_precision(model: VAE, precision: str, ranges: Ranges | None = None) -> VAE:
+    """Copy the model; the state dict of the copy holds the numbers of the bundle by their names.
 
     Raises:
-        UsageRefused: there is no such precision, or a weight does not fit it.
+        UsageRefused: the precision does not exist, or a weight does not fit it.
     """
     if precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
@@ -107,9 +108,9 @@ def reduce_model(model: VAE, precision: str, ranges: Ranges | None = None) -> VA
 
 @torch.no_grad()
 def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
-    """Ranges of the inputs of the layers that `int8` rounds, over training rows `x`.
+    """Return the ranges of the inputs of the layers that `int8` rounds, over training rows `x`.
 
-    The decoder sees latents of these rows, and as many from the prior.
+    The decoder is given the latents of these rows, and as many latents from the prior.
 
     Raises:
         UsageRefused: the model has no layer to round.
@@ -132,7 +133,7 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     qz = watched.encode(torch.from_numpy(x))
     watched.decode(qz.loc + qz.scale * noise)
     watched.decode(prior)
-    # known of all data, seen or not; in a user's net it may be the layer after another
+    # true of all data, seen or not; in a user's net this name may be a later layer
     if FIRST in ranges and type(model.encoder) is Encoder:
         ranges[FIRST] = (0.0, 1.0)
     return ranges
@@ -143,14 +144,14 @@ def _linear_layers(model: VAE) -> dict[str, nn.Linear]:
 
 
 def _wide_layers(model: VAE, *, bounded: bool) -> list[str]:
-    """All layers but those at the latents, and the first where its input has no bounds."""
+    """Name all layers but those at the latents, and the first one if its input has no bounds."""
     inner = [name for name in _linear_layers(model) if name.startswith("encoder.hidden.")]
     outer = [name for name in _linear_layers(model) if name.startswith("decoder.")][1:]
     return [name for name in (*inner, *outer) if bounded or name != FIRST]
 
 
 def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
-    """Put the reduced model's numbers into a float32 graph, and the nodes that widen them."""
+    """Put the numbers of the reduced model into a float32 graph, with nodes that widen them."""
     state = {name: value.numpy() for name, value in reduced.state_dict().items()}
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
@@ -176,7 +177,7 @@ def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
 
 
 def _once(proto: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
-    """A weight that two nodes share is widened once."""
+    """Drop the nodes that widen a weight which another node has widened already."""
     made = {output for node in proto.graph.node for output in node.output}
     return [node for node in nodes if node.output[0] not in made]
 
@@ -189,7 +190,7 @@ def _widen(product: NodeProto, weight: str) -> list[NodeProto]:
 
 
 def _quantize(gemm: NodeProto, weight: str) -> list[NodeProto]:
-    """QDQ around the product, the bias after it: onnxruntime fuses that to integers."""
+    """Quantize and dequantize around the product, then add the bias: onnxruntime fuses this."""
     layer, (x, _, bias), (y,) = weight.removesuffix("weight"), gemm.input, gemm.output
     scales = [f"{layer}x_scale", f"{layer}x_zero"]
     weight_scales = [f"{layer}weight_scale", f"{layer}weight_zero"]
@@ -207,22 +208,22 @@ def _quantize(gemm: NodeProto, weight: str) -> list[NodeProto]:
 
 
 class _Rounding(NamedTuple):
-    """What one int8 layer was given, (rows, …), and the distance of its steps."""
+    """The input of one int8 layer, (rows, …), and the size of its steps."""
 
     values: Array
     scale: float
     bounds: tuple[float, float]
-    """Beyond them a value takes the end of the range, whichever way it is rounded."""
+    """Values beyond these, in steps, are clipped to the range, whichever way they are rounded."""
 
 
-def settled_rows(
+def unambiguous_rows(
     reduced: VAE, operation: Operation, inputs: Mapping[str, Array]
 ) -> NDArray[np.intp]:
-    """Rows whose every rounding to int8 is beyond doubt: all, where nothing is rounded.
+    """Return the rows whose every rounding to int8 is unambiguous; all rows if nothing is rounded.
 
-    An activation halfway between two steps goes up or down by the noise of float32, on every
-    machine as it likes; the outputs of such a row are off by a step, rightly so. It counts as
-    halfway within four times the error that torch's float32 makes on settled rows.
+    An activation halfway between two steps is rounded up or down by the noise of float32, and
+    machines differ in that; the outputs of such a row are rightly off by a step. An activation
+    counts as halfway within four times the error of torch's float32 on unambiguous rows.
     """
     rows = len(next(iter(inputs.values())))
     settled = np.ones(rows, bool)
@@ -242,7 +243,7 @@ def settled_rows(
 def _roundings(
     reduced: VAE, operation: Operation, inputs: Mapping[str, Array], dtype: torch.dtype
 ) -> list[_Rounding]:
-    """What the int8 layers are given, in the order of running."""
+    """Return the inputs of the int8 layers, in execution order."""
     watched, seen = copy.deepcopy(reduced), list[_Rounding]()
     layers = [layer for layer in watched.modules() if isinstance(layer, QuantizedLinear)]
     for layer in layers:

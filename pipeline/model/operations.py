@@ -61,7 +61,7 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class Tolerance:
     """How far float32 results may be from the float64 reference: derived, not picked.
 
     Four times the error that torch itself makes on the same rows, in its largest value and in its
@@ -73,7 +73,7 @@ class Budget:
     rms: float
 
     @classmethod
-    def from_noise(cls, exact: Array, rounded: Array) -> "Budget":
+    def from_noise(cls, exact: Array, rounded: Array) -> "Tolerance":
         """Measure the noise floor of one output, (rows, …), where float32 does not overflow."""
         finite = np.isfinite(rounded)
         if finite.any() and not finite.all():
@@ -82,13 +82,13 @@ class Budget:
         return cls(4 * float(error.max()), 4 * rms(error)).wider(cls.of_roundings(exact))
 
     @classmethod
-    def of_roundings(cls, exact: Array) -> "Budget":
+    def of_roundings(cls, exact: Array) -> "Tolerance":
         """The least that values of this size are allowed."""
         return cls(32 * EPS * float(np.abs(exact).max()), 8 * EPS * rms(exact))
 
-    def wider(self, other: "Budget") -> "Budget":
+    def wider(self, other: "Tolerance") -> "Tolerance":
         """The larger of two: few rows can be lucky, and few rows can be hard."""
-        return Budget(max(self.max, other.max), max(self.rms, other.rms))
+        return Tolerance(max(self.max, other.max), max(self.rms, other.rms))
 
 
 @torch.no_grad()

@@ -1,27 +1,35 @@
 """Check that the ONNX graphs are the torch model: every output, every weight, every bound.
 
 In: a bundle, the model read from its weights, and held-out rows. Out: a `ParityReport`. The graphs
-run in the engine that will serve; the reference is the eager module in float64, and the budget is
-the error that torch's own float32 makes on the same rows.
+run in the engine that will serve. The reference is the eager module in float64; the tolerance
+follows from the error that torch's own float32 makes on the same rows.
 
-As it serves (level `all`, the threads given), the engine is checked on every kind of rows, and on
-held-out ones at every batch size. The other optimisation levels and numbers of threads get the same
-held-out batches, and one batch of every other kind.
+With the settings that serve (level `all`, the given threads), the engine is checked on every kind
+of rows, and on held-out rows at every batch size. The other optimisation levels and numbers of
+threads are checked on the same held-out batches, and on one batch of every other kind.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.export.quantization import reduce_model
+from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
-from pipeline.parity.comparisons import Case, Plan, compare_case, make_cases, open_run, plan_runs
-from pipeline.parity.environment import describe_machine, describe_versions
+from pipeline.parity.comparison_result import Comparison, ElboParity, Fault
+from pipeline.parity.comparisons import (
+    Case,
+    SettingPlan,
+    compare_case,
+    make_cases,
+    open_engine,
+    plan_settings,
+)
+from pipeline.parity.environment import describe_environment, describe_versions
 from pipeline.parity.graph_checks import load_graphs
 from pipeline.parity.inputs import repeat_rows
-from pipeline.parity.quantization_loss import compare_reduction
-from pipeline.parity.report import Comparison, ElboParity, Fault, ParityReport
+from pipeline.parity.quantization_loss import measure_loss
+from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
 from serving.engine import PROVIDERS, Device, Engine, require_cuda
@@ -49,25 +57,25 @@ def check_parity(
     Graphs of reduced precision are compared with the model that has their weights, under the same
     rules, and their ELBO with that of the weights as they were trained.
 
-    On CUDA a second run lets TF32 round matrix products, under `TF32`'s own rules.
+    On CUDA, a second run lets TF32 round matrix products, under the rules `TF32`.
 
     Raises:
-        DeviceUnavailable: a device is not there, or cannot run every node.
+        DeviceUnavailable: a device is missing, or cannot run every node.
     """
     devices = DEVICES[device]
     if "cuda" in devices:
         require_cuda()  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
-    manifest, reduction = bundle.manifest, None
-    reduced = reduce_model(model, manifest.precision, manifest.ranges)
+    manifest, loss = bundle.manifest, None
+    reduced = convert_precision(model, manifest.precision, manifest.ranges)
     faults += rules.weights(graphs, reduced)
-    plans = tuple(plan_runs(devices, threads, rules))
+    plans = tuple(plan_settings(devices, threads, rules))
     found = _Found()
     try:
         found.compare(plans, bundle, reduced, repeat_rows(x))
         if manifest.precision != "float32":
             engine = Engine(bundle, device=devices[0], threads=threads)
-            reduction = compare_reduction(engine, model, x)
+            loss = measure_loss(engine, model, x)
     except VerificationFailed as err:
         faults.append(Fault("interface", str(err)))
     return ParityReport(
@@ -79,25 +87,25 @@ def check_parity(
         graph_faults=tuple(faults),
         placement=found.placement,
         files=checked_files(bundle),
-        machine=describe_machine(),
+        environment=describe_environment(),
         versions=describe_versions(),
-        reduction=reduction,
+        quantization_loss=loss,
     )
 
 
 @dataclass(slots=True)
 class _Found:
-    """What the runs have given so far."""
+    """The results so far."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     elbo: list[ElboParity] = field(default_factory=list)
     placement: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def compare(self, plans: Sequence[Plan], bundle: Bundle, model: VAE, x: Array) -> None:
-        """Run every plan on every case: one engine at a time, which bounds memory."""
+    def compare(self, plans: Sequence[SettingPlan], bundle: Bundle, model: VAE, x: Array) -> None:
+        """Check every setting on every case, with one engine at a time, which bounds memory."""
         cases: list[Case] = []
         for plan in plans:
-            run = open_run(bundle, plan)  # a graph that does not open ends it before the work
+            run = open_engine(bundle, plan)  # first: a graph that does not open ends the check
             cases = cases or list(make_cases(plans, bundle, model, x))
             self.placement.setdefault(plan.device, run.engine.placement())
             for case in cases:
@@ -109,12 +117,12 @@ class _Found:
 
 
 def checked_files(bundle: Bundle) -> dict[str, str]:
-    """SHA-256 of the files that a report speaks of, from the manifest."""
+    """Return the SHA-256 of the files that a report is about, from the manifest."""
     return {name: bundle.manifest.files[name]["sha256"] for name in (*GRAPHS, WEIGHTS)}
 
 
 def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]:
-    """Why the bundle's graphs do not count as the model's; empty if they do."""
+    """Say why the graphs are not known to be the model; the list is empty if they are."""
     if PARITY not in bundle.manifest.files:
         return ["parity was not checked: run vae check"]
     report = bundle.read_json(PARITY)
@@ -124,13 +132,13 @@ def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]
         return ["parity.json speaks of other files: run vae check"]
     if fault := provider_fault(report):
         return [f"parity.json {fault}: run vae check"]
-    if on_this_machine and report.get("machine") != describe_machine():
+    if on_this_machine and report.get("machine") != describe_environment():
         return ["parity was checked on another machine: run vae check on this one"]
     return []
 
 
 def provider_fault(report: Mapping[str, Any]) -> str | None:
-    """Why a report does not show that its devices, and they alone, computed."""
+    """Say why a report does not show that its devices, and no others, computed."""
     wanted = {device: PROVIDERS.get(device, "") for device in report.get("devices", ())}
     ran = {str(row.get("provider")) for row in report.get("comparisons", ())}
     if not wanted or ran != {*wanted.values()}:

@@ -1,8 +1,8 @@
-"""Run the engine on every case under every setting, and compare what comes out.
+"""Run the engine on every case under every setting, and compare its outputs.
 
 In: a bundle and the model. Out: a `Comparison` for each output, and an `ElboParity` for each
-setting that serves. Raises `DeviceUnavailable` where a device is not there, `VerificationFailed`
-where a graph does not open or its tensors are not the operation table's.
+setting that serves. Raises `DeviceUnavailable` if a device is missing, `VerificationFailed` if a
+graph does not open or its tensors are not those of the operation table.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.export.quantization import settled_rows
-from pipeline.model.operations import Array, Budget, run_reference
+from pipeline.export.quantization import unambiguous_rows
+from pipeline.model.operations import Array, Tolerance, run_reference
 from pipeline.model.vae import VAE
+from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Setting, compare
 from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, draw_cases
-from pipeline.parity.report import Comparison, ElboParity, Rule, Setting, compare
 from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, Device, Engine, Level
@@ -24,17 +24,17 @@ from serving.operations import Operation
 OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
 THREADS = (1, 2)
 ENOUGH_ROWS = 64
-"""Rows whose root mean square is judged."""
+"""Rows from which on the root mean square is judged too."""
 RERUN_ROWS = 256
 BACKWARDS = slice(None, None, -1)
-EXACTLY = Budget(0.0, 0.0)
+EXACTLY = Tolerance(0.0, 0.0)
 
 Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A setting that is to be checked."""
+class SettingPlan:
+    """A setting to check, and by which rules."""
 
     device: Device
     setting: Setting
@@ -43,8 +43,8 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """An engine under one setting, and how much it is checked on."""
+class CheckedEngine:
+    """An engine under one setting, and which rows it is checked on."""
 
     engine: Engine
     setting: Setting
@@ -52,7 +52,7 @@ class Run:
     as_served: bool
 
     def batches(self, kind: Kind) -> tuple[int, ...]:
-        """The batches that rows of this kind come in."""
+        """Return the batch sizes in which rows of this kind are checked."""
         if kind == "held-out":
             return BATCHES
         return ADVERSARIAL_BATCHES if self.as_served else ADVERSARIAL_BATCHES[-1:]
@@ -60,75 +60,79 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operation on rows of one kind, and what torch makes of them."""
+    """One operation on rows of one kind, and the outputs of torch for them."""
 
     operation: Operation
     kind: Kind
     inputs: Mapping[str, Array]
     exact: Outputs
-    """In float64."""
+    """Outputs in float64."""
     rounded: Mapping[str, Outputs]
-    """By precision."""
-    least: Mapping[str, Budget]
-    """Roundings of each output on held-out rows: what is small beside these values is nothing.
-    onnxruntime's sigmoid ends at 1.5e-8, however dark a picture of far latents is."""
+    """Outputs in reduced arithmetic, by precision."""
+    least: Mapping[str, Tolerance]
+    """The least tolerance of each output: some roundings of its values on held-out rows. Without
+    it, values near zero would be held too closely: the sigmoid of onnxruntime never goes below
+    1.5e-8, however dark the picture of a far latent is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """One run on one case: the outputs of the engine by rows taken, and their budgets."""
+class CaseResults:
+    """The outputs of an engine on one case, by batch size, and their tolerances."""
 
-    run: Run
+    checked: CheckedEngine
     case: Case
-    answers: Mapping[int, "Answer"]
+    answers: Mapping[int, "EngineOutputs"]
 
     @classmethod
-    def make(cls, run: Run, case: Case) -> "Trial":
+    def make(cls, checked: CheckedEngine, case: Case) -> "CaseResults":
         """Run the case's rows at every batch size."""
-        batches = run.batches(case.kind)
-        return cls(run, case, {rows: answer(run, case, slice(rows)) for rows in batches})
+        batches = checked.batches(case.kind)
+        return cls(checked, case, {rows: run_rows(checked, case, slice(rows)) for rows in batches})
 
     @property
     def noise(self) -> Outputs:
-        """What torch makes of the rows in the run's precision."""
-        return self.case.rounded[self.run.rules.precision]
+        """The outputs of torch in the precision of the engine."""
+        return self.case.rounded[self.checked.rules.precision]
 
-    def budget(self, name: str, rows: int) -> Budget:
-        """Four times torch's error on all rows or on these: few can be lucky, and can be hard.
+    def tolerance(self, name: str, rows: int) -> Tolerance:
+        """Return four times the error of torch on all rows, or on these if that is larger.
 
-        The mean square of a few rows is that of the hardest: there the maximum alone judges.
+        A few rows can be easy by chance, and they can be hard. The root mean square of a few rows
+        is dominated by the hardest one, so there the maximum alone judges.
         """
         exact, noise = self.case.exact[name], self.noise[name]
-        over_all = Budget.from_noise(exact, noise).wider(self.case.least[name])
-        budget = over_all.wider(Budget.from_noise(exact[:rows], noise[:rows]))
-        return budget if rows >= ENOUGH_ROWS else Budget(budget.max, budget.max)
+        over_all = Tolerance.from_noise(exact, noise).wider(self.case.least[name])
+        tolerance = over_all.wider(Tolerance.from_noise(exact[:rows], noise[:rows]))
+        return tolerance if rows >= ENOUGH_ROWS else Tolerance(tolerance.max, tolerance.max)
 
     def beside_torch(self, name: str) -> Iterator[Comparison]:
-        """Compare an output with torch in float64, at every batch."""
+        """Compare an output with torch in float64, at every batch size."""
         exact, noise = self.case.exact[name], self.noise[name]
         for rows, got in self.answers.items():
             found = errors_of(got.outputs.get(name), exact[:rows], noise[:rows])
-            yield self._row("values", name, rows, found, self.budget(name, rows), got)
+            yield self._row("values", name, rows, found, self.tolerance(name, rows), got)
 
-    def beside_other_batches(self, name: str, backwards: "Answer") -> Iterator[Comparison]:
-        """Compare rows in each batch with the same rows among all, and all with their reverse."""
+    def beside_other_batches(self, name: str, backwards: "EngineOutputs") -> Iterator[Comparison]:
+        """Compare each batch with the same rows in the whole, and the whole with its reverse."""
         whole = self.answers[ROWS].outputs.get(name)
         for rows, got in {**self.answers, ROWS: backwards}.items():
             part = BACKWARDS if rows == ROWS else slice(rows)
             found = difference(got.outputs.get(name), None if whole is None else whole[part])
-            yield self._row("batch", name, rows, found, self.budget(name, rows), got)
+            yield self._row("batch", name, rows, found, self.tolerance(name, rows), got)
 
-    def beside_itself(self, name: str, again: "Answer") -> Comparison:
-        """Compare with a second run: byte for byte on the CPU."""
+    def beside_itself(self, name: str, again: "EngineOutputs") -> Comparison:
+        """Compare an output with that of a second run: byte for byte on the CPU."""
         found = difference(again.outputs.get(name), self.answers[RERUN_ROWS].outputs.get(name))
-        exactly = self.run.engine.device == "cpu"
-        budget = EXACTLY if exactly else self.budget(name, RERUN_ROWS)
-        return self._row("rerun", name, RERUN_ROWS, found, budget, again)
+        exactly = self.checked.engine.device == "cpu"
+        tolerance = EXACTLY if exactly else self.tolerance(name, RERUN_ROWS)
+        return self._row("rerun", name, RERUN_ROWS, found, tolerance, again)
 
     def elbo(self) -> ElboParity:
-        """Hold the ELBO of all rows to its goals."""
+        """Compare the ELBO of all rows with that of float64."""
         found = self.answers[ROWS].outputs
-        return compare_elbo(found, self.case.exact, self.noise, self.run.rules, self.run.setting)
+        return compare_elbo(
+            found, self.case.exact, self.noise, self.checked.rules, self.checked.setting
+        )
 
     def _row(
         self,
@@ -136,14 +140,14 @@ class Trial:
         name: str,
         rows: int,
         found: tuple[Array, str],
-        budget: Budget,
-        got: "Answer",
+        tolerance: Tolerance,
+        got: "EngineOutputs",
     ) -> Comparison:
         error, reason = found
         return compare(
             error,
-            budget,
-            self.run.setting,
+            tolerance,
+            self.checked.setting,
             reason=got.reason or reason,
             rule=rule,
             operation=self.case.operation.name,
@@ -154,29 +158,29 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the engine made of some rows; without outputs where it could not run."""
+class EngineOutputs:
+    """Outputs of the engine for some rows; empty, with a reason, if it could not run."""
 
     outputs: Outputs
     reason: str = ""
 
 
-def plan_runs(devices: Sequence[Device], threads: int, rules: Rules) -> Iterator[Plan]:
-    """What is run: as it serves, then at other levels, on other threads, and on CUDA with TF32."""
+def plan_settings(devices: Sequence[Device], threads: int, rules: Rules) -> Iterator[SettingPlan]:
+    """Yield the setting that serves, then other levels, other threads and, on CUDA, TF32."""
     for device in devices:
         served = Setting(provider=PROVIDERS[device], level="all", threads=threads)
-        yield Plan(device, served, rules, as_served=True)
+        yield SettingPlan(device, served, rules, as_served=True)
         for level in OTHER_LEVELS:
-            yield Plan(device, replace(served, level=level), rules)
+            yield SettingPlan(device, replace(served, level=level), rules)
         if device == "cuda":
-            yield Plan(device, replace(served, tf32=True), TF32, as_served=True)
+            yield SettingPlan(device, replace(served, tf32=True), TF32, as_served=True)
         else:
             for other in THREADS:
                 if other != threads:
-                    yield Plan(device, replace(served, threads=other), rules)
+                    yield SettingPlan(device, replace(served, threads=other), rules)
 
 
-def open_run(bundle: Bundle, plan: Plan) -> Run:
+def open_engine(bundle: Bundle, plan: SettingPlan) -> CheckedEngine:
     """Open the engine under one setting."""
     setting = plan.setting
     engine = Engine(
@@ -186,56 +190,59 @@ def open_run(bundle: Bundle, plan: Plan) -> Run:
         level=setting.level,
         tf32=setting.tf32,
     )
-    return Run(engine, setting, plan.rules, plan.as_served)
+    return CheckedEngine(engine, setting, plan.rules, plan.as_served)
 
 
-def make_cases(plans: Sequence[Plan], bundle: Bundle, model: VAE, x: Array) -> Iterator[Case]:
-    """Every operation on every kind of rows, with the reference outputs that the plans need."""
+def make_cases(
+    plans: Sequence[SettingPlan], bundle: Bundle, model: VAE, x: Array
+) -> Iterator[Case]:
+    """Yield every operation on every kind of rows, with the reference outputs that are needed."""
     rules = {plan.rules.precision: plan.rules for plan in plans}
     for operation in bundle.operations.values():
-        least: Mapping[str, Budget] = {}
-        for kind, inputs in settle_cases(model, operation, x, bundle.manifest.likelihood):
+        least: Mapping[str, Tolerance] = {}
+        for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest.likelihood):
             exact = run_reference(model, operation, inputs, torch.float64)
             rounded = {name: rule.noise(model, operation, inputs) for name, rule in rules.items()}
             if kind == "held-out":  # the first
-                least = {name: Budget.of_roundings(values) for name, values in exact.items()}
+                least = {name: Tolerance.of_roundings(values) for name, values in exact.items()}
             yield Case(operation, kind, inputs, exact, rounded, least)
 
 
-def settle_cases(
+def unambiguous_cases(
     model: VAE, operation: Operation, x: Array, likelihood: str
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
-    """The cases, of each the rows whose rounding to int8 is beyond doubt, again and again.
+    """Yield the cases, each with only those rows whose rounding to int8 is unambiguous, repeated.
 
-    Where held-out rows have none, all are compared, and may fail; of other kinds there can be none.
+    If no held-out row is unambiguous, all are compared, and may fail. A case of another kind
+    without such a row is left out.
     """
     for kind, inputs in draw_cases(operation, x, likelihood):
-        rows = settled_rows(model, operation, inputs)
+        rows = unambiguous_rows(model, operation, inputs)
         if rows.size:
             yield kind, {name: v[np.resize(rows, len(v))] for name, v in inputs.items()}
         elif kind == "held-out":
             yield kind, inputs
 
 
-def compare_case(run: Run, case: Case) -> Iterator[Comparison | ElboParity]:
-    """Compare every output at every batch; held-out rows as served also with themselves."""
-    trial = Trial.make(run, case)
+def compare_case(checked: CheckedEngine, case: Case) -> Iterator[Comparison | ElboParity]:
+    """Compare every output at every batch size; as served also batches and reruns."""
+    results = CaseResults.make(checked, case)
     for name in case.exact:
-        yield from trial.beside_torch(name)
-    if not run.as_served or case.kind != "held-out":
+        yield from results.beside_torch(name)
+    if not checked.as_served or case.kind != "held-out":
         return
-    again, backwards = (answer(run, case, rows) for rows in (slice(RERUN_ROWS), BACKWARDS))
+    again, backwards = (run_rows(checked, case, rows) for rows in (slice(RERUN_ROWS), BACKWARDS))
     for name in case.exact:
-        yield from trial.beside_other_batches(name, backwards)
-        yield trial.beside_itself(name, again)
+        yield from results.beside_other_batches(name, backwards)
+        yield results.beside_itself(name, again)
     if case.operation.name == "score":
-        yield trial.elbo()
+        yield results.elbo()
 
 
-def answer(run: Run, case: Case, rows: slice) -> Answer:
-    """Run some rows of a case."""
+def run_rows(checked: CheckedEngine, case: Case, rows: slice) -> EngineOutputs:
+    """Run the engine on some rows of a case."""
     inputs = {name: values[rows] for name, values in case.inputs.items()}
     try:
-        return Answer(run.engine.run(case.operation.name, inputs))
+        return EngineOutputs(checked.engine.run(case.operation.name, inputs))
     except Exception as err:  # noqa: BLE001  onnxruntime's exceptions share no base class
-        return Answer({}, f"the engine cannot run it: {err}")
+        return EngineOutputs({}, f"the engine cannot run it: {err}")

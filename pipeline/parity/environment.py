@@ -1,4 +1,4 @@
-"""What a machine is to a numerical result: its processors and the libraries that compute."""
+"""The environment of a numerical result: processors, and the libraries that compute."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ SWITCHES = ("NVIDIA_TF32_OVERRIDE", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 """Environment variables that change how numbers are computed."""
 
 
-def describe_machine() -> dict[str, str]:
-    """What float32 results can depend on, apart from the bundle."""
+def describe_environment() -> dict[str, str]:
+    """Return what float32 results can depend on, apart from the bundle."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what prepares and judges the numbers."""
+    """Return the versions of what prepares and judges the numbers."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -41,13 +41,13 @@ def _processor() -> str:
 
 
 def _gpu() -> str:
-    """Model of the first GPU, as the driver names it: torch may be built without CUDA."""
+    """Name the first GPU as the driver does, since torch may be built without CUDA."""
     folders = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return _value("Model", *folders) or "none"
 
 
 def _value(key: str, *files: Path) -> str:
-    """The first `key: value` of the files; empty where there is none."""
+    """Return the value of the first line `key: value` in the files, or an empty string."""
     for file in files:
         try:
             lines = file.read_text().splitlines()

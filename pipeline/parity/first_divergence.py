@@ -1,10 +1,10 @@
-"""Find where a graph first leaves the model: the first output, and the first node.
+"""Find where a graph first differs from the model: the first output, and the first node.
 
 In: a bundle, the model and a failed report. Out: a `Difference`. The graph is exported again from
-the weights, and its every value computed with ONNX's reference evaluator in float64 and in float32.
-The candidate runs as it failed, each of its values an output; the first of them, in the order of
-running, that is further from float64 than float32's noise names the node. Where noise hides it, the
-values of both graphs are compared by their bytes.
+the weights, and every value in it is computed with ONNX's reference evaluator in float64 and in
+float32. The candidate runs as it did when it failed, with every value as an output. The first
+value, in execution order, that differs from float64 by more than the noise of float32 names the
+node. If the noise hides the difference, the values of both graphs are compared by their bytes.
 """
 
 import logging
@@ -18,12 +18,13 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.export.bundle_export import save_graph
-from pipeline.export.quantization import reduce_model
-from pipeline.model.operations import Array, Budget
+from pipeline.export.quantization import convert_precision
+from pipeline.model.operations import Array, Tolerance
 from pipeline.model.vae import VAE
-from pipeline.parity.comparisons import settle_cases
+from pipeline.parity.comparison_result import Comparison
+from pipeline.parity.comparisons import unambiguous_cases
 from pipeline.parity.inputs import repeat_rows
-from pipeline.parity.report import Comparison, Difference, ParityReport
+from pipeline.parity.report import Difference, ParityReport
 from pipeline.parity.tolerances import errors_of
 from serving.bundle import GRAPHS, Bundle
 from serving.engine import PROVIDERS, open_session, session_options
@@ -31,13 +32,13 @@ from serving.operations import Operation
 
 Values = Mapping[str, Array]
 Detail = Callable[[str, Array], str]
-"""Says of a value, by its name, how it is wrong; empty where it is right."""
+"""Describes how a value, given by name, is wrong; empty if it is right."""
 
 
 def find_difference(
     bundle: Bundle, model: VAE, x: Array, report: ParityReport
 ) -> Difference | None:
-    """Locate the first failure of a report; None where its graphs do not open, or do not run."""
+    """Locate the first failure of a report; None if its graphs do not open or do not run."""
     try:
         return _locate(bundle, model, x, report)
     except Exception as err:  # noqa: BLE001  the verdict must not be lost with its explanation
@@ -60,9 +61,9 @@ def _locate(bundle: Bundle, model: VAE, x: Array, report: ParityReport) -> Diffe
 def _find(
     bundle: Bundle, model: VAE, x: Array, row: Comparison, judge: Callable[..., Detail]
 ) -> Difference | None:
-    """The first value that the judge finds wrong, in the graph and on the rows of a comparison."""
+    """Find the first value that the judge calls wrong, on the rows of a comparison."""
     operation = bundle.operations[row.operation]
-    reduced = reduce_model(model, bundle.manifest.precision, bundle.manifest.ranges)
+    reduced = convert_precision(model, bundle.manifest.precision, bundle.manifest.ranges)
     graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation, reduced)
     feeds = _feeds(bundle, reduced, operation, x, row)
     detail = judge(fresh, feeds, row)
@@ -76,32 +77,36 @@ def _find(
                 strange[value] = node
             elif said := detail(value, found[value]):
                 taken = ", ".join(name for name in node.input if name in strange)
-                said += f"; it takes {taken}, which the model's own export has not" if taken else ""
+                said += (
+                    f"; it takes {taken}, which the model's own export does not have"
+                    if taken
+                    else ""
+                )
                 return _difference(operation, output, node, value, said)
     for value, node in strange.items():
-        said = "the model's own export has no such value"
+        said = "the model's own export does not have this value"
         return _difference(operation, output, node, value, said)
     return None
 
 
 def _beyond_noise(fresh: ModelProto, feeds: Values, _: Comparison) -> Detail:
-    """Values must be those of float64, but for the noise of float32."""
-    exact, rounded = _evaluate(_in_float64(fresh), feeds), _evaluate(fresh, feeds)
+    """Judge values by those of float64, with the noise of float32 as the tolerance."""
+    exact, rounded = _evaluate(widen_to_float64(fresh), feeds), _evaluate(fresh, feeds)
 
     def detail(name: str, value: Array) -> str:
         if exact[name].dtype.kind != "f":
             return "" if np.array_equal(value, rounded[name]) else f"not {rounded[name]}"
         error, reason = errors_of(value, exact[name], rounded[name])
-        budget = Budget.from_noise(exact[name], rounded[name])
-        if reason or error.max() <= budget.max:
+        tolerance = Tolerance.from_noise(exact[name], rounded[name])
+        if reason or error.max() <= tolerance.max:
             return reason
-        return f"off by {error.max():.3g}, allowed {budget.max:.3g}"
+        return f"off by {error.max():.3g}, allowed {tolerance.max:.3g}"
 
     return detail
 
 
 def _other_bytes(fresh: ModelProto, feeds: Values, row: Comparison) -> Detail:
-    """Values must be those of the model's own export, byte for byte."""
+    """Judge values by those of the model's own export, byte for byte."""
     expected = _run(fresh, feeds, row)
 
     def detail(name: str, value: Array) -> str:
@@ -119,7 +124,7 @@ def _nowhere(bundle: Bundle, failed: Comparison) -> Difference:
         node="none",
         op_type="",
         value="",
-        detail="each value is right where all of them are outputs: what differs is how nodes were "
+        detail="every value is right if all of them are outputs: what differs is how nodes were "
         f"fused at level {failed.level}, or the batch",
     )
 
@@ -140,9 +145,9 @@ def _difference(
 def _feeds(
     bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
 ) -> dict[str, Array]:
-    """The graph's inputs of the comparison that failed."""
+    """Return the inputs of the graph in the comparison that failed."""
     rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
-    cases = dict(settle_cases(reduced, operation, rows, likelihood))
+    cases = dict(unambiguous_cases(reduced, operation, rows, likelihood))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
     return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
 
@@ -155,7 +160,7 @@ def _export(model: VAE, operation: Operation, reduced: VAE) -> ModelProto:
 
 
 def _evaluate(graph: ModelProto, feeds: Values) -> dict[str, Array]:
-    """Every value of a graph by its name, in the dtypes that the graph has."""
+    """Evaluate a graph with ONNX's reference, and return every value by its name."""
     kinds = {item.name: item.type.tensor_type.elem_type for item in graph.graph.input}
     typed = {
         name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]))
@@ -166,7 +171,7 @@ def _evaluate(graph: ModelProto, feeds: Values) -> dict[str, Array]:
 
 
 def _run(graph: ModelProto, feeds: Values, failed: Comparison) -> dict[str, Array]:
-    """Every value of a graph in onnxruntime, as the comparison that failed had it."""
+    """Run a graph in onnxruntime with the settings of a comparison; return every value."""
     names = [value for node in graph.graph.node for value in node.output if value]
     known = {item.name for item in graph.graph.output}
     extended = ModelProto()
@@ -178,8 +183,8 @@ def _run(graph: ModelProto, feeds: Values, failed: Comparison) -> dict[str, Arra
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _in_float64(graph: ModelProto) -> ModelProto:
-    """The same graph with every float32 in it a float64."""
+def widen_to_float64(graph: ModelProto) -> ModelProto:
+    """Return the same graph with float64 in place of float32."""
     wide = ModelProto()
     wide.CopyFrom(graph)
     del wide.graph.value_info[:]

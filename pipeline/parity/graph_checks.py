@@ -1,7 +1,7 @@
-"""What is wrong with graphs before they run: their form, their operators, their weights.
+"""Check graphs without running them: their form, their operators, their weights.
 
-In: the graphs of a bundle and the model. Out: faults. A weight is compared by its bytes: no
-tolerance of outputs sees one weight that is off by a thousandth.
+In: the graphs of a bundle and the model. Out: faults. A weight is compared by its bytes, because no
+tolerance on outputs can detect a single weight that is off by a thousandth.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,11 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from pipeline.model.vae import VAE
-from pipeline.parity.report import Fault
+from pipeline.parity.comparison_result import Fault
 from serving.bundle import GRAPHS, WEIGHTS, Bundle
 
 SMALL_CONSTANT = 8
-"""Elements that a constant which is no weight may have: shapes, limits, scalars."""
+"""The largest number of elements of a constant that is not a weight: shapes, limits, scalars."""
 RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -32,11 +32,11 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "reconstruct.onnx": ("decoder.",),  # of the encoder it keeps what leads to z_loc
     "score.onnx": ("encoder.", "decoder."),  # scalars of a likelihood may be folded
 }
-"""Weights that a graph cannot do without."""
+"""Prefixes of the weights that each graph must have."""
 
 
 def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
-    """Read and check every graph; the faults are those of form and of operators."""
+    """Read every graph, and check its form and its operators."""
     graphs: dict[str, ModelProto] = {}
     faults: list[Fault] = []
     for name in GRAPHS:
@@ -55,7 +55,7 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
 
 
 def weight_faults(graphs: Mapping[str, ModelProto], model: VAE) -> Iterator[Fault]:
-    """Compare initializers with the state dict by byte; none may be missing or hidden."""
+    """Compare initializers with the state dict byte for byte; none may be missing or hidden."""
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     weights = {name for name, _ in model.named_parameters()}
     for graph, proto in graphs.items():
@@ -69,11 +69,11 @@ def weight_faults(graphs: Mapping[str, ModelProto], model: VAE) -> Iterator[Faul
             if name not in state:
                 if value.size > SMALL_CONSTANT:
                     shape = value.shape
-                    lines.append(f"{graph} has an initializer {name} {shape} that is no weight")
+                    lines.append(f"{graph} has an initializer {name} {shape} that is not a weight")
             elif value.dtype != state[name].dtype or value.tobytes() != state[name].tobytes():
                 lines.append(f"{graph}: {name} is not the weight of {WEIGHTS}")
         lines += (
-            f"{graph} has a constant {node.output[0]} that is no weight"
+            f"{graph} has a constant {node.output[0]} that is not a weight"
             for node in nodes_of(proto)
             if node.op_type == "Constant" and _is_large(node)
         )
@@ -81,7 +81,7 @@ def weight_faults(graphs: Mapping[str, ModelProto], model: VAE) -> Iterator[Faul
 
 
 def nodes_of(proto: ModelProto) -> Iterator[NodeProto]:
-    """Every node in the order of running, those of functions and of branches included."""
+    """Yield every node in execution order, with those of functions and branches."""
     yield from _nodes(proto.graph)
     for function in proto.functions:
         yield from function.node
@@ -96,7 +96,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _operator_faults(proto: ModelProto) -> Iterator[str]:
-    """An operation is a pure, row-wise function: nothing random, trained on or branching."""
+    """Check that an operation is a pure function of each row: not random, training, branching."""
     for node in nodes_of(proto):
         where = f"node {node.name} ({node.op_type})"
         if node.domain not in ("", "ai.onnx"):
@@ -104,7 +104,7 @@ def _operator_faults(proto: ModelProto) -> Iterator[str]:
         elif node.op_type in RANDOM:
             yield f"{where} draws random numbers: noise must be an input"
         elif node.op_type in BRANCHING:
-            yield f"{where} chooses at run time what is computed"
+            yield f"{where} chooses at run time what to compute"
         elif _is_training(node):
             yield f"{where} is in training mode"
 

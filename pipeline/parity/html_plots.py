@@ -1,32 +1,29 @@
-"""Two plots of a parity report as inline SVG: errors of one output, and its budget by batch.
+"""Two plots of a parity report as inline SVG: the errors of one output, and its tolerance by batch.
 
-In: comparisons of one output, as `parity.json` holds them. Out: SVG that takes its colours from the
-page (`--ink`, `--mild`, `--good`, `--bad`). What is no number stands at the far end, in `--bad`.
+In: comparisons of one output. Out: SVG that takes its colours from the page (`--ink`, `--mild`,
+`--good`, `--bad`). Errors that are not numbers stand at the far end, in `--bad`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from pipeline.export.parity_summary import used_share
+from pipeline.parity.comparison_result import Comparison
 from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
-
-Row = Mapping[str, Any]
 
 HEIGHT, BOTTOM = 150, 30
 DECADES = (-4, 1)
-"""Parts of the budget that are told apart, as powers of ten; 0 is the whole budget."""
+"""Shares of the tolerance that are shown, as powers of ten; 0 is the whole tolerance."""
 _FLOOR = HEIGHT - BOTTOM
 
 
-def plot_histogram(rows: Sequence[Row], edges: Sequence[float]) -> str:
-    """Bars over log10(error / budget), summed over the comparisons; outer bins are open."""
-    counts = [sum(row["histogram"][i] for row in rows) for i in range(len(edges) + 1)]
+def plot_histogram(rows: Sequence[Comparison], edges: Sequence[float]) -> str:
+    """Draw bars over log10(error / tolerance), summed over comparisons; outer bins are open."""
+    counts = [sum(row.histogram[i] for row in rows) for i in range(len(edges) + 1)]
     width = (WIDTH - LEFT - RIGHT) / len(counts)
     largest = max(*counts, 1)
-    parts = list(_frame("error as a part of the budget", f"{largest:,}", "0"))
+    parts = list(_frame("error as a share of the tolerance", f"{largest:,}", "0"))
     for i, count in enumerate(counts):
-        # an error above the budget must be seen among a million below
+        # an error above the tolerance must be seen among a million below
         height = max((_FLOOR - TOP) * count / largest, 2.5) if count else 0
         kind = "bad" if i == len(edges) or (i > 0 and edges[i - 1] >= 0) else "good"
         title = f"<title>{_bin_name(i, edges)}: {count:,}</title>"
@@ -43,15 +40,15 @@ def plot_histogram(rows: Sequence[Row], edges: Sequence[float]) -> str:
     return draw_svg(parts, f"histogram of {sum(counts):,} errors", HEIGHT)
 
 
-def plot_batches(rows: Sequence[Row]) -> str:
-    """A dot for each comparison over its batch size, and a line along the largest."""
-    batches = sorted({row["batch"] for row in rows})
+def plot_batches(rows: Sequence[Comparison]) -> str:
+    """Draw a dot for each comparison over its batch size, and a line along the largest."""
+    batches = sorted({row.batch for row in rows})
     low, high = DECADES
     step = (WIDTH - LEFT - RIGHT) / max(len(batches), 1)
     place = {batch: LEFT + (i + 0.5) * step for i, batch in enumerate(batches)}
 
-    def height(row: Row) -> float:
-        share = used_share(row)
+    def height(row: Comparison) -> float:
+        share = row.share
         power = math.log10(share) if share > 0 else -math.inf
         return TOP + (_FLOOR - TOP) * (high - min(max(power, low), high)) / (high - low)
 
@@ -59,15 +56,15 @@ def plot_batches(rows: Sequence[Row]) -> str:
     limit = TOP + (_FLOOR - TOP) * high / (high - low)
     parts.append(_limit(LEFT, WIDTH - RIGHT, limit, limit))
     parts.append(draw_text(LEFT - 4, limit + 3, "1", "end"))
-    tops = {batch: min(height(row) for row in rows if row["batch"] == batch) for batch in batches}
+    tops = {batch: min(height(row) for row in rows if row.batch == batch) for batch in batches}
     points = " ".join(f"{place[batch]:.1f},{tops[batch]:.1f}" for batch in batches)
     parts.append(f'<polyline points="{points}"/>')
-    dots = {(row["batch"], f"{height(row):.1f}", bool(row["passed"])) for row in rows}
+    dots = {(row.batch, f"{height(row):.1f}", row.passed) for row in rows}
     for batch, y, passed in sorted(dots):
         kind = "good" if passed else "bad"
         parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
     parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
-    return draw_svg(parts, f"part of the budget used at {len(batches)} batch sizes", HEIGHT)
+    return draw_svg(parts, f"share of the tolerance used at {len(batches)} batch sizes", HEIGHT)
 
 
 def _frame(below: str, top: str, bottom: str) -> Iterator[str]:
@@ -79,10 +76,10 @@ def _frame(below: str, top: str, bottom: str) -> Iterator[str]:
 
 def _bin_name(i: int, edges: Sequence[float]) -> str:
     if i == 0:
-        return f"below {10 ** edges[0]:.2g} of the budget"
+        return f"below {10 ** edges[0]:.2g} of the tolerance"
     if i == len(edges):
-        return f"above {10 ** edges[-1]:.2g} of the budget, or no number"
-    return f"{10 ** edges[i - 1]:.2g} to {10 ** edges[i]:.2g} of the budget"
+        return f"above {10 ** edges[-1]:.2g} of the tolerance, or no number"
+    return f"{10 ** edges[i - 1]:.2g} to {10 ** edges[i]:.2g} of the tolerance"
 
 
 def _power(exponent: float) -> str:

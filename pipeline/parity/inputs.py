@@ -1,7 +1,7 @@
-"""What parity is checked on: rows of every kind, at every batch size.
+"""The inputs that parity is checked on: rows of every kind, at every batch size.
 
-In: an operation and held-out rows. Out: its inputs by kind of rows. A kind that changes no input of
-an operation is left out, such as far latents for `encode`.
+In: an operation and held-out rows. Out: its inputs, by kind of rows. A kind that would change no
+input of an operation is left out, such as far latents for `encode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,24 +18,24 @@ Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "deno
 BATCHES = (1, 2, 7, 64, 256, 1000)
 ROWS = max(BATCHES)
 ADVERSARIAL_BATCHES = (1, 7, 256)
-"""Batches of rows that are not held-out ones."""
+"""Batch sizes of the other kinds of rows."""
 NUM_SAMPLES = 3
 FAR = 100.0
-"""Standard deviations that a far latent is from the origin."""
+"""Distance of a far latent from the origin, in standard deviations."""
 LARGE = 1e15
-"""Size of large features. Squared and summed they still fit float32: where partial sums overflow,
-their order decides, and two right answers differ."""
+"""Size of large features. Their squares, summed, still fit float32: if partial sums overflowed,
+their order would decide the result, and two right answers would differ."""
 SMALLEST = 2.0**-149
-"""The smallest denormal of float32; the largest is 2^23 of it."""
+"""The smallest denormal number of float32; the largest is 2^23 times as large."""
 
 Draw = Callable[[Array, Generator], Array]
-"""Takes held-out values and gives values of the same shape and dtype."""
+"""Takes held-out values and returns values of the same shape and dtype."""
 
 
 def draw_cases(
     operation: Operation, x: Array, likelihood: str
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
-    """Inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
+    """Yield the inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
 
     The held-out kind has `ROWS` rows, the others have as many as their largest batch.
     """
@@ -59,7 +59,7 @@ def draw_cases(
 
 
 def repeat_rows(x: Array) -> Array:
-    """`ROWS` held-out rows: the first ones, or all of them again and again."""
+    """Return `ROWS` held-out rows: the first ones, or all of them repeated."""
     return x[np.arange(ROWS) % len(x)]
 
 
@@ -93,9 +93,10 @@ def _within_columns(held_out: Array, generator: Generator) -> Array:
 
 
 def _constant(value: float | None, other: Draw) -> Draw:
-    """All of `value`, or the columns' maxima; each row but the first has one feature of `other`.
+    """Fill rows with `value`, or with the maxima of the columns.
 
-    Equal rows would make equal roundings: one sample is no measure of noise.
+    Each row but the first takes one feature from `other`: equal rows would have equal rounding
+    errors, and a single sample is no measure of noise.
     """
 
     def draw(held_out: Array, generator: Generator) -> Array:
@@ -111,7 +112,7 @@ def _constant(value: float | None, other: Draw) -> Draw:
 
 
 def _denormals(held_out: Array, generator: Generator) -> Array:
-    """Half of the features, at random, are denormal."""
+    """Replace half of the features, at random, by denormal numbers."""
     steps = generator.integers(1, 2**23, held_out.shape)
     chosen = generator.random(held_out.shape) < 0.5
     return np.where(chosen, (steps * SMALLEST).astype(np.float32), held_out)
@@ -147,7 +148,7 @@ _REALS: Mapping[Kind, Draw] = {
 
 
 def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
-    """How `x` is drawn; None leaves the held-out rows."""
+    """Return how `x` is drawn for a kind of rows; None leaves the held-out rows as they are."""
     if x.dtype == "uint8":
         return _BYTES.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -1,7 +1,7 @@
-"""What reduced precision costs and gives: nats lost, bytes and time saved, all beside float32.
+"""What reduced precision costs and gains: nats lost, bytes and time saved, compared with float32.
 
-In: a bundle of reduced precision, the model and held-out rows. Out: a `Reduction`. Its ELBO is
-judged; sizes and rates are for a person to weigh, measured on the machine of the check.
+In: a bundle of reduced precision, the model and held-out rows. Out: a `QuantizationLoss`. Its ELBO
+is judged; sizes and rates, measured on the machine of the check, are for a person to weigh.
 """
 
 import tempfile
@@ -22,14 +22,15 @@ from serving.bundle import Bundle
 from serving.engine import Engine, open_session, session_options
 
 ELBO_SHARE: Mapping[str, float] = {"fp16": 1e-4, "int8": 2e-3}
-"""How far the mean ELBO may be from float64's, as a part of its size.
+"""How far the mean ELBO may be from that of float64, as a share of its size.
 
 Of 14 trained models of MNIST (every preset, five seeds, both likelihoods, three hidden layers) the
-worst was 2.3e-5 off in fp16 and 7.4e-4 in int8. This bounds what rounding costs a model; damage is
-seen by the other rules, which hold the graphs to the rounded weights as tightly as in float32.
+worst was off by 2.3e-5 in fp16 and by 7.4e-4 in int8. This limits what rounding costs a model.
+Damage is detected by the other rules, which compare the graphs with the rounded weights as closely
+as in float32.
 """
 SMALL_ELBO = 100.0
-"""Nats that a smaller ELBO counts as: a density's can be near zero, whatever its errors are."""
+"""Smaller ELBOs count as this many nats: that of a density can be near zero."""
 COMPARED_ROWS = 4000
 TIMED_OPERATIONS = ("encode", "reconstruct")
 TIMED_BATCHES = (1, 64, 1024)
@@ -38,7 +39,7 @@ TIMED_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Rows a second of one operation at one batch, best of some rounds in turns."""
+    """Rows a second of one operation at one batch size: the best of some rounds in turns."""
 
     operation: str
     batch: int
@@ -56,15 +57,15 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What the files and the time of a bundle are beside float32's: never judged."""
+    """Sizes and rates of a bundle beside those in float32; they are not judged."""
 
     threads: int
     bytes: Mapping[str, Size]
-    """Of the graphs that were timed."""
+    """Sizes of the graphs that were timed."""
     rates: tuple[Rate, ...]
 
     def lines(self) -> list[str]:
-        """The sizes and the rates, for a person."""
+        """Describe the sizes and the rates for a person."""
         sizes = (
             f"{graph}: {size.reduced:,} bytes, float32 {size.float32:,} "
             f"({size.reduced / size.float32:.2f}x)"
@@ -80,39 +81,52 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
-    """The ELBO of a reduced bundle beside the model's own in float64, over held-out rows."""
+class QuantizationLoss:
+    """The ELBO of a bundle of reduced precision, compared with float64 on held-out rows."""
 
     precision: str
     rows: int
     elbo: float
-    """The mean in float64, of the weights as they were trained."""
+    """Mean in float64, of the weights as they were trained."""
     difference: float
-    """Of the means, reduced less float64, in nats."""
-    budget: float
+    """Mean in reduced precision less the mean in float64, in nats."""
+    tolerance: float
     row_rms: float
     """Root mean square of the rows' differences, which the mean hides."""
     cost: Cost | None = None
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "QuantizationLoss":
+        """Read one from JSON, where a number that is not finite is null."""
+        known = ("precision", "rows", "elbo", "difference", "tolerance", "row_rms")
+        values: dict[str, Any] = {
+            name: np.nan if content[name] is None else content[name] for name in known
+        }
+        if (cost := content["cost"]) is not None:
+            sizes = {graph: Size(**size) for graph, size in cost["bytes"].items()}
+            rates = tuple(Rate(**rate) for rate in cost["rates"])
+            values["cost"] = Cost(threads=cost["threads"], bytes=sizes, rates=rates)
+        return cls(**values)
+
     @property
     def passed(self) -> bool:
-        """Whether the means are within budget; NaN is not."""
-        return abs(self.difference) <= self.budget
+        """Whether the difference is within the tolerance; NaN is not."""
+        return abs(self.difference) <= self.tolerance
 
     def line(self) -> str:
-        """The difference and its budget, for a person."""
+        """Describe the difference and its tolerance for a person."""
         return (
             f"ELBO of {self.rows} rows in {self.precision}: {self.difference:+.2e} nats from "
-            f"float64's {self.elbo:.3f}, allowed {self.budget:.2e}; "
+            f"float64's {self.elbo:.3f}, allowed {self.tolerance:.2e}; "
             f"{self.row_rms:.2e} a row (root mean square)"
         )
 
     def lines(self) -> list[str]:
-        """All that is known, for a person."""
+        """Describe all that is known for a person."""
         return [self.line(), *(self.cost.lines() if self.cost else [])]
 
 
-def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
+def measure_loss(engine: Engine, model: VAE, x: Array) -> QuantizationLoss:
     """Score held-out rows `x` with the reduced graphs, and with the model in float64."""
     operation = engine.operations["score"]
     precision = engine.bundle.manifest.precision
@@ -120,12 +134,12 @@ def compare_reduction(engine: Engine, model: VAE, x: Array) -> Reduction:
     exact = run_reference(model, operation, inputs, torch.float64)["elbo"]
     error = engine.run("score", inputs)["elbo"] - exact
     elbo = float(exact.mean())
-    return Reduction(
+    return QuantizationLoss(
         precision=precision,
         rows=len(error),
         elbo=elbo,
         difference=float(error.mean()),
-        budget=ELBO_SHARE[precision] * max(abs(elbo), SMALL_ELBO),
+        tolerance=ELBO_SHARE[precision] * max(abs(elbo), SMALL_ELBO),
         row_rms=rms(error),
     )
 
@@ -150,7 +164,7 @@ def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
 
 
 def _rate(sessions: Sequence[Any], operation: str, x: Array) -> Rate:
-    """The best of some rounds; both take turns, so that a noisy neighbour meets them alike."""
+    """Time both sessions in turns, so that a noisy machine affects both; keep the best."""
     repeats = max(1, max(TIMED_BATCHES) // len(x))
     runs = [partial(session.run, None, {"x": x}) for session in sessions]
     rounds = [[_seconds(run, repeats) for run in runs] for _ in range(TIMED_ROUNDS)]

@@ -1,9 +1,10 @@
 """The rules by which outputs are judged, by the precision that computed them.
 
-A rule set says what noise is allowed, which weights, and how close the ELBO must be. `FLOAT32` is
-that of every graph; `TF32` judges a run on CUDA that rounds the factors of its matrix products.
-Its noise is torch on the CPU with the same rounding: for random encoders 784-128-64-20 that gives
-2.8e-4 to 3.8e-4 of the largest value, where an H100 gave 2.9e-4 to 3.7e-4.
+A set of rules says how much noise is allowed, which weights a graph must hold, and how close the
+ELBO must be. `FLOAT32` is for every graph; `TF32` judges a run on CUDA that rounds the factors of
+its matrix products. Its noise is measured by torch on the CPU with the same rounding: for random
+encoders 784-128-64-20 the errors are 2.8e-4 to 3.8e-4 of the largest value, and on an H100 they
+were 2.9e-4 to 3.7e-4.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,24 +17,24 @@ from onnx import ModelProto
 
 from pipeline.model.operations import Array, rms, run_reference
 from pipeline.model.vae import VAE
+from pipeline.parity.comparison_result import ElboParity, Fault, Setting
 from pipeline.parity.graph_checks import weight_faults
-from pipeline.parity.report import ElboParity, Fault, Setting
 from serving.operations import Operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What one precision is held to."""
+    """The rules for one precision."""
 
     precision: str
     noise: Callable[[VAE, Operation, Mapping[str, Array]], Mapping[str, Array]]
-    """A run of torch that rounds as this precision does: four times its error is the budget."""
+    """Runs torch with the rounding of this precision; four times its error is the tolerance."""
     weights: Callable[[Mapping[str, ModelProto], VAE], Iterator[Fault]]
-    """Which initializers are not what the state dict makes of them."""
+    """Finds the initializers that are not those of the state dict."""
     mean_nats: float
-    """How far the mean ELBO of the held-out rows may be from float64's."""
+    """How far the mean ELBO of held-out rows may be from that of float64, in nats."""
     row_share: float
-    """How far one row's may be, as a part of its |log-likelihood| + KL."""
+    """How far the ELBO of a row may be, as a share of its |log-likelihood| + KL."""
 
 
 FLOAT32 = Rules(
@@ -53,13 +54,14 @@ TF32 = replace(
 
 
 NOTHING = np.array([np.nan])
-"""The error of what cannot be compared: it is within no budget."""
+"""The error of outputs that cannot be compared: NaN is within no tolerance."""
 
 
 def errors_of(value: Array | None, exact: Array, rounded: Array) -> tuple[Array, str]:
-    """Absolute errors, or why `value` cannot be compared: dtype and shape, then NaN, come first.
+    """Return absolute errors, or the reason why `value` cannot be compared.
 
-    Float32 may overflow where float64 does not; then it must in torch's float32, too.
+    Dtype and shape are compared first, then NaN and infinity. Float32 may overflow where float64
+    does not; then the float32 of torch must overflow too.
     """
     reason = "there is no such output" if value is None else _pattern(value, exact, rounded)
     if reason or value is None:
@@ -69,7 +71,7 @@ def errors_of(value: Array | None, exact: Array, rounded: Array) -> tuple[Array,
 
 
 def difference(value: Array | None, other: Array | None) -> tuple[Array, str]:
-    """Absolute difference of two outputs of the engine, or why there is none."""
+    """Return the absolute difference of two outputs, or the reason why there is none."""
     if value is None or other is None:
         return NOTHING, "there is no such output"
     if (value.dtype, value.shape) != (other.dtype, other.shape):
@@ -102,10 +104,10 @@ def compare_elbo(
 ) -> ElboParity:
     """Compare the ELBO of held-out rows with that of float64.
 
-    Both goals hold for models whose bounds are some hundred nats. A float32 bound of 10,000 nats
-    has steps of 0.001: then, and only then, four times torch's own error is wider than the goal.
-    Errors of single roundings share a sign in onnxruntime (its sigmoid is a rational function), so
-    the mean is allowed the root mean square of a row's noise, not a standard error.
+    Both goals can be met by models whose bounds are some hundred nats. A float32 bound of 10,000
+    nats has steps of 0.001: then, and only then, four times the error of torch is wider than the
+    goal. Rounding errors share a sign in onnxruntime (its sigmoid is a rational function), so the
+    tolerance of the mean is the root mean square of the noise of a row, not a standard error.
     """
     size = np.maximum(np.abs(exact["log_likelihood"]) + np.abs(exact["kl"]), 1)
     noise = rounded["elbo"] - exact["elbo"]
@@ -117,8 +119,8 @@ def compare_elbo(
         rows=len(noise),
         mean_error=float(np.abs(error.mean())),
         mean_goal=rules.mean_nats,
-        mean_budget=max(rules.mean_nats, 4 * rms(noise)),
+        mean_tolerance=max(rules.mean_nats, 4 * rms(noise)),
         row_error=float((np.abs(error) / size).max()),
         row_goal=rules.row_share,
-        row_budget=max(rules.row_share, 4 * float((np.abs(noise) / size).max())),
+        row_tolerance=max(rules.row_share, 4 * float((np.abs(noise) / size).max())),
     )

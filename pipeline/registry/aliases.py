@@ -5,15 +5,13 @@ Every step can be done again, by another process too: that is how a move that wa
 finished before the next one is decided.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Stale
 from pipeline.registry.audit_log import Outcome, close_record, iso_time
 from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
 from pipeline.registry.versions import CHAMPION, PREVIOUS
-from serving.mlflow_store import alias_version, store_errors
+from serving.mlflow_store import alias_version, store_errors, unless_missing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +47,7 @@ def make_move(client: "MlflowClient", name: str, move: Move) -> None:
 
 def tag_version(client: "MlflowClient", name: str, version: str, outcome: Outcome) -> None:
     """Say on a version what the gate last said of it."""
-    with _unless_gone():
+    with unless_missing():
         client.set_model_version_tag(name, version, "gate.status", outcome)
 
 
@@ -57,18 +55,18 @@ def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
     """Do all that follows from a move that counts; False where it cannot be carried out."""
     run_id, carried = move.run_id, True
     if move.action == "delete":
-        with _unless_gone():
+        with unless_missing():
             client.delete_model_version(name, move.version)
-        with _unless_gone():
+        with unless_missing():
             close_record(client, run_id, "deleted")
     elif carried := _lead_aliases(client, name, move):
-        with _unless_gone():
+        with unless_missing():
             close_record(client, run_id, "promoted", moved_ms=move.time_ms)
-        with _unless_gone():
+        with unless_missing():
             tag_version(client, name, move.version, "promoted")
             client.set_model_version_tag(name, move.version, "promoted.at", iso_time(move.time_ms))
     else:
-        with _unless_gone():
+        with unless_missing():
             close_record(client, run_id, "stale", reasons=("the champion was moved by hand",))
     mark_done(client, name, move)
     return carried
@@ -80,14 +78,12 @@ def _lead_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
     A process that slept meanwhile may find newer moves, or put its own over theirs: the newest has
     the last word.
     """
-    from mlflow.exceptions import MlflowException
-
     champion = alias_version(client, name, CHAMPION)
     if _last_move(client, name).number != move.number:
         return True  # who came after has finished this one first
     if champion not in (move.base, move.version):
         return False
-    try:
+    with unless_missing():
         while True:
             if move.action == "promote" and move.base is not None:
                 client.set_registered_model_alias(name, PREVIOUS, move.base)
@@ -96,25 +92,9 @@ def _lead_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
             if last.number == move.number:
                 return True
             move = last
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
+    return False
 
 
 def _last_move(client: "MlflowClient", name: str) -> Move:
     """The last move of the aliases."""
     return [move for move in list_moves(client, name) if move.action != "delete"][-1]
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    """Let it pass that a person has deleted a version or a record."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as err:
-        # the latter is what mlflow says of a run that was deleted, but not purged yet
-        if err.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise

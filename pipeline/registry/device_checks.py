@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.parity.check import checked_files, provider_fault
 from pipeline.parity.html_report import PAGE, render_page
+from pipeline.parity.report import ParityReport
 from pipeline.tracking import TrackedRun, open_experiment
 from serving.bundle import PARITY, Bundle
 from serving.errors import VaeError
@@ -71,7 +72,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
     )
     try:
         run.log_text(PARITY, text)
-        run.log_text(PAGE, render_page(report, f"{name} version {version}"))
+        run.log_text(PAGE, render_page(ParityReport.from_json(report), f"{name} version {version}"))
         with store_errors():
             for device in report["devices"]:  # last: a tag never speaks of a report not there yet
                 value = json.dumps(asdict(check))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import Stale
+from serving.mlflow_store import create_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,13 +92,7 @@ def mark_done(client: "MlflowClient", name: str, move: Move) -> None:
 
 
 def _enter(client: "MlflowClient", name: str, move: Move) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(ledger_name(name), description=_ABOUT)
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    create_model(client, ledger_name(name), _ABOUT)
     client.create_model_version(
         ledger_name(name),
         f"runs:/{move.run_id}/decision.json",

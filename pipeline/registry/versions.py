@@ -20,7 +20,7 @@ from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
 from serving.errors import VaeError
-from serving.mlflow_store import ARTIFACT, DIGEST_TAG, store_errors
+from serving.mlflow_store import ARTIFACT, DIGEST_TAG, create_model, store_errors
 from serving.source import Source, fetch_version
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
     if faults := parity_faults(bundle, on_this_machine=True):
         raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
     with store_errors():
-        _create_model(run, name)
+        create_model(run.client, name)
         version = _find_version(run, name, bundle.manifest.digest)
         if version is None:
             version = _create_version(run, bundle, name)
@@ -80,16 +80,6 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "precision": manifest.precision,
         "elbo": str(bundle.read_json(METRICS)["elbo"]),
     }
-
-
-def _create_model(run: TrackedRun, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run.client.create_registered_model(name)
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _find_version(run: TrackedRun, name: str, digest: str) -> str | None:

@@ -22,7 +22,7 @@ from serving.batch.scorer import Scorer
 from serving.batch.streaming_histogram import Tally
 from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, read_held_out
-from serving.files import writing
+from serving.files import staged_file
 from serving.io.images import byte_unit, encode_png, is_picture
 from serving.io.rows import Rows
 from serving.io.svg_plots import bin_edges, plot_functions, plot_histogram
@@ -58,7 +58,7 @@ def write_report(
     part_rows = output.job["part_rows"]
     shown = [_show(ends, scorer, rows, part_rows) for ends in (findings.lowest, findings.highest)]
     page = render_page(findings, output.job, summary, bundle.manifest, *shown)
-    with writing(path) as temporary:
+    with staged_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return list_figures(findings, summary)
 

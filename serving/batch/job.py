@@ -25,7 +25,7 @@ import pyarrow as pa
 from serving.batch.output import Counts, Output
 from serving.batch.scorer import Provenance, Scorer
 from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import Layout
+from serving.io.column_choice import RowLayout
 from serving.io.filesystems import locate
 from serving.io.rows import Rows
 
@@ -60,7 +60,7 @@ class Mapper(Protocol):
 
     schema: pa.Schema
     provenance: Provenance
-    layout: Layout
+    layout: RowLayout
     x: tuple[str, ...]
 
     def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -103,7 +103,7 @@ def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
     """All that the output depends on, in JSON's own types."""
     return {
         "format": 1,
-        "input": str(locate(rows.location)),
+        "input": str(locate(rows.input_path)),
         "files": [
             {"name": file.name, "bytes": file.size, "mtime_ns": file.mtime_ns, "rows": file.rows}
             for file in rows.files
@@ -113,7 +113,7 @@ def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
         "device": scorer.engine.device,
         "x": list(scorer.x),
         "ids": list(scorer.ids),
-        "where": rows.where.text if rows.where else "",
+        "where": rows.filter.text if rows.filter else "",
         "part_rows": PART_ROWS,
     }
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from serving.errors import UsageRefused, VaeError
-from serving.io.filesystems import Place, locate, remove_leftovers, replacing
+from serving.io.filesystems import Location, locate, remove_leftovers, staged_stream
 
 JOB, SUMMARY, SUCCESS, QUARANTINE = "_job.json", "_summary.json", "_SUCCESS", "_quarantine"
 _KEY, _BAD = b"vae.job", b"vae.bad"
@@ -40,12 +40,12 @@ class Counts:
 class Output:
     """The folder of one job."""
 
-    def __init__(self, place: Place, job: Mapping[str, Any]) -> None:
+    def __init__(self, place: Location, job: Mapping[str, Any]) -> None:
         self.place = place
         self.job = job
         self.key = job_key(job)
 
-    def part(self, index: int) -> Place:
+    def part(self, index: int) -> Location:
         """Where a part lies."""
         return self.place / _part_name(index)
 
@@ -79,13 +79,13 @@ class Output:
     @contextlib.contextmanager
     def writing(self, index: int, schema: pa.Schema) -> Iterator["PartWriter"]:
         """Give a writer; the part is there when the block ends well, after its bad rows."""
-        with replacing(self.part(index)) as stream:
+        with staged_stream(self.part(index)) as stream:
             with PartWriter(stream, schema) as writer:
                 yield writer
                 writer.seal(self.key)
             if writer.bad:
                 table = pa.Table.from_batches(writer.bad)
-                with replacing(self.place / QUARANTINE / _part_name(index)) as aside:
+                with staged_stream(self.place / QUARANTINE / _part_name(index)) as aside:
                     parquet.write_table(table, aside)
 
     def finish(self, parts: int, summary: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Output:
         self._write(SUCCESS, b"")
 
     def _write(self, name: str, content: bytes) -> None:
-        with replacing(self.place / name) as stream:
+        with staged_stream(self.place / name) as stream:
             stream.write(content)
 
 
@@ -169,7 +169,7 @@ def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> It
         yield Output(place, job)
         return
     folder, name = posixpath.split(place.path)
-    following = Place(place.system, posixpath.join(folder, f".{name}.next"))
+    following = Location(place.system, posixpath.join(folder, f".{name}.next"))
     with _alone(following):
         if _found(following, job) == "another job":
             following.system.delete_dir_contents(following.path)
@@ -182,7 +182,7 @@ def job_key(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
-def _found(place: Place, job: Mapping[str, Any]) -> str:
+def _found(place: Location, job: Mapping[str, Any]) -> str:
     """What a folder holds: `nothing`, `this job` or `another job`."""
     kind = place.info().type
     if kind == fs.FileType.NotFound:
@@ -200,7 +200,7 @@ def _found(place: Place, job: Mapping[str, Any]) -> str:
     return "nothing"
 
 
-def _read_job(place: Place) -> dict[str, Any] | None:
+def _read_job(place: Location) -> dict[str, Any] | None:
     if not (place / JOB).exists():
         return None
     try:
@@ -210,7 +210,7 @@ def _read_job(place: Place) -> dict[str, Any] | None:
     return content
 
 
-def _difference(place: Place, job: Mapping[str, Any]) -> str:
+def _difference(place: Location, job: Mapping[str, Any]) -> str:
     found = _read_job(place) or {}
     names = [name for name in job if found.get(name) != job[name]]
     return (
@@ -220,7 +220,7 @@ def _difference(place: Place, job: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _alone(place: Place) -> Iterator[None]:
+def _alone(place: Location) -> Iterator[None]:
     """Lock a folder on this machine while the block runs; the system unlocks it after a crash."""
     if not place.is_local:
         yield
@@ -239,9 +239,9 @@ def _alone(place: Place) -> Iterator[None]:
         os.close(handle)
 
 
-def _swap(place: Place, following: Place) -> None:
+def _swap(place: Location, following: Location) -> None:
     """Put one folder in the place of another, which is deleted when the new one is there."""
-    old = Place(place.system, f"{following.path.removesuffix('.next')}.old")
+    old = Location(place.system, f"{following.path.removesuffix('.next')}.old")
     with contextlib.suppress(FileNotFoundError):
         place.system.delete_dir(old.path)
     if place.exists():

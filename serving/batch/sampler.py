@@ -14,7 +14,7 @@ import pyarrow as pa
 from serving.batch import job
 from serving.batch.scorer import PROVENANCE_FIELDS, Provenance, arrow_type, to_arrow
 from serving.engine import Engine
-from serving.io.columns import Layout
+from serving.io.column_choice import RowLayout
 from serving.noise import check_seed
 
 ROW = "row"
@@ -49,7 +49,7 @@ class Sampler:
         self.engine = engine
         self.provenance = provenance
         (x_loc,) = engine.operations["sample"].outputs
-        self.layout = Layout(engine.bundle.manifest.x_shape, np.dtype(x_loc.dtype), False)
+        self.layout = RowLayout(engine.bundle.manifest.x_shape, np.dtype(x_loc.dtype), False)
         self.x: tuple[str, ...] = ()
         self._x_loc = pa.field(x_loc.name, arrow_type(x_loc))
         self.schema = pa.schema([*_ROWS, self._x_loc, *PROVENANCE_FIELDS])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import REASONS, RESULT, Layout, choose_columns, read_x
+from serving.io.column_choice import RowLayout, choose_columns
+from serving.io.columns import REASONS, RESULT, read_x
 from serving.io.rows import Rows
 from serving.noise import check_seed
 from serving.operations import Tensor
@@ -62,14 +63,14 @@ def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
     return Provenance(name, source.version or digest[:12], digest, seed, num_samples)
 
 
-def layout_of(engine: Engine) -> Layout:
+def layout_of(engine: Engine) -> RowLayout:
     """What the engine's model takes as a row."""
     manifest = engine.bundle.manifest
     dtype = np.dtype(manifest.x_dtype)
-    return Layout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
+    return RowLayout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
 
 
-def read_all(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
+def read_all(rows: Rows, x: Sequence[str], layout: RowLayout) -> Array:
     """All rows as what a model takes, (rows, *x_shape).
 
     Raises:
@@ -83,7 +84,7 @@ def read_all(rows: Rows, x: Sequence[str], layout: Layout) -> Array:
     bad = np.flatnonzero(every)
     if len(bad):
         raise DataRefused(
-            f"{rows.location}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
+            f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
             f"{rows.total} rows cannot be used; to set them aside: "
             "vae score --operation reconstruct --on-error quarantine"
         )

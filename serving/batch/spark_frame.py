@@ -14,7 +14,7 @@ from serving.batch.job import BATCH_BYTES
 from serving.batch.scorer import Scorer, layout_of, provenance_of
 from serving.batch.spark_job import Recipe, recipe_of, ship
 from serving.engine import Engine
-from serving.io.columns import choose_columns
+from serving.io.column_choice import choose_columns
 from serving.source import open_source
 
 if TYPE_CHECKING:

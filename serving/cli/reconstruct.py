@@ -46,12 +46,12 @@ def reconstruct(
 
     require_pyarrow("vae reconstruct")
     from serving.batch.scorer import layout_of, read_all
-    from serving.files import check_target
+    from serving.files import check_output_file
     from serving.io.array_files import write_array
     from serving.io.images import write_grid
     from serving.io.rows import Rows
 
-    check_target(out, (".png", ".npy", ".parquet"))
+    check_output_file(out, (".png", ".npy", ".parquet"))
     refuse_inside(out, "--out", "INPUT", input)
     rows = Rows(input, ids=None)
     source, engine = open_engine(reference, device, threads)

@@ -77,10 +77,10 @@ def sample(
 def _write_file(
     reference: str, count: int, seed: int, out: Path, threads: int, device: str
 ) -> None:
-    from serving.files import check_target
+    from serving.files import check_output_file
     from serving.io.array_files import write_array
 
-    check_target(out, tuple(_SUFFIXES.values()))
+    check_output_file(out, tuple(_SUFFIXES.values()))
     source, engine = open_engine(reference, device, threads)
     _refuse_too_many(count, source.bundle.manifest.x_shape)
     started = time.perf_counter()

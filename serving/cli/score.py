@@ -205,14 +205,14 @@ class _Report:
         self._log: Callable[[Path, Mapping[str, float]], None] | None = None
         if path is None:
             return
-        from serving.files import check_target
+        from serving.files import check_output_file
         from serving.mlflow_store import open_run
 
         if operation != "score":
             raise UsageRefused(f"--report is about scores, --operation is {operation!r}")
         for name, place in places.items():
             refuse_inside(path, "--report", name, place)
-        check_target(path, (".html",), "--report")
+        check_output_file(path, (".html",), "--report")
         if run_id:
             self._log = open_run(run_id)
 

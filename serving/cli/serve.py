@@ -16,7 +16,7 @@ from serving.errors import UsageRefused
 if TYPE_CHECKING:
     from serving.deploy import DeployTarget
     from serving.server.auth import Access
-    from serving.server.worker import Settings
+    from serving.server.settings import Settings
     from serving.source import Source
 
 _MIB = 2**20
@@ -166,8 +166,8 @@ def _settings(
 ) -> "Settings":
     """What the workers are told."""
     from serving.server.rest_messages import Limits
+    from serving.server.settings import Settings
     from serving.server.supervisor import free_port
-    from serving.server.worker import Settings
 
     body_bytes = options["max_body_mb"] * _MIB
     limits = Limits(body_bytes=body_bytes, total_bytes=16 * body_bytes, body_s=options["timeout_s"])

@@ -1,7 +1,6 @@
-"""Files of arrays: read IDX, `.npy` and `.npz`; write `.npy`, Parquet and PNG, each in one step.
+"""Read IDX, `.npy` and `.npz` files whole; write `.npy`, Parquet and PNG files.
 
-Reading raises `DataRefused`. Writing goes to a temporary file beside the target and renames it, so
-that a target is whole or absent.
+Reading raises `DataRefused`. A file that is written is whole or absent.
 """
 
 import contextlib
@@ -9,7 +8,7 @@ import gzip
 import io
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DataRefused, UsageRefused
-from serving.files import READ_ERRORS, writing
+from serving.files import reading, staged_file
 from serving.io.images import write_grid
 
 Array = NDArray[Any]
@@ -26,33 +25,42 @@ _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 
 
 
 def read_array(path: Path) -> Array:
-    """Read a file's array: `.npy`, `.npz` with one array or one named `x`, or IDX, also gzipped."""
+    """Read an `.npy` file, the array of an `.npz` file that `choose_array` names, or an IDX file.
+
+    Only the names tell `.npy` and `.npz` files. An IDX file may be gzipped, whatever its name.
+    """
     if path.suffix == ".npz":
         arrays = read_npz(path)
-        if "x" in arrays:
-            return arrays["x"]
-        if len(arrays) == 1:
-            return next(iter(arrays.values()))
-        raise DataRefused(f"{path} must hold one array, or one named x; got {', '.join(arrays)}")
-    with _reading(path):
+        return arrays[choose_array(path, list(arrays))]
+    with _opened(path) as file:
         if path.suffix == ".npy":
-            with path.open("rb") as file:
-                array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
             return array
-        return _read_idx(path)
+        return _read_idx(file.read())
 
 
 def read_npz(path: Path) -> dict[str, Array]:
     """Read all arrays of an `.npz` file."""
-    with _reading(path), path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
+    with _opened(path) as file, np.lib.npyio.NpzFile(file) as arrays:
         return dict(arrays)
 
 
+def choose_array(source: object, names: Sequence[str]) -> str:
+    """Choose the array `x` of an `.npz` file, or its only one.
+
+    Raises:
+        DataRefused: there are several arrays, and none is named `x`.
+    """
+    if "x" not in names and len(names) != 1:
+        raise DataRefused(f"{source} must hold one array, or one named x; got {', '.join(names)}")
+    return "x" if "x" in names else names[0]
+
+
 def write_array(path: Path, array: Array) -> None:
-    """Write rows of data as `.npy`, `.parquet` (one list column) or `.png` (a grid of images)."""
+    """Write rows as `.npy`, `.parquet` (one column of lists) or `.png` (a grid of images)."""
     if path.suffix == ".npy":
-        # not "wb": numpy writes to such a file past Python, and cannot say why a write failed
-        with writing(path) as temporary, temporary.open("w+b") as file:
+        # not "wb": numpy bypasses Python when it writes to such a file, and loses a write's error
+        with staged_file(path) as temporary, temporary.open("w+b") as file:
             np.save(file, array)
     elif path.suffix == ".parquet":
         write_table(path, {"x_loc": array.reshape(len(array), -1)})
@@ -65,15 +73,17 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     try:
         import pyarrow as pa
         from pyarrow import parquet
+
+        from serving.io.arrow_types import to_column
     except ImportError as err:
         raise UsageRefused("Parquet needs pyarrow: pip install 'vae-pipeline[files]'") from err
-    table = pa.table({name: _column(pa, values) for name, values in columns.items()})
-    with writing(path) as temporary:
+    table = pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
+    with staged_file(path) as temporary:
         parquet.write_table(table, temporary)
 
 
 def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Dtype and shape of IDX; raises `ValueError`."""
+    """Read the dtype and shape of IDX; raises `ValueError`."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_DTYPES:
         raise ValueError(f"no IDX file, it starts with 0x{start.hex()}")
@@ -84,24 +94,17 @@ def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        if path.is_file() and not path.stat().st_size:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    with reading(path), path.open("rb") as file:
+        if not file.peek(1):
             raise DataRefused(f"{path} is empty")
-        yield
-    except FileNotFoundError:
-        raise DataRefused(f"no file {path}") from None
-    except IsADirectoryError:
-        raise DataRefused(f"{path} is a folder: give a file") from None
-    except READ_ERRORS as err:
-        raise DataRefused(f"cannot read {path}: {err}") from err
+        yield file
 
 
-def _read_idx(path: Path) -> Array:
-    """IDX as of the MNIST page: two zero bytes, a type, a rank, big-endian sizes, the values."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+def _read_idx(content: bytes) -> Array:
+    """Decode IDX, see the MNIST page: two zero bytes, a type, a rank, big-endian sizes, values."""
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
     stream = io.BytesIO(content)
     dtype, shape = read_idx_header(stream)
     header = stream.tell()
@@ -110,10 +113,3 @@ def _read_idx(path: Path) -> Array:
         raise ValueError(f"IDX shape {shape} needs {wanted} bytes, got {len(content)}")
     values = np.frombuffer(content, dtype, offset=header).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
-
-
-def _column(pa: Any, values: Any) -> Any:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    return pa.array(values)

@@ -1,6 +1,7 @@
-"""Rows of one array in a file, as record batches with a column `x`: `.npy`, `.npz`, IDX, gzipped.
+"""Read rows of the array in an `.npy`, `.npz` or IDX file as record batches with a column `x`.
 
-The file is read as a stream: memory is bounded by a batch, in an `.npz` too.
+An `.npy` or IDX file may be gzipped. Every file is read as a stream, an `.npz` too, so that memory
+is bounded by a batch.
 """
 
 import contextlib
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from serving.errors import DataRefused
-from serving.io.array_files import read_idx_header
-from serving.io.filesystems import Place
+from serving.io.array_files import choose_array, read_idx_header
+from serving.io.arrow_types import to_column
+from serving.io.filesystems import Location
 
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -25,8 +27,8 @@ _NPY_HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
-    """A stream that stands at the first value, and what is in it."""
+class _ArrayStream:
+    """A stream that stands at the first value of an array, and the array's dtype and shape."""
 
     stream: IO[bytes]
     dtype: np.dtype[Any]
@@ -38,14 +40,14 @@ class _Array:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
-def count_array(place: Place) -> tuple[pa.Schema, int]:
-    """Schema and number of rows, from the header."""
-    with _opened(place) as array:
+def count_array(location: Location) -> tuple[pa.Schema, int]:
+    """Return the schema and the number of rows, from the header."""
+    with _opened(location) as array:
         wanted = array.stream.tell() + array.shape[0] * array.row_bytes
-        if not array.packed and place.info().size < wanted:
+        if not array.packed and location.info().size < wanted:
             raise DataRefused(
-                f"{place} is cut off: shape {array.shape} needs {wanted} bytes, "
-                f"got {place.info().size}"
+                f"{location} is cut off: shape {array.shape} needs {wanted} bytes, "
+                f"got {location.info().size}"
             )
         kind = pa.from_numpy_dtype(array.dtype.newbyteorder("="))
         for size in reversed(array.shape[1:]):
@@ -54,71 +56,61 @@ def count_array(place: Place) -> tuple[pa.Schema, int]:
 
 
 def read_array_rows(
-    place: Place, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of rows `start` to `stop`."""
-    with _opened(place) as array:
+    """Read batches of rows `start` to `stop`."""
+    with _opened(location) as array:
         array.stream.seek(array.stream.tell() + start * array.row_bytes)
         for row in range(start, stop, batch_rows):
-            count = min(batch_rows, stop - row) * array.row_bytes
-            content = array.stream.read(count)
-            if len(content) < count:
-                raise DataRefused(f"{place} is cut off in row {row + len(content) // count}")
-            yield pa.record_batch([_column(array, content)], ["x"]).select(columns)
-        # to the end, where gzip and zip compare their checksums
+            shape = (min(batch_rows, stop - row), *array.shape[1:])
+            content = array.stream.read(shape[0] * array.row_bytes)
+            if len(content) < shape[0] * array.row_bytes:
+                raise DataRefused(
+                    f"{location} is cut off in row {row + len(content) // array.row_bytes}"
+                )
+            values = np.frombuffer(content, array.dtype).reshape(shape)
+            values = values.astype(array.dtype.newbyteorder("="), copy=False)
+            yield pa.record_batch([to_column(values)], ["x"]).select(columns)
+        # gzip and zip compare their checksums when the end is read
         if stop == array.shape[0] and array.stream.read(1):
-            raise DataRefused(f"{place} goes on after its {stop} rows")
+            raise DataRefused(f"{location} goes on after its {stop} rows")
 
 
 @contextlib.contextmanager
-def _opened(place: Place) -> Iterator[_Array]:
+def _opened(location: Location) -> Iterator[_ArrayStream]:
     with contextlib.ExitStack() as stack:
-        stream: Any = stack.enter_context(place.open())
+        stream: Any = stack.enter_context(location.open())
         head = bytes(stream.read(2))
         stream.seek(0)
         if head == b"PK":
-            stream = stack.enter_context(_member(stack.enter_context(zipfile.ZipFile(stream))))
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            member = members[choose_array(location, list(members))]
+            stream = stack.enter_context(archive.open(member))
         elif head == b"\x1f\x8b":
             stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
-        dtype, shape = _read_header(place, stream)
+        dtype, shape = _read_header(location, stream)
         if dtype.kind not in "uifb":
-            raise DataRefused(f"{place} must hold numbers, got {dtype}")
+            raise DataRefused(f"{location} must hold numbers, got {dtype}")
         if not shape:
-            raise DataRefused(f"{place} must hold at least one row, got ()")
-        yield _Array(stream, dtype, shape, head in (b"PK", b"\x1f\x8b"))
+            raise DataRefused(f"{location} must hold at least one row, got ()")
+        yield _ArrayStream(stream, dtype, shape, head in (b"PK", b"\x1f\x8b"))
 
 
-def _read_header(place: Place, stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _read_header(location: Location, stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     is_npy = stream.read(2) == b"\x93N"
     stream.seek(0)
     if not is_npy:
         return read_idx_header(stream)
     version = np.lib.format.read_magic(stream)
     if version not in _NPY_HEADERS:
-        raise DataRefused(f"{place} has .npy format {version}, which is of tables of named fields")
+        raise DataRefused(
+            f"{location} has .npy format {version}, which holds tables of named fields"
+        )
     shape, fortran, dtype = _NPY_HEADERS[version](stream)
     if fortran and len(shape) > 1:
         raise DataRefused(
-            f"{place} is stored by columns: save numpy.ascontiguousarray(x), so that rows follow "
-            "each other"
+            f"{location} is stored by columns: save numpy.ascontiguousarray(x), so that rows "
+            "follow each other"
         )
     return dtype, shape
-
-
-def _member(archive: zipfile.ZipFile) -> IO[bytes]:
-    """The array `x` of an `.npz`, or its only one."""
-    names = [name.removesuffix(".npy") for name in archive.namelist()]
-    if "x" not in names and len(names) != 1:
-        raise DataRefused(
-            f"{archive.filename or 'the .npz'} must hold one array, or one named x; "
-            f"got {', '.join(names)}"
-        )
-    return archive.open("x.npy" if "x" in names else archive.namelist()[0])
-
-
-def _column(array: _Array, content: bytes) -> pa.Array:
-    values = np.frombuffer(content, array.dtype)
-    column = pa.array(values.astype(array.dtype.newbyteorder("="), copy=False))
-    for size in reversed(array.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
-    return column

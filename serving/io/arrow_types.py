@@ -1,6 +1,10 @@
-"""What kind of values an Arrow column holds: numbers, lists of numbers, or bytes."""
+"""Tell what values an Arrow column holds: numbers, lists of numbers, or bytes; make columns."""
 
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -8,52 +12,60 @@ _STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_vie
 _LISTED = 20
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type itself of an extension, a dictionary, or the struct of an image."""
+def unwrap_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values in an extension, a dictionary, or the struct of an image."""
     if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
+        return unwrap_type(kind.storage_type)
     if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
+        return unwrap_type(kind.value_type)
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return kind.field("bytes").type
     return kind
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether it is an integer, a float or a boolean."""
+    """Whether a type is an integer, a float or a boolean."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     )
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether it is a string of any kind."""
+    """Whether a type is a string of any kind."""
     return any(is_string(kind) for is_string in _STRINGS)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether it is bytes of any length."""
+    """Whether a type is bytes of variable length."""
     return any(is_binary(kind) for is_binary in _BINARIES)
 
 
 def list_sizes(kind: pa.DataType) -> tuple[int | None, ...]:
-    """Sizes of the lists around numbers, None for any; empty where it is no list of numbers."""
+    """Return the sizes of nested lists of numbers, None for any size; empty for any other type."""
     sizes: tuple[int | None, ...] = ()
     while any(is_list(kind) for is_list in _LISTS):
         sizes += (kind.list_size if pa.types.is_fixed_size_list(kind) else None,)
-        kind = plain_type(kind.value_type)
+        kind = unwrap_type(kind.value_type)
     return sizes if is_number(kind) else ()
 
 
 def number_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the numbers in lists of any depth, or of the numbers themselves."""
+    """Return the type of the innermost values of lists, or of the values themselves."""
     while any(is_list(kind) for is_list in _LISTS):
-        kind = plain_type(kind.value_type)
+        kind = unwrap_type(kind.value_type)
     return kind
 
 
 def list_columns(schema: pa.Schema) -> str:
-    """Columns with their types, for a message."""
+    """Name the columns with their types, for a message."""
     shown = [f"{item.name} ({item.type})" for item in schema][:_LISTED]
     more = len(schema) - _LISTED
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def to_column(values: NDArray[Any]) -> pa.Array:
+    """Make a column of rows (rows, ...): numbers, or lists of one size for each further axis."""
+    column = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column

@@ -1,7 +1,8 @@
-"""Rows of a CSV file with a header, as a stream of record batches.
+"""Read CSV files with a header as streams of record batches.
 
-Numbers are floats, whatever the first rows look like, and so is a column that starts empty. Raises
-`DataRefused` where the header cannot be meant; pyarrow's errors where a value is not of its column.
+Columns of numbers, and columns that are empty at their start, are read as floats, whatever their
+first rows look like. Raises `DataRefused` for a header that names no columns, and pyarrow's errors
+for a value that is not of its column's type.
 """
 
 import contextlib
@@ -12,42 +13,53 @@ import pyarrow as pa
 from pyarrow import csv
 
 from serving.errors import DataRefused
-from serving.io.filesystems import Place
+from serving.io.filesystems import Location
 
 
-def read_schema(place: Place, texts: Sequence[str] = ()) -> pa.Schema:
-    """Names and types of the columns, as the first megabyte shows them; `texts` stay as written.
+def read_header(location: Location) -> pa.Schema:
+    """Return the names and types of the columns, as the first megabyte shows them."""
+    with _open_csv(location, csv.ConvertOptions()) as batches:
+        schema = batches.schema
+    if all(_is_float(name) for name in schema.names):
+        shown = ", ".join(schema.names[:8])
+        raise DataRefused(f"the first line of {location} must name the columns, got {shown}")
+    return schema
+
+
+def read_schema(location: Location, texts: Sequence[str]) -> pa.Schema:
+    """Return the names of the columns and the types to read them as; `texts` stay as written.
 
     Raises:
-        DataRefused: the first line holds no names, or one of them twice.
+        DataRefused: the first line names no columns, or one of them twice.
     """
-    with place.open() as stream, csv.open_csv(stream) as batches:
-        seen = batches.schema
-    check_header(place, seen)
+    seen = read_header(location)
     if twice := [name for name in dict.fromkeys(seen.names) if seen.names.count(name) > 1]:
-        raise DataRefused(f"{place} has columns of the same name: {', '.join(twice)}")
+        raise DataRefused(f"{location} has columns of the same name: {', '.join(twice)}")
     types = (pa.string() if item.name in texts else widen(item.type) for item in seen)
     return pa.schema(zip(seen.names, types, strict=True))
 
 
 @contextlib.contextmanager
-def open_rows(place: Place, schema: pa.Schema) -> Iterator[csv.CSVStreamingReader]:
-    """All rows, with the columns of `schema`."""
-    types = dict(zip(schema.names, schema.types, strict=True))
-    options = csv.ConvertOptions(column_types=types, include_columns=schema.names)
-    with place.open() as stream, csv.open_csv(stream, convert_options=options) as batches:
+def open_rows(
+    schema: pa.Schema, location: Location, columns: Sequence[str]
+) -> Iterator[csv.CSVStreamingReader]:
+    """Open a stream of all rows with `columns`, which have the types of `schema`."""
+    types = {name: schema.field(name).type for name in columns}
+    options = csv.ConvertOptions(column_types=types, include_columns=columns)
+    with _open_csv(location, options) as batches:
         yield batches
 
 
-def check_header(place: Place, schema: pa.Schema) -> None:
-    """Refuse a first line of numbers, which would be lost."""
-    if all(_is_float(name) for name in schema.names):
-        shown = ", ".join(schema.names[:8])
-        raise DataRefused(f"the first line of {place} must name the columns, got {shown}")
+def _open_csv(location: Location, options: csv.ConvertOptions) -> csv.CSVStreamingReader:
+    """Open a CSV file; pyarrow closes it when its read-ahead thread has ended.
+
+    Closed earlier, the thread could read on in the file that is opened next, by the same number.
+    """
+    return csv.open_csv(location.open(), convert_options=options)
 
 
 def widen(kind: pa.DataType) -> pa.DataType:
-    """The type to read a column as, of which `kind` was seen."""
+    """Return the type to read a column as whose first rows are of the type `kind`."""
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return pa.float64()
     return kind

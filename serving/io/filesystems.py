@@ -1,6 +1,6 @@
-"""Files by path or URI, on this machine or on any file system that pyarrow or fsspec opens.
+"""Find files by path or URI, on this machine or on any file system that pyarrow or fsspec opens.
 
-Raises `DataRefused` where there is nothing to read, `UsageRefused` where no file system fits.
+Raises `DataRefused` if there is nothing to read, `UsageRefused` if no file system fits the URI.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _TEMPORARY = "_tmp."
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """A path in a file system."""
 
     system: fs.FileSystem
@@ -30,114 +30,117 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on this machine."""
+        """Whether the file system is this machine's own."""
         return isinstance(self.system, fs.LocalFileSystem)
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.system, posixpath.join(self.path, name))
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.system, posixpath.join(self.path, name))
 
     def __str__(self) -> str:
         return self.path if self.is_local else f"{self.system.type_name}:{self.path}"
 
     def info(self) -> fs.FileInfo:
-        """Kind, size and time of change; a kind of its own where there is nothing."""
+        """Return kind, size and time of change; the kind is `NotFound` if nothing is there."""
         return self.system.get_file_info(self.path)
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Whether a file or a folder is there."""
         return bool(self.info().type != fs.FileType.NotFound)
 
     def open(self) -> pa.NativeFile:
-        """Open to read, at any position."""
+        """Open the file for reading from any position."""
         return self.system.open_input_file(self.path)
 
     def read(self) -> bytes:
-        """The whole content."""
+        """Return the whole content."""
         with self.open() as file:
             return bytes(file.read())
 
 
-def locate(location: str) -> Place:
+def locate(path: str) -> Location:
     """Find the file system of a path or a URI.
 
     Raises:
-        UsageRefused: there is no name, or no file system opens the URI.
+        UsageRefused: `path` is empty, or no file system opens the URI.
     """
-    if not location:
+    if not path:
         raise UsageRefused("a path must have a name, got ''")
-    if "://" not in location:
-        return Place(fs.LocalFileSystem(), str(Path(location).absolute()))
+    if "://" not in path:
+        return Location(fs.LocalFileSystem(), str(Path(path).absolute()))
     try:
-        return Place(*fs.FileSystem.from_uri(location))
+        return Location(*fs.FileSystem.from_uri(path))
     except pa.ArrowInvalid:
-        return _locate_by_fsspec(location)
+        return _locate_by_fsspec(path)
     except OSError as err:
-        raise VaeError(f"cannot reach {location}: {err}") from err
+        raise VaeError(f"cannot reach {path}: {err}") from err
 
 
-def find_files(location: str) -> list[tuple[str, Place, fs.FileInfo]]:
-    """Files at a path: itself, those of a folder or of a pattern, by name relative to the folder.
+def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
+    """Find the files of a path, a URI or a pattern: the file itself, or those below a folder.
 
-    Names that start with `_` or `.` are left out of folders: markers, and files being written.
+    They are sorted by their names relative to the folder. Below a folder, names that start with `_`
+    or `.` are left out, because they are markers or files that are still being written.
 
     Raises:
         DataRefused: there is no file.
     """
-    is_uri = "://" in location
-    is_pattern = bool(_PATTERN & set(location)) and (is_uri or not locate(location).exists())
+    is_uri = "://" in path
+    is_pattern = bool(_PATTERN & set(path)) and (is_uri or not locate(path).exists())
     found: list[tuple[str, fs.FileInfo]]
     if is_pattern:
-        parts = location.split("/")
+        parts = path.split("/")
         first = next(index for index, part in enumerate(parts) if _PATTERN & set(part))
-        place = locate("/".join(parts[:first]) or ("/" if location.startswith("/") else "."))
-        pattern = "/".join(parts[first:]).split("/")
-        found = [item for item in _list_files(place) if _fits(item[0].split("/"), pattern)]
+        location = locate("/".join(parts[:first]) or ("/" if path.startswith("/") else "."))
+        pattern = parts[first:]
+        found = [item for item in _list_files(location) if _fits(item[0].split("/"), pattern)]
     else:
-        place = locate(location)
-        info = place.info()
+        location = locate(path)
+        info = location.info()
         if info.type == fs.FileType.NotFound:
-            raise DataRefused(f"no file {location}")
-        found = [(info.base_name, info)] if info.is_file else _list_files(place)
+            raise DataRefused(f"no file {path}")
+        found = [(info.base_name, info)] if info.is_file else _list_files(location)
     if not found:
-        raise DataRefused(f"no files in {location}")
-    return [(name, Place(place.system, info.path), info) for name, info in sorted(found)]
+        raise DataRefused(f"no files in {path}")
+    return [(name, Location(location.system, info.path), info) for name, info in sorted(found)]
 
 
 @contextlib.contextmanager
-def replacing(place: Place) -> Iterator[pa.NativeFile]:
-    """Give a stream to a temporary file; it takes the place's name when the block ends well.
+def staged_stream(location: Location) -> Iterator[pa.NativeFile]:
+    """Give a stream to a temporary file; rename it to `location` if the block succeeds.
 
     Raises:
         VaeError: the file cannot be written.
     """
-    folder, name = posixpath.split(place.path)
+    folder, name = posixpath.split(location.path)
     temporary = posixpath.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}.{name}")
     try:
-        place.system.create_dir(folder, recursive=True)
-        with place.system.open_output_stream(temporary) as stream:
+        location.system.create_dir(folder, recursive=True)
+        with location.system.open_output_stream(temporary) as stream:
             yield stream
-        place.system.move(temporary, place.path)
+        location.system.move(temporary, location.path)
     except OSError as err:
-        raise VaeError(f"cannot write {place}: {err}") from err
+        raise VaeError(f"cannot write {location}: {err}") from err
     finally:
         with contextlib.suppress(OSError):
-            if place.system.get_file_info(temporary).is_file:
-                place.system.delete_file(temporary)
+            if location.system.get_file_info(temporary).is_file:
+                location.system.delete_file(temporary)
 
 
-def remove_leftovers(folder: Place) -> None:
-    """Delete what processes that were killed were about to write below a folder."""
+def remove_leftovers(folder: Location) -> None:
+    """Delete temporary files below a folder that killed processes left behind."""
     selector = fs.FileSelector(folder.path, recursive=True)
     for info in folder.system.get_file_info(selector):
         if info.base_name.startswith(_TEMPORARY):
             folder.system.delete_file(info.path)
 
 
-def _list_files(place: Place) -> list[tuple[str, fs.FileInfo]]:
-    """Files below a folder by relative name."""
-    selector = fs.FileSelector(place.path, recursive=True, allow_not_found=True)
-    root = place.path.rstrip("/") + "/"
-    items = ((info.path.removeprefix(root), info) for info in place.system.get_file_info(selector))
+def _list_files(location: Location) -> list[tuple[str, fs.FileInfo]]:
+    """List the files below a folder with their names relative to it."""
+    selector = fs.FileSelector(location.path, recursive=True, allow_not_found=True)
+    root = location.path.rstrip("/") + "/"
+    items = (
+        (info.path.removeprefix(root), info) for info in location.system.get_file_info(selector)
+    )
     return [
         (name, info)
         for name, info in items
@@ -146,7 +149,7 @@ def _list_files(place: Place) -> list[tuple[str, fs.FileInfo]]:
 
 
 def _fits(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a path fits a pattern, of which `**` stands for any number of folders."""
+    """Whether a path fits a pattern, in which `**` stands for any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -156,15 +159,14 @@ def _fits(parts: list[str], pattern: list[str]) -> bool:
     )
 
 
-def _locate_by_fsspec(location: str) -> Place:
-    scheme = location.partition("://")[0]
+def _locate_by_fsspec(uri: str) -> Location:
+    scheme = uri.partition("://")[0]
     try:
         import fsspec
 
         system: Any = fsspec.filesystem(scheme)
     except ImportError as err:
-        raise UsageRefused(f"no file system opens {location}: pip install fsspec ({err})") from err
+        raise UsageRefused(f"no file system opens {uri}: pip install fsspec ({err})") from err
     except ValueError as err:
-        raise UsageRefused(f"no file system opens {location}: {err}") from err
-    path = system._strip_protocol(location)
-    return Place(fs.PyFileSystem(fs.FSSpecHandler(system)), path)
+        raise UsageRefused(f"no file system opens {uri}: {err}") from err
+    return Location(fs.PyFileSystem(fs.FSSpecHandler(system)), system._strip_protocol(uri))

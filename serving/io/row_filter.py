@@ -1,7 +1,7 @@
-"""A row filter as text, `label != 9 and split == 'test'`, to an expression of pyarrow.
+"""Parse a row filter such as `label != 9 and split == 'test'` into an expression of pyarrow.
 
-The text is parsed by Python's own grammar and nothing of it is run: only the forms named in
-`ALLOWED` are taken. Raises `UsageRefused`.
+The text is parsed with Python's own grammar, and nothing in it is executed: only the forms that
+`ALLOWED` names are accepted. Raises `UsageRefused`.
 """
 
 import ast
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import compute
 
 from serving.errors import UsageRefused
-from serving.io.arrow_types import is_number, is_text, plain_type
+from serving.io.arrow_types import is_number, is_text, unwrap_type
 
 ALLOWED = (
     "columns, numbers, 'text', True, False, None, == != < <= > >= in is, and or not, "
@@ -31,39 +31,39 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """A filter and the columns that it looks at."""
+class RowFilter:
+    """A filter and the columns that it reads."""
 
     text: str
     expression: Any
     columns: tuple[str, ...]
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows for which the filter is true; a comparison with null is not."""
+        """Return the rows for which the filter is true; a comparison with null is never true."""
         try:
             return batch.filter(self.expression)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as err:
             raise UsageRefused(f"--where {self.text!r} does not fit the columns: {err}") from err
 
 
-def parse_where(text: str, schema: pa.Schema) -> Where:
+def parse_row_filter(text: str, schema: pa.Schema) -> RowFilter:
     """Parse a filter over the columns of `schema`.
 
     Raises:
-        UsageRefused: the text is no filter, or does not fit the columns.
+        UsageRefused: the text is not a filter, or does not fit the columns.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
         raise UsageRefused(f"--where {text!r} cannot be read; allowed are {ALLOWED}") from err
     reader = _Reader(text, schema)
-    where = Where(text, reader.condition(tree), tuple(sorted(reader.columns)))
-    where.apply(pa.RecordBatch.from_pylist([], schema=schema))
-    return where
+    row_filter = RowFilter(text, reader.condition(tree), tuple(sorted(reader.columns)))
+    row_filter.apply(pa.RecordBatch.from_pylist([], schema=schema))
+    return row_filter
 
 
 class _Reader:
-    """Walks the tree; collects the columns."""
+    """Turn a syntax tree into an expression, and collect the columns in it."""
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self._text = text
@@ -71,7 +71,7 @@ class _Reader:
         self.columns: set[str] = set()
 
     def condition(self, node: ast.expr) -> Any:
-        """An expression that is true or false."""
+        """Turn a node into an expression that is true or false."""
         match node:
             case ast.BoolOp(op, values):
                 parts = [self.condition(value) for value in values]
@@ -88,7 +88,7 @@ class _Reader:
                     result &= self._compare(sides[index], operators[index], sides[index + 1])
                 return result
             case _:
-                return self._column(node)  # of true and false
+                return self._column(node)  # a column of booleans
 
     def _compare(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> Any:
         match operator:
@@ -117,9 +117,9 @@ class _Reader:
         return compute.scalar(self._constant(node))
 
     def _check_kinds(self, column: ast.expr, value: object) -> None:
-        """Refuse text beside numbers; what pyarrow says of it names kernels."""
+        """Refuse to compare text with numbers; pyarrow's own message would name compute kernels."""
         name = self._name(column)
-        kind = plain_type(self._schema.field(name).type)
+        kind = unwrap_type(self._schema.field(name).type)
         if is_text(kind) and not isinstance(value, str):
             raise UsageRefused(
                 f"--where {self._text!r}: column {name} holds text: compare it with "

@@ -1,6 +1,7 @@
-"""Plots of distributions as inline SVG, which takes its colours from the page.
+"""Draw distributions as inline SVG, which takes its colours from the page's style sheet.
 
-In: shares of rows by bin. Out: SVG with the classes `new` and `held` for the two distributions.
+In: the share of rows in each bin. Out: SVG, in which the classes `new` and `held` mark the new and
+the held-out rows.
 """
 
 import html
@@ -19,12 +20,12 @@ _FLOOR = HEIGHT - BOTTOM
 
 
 def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None = None) -> str:
-    """Bars of the shares in each bin; the shares of other rows as a line of steps."""
+    """Draw the share in each bin as a bar; draw the shares of held-out rows as a line of steps."""
     top = max(float(shares.max()), float(held.max()) if held is not None else 0, 1e-12)
     parts = list(_frame(edges, below, f"{top:.0%}" if top >= 0.1 else f"{top:.1%}"))
     for low, high, share in zip(edges, edges[1:], shares, strict=False):
         left, right = _x(edges, low), _x(edges, high)
-        height = max((_FLOOR - TOP) * share / top, 1.0) if share else 0  # a row must be seen
+        height = max((_FLOOR - TOP) * share / top, 1.0) if share else 0  # even one row is visible
         title = f"<title>{_number(low)} to {_number(high)}: {share:.3%}</title>"
         parts.append(
             f'<rect class="new" x="{left + 0.3:.1f}" y="{_FLOOR - height:.1f}" '
@@ -41,7 +42,7 @@ def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None =
 
 
 def plot_functions(points: Array, new: Array, held: Array, mark: float, below: str) -> str:
-    """Two distribution functions at `points`, and a dashed line where they are furthest apart."""
+    """Draw two distribution functions at `points`, and a dashed line at `mark`."""
     parts = list(_frame(points, below, "1"))
     for kind, values in (("held", held), ("new", new)):
         line = " ".join(
@@ -56,7 +57,7 @@ def plot_functions(points: Array, new: Array, held: Array, mark: float, below: s
 
 
 def bin_edges(low: float, high: float, bins: int) -> Array:
-    """Edges of bins over a range, which is made wider where it is none."""
+    """Return edges of equal bins from `low` to `high`; an empty range is widened."""
     if not high > low:
         middle, half = (low + high) / 2, max(abs(low) * 1e-3, 0.5)
         low, high = middle - half, middle + half
@@ -69,7 +70,7 @@ def _x(edges: Array, value: float) -> float:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers in a range, about five."""
+    """Return about five round numbers in a range."""
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -89,12 +90,12 @@ def _number(value: float) -> str:
 
 
 def draw_text(x: float, y: float, words: str, anchor: str) -> str:
-    """A label in a plot."""
+    """Draw a label."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
 
 
 def draw_svg(parts: Sequence[str], label: str, height: int = HEIGHT) -> str:
-    """A plot of its parts, `WIDTH` wide."""
+    """Join the parts of a plot, which is `WIDTH` wide."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(label)}">'
         + "".join(parts)

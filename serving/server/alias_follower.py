@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import VaeError
-from serving.files import writing
+from serving.files import staged_file
 from serving.mlflow_store import alias_version, connect, store_errors
 from serving.server.shared_counters import SharedCounters
 from serving.source import Registered, Source, open_version, remember
@@ -49,7 +49,7 @@ class ServedVersion:
 
     def write(self, file: Path) -> None:
         """Replace the file in one step."""
-        with writing(file) as temporary:
+        with staged_file(file) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
     @classmethod

@@ -1,16 +1,18 @@
-"""Granian, the HTTP server, behind one adapter: worker processes, with public hooks.
+"""Granian, the HTTP server, behind one adapter: it runs the workers, and drains before it stops.
 
-Granian has no public hook for a worker's index, for the signals that a new process blocks, or for
-the moment before workers stop. Four of its private methods are overridden here, and nowhere else;
+Granian listens, restarts workers that die, and kills those that do not stop in time. It has no
+public hook for a worker's index, for the signals that a new process blocks, or for the moment
+before workers stop, so four of its private methods are overridden here, and nowhere else.
 tests/serving/server/test_granian_adapter.py checks that the installed granian still has them.
 """
 
 import contextlib
+import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, SSLProtocols
@@ -18,85 +20,67 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
+from serving.server.logging_config import granian_config
+from serving.server.settings import Settings
+from serving.server.shared_counters import SharedCounters
+
+LOG = logging.getLogger(__name__)
 HEADER_TIMEOUT_MS = 30_000
-Application = Any
-"""An RSGI application: an object with `__rsgi__`, and maybe `__rsgi_init__`, `__rsgi_del__`."""
 
 
 class GranianServer(MPServer):  # type: ignore[misc]
-    """Listens, restarts workers that die, and kills those that do not stop in time.
+    """Granian with our settings, an index for each worker, and a drain before it stops."""
 
-    Args:
-        host: an address; granian takes no host names.
-        port: the port that all workers share.
-        workers: number of processes.
-        max_connections: connections that each worker accepts at a time.
-        stop_timeout_s: seconds that workers have to stop.
-        tls: files of the certificate chain and the key.
-        log_config: granian's logging, as `logging.config.dictConfig` takes it.
-    """
-
-    def __init__(
-        self,
-        *,
-        host: str,
-        port: int,
-        workers: int,
-        max_connections: int,
-        stop_timeout_s: float,
-        tls: tuple[Path, Path] | None,
-        log_config: Mapping[str, object],
-    ) -> None:
-        chain, key = tls or (None, None)
+    def __init__(self, settings: Settings, counters: SharedCounters) -> None:
+        chain, key = settings.tls or (None, None)
         super().__init__(
             "serving",
-            address=host,
-            port=port,
+            address=settings.host,
+            port=settings.port,
             interface=Interfaces.RSGI,
-            workers=workers,
+            workers=settings.workers,
             runtime_mode=RuntimeModes.st,
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             websockets=False,
             backlog=1024,
-            backpressure=max_connections,
+            backpressure=settings.max_connections,
             http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
             log_level=LogLevels.warning,
-            log_dictconfig=log_config,
+            log_dictconfig=granian_config(settings.log_format),
             ssl_cert=chain,
             ssl_key=key,
             ssl_protocol_min=SSLProtocols.tls12,
             respawn_failed_workers=True,
-            workers_kill_timeout=max(1, round(stop_timeout_s)),
+            workers_kill_timeout=max(1, round(settings.drain_s)),
         )
+        self._settings = settings
+        self._counters = counters
 
-    def run_workers(self, load: Callable[[int], Application]) -> None:
-        """Run until a signal stops the server; each process calls `load` with its index, from 0."""
+    def run_workers(self, load: Callable[[int], Any]) -> None:
+        """Run until a signal stops the server.
+
+        In each process, `load` makes the RSGI application from the worker's index, 0 for the first.
+        """
         self.serve(target_loader=load, wrap_loader=False)
 
-    def stop(self) -> None:
-        """Stop the workers and end `run_workers`."""
-        super().signal_handler_interrupt()
-
-    def kill_workers(self) -> None:
-        """Kill the workers at once."""
-        for worker in self.wrks:
-            worker.kill()
-
-    def stop_requested(self) -> None:
-        """Handle a signal that asks the server to stop."""
-        self.stop()
-
-    def workers_stopping(self) -> None:
-        """Do what must be done before the workers are told to stop."""
-
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        """Handle SIGINT and SIGTERM."""
-        self.stop_requested()
+        """Announce that the server drains, then stop it; a second signal stops it at once."""
+        if self._counters.get("draining"):
+            super().signal_handler_interrupt()
+            for worker in self.wrks:
+                worker.kill()
+            return
+        self._counters.set_flag("draining", value=1)
+        LOG.info("draining")
+        # in the meantime, answers tell clients that keep a connection to close it
+        timer = threading.Timer(min(1.0, self._settings.drain_s), super().signal_handler_interrupt)
+        timer.daemon = True
+        timer.start()
 
     def signal_handler_reload(self, *args: Any, **kwargs: Any) -> None:
-        """Handle SIGHUP, which comes when a terminal is closed, as a request to stop."""
-        self.stop_requested()
+        """Drain, since the terminal was closed."""
+        self.signal_handler_interrupt()
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
         with _block_signals():
@@ -110,7 +94,7 @@ class GranianServer(MPServer):  # type: ignore[misc]
         return super()._spawn_worker(idx, target, partial(callback_loader, idx))
 
     def _stop_workers(self) -> None:
-        self.workers_stopping()
+        self._counters.set_flag("stopping", value=1)
         super()._stop_workers()
 
 
@@ -118,9 +102,8 @@ class GranianServer(MPServer):  # type: ignore[misc]
 def _block_signals() -> Iterator[None]:
     """Start processes with these signals blocked: their parent decides when they end."""
     resource_tracker.ensure_running()  # starting it inside would unblock SIGINT and SIGTERM
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    )
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

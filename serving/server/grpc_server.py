@@ -11,14 +11,7 @@ from typing import Any
 
 import grpc
 
-from serving.errors import (
-    DataRefused,
-    NotFound,
-    NotReady,
-    Unauthorized,
-    UsageRefused,
-    VaeError,
-)
+from serving.errors import DataRefused, NotFound, NotReady, Unauthorized, UsageRefused, VaeError
 from serving.protocol import open_inference_pb2 as pb
 from serving.protocol.messages import (
     DATATYPES,
@@ -315,5 +308,5 @@ CALLS: Mapping[str, tuple[Call, Any, bool]] = {
 }
 """The function of each call, its request message, and whether it needs the API key."""
 HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
-    "Check": (check_health, pb.HealthCheckRequest, False),
+    "Check": (check_health, pb.HealthCheckRequest, False)
 }

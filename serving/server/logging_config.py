@@ -51,11 +51,7 @@ def configure(log_format: LogFormat) -> None:
 def granian_config(log_format: LogFormat) -> dict[str, object]:
     """Return a configuration that does the same for granian, whose lines would go to stdout."""
     formatter = JsonFormatter if log_format == "json" else PlainFormatter
-    handler = {
-        "class": "logging.StreamHandler",
-        "formatter": "line",
-        "stream": "ext://sys.stderr",
-    }
+    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
     return {
         "formatters": {"line": {"()": formatter}},
         "handlers": {"console": handler, "access": handler},

@@ -15,8 +15,9 @@ from serving.errors import UsageRefused
 from serving.server import logging_config
 from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
 from serving.server.granian_adapter import GranianServer
+from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
-from serving.server.worker import Settings, Worker
+from serving.server.worker import Worker
 from serving.source import Source, open_cached, open_source, parse_reference, remember
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def run_server(
             reference, registered, source, settings.version_file, check, counters, poll_s
         )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
-    server = Server(settings, counters)
+    server = GranianServer(settings, counters)
     threading.Thread(
         target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
@@ -99,40 +100,6 @@ def free_port(host: str, port: int, option: str) -> int:
 def runtime_folder() -> tempfile.TemporaryDirectory[str]:
     """Make a folder for the files that the processes share; it is removed when the server ends."""
     return tempfile.TemporaryDirectory(prefix="vae-serve-")
-
-
-class Server(GranianServer):
-    """The workers' server, which drains before it stops."""
-
-    def __init__(self, settings: Settings, counters: SharedCounters) -> None:
-        super().__init__(
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            max_connections=settings.max_connections,
-            stop_timeout_s=settings.drain_s,
-            tls=settings.tls,
-            log_config=logging_config.granian_config(settings.log_format),
-        )
-        self._drain_s = settings.drain_s
-        self._counters = counters
-
-    def stop_requested(self) -> None:
-        """Announce that the server drains, then stop it; a second request stops it at once."""
-        if self._counters.get("draining"):
-            self.stop()
-            self.kill_workers()
-            return
-        self._counters.set_flag("draining", value=1)
-        LOG.info("draining")
-        # in the meantime, answers tell clients that keep a connection to close it
-        timer = threading.Timer(min(1.0, self._drain_s), self.stop)
-        timer.daemon = True
-        timer.start()
-
-    def workers_stopping(self) -> None:
-        """Tell the workers to stop gRPC too."""
-        self._counters.set_flag("stopping", value=1)
 
 
 def _announce(counters: SharedCounters, settings: Settings, started: Callable[[], None]) -> None:

@@ -7,60 +7,21 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import open_bundle
-from serving.engine import Device, Engine
+from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
 from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
-from serving.server.auth import Access
 from serving.server.grpc_server import GrpcServer
-from serving.server.rest_messages import Limits
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.service import LoadedVersion, Service
-from serving.server.shared_counters import SharedCounters
+from serving.server.settings import Settings
 from serving.server.tracing import open_tracer
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the parent process tells its workers."""
-
-    folder: Path
-    """Folder of the files that the processes share."""
-    parent: int
-    """Process id of the parent; workers end when it has ended."""
-    host: str
-    port: int
-    grpc_port: int
-    workers: int
-    device: Device
-    threads: int
-    max_requests: int
-    max_queue: int
-    max_connections: int
-    timeout_s: float
-    drain_s: float
-    limits: Limits
-    access: Access
-    tls: tuple[Path, Path] | None
-    """Files of the certificate chain and the key."""
-    log_format: logging_config.LogFormat
-    access_log: bool
-
-    @property
-    def version_file(self) -> Path:
-        """The file that names the version to serve."""
-        return self.folder / "served_version.json"
-
-    def open_counters(self, row: int) -> SharedCounters:
-        """Open the shared counters, to write this row: 0 for the parent, from 1 for workers."""
-        return SharedCounters(self.folder / "counters", self.workers + 1, row)
 
 
 class Worker:

@@ -81,7 +81,7 @@ def _pass(bundle: Bundle, dataset: Dataset, preset: str) -> str:
         at_goal += all(row.mean_error <= row.mean_goal for row in report.elbo)
     return (
         f"preset {preset:<8} {SEEDS} clean seeds: {alarms} false alarms; at most {used:.0%} of a "
-        f"budget used; mean ELBO within 1e-5 nats in {at_goal}; at most {seconds:.1f} s a check"
+        f"tolerance used; mean ELBO within 1e-5 nats in {at_goal}; at most {seconds:.1f} s a check"
     )
 
 

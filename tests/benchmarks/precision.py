@@ -52,7 +52,8 @@ def _reduce(
         bundle = export_bundle(out, checkpoint, metrics, x, precision=precision, ranges=ranges)
         report = check_parity(bundle, model, x)
         verdict = "passed" if report.passed else f"FAILED: {report.faults()[0]}"
-        yield f"{name}: {report.reduction.line() if report.reduction else ''}; parity {verdict}"
+        loss = report.quantization_loss.line() if report.quantization_loss else ""
+        yield f"{name}: {loss}; parity {verdict}"
         if not timed:
             return
         cost = measure_cost(bundle, model, x, threads=1)

@@ -1,4 +1,4 @@
-"""A command line in a folder of its own, and one tiny model that it made."""
+"""The command line in a folder of its own, and one tiny model that it made."""
 
 import os
 import shutil
@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.forks import run_fork
+from tests.shared import make_once
+
 VAE = (sys.executable, "-m", "pipeline.cli")
 TINY = ("--hidden-dims", "16", "--latent-dim", "3", "--nll-samples", "2", "--threads", "1")
 
 
 def clean_environment(folder: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """No setting of the user's, a cache in `folder`.
+    """Return an environment without settings of the user, with a cache in `folder`.
 
     pytest's own variables go as well: mlflow behaves differently where it sees them.
     """
@@ -25,10 +28,12 @@ def clean_environment(folder: Path, variables: Mapping[str, str]) -> dict[str, s
 
 
 def run_vae(
-    folder: Path, *arguments: str, command: tuple[str, ...] = VAE, **variables: str
+    folder: Path, *arguments: str, command: tuple[str, ...] = (), **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in `folder` to its end."""
+    """Run `vae` in `folder` to its end, in a fork; or another command, in a new process."""
     env = clean_environment(folder, variables)
+    if not command:
+        return run_fork(("vae", *arguments), folder, env)
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
@@ -40,25 +45,27 @@ def draw_images(rows: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `x.npy`, the store `mlflow.db` and `bundle`, version 1 and champion of `vae`.
+    """Return a folder with `x.npy`, the store `mlflow.db` and `bundle`, the champion of `vae`.
 
     No test may change it.
     """
-    folder = tmp_path_factory.mktemp("made")
+    return make_once(tmp_path_factory, "made", run_main_job)
+
+
+def run_main_job(folder: Path) -> None:
     np.save(folder / "x.npy", draw_images(300))
     arguments = ("--data", str(folder / "x.npy"), "--epochs", "1", "--out", "bundle", *TINY)
     result = run_vae(folder, "run", *arguments)
     assert result.returncode == 0, result.stderr
-    return folder
 
 
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle to use or to spoil."""
+    """Return a copy of the bundle, which a test may change."""
     return shutil.copytree(made / "bundle", tmp_path / "bundle")
 
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy of the store, where the command line looks for it."""
+    """Return a copy of the store, where the command line looks for it."""
     return Path(shutil.copy(made / "mlflow.db", tmp_path / "mlflow.db"))

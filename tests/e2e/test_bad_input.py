@@ -1,21 +1,23 @@
-"""What a user sees who gives bad input: one line, the right exit code, nothing half-written."""
+"""Bad input gives the user one line and the right exit code, and leaves nothing half-written."""
 
 import contextlib
 import gzip
 import hashlib
+import os
 import signal
 import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.e2e.conftest import TINY, VAE, clean_environment, draw_images, run_vae
+from tests.e2e.conftest import TINY, clean_environment, draw_images, run_vae
+from tests.forks import start_fork
 
 IDX = struct.pack(">HBB3I", 0, 8, 3, 4, 6, 5) + bytes(120)
 FILES = (
@@ -36,7 +38,7 @@ needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machi
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every path in a folder, with a digest of what it holds."""
+    """Return every path in a folder, with the digest of each file."""
     return {
         str(path.relative_to(folder)): ""
         if path.is_dir()
@@ -48,7 +50,10 @@ def tree(folder: Path) -> dict[str, str]:
 def refusal(
     result: "subprocess.CompletedProcess[str]", exit_code: int, before: tuple[str, ...] = ()
 ) -> str:
-    """The one line of the error; `before` are the lines of progress that may precede it."""
+    """Check exit code and output, and return the one line of the error.
+
+    `before` are the lines of progress that come before it.
+    """
     assert result.returncode == exit_code, result.stderr
     assert result.stdout == ""
     *progress, line = result.stderr.splitlines()
@@ -66,7 +71,7 @@ def save(name: str, x: np.ndarray) -> Callable[[Path], None]:
 
 
 def void(value: object) -> None:
-    """Forget a value."""
+    """Make an expression of any value one that gives None."""
 
 
 BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -230,7 +235,7 @@ def test_the_bytes_of_every_file_of_a_bundle_are_changed_once(bundle: Path) -> N
 
 @pytest.mark.parametrize("name", ["y.npy", "y.parquet", "y.png"])
 def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
-    """No file may grow beyond 4 kB; Python then sees the error that a full disk gives."""
+    """A limit of 4 kB on files makes writing fail as it does on a full disk."""
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "from pipeline.cli.main import main; main()"
@@ -381,42 +386,34 @@ def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path:
     assert tree(tmp_path) == before
 
 
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Programs started here react to SIGINT, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(
     ("number", "exit_code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_training_that_is_stopped_ends_its_run_as_killed(
-    made: Path, tmp_path: Path, number: signal.Signals, exit_code: int, word: str
+    made: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    number: signal.Signals,
+    exit_code: int,
+    word: str,
 ) -> None:
     slow = ("--epochs", "1000", "--patience", "1000", "--batch-size", "1")
-    process = subprocess.Popen(
-        [*VAE, "run", "--data", str(made / "x.npy"), *slow, *TINY],
-        cwd=tmp_path,
-        env=clean_environment(tmp_path, {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stderr is not None
-        assert process.stdout is not None
-        said = []
-        for line in process.stderr:
+    words = ("vae", "run", "--data", str(made / "x.npy"), *slow, *TINY)
+    output = tmp_path_factory.mktemp("output")
+    os.mkfifo(output / "stderr")
+    process = start_fork(words, tmp_path, clean_environment(tmp_path, {}), output)
+    said = []
+    with (output / "stderr").open() as stderr:
+        for line in stderr:
             said.append(line.rstrip("\n"))
             if line.startswith("epoch 1/"):
-                process.send_signal(number)
-        assert process.stdout.read() == ""
-    assert process.returncode == exit_code
+                assert process.pid is not None
+                os.kill(process.pid, number)
+    process.join()
+    assert (output / "stdout").read_text() == ""
+    assert process.exitcode == exit_code
     assert said[-1] == word
     assert not any(line.startswith(("error", "Traceback")) for line in said)
     assert run_statuses(tmp_path) == ["KILLED"]
@@ -432,7 +429,7 @@ def test_a_training_that_is_stopped_ends_its_run_as_killed(
 def test_an_interrupt_while_garbage_is_collected_is_not_lost(
     tmp_path: Path, number: signal.Signals, exit_code: int, word: str
 ) -> None:
-    """Python cannot raise out of a callback of the collector, where SQLAlchemy spends its time."""
+    """Python cannot raise from a callback of the garbage collector, where SQLAlchemy runs often."""
     code = f"""
 import signal, threading, weakref, click
 from serving.cli.command import run_command
@@ -455,7 +452,7 @@ run_command(work)
 
 
 def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) -> None:
-    """The signal comes when the database is opened for the first time."""
+    """The signal arrives when the database is opened for the first time."""
     code = """
 import signal, sys
 from pipeline.cli.main import main
@@ -478,7 +475,7 @@ main()
 
 
 def run_statuses(folder: Path) -> list[str]:
-    """Of every training run in the store of `folder`, the newest first."""
+    """Return the status of every training run in the store of `folder`, the newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

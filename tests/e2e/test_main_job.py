@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.forks import run_fork
 from tests.tracking_server import tracking_server
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """As in a shell with the environment active and a store in `folder`."""
+    """Return the variables of a shell with the environment active and a store in `folder`."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     return {
         **env,
@@ -40,9 +40,9 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def start(command: list[str], env: dict[str, str], cwd: Path) -> dict[str, Any]:
-    """Run to the end; return what the last line of stdout says."""
-    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+def run(*words: str, env: dict[str, str], cwd: Path) -> dict[str, Any]:
+    """Run a command to its end; return what the last line of stdout says."""
+    result = run_fork(words, cwd, env)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     content: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -50,7 +50,7 @@ def start(command: list[str], env: dict[str, str], cwd: Path) -> dict[str, Any]:
 
 
 def vae(arguments: list[str], env: dict[str, str], cwd: Path) -> dict[str, Any]:
-    return start([sys.executable, "-m", "pipeline.cli", *arguments], env, cwd)
+    return run("vae", *arguments, env=env, cwd=cwd)
 
 
 def options(settings: dict[str, Any]) -> list[str]:
@@ -58,11 +58,13 @@ def options(settings: dict[str, Any]) -> list[str]:
 
 
 def project(entry_point: str, settings: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+    """Run an entry point with `mlflow run`, which starts a new process for it."""
     parameters = [part for key, value in settings.items() for part in ("-P", f"{key}={value}")]
-    command = ["mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager=local", *parameters]
-    return start(command, env, ROOT)
+    words = ("mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager=local", *parameters)
+    return run(*words, env=env, cwd=ROOT)
 
 
+@pytest.mark.slow(45)
 def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path)
     settings = {**TINY, "data": data, "out": tmp_path / "bundle-1"}
@@ -96,6 +98,7 @@ def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) ->
     assert (scores["rows"], scores["version"]) == (400, "1")
 
 
+@pytest.mark.slow(20)
 def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path)
     settings = options({**TINY, "data": data})
@@ -117,7 +120,7 @@ def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Pa
     whole = vae(["run", *settings, "--out", "whole", "--name", "mine"], env, tmp_path)
     assert whole["elbo"] == trained["elbo"]
     assert (whole["version"], whole["decision"]) == ("2", "promoted")
-    for graph in ("encoder.onnx", "decoder.onnx"):  # only the run's id differs
+    for graph in ("encoder.onnx", "decoder.onnx"):  # the files differ only in the id of the run
         sizes = {(tmp_path / folder / graph).stat().st_size for folder in ("bundle", "whole")}
         assert len(sizes) == 1
     by_path = vae(["sample", "--model", "whole", "--seed", "7", "--out", "a.npy"], env, tmp_path)
@@ -132,11 +135,12 @@ def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, slow_tier: None) -> Iterator[str]:
     with tracking_server(tmp_path, environment(tmp_path)) as url:
         yield url
 
 
+@pytest.mark.slow(15)
 def test_the_main_job_works_with_a_tracking_server(data: Path, tmp_path: Path, server: str) -> None:
     env = environment(tmp_path, MLFLOW_TRACKING_URI=server)
     done = vae(["run", *options({**TINY, "data": data, "out": "bundle"})], env, tmp_path)

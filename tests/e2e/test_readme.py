@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from pipeline.cli.main import cli
+from tests.forks import run_fork
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SERVING_MANUAL = (ROOT / "docs" / "serving.md").read_text()
-TINY = {"data": "x.npy", "epochs": "2", "hidden-dims": "16", "latent-dim": "3", "nll-samples": "4"}
+TINY = {"epochs": "2", "hidden-dims": "16", "latent-dim": "3", "nll-samples": "4", "threads": "1"}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -30,7 +31,7 @@ def commands() -> list[list[str]]:
 
 
 def shrink(words: list[str], folder: Path) -> list[str]:
-    """The command on tiny data, where it trains; the later training is the better one."""
+    """Return the command, on tiny data if it trains; `vae train` makes the better model."""
     settings = {**TINY, "data": str(folder / "x.npy")}
     if words[:2] == ["mlflow", "run"]:
         settings |= {"out": str(folder / "first"), "name": "mine"}
@@ -44,7 +45,7 @@ def shrink(words: list[str], folder: Path) -> list[str]:
 
 
 def ask(words: list[str], address: str) -> bytes:
-    """What `curl -s URL -d DATA` does, where curl is not installed."""
+    """Do what `curl -s URL -d DATA` does, since curl may not be installed."""
     _, _, url, _, data = words
     url = f"http://{url.replace('localhost:8080', address)}"
     with urllib.request.urlopen(url, data.encode()) as answer:
@@ -53,7 +54,7 @@ def ask(words: list[str], address: str) -> bytes:
 
 
 def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
-    """The block of `vae serve`: the server, what asks it, the code of docs/serving.md."""
+    """Start the README's server; run its requests and the code of docs/serving.md."""
     (command,) = (words for words in commands() if words[:2] == ["vae", "serve"])
     ports = ("--port", "0", "--grpc-port", "0", "--drain", "1")
     pipe = subprocess.PIPE
@@ -72,6 +73,7 @@ def serve_and_ask(folder: Path, env: dict[str, str]) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow(40)
 def test_every_command_runs(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x = generator.integers(0, 40, (300, 6, 5), dtype=np.uint8)
@@ -93,7 +95,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
     run_id = ""
     for words in users:
         command = [run_id if word == "RUN_ID" else word for word in shrink(words, tmp_path)]
-        result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+        result = run_fork(tuple(command), tmp_path, env)
         assert result.returncode == 0, (words, result.stderr)
         if words[1] == "train":
             run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]

@@ -1,9 +1,9 @@
-"""What a main job leaves for a person to read."""
+"""The parity page, the model card and the pictures that a main job writes for people."""
 
 from pathlib import Path
 
 
-def test_the_page_stands_beside_the_report_in_the_run(made: Path) -> None:
+def test_the_main_job_logs_the_parity_page_and_writes_a_card_with_pictures(made: Path) -> None:
     (page,) = (made / "mlartifacts" / "vae").glob("*/artifacts/parity.html")
     report = page.with_name("parity.json")
     assert report.read_text() == (made / "bundle" / "parity.json").read_text()

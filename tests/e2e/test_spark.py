@@ -23,7 +23,7 @@ from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
-from serving.io.filesystems import Place, locate
+from serving.io.filesystems import Location, locate
 from serving.io.rows import Rows
 from serving.source import Source
 from tests.e2e.conftest import VAE, run_vae
@@ -78,7 +78,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(data: Path) -> tuple[Scorer, Rows]:
-    source, rows = Source(open_bundle(BUNDLE)), Rows(str(data), where=WHERE)
+    source, rows = Source(open_bundle(BUNDLE)), Rows(str(data), row_filter=WHERE)
     made_by = provenance_of(source, 0, 1)
     return Scorer(Engine(source.bundle), made_by, "score", rows.schema, ids=rows.ids), rows
 
@@ -152,7 +152,7 @@ def test_a_task_that_is_killed_is_done_again_with_the_same_result(
 ) -> None:
     scorer, rows = job
     flag, folder = tmp_path / "killed", tmp_path / "out"
-    place = Place(fs.PyFileSystem(Deadly(flag)), str(folder))
+    place = Location(fs.PyFileSystem(Deadly(flag)), str(folder))
     output = Output(place, describe_job(scorer, rows))
     make = partial(spark_job.make_parts, session, scorer, rows)
     summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)

@@ -1,10 +1,11 @@
-"""What docs/training.md tells a person to do."""
+"""The commands and the code of docs/training.md do what it says."""
 
 import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.e2e.conftest import draw_images, run_vae
 
@@ -16,7 +17,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_nets_of_one_s_own_go_from_training_to_the_registry(tmp_path: Path) -> None:
+@pytest.mark.slow(20)
+def test_a_user_s_own_networks_go_from_training_to_the_registry(tmp_path: Path) -> None:
     (tmp_path / "my_nets.py").write_text(blocks("python")[0])
     np.save(tmp_path / "x.npy", draw_images(200))
     command, *evaluations = [line.split() for block in blocks("sh") for line in block.splitlines()]
@@ -27,7 +29,7 @@ def test_nets_of_one_s_own_go_from_training_to_the_registry(tmp_path: Path) -> N
     assert (result["parity"], result["decision"]) == ("passed", "promoted")
     assert "likelihood bernoulli, for bytes; rows of uint8 (6, 5)" in run.stderr
 
-    (tmp_path / "my_nets.py").unlink()  # serving needs none of it
+    (tmp_path / "my_nets.py").unlink()  # serving does not need it
     sample = run_vae(tmp_path, "sample", "--model", "bundle", "--count", "4", "--out", "grid.png")
     assert sample.returncode == 0, sample.stderr
     without = run_vae(tmp_path, "evaluate", "bundle")

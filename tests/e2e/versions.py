@@ -1,4 +1,4 @@
-"""Further versions of a model, made without training."""
+"""More versions of a model, made without training."""
 
 import json
 import shutil
@@ -15,13 +15,13 @@ from serving.engine import Engine
 
 
 def reseal(folder: Path, **changes: Any) -> Bundle:
-    """Seal what lies in the folder, as it is; another seed makes another digest."""
+    """Seal the folder again with `changes` to its manifest; another seed gives another digest."""
     content = json.loads((folder / "manifest.json").read_bytes())
     return Bundle(folder, seal(folder, {**content, **changes}))
 
 
 def other_model(source: Path, folder: Path) -> Bundle:
-    """A model with other answers: two biases are changed, and the golden outputs with them."""
+    """Make a model with other answers: change two biases, and the golden outputs with them."""
     shutil.copytree(source, folder)
     for name in GRAPHS:
         graph = onnx.load(folder / name)

@@ -18,15 +18,14 @@ from serving.errors import VaeError, VerificationFailed
 from serving.mlflow_store import DIGEST_TAG, connect
 from serving.server import alias_follower
 from serving.server.alias_follower import AliasFollower, ServedVersion
-from serving.server.auth import Access
-from serving.server.rest_messages import Limits
+from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import open_first, self_check
-from serving.server.worker import Settings
 from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
 from tests.serving.server.asking import wait_for
+from tests.serving.server.settings import make_settings
 
 REFERENCE = "models:/vae@champion"
 
@@ -80,26 +79,7 @@ class Place:
 
 @pytest.fixture
 def place(store: Path, tmp_path: Path) -> Place:
-    settings = Settings(
-        folder=tmp_path,
-        host="127.0.0.1",
-        port=0,
-        grpc_port=0,
-        workers=1,
-        device="cpu",
-        threads=1,
-        max_queue=1,
-        max_connections=1,
-        timeout_s=1,
-        drain_s=1,
-        limits=Limits(),
-        access=Access(),
-        tls=None,
-        log_format="plain",
-        access_log=False,
-        max_requests=8,
-        parent=0,
-    )
+    settings = make_settings(tmp_path)
     client = connect()
     client.create_registered_model("vae")
     place = Place(tmp_path, client, settings, SharedCounters(tmp_path / "counters", 2, 0))

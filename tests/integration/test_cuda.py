@@ -77,7 +77,7 @@ def test_parity_passes_on_both_devices(precision: Any, wide: Trained, tmp_path: 
     report = check(bundle, wide, "all")
     assert report.faults() == []
     assert report.passed
-    assert report.machine["gpu"] != "none"
+    assert report.environment["gpu"] != "none"
     assert {(row.provider, row.tf32) for row in report.comparisons} == {
         (PROVIDERS["cpu"], False),
         (PROVIDERS["cuda"], False),

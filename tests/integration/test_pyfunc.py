@@ -13,7 +13,7 @@ from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.engine import Engine
-from tests.trained_models import Trained, make_bundle
+from tests.trained_models import Trained
 
 pytestmark = [
     pytest.mark.usefixtures("store"),
@@ -104,15 +104,14 @@ def test_rows_are_the_same_in_every_form(registered: str, sealed: Bundle, traine
         assert model.predict(rows)["x_loc"].tobytes() == expected, form
 
 
-def test_a_table_is_scored_from_a_data_frame(trained_table: Trained, tmp_path: Path) -> None:
+def test_a_table_is_scored_from_a_data_frame(trained_table: Trained, sealed_table: Bundle) -> None:
     import mlflow
 
-    bundle = make_bundle(tmp_path / "bundle", trained_table)
     with tracked_run("test") as run:
-        version = register_bundle(run, bundle, "table")
+        version = register_bundle(run, sealed_table, "table")
     model = mlflow.pyfunc.load_model(f"models:/table/{version}")
     x = trained_table[1].test.x[:6]
-    expected = Engine(bundle).score(x, 1, 0)
+    expected = Engine(sealed_table).score(x, 1, 0)
     for rows in (x, x.astype(np.float64), pd.DataFrame(x, columns=list("abcd"), dtype="float64")):
         got = model.predict(rows, params={"operation": "score"})
         assert {name: value.tobytes() for name, value in got.items()} == {

@@ -93,6 +93,7 @@ def test_mlflow_s_own_server_gives_the_engine_s_bytes(
     assert decoded.tobytes() == engine.decode(z).tobytes()
 
 
+@pytest.mark.slow(20)
 @pytest.mark.usefixtures("champion")
 def test_spark_gives_the_engine_s_bytes_on_every_partition(
     sealed: Bundle, trained: Trained, tmp_path: Path

@@ -15,12 +15,13 @@ from onnx import numpy_helper
 
 from pipeline.cli.main import cli
 from pipeline.config import Precision, PromoteConfig
-from pipeline.export.manifest import add_report, seal
-from pipeline.export.quantization import reduce_model
+from pipeline.export.manifest import seal
+from pipeline.export.quantization import convert_precision
 from pipeline.model.objective import terms
 from pipeline.model.operations import draw_inputs
+from pipeline.parity.bundle_report import add_report
 from pipeline.parity.check import check_parity, parity_faults
-from pipeline.parity.quantization_loss import ELBO_SHARE, Reduction
+from pipeline.parity.quantization_loss import ELBO_SHARE, QuantizationLoss
 from pipeline.registry.promotion import promote
 from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
@@ -145,7 +146,7 @@ def test_a_range_that_cuts_activations_off_costs_more_nats_than_allowed(
 ) -> None:
     """Graphs and manifest agree on that range; only the ELBO sees that it is too small."""
     ranges = {"encoder.hidden.0": (0.0, 1.0), "decoder.x_params": (0.0, 0.3)}
-    state = reduce_model(trained[0].model, "int8", ranges).state_dict()
+    state = convert_precision(trained[0].model, "int8", ranges).state_dict()
     path = copy_of(reduced["int8"], tmp_path)
     for graph in GRAPHS:
         change_arrays(path / graph, lambda arrays: arrays.update(as_arrays(state, arrays)))
@@ -156,7 +157,7 @@ def test_a_range_that_cuts_activations_off_costs_more_nats_than_allowed(
     assert {fault.rule for fault in report.faults()} == {"reduction"}
     assert not report.passed
     assert "(rule: reduction)" in report.table()
-    assert parity_faults(add_report(bundle, report.to_json())) == ["parity failed: see parity.json"]
+    assert parity_faults(add_report(bundle, report)) == ["parity failed: see parity.json"]
 
 
 def as_arrays(state: Mapping[str, Any], names: Iterable[str]) -> Arrays:
@@ -175,19 +176,19 @@ def change_arrays(path: Path, change: Callable[[Arrays], None]) -> None:
     onnx.save(proto, path)
 
 
-REDUCTION = Reduction(
-    precision="int8", rows=1000, elbo=-100.0, difference=-0.1, budget=0.1, row_rms=0.2
+REDUCTION = QuantizationLoss(
+    precision="int8", rows=1000, elbo=-100.0, difference=-0.1, tolerance=0.1, row_rms=0.2
 )
 
 
 @pytest.mark.parametrize(
     ("changes", "passed"),
     [
-        pytest.param({}, True, id="on the budget"),
+        pytest.param({}, True, id="on the tolerance"),
         pytest.param({"difference": -0.101}, False, id="below"),
         pytest.param({"difference": 0.101}, False, id="above"),
         pytest.param({"difference": np.nan}, False, id="NaN"),
-        pytest.param({"budget": np.nan}, False, id="NaN budget"),
+        pytest.param({"tolerance": np.nan}, False, id="NaN tolerance"),
     ],
 )
 def test_verdict_of_the_elbo(changes: dict[str, Any], passed: bool) -> None:
@@ -199,9 +200,9 @@ def test_a_report_without_the_elbo_of_a_reduced_bundle_has_failed(
 ) -> None:
     report = check_parity(reduced["fp16"], trained[0].model, trained[1].test.x)
     assert report.passed
-    assert not replace(report, reduction=None).passed
+    assert not replace(report, quantization_loss=None).passed
     broken = replace(REDUCTION, difference=np.nan)
-    content = replace(report, reduction=broken).to_json()
+    content = replace(report, quantization_loss=broken).to_json()
     assert (content["verdict"], content["reduction"]["difference"]) == ("failed", None)
     json.dumps(content, allow_nan=False)
 

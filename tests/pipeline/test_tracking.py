@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +9,7 @@ from pipeline import tracking
 from pipeline.tracking import fetch_artifact, fetch_json, git_state, open_experiment, tracked_run
 from serving.errors import UsageRefused, VaeError
 from serving.mlflow_store import connect
+from tests.forks import forks
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -130,7 +130,7 @@ def _use_store(uri: str, results: Any) -> None:
 
 def test_four_processes_at_once_can_begin_a_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'fresh.db'}"
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     results = context.Queue()
     workers = [context.Process(target=_use_store, args=(uri, results)) for _ in range(4)]
     for worker in workers:

@@ -41,7 +41,7 @@ def x() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """A server of the bundle, shared by tests that leave it as it was."""
     with serve(tmp_path_factory.mktemp("server"), SEALED, "--drain", "2") as running:
         yield running

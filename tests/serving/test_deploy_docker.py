@@ -72,6 +72,7 @@ def test_the_extras_of_the_wheel_exist() -> None:
     assert "registry" in extras
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
 def test_docker_health_check_asks_the_server_and_no_proxy(
     registered: Source, tmp_path: Path, status: int | None, healthy: bool

@@ -10,7 +10,6 @@ from pipeline.cli.main import cli
 from pipeline.config import PromoteConfig
 from pipeline.data.dataset import Split
 from pipeline.errors import ParityFailed
-from pipeline.export.manifest import add_report
 from pipeline.parity.check import checked_files
 from pipeline.registry.promotion import promote
 from pipeline.registry.versions import register_bundle
@@ -20,6 +19,7 @@ from serving.errors import DeviceUnavailable, UsageRefused
 from serving.mlflow_store import alias_version, connect
 from serving.source import fetch_version
 from tests.e2e.versions import other_model
+from tests.pipeline.parity.mutations import change_report
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -49,8 +49,7 @@ def demand(trained: Trained, *devices: Any) -> tuple[str, tuple[str, ...]]:
 def lying(sealed: Bundle, tmp_path: Path) -> Bundle:
     """A bundle whose graphs are not the model, and whose report says that they are."""
     bundle = other_model(sealed.path, tmp_path / "lying")
-    report = bundle.read_json("parity.json")
-    return add_report(bundle, report | {"files": checked_files(bundle)})
+    return change_report(bundle, files=checked_files(bundle))
 
 
 def test_a_folder_gets_its_report_and_the_page(

@@ -16,7 +16,7 @@ from pipeline.registry.audit_log import Decision, Outcome, history
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
-from tests.trained_models import Trained, make_bundle
+from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -100,9 +100,9 @@ def decided_on(name: str, outcome: Outcome) -> Decision:
 @pytest.mark.parametrize(
     ("kind", "decided", "out", "commands"),
     [
-        pytest.param("trained", False, "grid.png", ["sample", "promote"], id="pictures"),
-        pytest.param("trained_table", False, "samples.parquet", ["sample", "promote"], id="table"),
-        pytest.param("trained", True, "grid.png", ["sample", "history"], id="promoted"),
+        pytest.param("sealed", False, "grid.png", ["sample", "promote"], id="pictures"),
+        pytest.param("sealed_table", False, "samples.parquet", ["sample", "promote"], id="table"),
+        pytest.param("sealed", True, "grid.png", ["sample", "history"], id="promoted"),
     ],
 )
 def test_what_the_main_job_says_to_try_next_works(
@@ -116,8 +116,7 @@ def test_what_the_main_job_says_to_try_next_works(
     out: str,
     commands: list[str],
 ) -> None:
-    trained: Trained = request.getfixturevalue(kind)
-    bundle = make_bundle(tmp_path / "bundle", trained)
+    bundle: Bundle = request.getfixturevalue(kind)
     version = register(bundle, "mine")
     if decided:
         vae("promote", version, "--name", "mine")

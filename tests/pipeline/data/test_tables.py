@@ -15,7 +15,7 @@ from pyarrow import feather, parquet
 from pipeline.cli.stages import load_data
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
-from pipeline.data.readers import Part, read_source
+from pipeline.data.readers import LabelledRows, read_source
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ def write(path: Path, **columns: Any) -> Path:
     return path
 
 
-def read(path: Path, *columns: str, label: str = "") -> Part:
+def read(path: Path, *columns: str, label: str = "") -> LabelledRows:
     rest, test = read_source(str(path), columns, label)
     assert test is None
     return rest

@@ -19,7 +19,7 @@ from pipeline.model.checkpoint import (
     weights_bytes,
 )
 from serving.bundle import GOLDEN, GRAPHS, WEIGHTS, Bundle, open_bundle
-from serving.errors import UsageRefused, VerificationFailed
+from serving.errors import UsageRefused, VaeError, VerificationFailed
 from tests.trained_models import Trained
 
 _MEANS = [f"{name}{end}" for name in ("elbo", "log_likelihood", "kl", "nll") for end in ("", "_se")]
@@ -129,7 +129,7 @@ def test_a_failed_export_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting, "_golden_bytes", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(VaeError, match=r"cannot write .*out: No space left on device"):
         export_bundle(tmp_path / "out", trained[0], METRICS, trained[1].test.x)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,6 +1,6 @@
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from PIL import Image
 
 from pipeline.cli.main import cli
 from pipeline.export.model_card import render_card
+from pipeline.parity.bundle_report import describe_report
+from pipeline.parity.report import ParityReport
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.io.images import tile
@@ -34,7 +36,7 @@ def test_every_mean_stands_with_its_error(sealed: Bundle) -> None:
     real: Mapping[str, Any] = sealed.read_json("metrics.json")
     metrics = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
     metrics |= {"nll_samples": 4, "rows": 100, "active_units": 2}
-    text = render_card(asdict(sealed.manifest), metrics, None)
+    text = render_card(asdict(sealed.manifest), metrics)
     rows = rows_of(text, "How good it is")
     names = {
         "ELBO": "elbo",
@@ -94,22 +96,22 @@ def test_the_commands_in_it_run(
 
 
 def test_parity_shows_the_worst_of_each_output_and_what_failed(sealed: Bundle) -> None:
-    report = sealed.read_json("parity.json")
+    report = ParityReport.from_json(sealed.read_json("parity.json"))
     content, metrics = asdict(sealed.manifest), sealed.read_json("metrics.json")
-    worst = report["comparisons"][0]
-    worst |= {"max_error": None, "passed": False}
-    text = render_card(content, metrics, {**report, "verdict": "failed"})
+    worst = replace(report.comparisons[0], max_error=np.nan)
+    broken = replace(report, comparisons=(worst, *report.comparisons[1:]))
+    text = render_card(content, metrics, describe_report(broken))
     assert "**Failed** on cpu" in text
-    count = len(report["comparisons"])
+    count = len(report.comparisons)
     assert f"of {count:,} comparisons with torch, {count - 1:,} are within" in text
     rows = rows_of(text, "Parity of ONNX and torch")
-    assert rows["encode.z_loc"] == ["no number", f"{worst['max_budget']:.1e}", "far more"]
+    assert rows["encode.z_loc"] == ["no number", f"{worst.max_tolerance:.1e}", "far more"]
     assert len(rows) == 1 + 9
-    assert "run `vae check`" in render_card(content, metrics, None)
+    assert "run `vae check`" in render_card(content, metrics)
 
 
 def test_a_table_has_no_pictures(sealed: Bundle, tmp_path: Path) -> None:
     content = asdict(sealed.manifest) | {"x_shape": (4,), "x_dtype": "float32"}
-    text = render_card(content, sealed.read_json("metrics.json"), None)
+    text = render_card(content, sealed.read_json("metrics.json"))
     assert "![" not in text
     assert "np.zeros((1, 4), np.float32)" in text

@@ -18,7 +18,12 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.export.bundle_export import export_bundle, save_graph
-from pipeline.export.quantization import QuantizedLinear, calibrate, reduce_model, settled_rows
+from pipeline.export.quantization import (
+    QuantizedLinear,
+    calibrate,
+    convert_precision,
+    unambiguous_rows,
+)
 from pipeline.model.net_spec import Nets, NetSpec
 from pipeline.model.networks import Decoder, Encoder
 from pipeline.model.vae import VAE
@@ -156,7 +161,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     written = bundle.path / "encoder.onnx"
     metadata = {item.key: item.value for item in onnx.load(written).metadata_props}
     again = tmp_path / "encoder.onnx"
-    fresh = reduce_model(model, "int8", ranges)
+    fresh = convert_precision(model, "int8", ranges)
     save_graph(again, model, bundle.operations["encode"], metadata, fresh)
     assert again.read_bytes() == written.read_bytes()
 
@@ -248,20 +253,20 @@ def test_a_layer_rounds_to_even_steps_and_keeps_within_its_range() -> None:
 
 
 def set_quantized(model: VAE, low: float, high: float) -> VAE:
-    return reduce_model(model, "int8", {"decoder.x_params": (low, high)})
+    return convert_precision(model, "int8", {"decoder.x_params": (low, high)})
 
 
 def test_a_row_at_a_tie_is_not_settled(trained: Trained, sealed: Bundle) -> None:
     decode = sealed.operations["decode"]
     z = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     model = trained[0].model
-    assert settled_rows(model, decode, {"z": z}).tolist() == list(range(50))
+    assert unambiguous_rows(model, decode, {"z": z}).tolist() == list(range(50))
     h = model.decoder.hidden(torch.from_numpy(z).double().float())[7, 0].item()
     scale = abs(h) / 1.5  # row 7 stands between two steps
     tie = set_quantized(model, -127 * scale, 128 * scale)
-    assert 7 not in settled_rows(tie, decode, {"z": z})
+    assert 7 not in unambiguous_rows(tie, decode, {"z": z})
     beyond = set_quantized(model, -1e-6, 1e-6)  # every activation takes the end of the range
-    assert settled_rows(beyond, decode, {"z": z}).size >= 49
+    assert unambiguous_rows(beyond, decode, {"z": z}).size >= 49
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,26 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.export.manifest import add_report
-from pipeline.model.operations import EPS, Budget
+from pipeline.model.operations import EPS, Tolerance
 from pipeline.parity.check import check_parity, checked_files, parity_faults
-from pipeline.parity.inputs import BATCHES
-from pipeline.parity.report import (
+from pipeline.parity.comparison_result import (
     HISTOGRAM_EDGES,
     Comparison,
     ElboParity,
-    ParityReport,
     Setting,
     compare,
 )
+from pipeline.parity.inputs import BATCHES
+from pipeline.parity.report import ParityReport
 from serving.bundle import Bundle
-from tests.pipeline.parity.mutations import reseal
-from tests.trained_models import Trained, make_bundle
+from serving.errors import VerificationFailed
+from tests.pipeline.parity.mutations import change_report, reseal
+from tests.trained_models import Trained
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,11 @@ def test_every_output_is_compared_with_itself_and_in_other_batches(report: Parit
             for batch in batches
         ]
         assert {(row.operation, row.output) for row in rows} == outputs
-    assert all(row.max_budget == row.max_error == 0 for row in rows)
+    assert all(row.max_tolerance == row.max_error == 0 for row in rows)
 
 
-def test_a_table_passes_with_large_features_and_denormals(
-    trained_table: Trained, tmp_path: Path
-) -> None:
-    content = make_bundle(tmp_path / "out", trained_table).read_json("parity.json")
+def test_a_table_passes_with_large_features_and_denormals(sealed_table: Bundle) -> None:
+    content = sealed_table.read_json("parity.json")
     assert content["verdict"] == "passed"
     encoded = {row["rows"] for row in content["comparisons"] if row["operation"] == "encode"}
     assert encoded == {"held-out", "zeros", "maxima", "noise", "far", "denormals"}
@@ -94,7 +92,7 @@ def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityRepo
     assert lines[1].endswith("FAILED values")
     assert lines[11] == (
         "  encode.z_loc at batch 64 of held-out rows (CPU, level all, threads 1): off by 9, "
-        f"allowed {first.max_budget:.3g} (rule: values)"
+        f"allowed {first.max_tolerance:.3g} (rule: values)"
     )
     assert lines[-1] == f"  parity FAILED: {count + 1} comparisons on cpu"
 
@@ -110,9 +108,9 @@ ROW = Comparison(
     threads=1,
     tf32=False,
     max_error=1.0,
-    max_budget=1.0,
+    max_tolerance=1.0,
     rms_error=1.0,
-    rms_budget=1.0,
+    rms_tolerance=1.0,
 )
 ELBO = ElboParity(
     provider="CPUExecutionProvider",
@@ -120,22 +118,22 @@ ELBO = ElboParity(
     rows=1000,
     mean_error=1e-5,
     mean_goal=1e-5,
-    mean_budget=1e-5,
+    mean_tolerance=1e-5,
     row_error=1e-6,
     row_goal=1e-6,
-    row_budget=1e-6,
+    row_tolerance=1e-6,
 )
 
 
 @pytest.mark.parametrize(
     ("changes", "passed"),
     [
-        pytest.param({}, True, id="on the budget"),
+        pytest.param({}, True, id="on the tolerance"),
         pytest.param({"max_error": 1.001}, False, id="maximum above"),
         pytest.param({"rms_error": 1.001}, False, id="mean square above"),
         pytest.param({"max_error": np.nan}, False, id="NaN"),
-        pytest.param({"max_error": np.inf, "max_budget": np.inf}, True, id="infinite budget"),
-        pytest.param({"max_budget": np.nan}, False, id="NaN budget"),
+        pytest.param({"max_error": np.inf, "max_tolerance": np.inf}, True, id="infinite tolerance"),
+        pytest.param({"max_tolerance": np.nan}, False, id="NaN tolerance"),
         pytest.param({"reason": "got float64"}, False, id="other dtype"),
     ],
 )
@@ -146,7 +144,7 @@ def test_verdict_of_one_comparison(changes: dict[str, Any], passed: bool) -> Non
 @pytest.mark.parametrize(
     ("changes", "passed"),
     [
-        pytest.param({}, True, id="on the budget"),
+        pytest.param({}, True, id="on the tolerance"),
         pytest.param({"mean_error": 1.1e-5}, False, id="mean above"),
         pytest.param({"row_error": 1.1e-6}, False, id="a row above"),
         pytest.param({"mean_error": np.nan}, False, id="mean NaN"),
@@ -165,12 +163,12 @@ def test_a_report_that_compared_nothing_has_failed(report: ParityReport) -> None
         assert empty.to_json()["verdict"] == "failed"
 
 
-def test_budget_is_the_error_of_float32_with_a_floor_of_roundings() -> None:
+def test_tolerance_is_the_error_of_float32_with_a_floor_of_roundings() -> None:
     exact = np.array([1.0, -2.0, 4.0])
-    loud = Budget.from_noise(exact, exact + [0, 0.5, 0])
+    loud = Tolerance.from_noise(exact, exact + [0, 0.5, 0])
     assert loud.max == 4 * 0.5
     assert loud.rms == pytest.approx(4 * 0.5 / np.sqrt(3))
-    silent = Budget.from_noise(exact, exact)
+    silent = Tolerance.from_noise(exact, exact)
     assert silent.max == 4 * 8 * EPS * 4.0
     assert silent.rms == pytest.approx(8 * EPS * np.sqrt(7))
 
@@ -182,7 +180,7 @@ def _drop_report(bundle: Bundle) -> Bundle:
 
 def _change_report(**changes: Any) -> Callable[[Bundle], Bundle]:
     def change(bundle: Bundle) -> Bundle:
-        return add_report(bundle, {**bundle.read_json("parity.json"), **changes})
+        return change_report(bundle, **changes)
 
     return change
 
@@ -228,16 +226,18 @@ def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
     assert elbo["rows"] == 1000
 
 
-def test_histogram_counts_errors_by_their_part_of_the_budget() -> None:
+def test_histogram_counts_errors_by_their_part_of_the_tolerance() -> None:
     errors = np.array([0, 1e-5, 0.5, 0.9, 1.1, 1e9, np.nan, np.inf])
     setting = Setting(provider="CPUExecutionProvider", level="all", threads=1)
     what: Any = {"rule": "values", "operation": "encode", "output": "z_loc"}
-    row = compare(errors, Budget(1.0, 1.0), setting, batch=1, rows="held-out", **what)
+    row = compare(errors, Tolerance(1.0, 1.0), setting, batch=1, rows="held-out", **what)
     edges = [-np.inf, *HISTOGRAM_EDGES, np.inf]
     shares = np.log10([1e-9, 1e-5, 0.5, 0.9, 1.1, 1e9, 1e9, 1e9])
     assert row.histogram == tuple(np.histogram(shares, edges)[0])
     assert not row.passed
-    exact = compare(np.array([0.0, 1e-30]), Budget(0.0, 0.0), setting, batch=1, rows="far", **what)
+    exact = compare(
+        np.array([0.0, 1e-30]), Tolerance(0.0, 0.0), setting, batch=1, rows="far", **what
+    )
     assert (exact.histogram[0], exact.histogram[-1]) == (1, 1)
 
 
@@ -245,3 +245,44 @@ def test_an_error_that_is_no_number_is_null_in_json(report: ParityReport) -> Non
     broken = replace(report, comparisons=(replace(ROW, max_error=np.nan),))
     (row,) = broken.to_json()["comparisons"]
     assert (row["max_error"], row["passed"]) == (None, False)
+
+
+def test_a_report_is_read_as_it_was_written(report: ParityReport) -> None:
+    assert ParityReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_what_is_no_number_fails_when_it_is_read_again(report: ParityReport) -> None:
+    cuda = replace(ROW, provider="CUDAExecutionProvider", tf32=True, max_error=np.nan)
+    elbo = replace(ELBO, row_error=np.inf)
+    broken = replace(report, comparisons=(cuda,), elbo=(elbo,), devices=("cpu", "cuda"))
+    read = ParityReport.from_json(broken.to_json())
+    assert not read.passed
+    assert [fault.rule for fault in read.faults()] == ["values", "elbo"]
+    assert np.isnan(read.comparisons[0].max_error)
+    assert read.comparisons[0].share == np.inf
+    assert (read.comparisons[0].tf32, read.devices) == (True, ("cpu", "cuda"))
+
+
+def test_the_verdict_of_a_file_is_judged_again(report: ParityReport) -> None:
+    content = report.to_json()
+    content["comparisons"][0]["max_error"] = 9.0
+    assert (content["verdict"], content["comparisons"][0]["passed"]) == ("passed", True)
+    assert not ParityReport.from_json(content).passed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"verdict": "passed"}, {"comparisons": 3}, []],
+    ids=["empty", "a verdict alone", "a number", "a list"],
+)
+def test_a_report_that_is_none_is_refused(content: Any) -> None:
+    with pytest.raises(VerificationFailed, match="the parity report cannot be read: "):
+        ParityReport.from_json(content)
+
+
+def test_the_keys_of_the_file_are_those_of_schema_1(report: ParityReport) -> None:
+    content = report.to_json()
+    assert {"machine", "reduction"} <= content.keys()
+    assert {"max_budget", "rms_budget"} <= content["comparisons"][0].keys()
+    assert {"mean_budget", "row_budget"} <= content["elbo"][0].keys()
+    assert "tolerance" not in json.dumps(content)

@@ -1,4 +1,4 @@
-"""What can be known of devices where there is no GPU: plans, options, budgets, and refusals."""
+"""What can be known of devices where there is no GPU: plans, options, tolerances, and refusals."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from pipeline.cli.main import cli
-from pipeline.model.operations import Budget
+from pipeline.model.operations import Tolerance
 from pipeline.parity.check import DEVICES, check_parity, parity_faults
-from pipeline.parity.comparisons import ENOUGH_ROWS, Trial, make_cases, open_run, plan_runs
-from pipeline.parity.environment import describe_machine
+from pipeline.parity.comparison_result import Setting
+from pipeline.parity.comparisons import (
+    ENOUGH_ROWS,
+    CaseResults,
+    make_cases,
+    open_engine,
+    plan_settings,
+)
+from pipeline.parity.environment import describe_environment
 from pipeline.parity.inputs import repeat_rows
-from pipeline.parity.report import Setting
 from pipeline.parity.tolerances import FLOAT32, TF32, compare_elbo
 from serving.bundle import Bundle
 from serving.engine import PROVIDERS, provider, require_cuda
@@ -54,7 +60,7 @@ def test_a_cpu_is_never_taken_for_cuda(sealed: Bundle, trained: Trained) -> None
 
 
 def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
-    plan = list(plan_runs(DEVICES["cuda"], 1, FLOAT32))
+    plan = list(plan_settings(DEVICES["cuda"], 1, FLOAT32))
     assert {run.setting.provider for run in plan} == {"CUDAExecutionProvider"}
     assert [(r.setting.level, r.setting.tf32, r.rules is TF32, r.as_served) for r in plan] == [
         ("all", False, False, True),
@@ -66,7 +72,7 @@ def test_cuda_runs_strictly_first_and_with_tf32_under_its_own_rules() -> None:
 
 
 def test_all_is_both_devices_and_the_cpu_takes_one_thread_and_two() -> None:
-    plan = [run.setting for run in plan_runs(DEVICES["all"], 4, FLOAT32)]
+    plan = [run.setting for run in plan_settings(DEVICES["all"], 4, FLOAT32)]
     assert {s.provider for s in plan} == {"CPUExecutionProvider", "CUDAExecutionProvider"}
     cpu = [s for s in plan if s.provider.startswith("CPU")]
     assert [s.threads for s in cpu if s.level == "all"] == [4, 1, 2]
@@ -93,20 +99,20 @@ def rounded(bundle: Bundle, trained: Trained) -> Any:
 
 
 @pytest.mark.parametrize("name", ["activations through ten bits", "weights through TF32"])
-def test_the_budget_of_tf32_allows_ten_bits(rounded: Any, name: str) -> None:
+def test_the_tolerance_of_tf32_allows_ten_bits(rounded: Any, name: str) -> None:
     assert rounded(NAMED[name]) == set()
 
 
 @pytest.mark.parametrize("name", ["weights through bfloat16", "one weight's sign"])
-def test_the_budget_of_tf32_allows_no_more(rounded: Any, name: str) -> None:
+def test_the_tolerance_of_tf32_allows_no_more(rounded: Any, name: str) -> None:
     assert "values" in rounded(NAMED[name])
 
 
 def test_the_table_shows_each_run_apart(sealed: Bundle, trained: Trained) -> None:
-    """TF32 uses more of its own budget, and must not stand for float32."""
+    """TF32 uses more of its own tolerance, and must not stand for float32."""
     report = check_parity(sealed, trained[0].model, trained[1].test.x)
     cuda = [replace(row, provider=PROVIDERS["cuda"]) for row in report.comparisons]
-    rounded = [replace(row, tf32=True, max_error=row.max_budget) for row in cuda]
+    rounded = [replace(row, tf32=True, max_error=row.max_tolerance) for row in cuda]
     table = replace(report, comparisons=(*report.comparisons, *cuda, *rounded)).table()
     lines = [line for line in table.splitlines() if line.startswith("  encode.z_loc")]
     assert [line[24:34].strip() for line in lines] == ["CPU", "CUDA", "CUDA TF32"]
@@ -125,9 +131,9 @@ def test_goal_of_the_elbo_is_widened_by_noise_alone() -> None:
         return compare_elbo(value, exact, rounded, FLOAT32, setting)
 
     quiet, loud = compared(noise, 1.0), compared(2e-3 + noise, 1e3)
-    assert quiet.mean_budget == quiet.mean_goal == 1e-5
-    assert quiet.row_budget == quiet.row_goal == 1e-6
-    assert loud.mean_budget == pytest.approx(4e-3, rel=1e-3)
+    assert quiet.mean_tolerance == quiet.mean_goal == 1e-5
+    assert quiet.row_tolerance == quiet.row_goal == 1e-6
+    assert loud.mean_tolerance == pytest.approx(4e-3, rel=1e-3)
     assert loud.mean_error == pytest.approx(2e-3, rel=1e-2)
     assert not compared(2e-5, 1.0).passed
     assert not compared(5e-3, 1e3).passed
@@ -144,26 +150,26 @@ def test_a_missing_elbo_has_failed() -> None:
 
 
 def test_machine_names_its_processor_and_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = describe_machine()
+    machine = describe_environment()
     assert machine["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in machine.values())
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert describe_machine() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
+    assert describe_environment() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
 
 
-def test_no_budget_is_below_the_roundings_of_held_out_values(
+def test_no_tolerance_is_below_the_roundings_of_held_out_values(
     sealed: Bundle, trained: Trained
 ) -> None:
     """A picture of far latents may be dark all over; what is nothing beside a pixel is no fault."""
     checkpoint, dataset = trained
-    plans = tuple(plan_runs(("cpu",), 1, FLOAT32))
-    run = open_run(sealed, plans[0])
+    plans = tuple(plan_settings(("cpu",), 1, FLOAT32))
+    run = open_engine(sealed, plans[0])
     for case in make_cases(plans, sealed, checkpoint.model, repeat_rows(dataset.test.x)):
         if case.kind == "held-out":
-            least = {name: Budget.of_roundings(values) for name, values in case.exact.items()}
+            least = {name: Tolerance.of_roundings(values) for name, values in case.exact.items()}
         dark = replace(case, exact={name: values * 1e-9 for name, values in case.exact.items()})
         dark = replace(dark, rounded={"float32": dark.exact})
-        for name, budget in least.items():
-            trial = Trial(run, dark, {})
-            assert trial.budget(name, ENOUGH_ROWS) == budget
-            assert trial.budget(name, 1) == Budget(budget.max, budget.max)
+        for name, tolerance in least.items():
+            trial = CaseResults(run, dark, {})
+            assert trial.tolerance(name, ENOUGH_ROWS) == tolerance
+            assert trial.tolerance(name, 1) == Tolerance(tolerance.max, tolerance.max)

@@ -46,7 +46,7 @@ def test_a_node_that_was_added_is_named_with_what_it_takes(
     found = locate(bundle, NAMED["divided by 255 twice"], trained)
     assert found is not None
     assert (found.value, found.op_type) == ("div", "Div")
-    assert found.detail.endswith("it takes plain, which the model's own export has not")
+    assert found.detail.endswith("it takes plain, which the model's own export does not have")
 
 
 def _last_bit(arrays: Arrays) -> None:
@@ -105,7 +105,7 @@ def test_a_search_that_fails_leaves_the_verdict(
 
 
 def test_float64_graph_has_no_float32_left(sealed: Bundle) -> None:
-    wide = first_divergence._in_float64(onnx.load(sealed.path / ENCODER))
+    wide = first_divergence.widen_to_float64(onnx.load(sealed.path / ENCODER))
     x = np.arange(60, dtype=np.uint8).reshape(2, 6, 5)
     values = ReferenceEvaluator(wide).run(None, {"x": x}, intermediate=True)
     dtypes = {np.asarray(value).dtype for value in dict(values).values()}

@@ -1,29 +1,39 @@
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.export.parity_summary import used_share
+from pipeline.parity.comparison_result import Comparison, Fault
 from pipeline.parity.html_plots import plot_batches, plot_histogram
 from pipeline.parity.html_report import render_page
+from pipeline.parity.report import Difference, ParityReport
 from serving.bundle import Bundle
 
 EDGES = [-1.0, 0.0, 1.0]
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    return {
+def row(**changes: Any) -> Comparison:
+    plain: dict[str, Any] = {
+        "rule": "values",
+        "operation": "encode",
+        "output": "z_loc",
         "batch": 1,
+        "rows": "held-out",
+        "provider": "CPUExecutionProvider",
+        "level": "all",
+        "threads": 1,
+        "tf32": False,
         "max_error": 0.5,
-        "max_budget": 1.0,
+        "max_tolerance": 1.0,
         "rms_error": 0.1,
-        "rms_budget": 1.0,
-        "histogram": [1, 2, 0, 0],
-        "passed": True,
-        **changes,
+        "rms_tolerance": 1.0,
+        "histogram": (1, 2, 0, 0),
     }
+    return Comparison(**{**plain, **changes})
 
 
 def shapes(svg: str, tag: str) -> list[dict[str, str]]:
@@ -35,35 +45,35 @@ def shapes(svg: str, tag: str) -> list[dict[str, str]]:
     [
         ({}, 0.5),
         ({"rms_error": 0.75}, 0.75),
-        ({"max_error": None}, float("inf")),
-        ({"max_error": 0.0, "max_budget": 0.0}, 0.1),
-        ({"max_error": 1e-9, "max_budget": 0.0}, float("inf")),
+        ({"max_error": np.nan}, float("inf")),
+        ({"max_error": 0.0, "max_tolerance": 0.0}, 0.1),
+        ({"max_error": 1e-9, "max_tolerance": 0.0}, float("inf")),
     ],
     ids=["max", "rms", "no number", "exact", "not exact"],
 )
-def test_the_share_is_the_larger_part_of_the_two_budgets(
+def test_the_share_is_the_larger_share_of_the_two_tolerances(
     changes: dict[str, Any], share: float
 ) -> None:
-    assert used_share(row(**changes)) == share
+    assert row(**changes).share == share
 
 
-def test_a_histogram_sums_the_comparisons_and_marks_what_is_beyond_the_budget() -> None:
-    svg = plot_histogram([row(histogram=[1, 1000, 0, 0]), row(histogram=[1, 0, 1, 1])], EDGES)
+def test_a_histogram_sums_the_comparisons_and_marks_what_is_beyond_the_tolerance() -> None:
+    svg = plot_histogram([row(histogram=(1, 1000, 0, 0)), row(histogram=(1, 0, 1, 1))], EDGES)
     bars = shapes(svg, "rect")
     assert [bar["class"] for bar in bars] == ["good", "good", "bad", "bad"]
     heights = [float(bar["height"]) for bar in bars]
     assert heights[1] == max(heights) > 100
     assert heights[0] == heights[2] == heights[3] == 2.5  # one among a thousand is seen
     counts = [title.text for title in ET.fromstring(svg).iter("title")]
-    assert counts[0] == "below 0.1 of the budget: 2"
-    assert counts[3] == "above 10 of the budget, or no number: 1"
+    assert counts[0] == "below 0.1 of the tolerance: 2"
+    assert counts[3] == "above 10 of the tolerance, or no number: 1"
 
 
 def test_batches_have_a_dot_each_and_a_line_along_the_largest() -> None:
     rows = [
         row(batch=1, max_error=0.1),
         row(batch=1, max_error=0.01),
-        row(batch=64, max_error=None, passed=False),
+        row(batch=64, max_error=np.nan),
     ]
     svg = plot_batches(rows)
     dots = shapes(svg, "circle")
@@ -96,7 +106,7 @@ class Page(HTMLParser):
 
 def test_a_page_needs_no_network_and_tells_all(sealed: Bundle) -> None:
     report = sealed.read_json("parity.json")
-    text = render_page(report, "vae version 3")
+    text = render_page(ParityReport.from_json(report), "vae version 3")
     page = Page(text)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert not {"src", "href", "onload", "onclick"} & page.attributes
@@ -115,24 +125,23 @@ def test_a_page_needs_no_network_and_tells_all(sealed: Bundle) -> None:
 
 
 def test_a_failed_page_names_what_failed_and_runs_nothing(sealed: Bundle) -> None:
-    report = sealed.read_json("parity.json")
-    failed = {**report["comparisons"][0], "passed": False, "max_error": None, "reason": "<b>"}
-    fault = {"rule": "values", "message": "<script>alert(1)</script>"}
-    first = {
-        "graph": "encoder.onnx",
-        "output": "encode.z_loc",
-        "node": "node_7",
-        "op_type": "Gemm",
-        "value": "v",
-        "detail": "off by 1",
-    }
-    report |= {
-        "verdict": "failed",
-        "comparisons": [failed, *report["comparisons"][1:]],
-        "faults": [fault] * 12,
-        "first_difference": first,
-    }
-    text = render_page(report, "<i>bundle</i>")
+    report = ParityReport.from_json(sealed.read_json("parity.json"))
+    failed = replace(report.comparisons[0], max_error=np.nan, reason="<b>")
+    first = Difference(
+        graph="encoder.onnx",
+        output="encode.z_loc",
+        node="node_7",
+        op_type="Gemm",
+        value="v",
+        detail="off by 1",
+    )
+    broken = replace(
+        report,
+        comparisons=(failed, *report.comparisons[1:]),
+        graph_faults=(Fault("values", "<script>alert(1)</script>"),) * 11,
+        first_difference=first,
+    )
+    text = render_page(broken, "<i>bundle</i>")
     page = Page(text)
     assert not {"script", "b", "i"} & set(page.tags)
     assert "Parity of <i>bundle</i>: failed" in page.text
@@ -140,5 +149,5 @@ def test_a_failed_page_names_what_failed_and_runs_nothing(sealed: Bundle) -> Non
     assert "and 3 more" in page.text
     assert "no number" in page.text
     assert re.search(r'<tr class="bad"><td>encode.z_loc', text)
-    some = f"{len(report['comparisons']) - 1} of {len(report['comparisons'])} comparisons"
+    some = f"{len(report.comparisons) - 1} of {len(report.comparisons)} comparisons"
     assert some in page.text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.operations import Budget, round_to_tf32
+from pipeline.model.operations import Tolerance, round_to_tf32
 from pipeline.parity.inputs import (
     ADVERSARIAL_BATCHES,
     FAR,
@@ -130,7 +130,7 @@ def test_values_where_float32_overflows_are_left_out() -> None:
     error, said = errors_of(replaced(np.inf), exact, rounded)
     assert said == ""
     np.testing.assert_array_equal(error, [0.5, 0.0])
-    assert Budget.from_noise(exact, rounded).max == 2.0
+    assert Tolerance.from_noise(exact, rounded).max == 2.0
 
 
 def test_difference_of_two_runs_is_zero_only_for_equal_values() -> None:

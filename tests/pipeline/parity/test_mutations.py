@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.model.vae import VAE
 from pipeline.parity.check import check_parity
-from pipeline.parity.report import Rule
+from pipeline.parity.comparison_result import Rule
 from serving.bundle import Bundle
 from tests.pipeline.parity.mutations import (
     MUTATIONS,

@@ -1,26 +1,14 @@
-"""Promotions in processes of their own, which can be held at one point, or killed at any.
+"""Promotions in processes of their own, which can be held at one point, or killed at any."""
 
-One process imports all that takes time, and the others are its forks.
-"""
-
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any
 
-import alembic.command  # noqa: F401  this and the like: what mlflow imports at its first use
-import filelock  # noqa: F401
 import mlflow
-import mlflow.artifacts
-import mlflow.store.artifact.models_artifact_repo
-import mlflow.store.model_registry.sqlalchemy_workspace_store
-import mlflow.store.tracking.sqlalchemy_workspace_store
-from sqlalchemy.orm import configure_mappers
 
 from pipeline.config import PromoteConfig
 from pipeline.data.dataset import Split
@@ -32,19 +20,11 @@ from pipeline.tracking import tracked_run
 from serving.bundle import Manifest
 from serving.mlflow_store import alias_version, connect
 from tests.e2e.versions import reseal
-
-configure_mappers()  # which takes as long as the rest of a promotion
+from tests.forks import forks
 
 READS = ("get_", "search_", "list_", "download_", "_")
 """How those methods of mlflow's client begin that change nothing."""
 TIMEOUT_S = 60.0
-
-
-def forks() -> ForkServerContext:
-    """A context whose processes start with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.training.processes"])  # and this module
-    return context
 
 
 def use_store(uri: str, folder: Path) -> None:

@@ -17,7 +17,8 @@ from serving.bundle import Bundle
 from serving.errors import UsageRefused
 from serving.mlflow_store import connect
 from serving.source import fetch_version
-from tests.pipeline.registry.processes import forks, promote_and_die, roll_back_and_die
+from tests.forks import forks
+from tests.pipeline.registry.processes import promote_and_die, roll_back_and_die
 from tests.pipeline.registry.versions import GATE, alias, champion, put, register
 from tests.trained_models import Trained
 

@@ -11,7 +11,6 @@ from mlflow.exceptions import MlflowException
 from pipeline.config import Config
 from pipeline.data.dataset import Split
 from pipeline.errors import ParityFailed
-from pipeline.export.manifest import add_report
 from pipeline.registry.audit_log import history
 from pipeline.registry.promotion import promote, resolve_version
 from pipeline.registry.versions import fetch_verified, register_bundle
@@ -21,6 +20,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect, store_errors
 from serving.source import fetch_version, open_source
 from tests.e2e.versions import reseal
+from tests.pipeline.parity.mutations import change_report
 from tests.pipeline.registry.versions import GATE, champion, put, register, stored_files
 from tests.trained_models import Trained
 
@@ -55,9 +55,8 @@ def test_the_same_bundle_is_registered_once(sealed: Bundle, worse: Bundle) -> No
 
 
 def test_a_bundle_without_parity_is_not_registered(bundle: Bundle) -> None:
-    report = bundle.read_json("parity.json") | {"verdict": "failed"}
     with pytest.raises(ParityFailed, match="cannot be registered: parity failed"):
-        register(add_report(bundle, report))
+        register(change_report(bundle, verdict="failed"))
     assert connect().search_model_versions("name='vae'") == []
 
 

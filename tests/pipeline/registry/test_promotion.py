@@ -19,7 +19,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
 from tests.pipeline.registry.versions import alias, champion, flip_byte, put, register, stored_files
-from tests.trained_models import Trained, make_bundle
+from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -179,10 +179,10 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
 
 
 def test_models_of_other_data_are_not_compared(
-    sealed: Bundle, trained: Trained, trained_table: Trained, tmp_path: Path
+    sealed: Bundle, trained: Trained, sealed_table: Bundle, trained_table: Trained
 ) -> None:
     put(trained, register(sealed))
-    decision = put(trained_table, register(make_bundle(tmp_path / "table", trained_table)))
+    decision = put(trained_table, register(sealed_table))
     assert decision.decision == "refused"
     kinds = [reason.split(" is ")[0] for reason in decision.reasons[:3]]
     assert kinds == ["x_shape", "x_dtype", "likelihood"]

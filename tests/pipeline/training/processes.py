@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt  # noqa: F401  so that the forks need not import it
-
 from pipeline.cli import main
 from pipeline.tracking import TrackedRun, fetch_artifact
 from pipeline.training import loop
 from serving.mlflow_store import connect
-from tests.pipeline.registry.processes import die_at, forks, use_store
+from tests.forks import forks
+from tests.pipeline.registry.processes import die_at, use_store
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def start(last: int, source: Path, output: Path) -> "subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_anywhere_is_taken_up_where_it_was(
     engine: Engine, whole: pa.Table, batch_data: Path, tmp_path: Path
 ) -> None:

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.files import check_target, writing
 from serving.io.array_files import read_array, read_npz, write_array, write_table
-from tests.serving.conftest import SEALED
 
 Array = NDArray[Any]
 
@@ -210,46 +208,6 @@ def test_a_missing_package_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
-    target = tmp_path / "x.txt"
-    target.write_text("old")
-    with target.open() as reader:
-        with writing(target) as temporary:
-            temporary.write_text("new")
-            assert temporary.parent == target.parent
-            assert target.read_text() == "old"
-        assert reader.read() == "old"  # replaced, not overwritten
-    assert target.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def fail_to_write(target: Path, error: BaseException) -> None:
-    with writing(target) as temporary:
-        temporary.write_text("half of the n")
-        raise error
-
-
-@pytest.mark.parametrize("exists", [True, False], ids=["old target", "no target"])
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (ValueError("bad"), ValueError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left on device"), VaeError),
-    ],
-    ids=["error", "interrupt", "full disk"],
-)
-def test_a_failed_write_leaves_everything_as_it_was(
-    tmp_path: Path, exists: bool, error: BaseException, raised: type[BaseException]
-) -> None:
-    target = tmp_path / "x.txt"
-    if exists:
-        target.write_text("old")
-    with pytest.raises(raised):
-        fail_to_write(target, error)
-    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")] * exists
-
-
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may grow beyond 4 kB, as on a full disk."""
@@ -278,34 +236,3 @@ def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "x.npy").stat().st_mode & 0o777 == 0o640
-
-
-def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
-    target = tmp_path / "x.npy"
-    target.write_text("old")
-    check_target(target, (".npy", ".png"))
-    check_target(tmp_path / "new.png", (".npy", ".png"))
-    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
-
-
-def test_a_target_in_a_bundle_is_refused() -> None:
-    with pytest.raises(UsageRefused, match=r"lie outside the bundle .*/bundle, which may hold"):
-        check_target(SEALED / "x.npy", (".npy", ".png"))
-    assert not (SEALED / "x.npy").exists()
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("x.csv", "--out must end in .npy, .png, got 'x.csv'"),
-        ("npy", "--out must end in .npy, .png, got 'npy'"),
-        ("/no/such/folder/x.npy", "cannot write /no/such/folder/x.npy: No such file or directory"),
-        ("/dev/null/x.npy", "cannot write /dev/null/x.npy: Not a directory"),
-    ],
-    ids=["other suffix", "no suffix", "no folder", "file for a folder"],
-)
-def test_a_bad_target_is_refused_before_the_work(target: str, message: str) -> None:
-    with pytest.raises(UsageRefused) as caught:
-        check_target(Path(target), (".npy", ".png"))
-    assert str(caught.value) == message
-    assert caught.value.exit_code == 2

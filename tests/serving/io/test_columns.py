@@ -1,6 +1,5 @@
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import REASONS, Layout, choose_columns, read_x
+from serving.errors import DataRefused
+from serving.io.column_choice import RowLayout
+from serving.io.columns import REASONS, read_x
 
 Array = NDArray[Any]
 
-BYTES = Layout((2, 3), np.dtype("u1"), unit_range=False)
-FLOATS = Layout((2, 3), np.dtype("f4"), unit_range=False)
-UNIT = Layout((2, 3), np.dtype("f4"), unit_range=True)
+BYTES = RowLayout((2, 3), np.dtype("u1"), unit_range=False)
+FLOATS = RowLayout((2, 3), np.dtype("f4"), unit_range=False)
+UNIT = RowLayout((2, 3), np.dtype("f4"), unit_range=True)
 X = np.random.default_rng(0).integers(0, 256, (9, 2, 3), dtype=np.uint8)
 FLAT = X.reshape(9, 6)
 
@@ -103,7 +103,7 @@ def test_bytes_are_not_copied() -> None:
 
 GOOD = [0.0, 0.25, 0.5, 0.75, 1.0, 0.0]
 WHOLE = [0, 1, 2, 3, 4, 255]
-BAD: dict[str, tuple[Layout, pa.DataType, Any, Any, str]] = {
+BAD: dict[str, tuple[RowLayout, pa.DataType, Any, Any, str]] = {
     "null": (BYTES, pa.list_(pa.uint8()), WHOLE, None, "x is null, or holds a null"),
     "null inside": (
         BYTES,
@@ -227,7 +227,7 @@ BAD: dict[str, tuple[Layout, pa.DataType, Any, Any, str]] = {
 
 @pytest.mark.parametrize(("layout", "kind", "good", "bad", "reason"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_is_named_and_its_neighbours_are_kept(
-    layout: Layout, kind: pa.DataType, good: Any, bad: Any, reason: str
+    layout: RowLayout, kind: pa.DataType, good: Any, bad: Any, reason: str
 ) -> None:
     batch = pa.record_batch({"x": pa.array([good, bad, bad, good, good], kind)})
     alone, _ = read_x(pa.record_batch({"x": pa.array([good], kind)}), ["x"], layout)
@@ -253,7 +253,7 @@ def test_a_picture_as_large_as_a_row_is_taken_for_what_it_is(size: str) -> None:
         content = picture(image[:, :width])
         if len(content) >= width:
             break
-    layout = Layout((1, len(content)), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((1, len(content)), np.dtype("u1"), unit_range=False)
     row = content if size == "picture" else bytes(len(content))
     x, codes = read_x(pa.record_batch({"x": pa.array([row])}), ["x"], layout)
     assert (len(x), codes[0] != 0) == ((0, True) if size == "picture" else (1, False))
@@ -261,7 +261,7 @@ def test_a_picture_as_large_as_a_row_is_taken_for_what_it_is(size: str) -> None:
 
 def test_colours_are_decoded_to_three_values_a_pixel() -> None:
     image = np.random.default_rng(2).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    layout = Layout((4, 5, 3), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((4, 5, 3), np.dtype("u1"), unit_range=False)
     x, codes = read_x(pa.record_batch({"x": pa.array([picture(image)])}), ["x"], layout)
     np.testing.assert_array_equal(x[0], image, strict=True)
     assert not codes.any()
@@ -269,107 +269,11 @@ def test_colours_are_decoded_to_three_values_a_pixel() -> None:
 
 def test_a_jpeg_is_decoded_as_pillow_does() -> None:
     content = picture(np.full((8, 8), 77, np.uint8), "JPEG")
-    layout = Layout((8, 8), np.dtype("u1"), unit_range=False)
+    layout = RowLayout((8, 8), np.dtype("u1"), unit_range=False)
     x, codes = read_x(pa.record_batch({"x": pa.array([content, content[:20]])}), ["x"], layout)
     np.testing.assert_array_equal(x[0], np.full((8, 8), 77), strict=False)
     assert codes.tolist()[0] == 0
     assert REASONS[codes[1]] == "x is no PNG or JPEG of the model's size"
-
-
-LIST = pa.list_(pa.uint8())
-
-
-@pytest.mark.parametrize(
-    ("names", "asked", "ids", "chosen"),
-    [
-        ({"label": pa.int64(), "x": LIST, "image": LIST}, (), (), ("x",)),
-        ({"label": pa.int64(), "image": LIST}, (), (), ("image",)),
-        ({"y": LIST, "x": LIST}, ("y",), (), ("y",)),
-        ({f"c{i}": pa.int64() for i in range(6)}, (), (), tuple(f"c{i}" for i in range(6))),
-        (
-            {"id": pa.int64(), "s": pa.string(), **{f"c{i}": pa.float32() for i in range(6)}},
-            (),
-            ("id",),
-            tuple(f"c{i}" for i in range(6)),
-        ),
-    ],
-    ids=["x", "image", "asked", "all numbers", "numbers without ids"],
-)
-def test_the_columns_are_chosen(
-    names: dict[str, pa.DataType],
-    asked: tuple[str, ...],
-    ids: tuple[str, ...],
-    chosen: tuple[str, ...],
-) -> None:
-    assert choose_columns(pa.schema(list(names.items())), asked, ids, BYTES) == chosen
-
-
-NAMED = replace(FLOATS, columns=tuple("abcdef"))
-
-
-@pytest.mark.parametrize(
-    ("names", "asked", "chosen"),
-    [("ifedcba", "", "abcdef"), ("uvwxyz", "uvwxyz", "uvwxyz"), ("xi", "", "x")],
-    ids=["by name", "asked", "a column x"],
-)
-def test_the_models_own_columns_are_taken_in_its_order(names: str, asked: str, chosen: str) -> None:
-    schema = pa.schema([(name, LIST if names == "xi" else pa.float32()) for name in names])
-    assert choose_columns(schema, tuple(asked), (), NAMED) == tuple(chosen)
-
-
-def test_a_word_in_a_column_of_numbers_is_told_by_the_name_of_its_column() -> None:
-    """Pyarrow takes a column of a CSV for text where one of its values is a word."""
-    kinds = {name: pa.float64() for name in "abcdef"} | {"e": pa.string()}
-    with pytest.raises(DataRefused) as caught:
-        choose_columns(pa.schema(list(kinds.items())), (), (), NAMED)
-    assert str(caught.value) == (
-        "of several columns each must be numbers, got e (string); "
-        "in a CSV one word makes a column text"
-    )
-
-
-def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
-    schema = pa.schema([(name, pa.float32()) for name in "abcdex"])
-    with pytest.raises(UsageRefused, match=r"no column 'f', which .* for a, b, c, d, e, f\. The"):
-        choose_columns(schema, (), (), NAMED)
-
-
-@pytest.mark.parametrize(
-    ("names", "asked", "error", "message"),
-    [
-        ({"y": LIST}, ("x",), UsageRefused, "no column 'x'; it has y (list<item: uint8>)"),
-        ({"y": LIST}, (), UsageRefused, "0 are numbers, the model takes 6; name them by --x."),
-        ({"a": pa.int64(), "b": pa.int8()}, ("a", "b"), DataRefused, "x takes 6 columns of"),
-        (
-            {"a": pa.int64(), "b": LIST},
-            ("a", "b"),
-            DataRefused,
-            "each must be numbers, got b (list",
-        ),
-        ({"x": pa.string()}, (), DataRefused, "column 'x' is string; x can be bytes"),
-        ({"x": pa.binary(5)}, (), DataRefused, "column 'x' has 5 bytes a row, x takes 6: (2, 3)"),
-        ({"x": pa.list_(pa.uint8(), 5)}, (), DataRefused, "x takes rows of (2, 3)"),
-        ({"x": pa.list_(pa.list_(pa.uint8(), 2), 3)}, (), DataRefused, "x takes rows of (2, 3)"),
-        ({"x": pa.list_(pa.string())}, (), DataRefused, "x can be bytes, a list of numbers"),
-    ],
-    ids=["none", "no numbers", "few", "list of many", "text", "bytes", "list", "turned", "texts"],
-)
-def test_columns_that_cannot_hold_x_are_refused(
-    names: dict[str, pa.DataType], asked: tuple[str, ...], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error) as caught:
-        choose_columns(pa.schema(list(names.items())), asked, (), BYTES)
-    assert message in str(caught.value)
-
-
-def test_the_default_ids_are_not_listed_as_columns_of_the_input() -> None:
-    text = pa.dictionary(pa.int32(), pa.string())
-    schema = pa.schema({"y": pa.int8(), "file": text, "row": pa.int64()})
-    for asked in ((), ("x",)):
-        with pytest.raises(UsageRefused, match=r"has y \(int8\)$"):
-            choose_columns(schema, asked, ("file", "row"), BYTES)
-    with pytest.raises(UsageRefused, match=r"it has y \(int8\), file .*, row \(int64\)$"):
-        choose_columns(schema, ("x",), ("row",), BYTES)
 
 
 def test_a_file_whose_column_changed_its_kind_is_refused() -> None:

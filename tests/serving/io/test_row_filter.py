@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from serving.errors import UsageRefused
-from serving.io.row_filter import parse_where
+from serving.io.row_filter import parse_row_filter
 
 ROWS: list[dict[str, Any]] = [
     {"label": 1, "split": "test", "a b": 1.5, "flag": True},
@@ -35,13 +35,13 @@ FILTERS: dict[str, Callable[[Row], Any]] = {
 
 @pytest.mark.parametrize(("text", "python"), FILTERS.items(), ids=FILTERS.keys())
 def test_a_filter_keeps_the_rows_that_python_would(text: str, python: Callable[[Row], Any]) -> None:
-    assert parse_where(text, BATCH.schema).apply(BATCH).to_pylist() == [
+    assert parse_row_filter(text, BATCH.schema).apply(BATCH).to_pylist() == [
         row for row in ROWS if python(row)
     ]
 
 
 def test_a_filter_knows_its_columns() -> None:
-    where = parse_where("flag or col('a b') < 1 and flag", BATCH.schema)
+    where = parse_row_filter("flag or col('a b') < 1 and flag", BATCH.schema)
     assert where.columns == ("a b", "flag")
 
 
@@ -72,5 +72,5 @@ def test_a_filter_knows_its_columns() -> None:
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageRefused) as caught:
-        parse_where(text, BATCH.schema)
+        parse_row_filter(text, BATCH.schema)
     assert message in str(caught.value)

@@ -13,14 +13,15 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.columns import Layout, read_x
+from serving.io.column_choice import RowLayout
+from serving.io.columns import read_x
 from serving.io.rows import Rows
 
 Array = NDArray[Any]
 
 ROWS = 230
 X = np.random.default_rng(0).integers(0, 256, (ROWS, 2, 3), dtype=np.uint8)
-LAYOUT = Layout((2, 3), np.dtype("u1"), unit_range=False)
+LAYOUT = RowLayout((2, 3), np.dtype("u1"), unit_range=False)
 
 
 def table(start: int = 0, stop: int = ROWS) -> pa.Table:
@@ -89,11 +90,6 @@ def test_any_range_of_any_format_is_read(
     assert ids == [{"file": "data", "row": row} for row in range(start, stop)]
 
 
-def test_no_name_is_not_the_working_folder() -> None:
-    with pytest.raises(UsageRefused, match="a path must have a name, got ''"):
-        Rows("")
-
-
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (2, 3), (3, 5)], ids=str)
 def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> None:
     lines = [f"{i},{i / 8},{'low' if i < 3 else 'high'}" for i in range(5)]
@@ -101,7 +97,7 @@ def test_any_range_of_a_csv_is_read(tmp_path: Path, start: int, stop: int) -> No
     rows = Rows(str(tmp_path / "x.csv"), ["kind"])
     assert rows.total == 5
     (batch,) = rows.read(start, stop, ["b", "a"], 100)
-    x, codes = read_x(batch, ["b", "a"], Layout((2,), np.dtype("f4"), unit_range=False))
+    x, codes = read_x(batch, ["b", "a"], RowLayout((2,), np.dtype("f4"), unit_range=False))
     assert x.tolist() == [[i / 8, i] for i in range(start, stop)]
     assert codes.tolist() == [0] * (stop - start)
     kinds = batch.column("kind").to_pylist()
@@ -192,27 +188,7 @@ def test_a_folder_is_its_files_by_name(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("*.parquet", ["a.parquet", "c.parquet"]),
-        ("*/x.parquet", ["b/x.parquet"]),
-        ("**/*.parquet", ["a.parquet", "b/empty.parquet", "b/x.parquet", "c.parquet"]),
-        ("[ab].parquet", ["a.parquet"]),
-        ("b/?.parquet", ["x.parquet"]),
-    ],
-    ids=["star", "folder", "any depth", "set", "letter"],
-)
-def test_a_pattern_finds_files(folder: Path, pattern: str, names: list[str]) -> None:
-    for root in (str(folder), f"file://{folder}"):
-        assert [file.name for file in Rows(f"{root}/{pattern}").files] == names
-
-
-def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
-    write_npy(tmp_path / "x[1].npy")
-    assert Rows(str(tmp_path / "x[1].npy")).total == ROWS
-
-
+@pytest.mark.full_environment
 def test_a_file_system_of_fsspec_is_read() -> None:
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
@@ -224,7 +200,7 @@ def test_a_file_system_of_fsspec_is_read() -> None:
 
 
 def test_the_filter_sees_columns_file_and_row(folder: Path) -> None:
-    rows = Rows(str(folder), where="label == 3 and file != 'a.parquet' and row < 30")
+    rows = Rows(str(folder), row_filter="label == 3 and file != 'a.parquet' and row < 30")
     batches = [rows.keep(batch) for batch in rows.read(0, ROWS, ["x", "id"], 64)]
     ids = [row for batch in batches for row in batch.column("id").to_pylist()]
     assert ids == [103, 113, 123, 153, 163, 173]
@@ -338,8 +314,3 @@ def test_names_of_default_ids_that_are_taken_are_refused(tmp_path: Path) -> None
     with pytest.raises(UsageRefused, match="has a column 'row' of its own: name the columns"):
         Rows(str(tmp_path / "x.parquet"))
     assert Rows(str(tmp_path / "x.parquet"), ["row"]).ids == ("row",)
-
-
-def test_a_file_system_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(UsageRefused, match="no file system opens what://x"):
-        Rows("what://x/y.parquet")

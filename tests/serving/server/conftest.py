@@ -18,12 +18,12 @@ def http(server: Running) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
+def certificate(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> CertificateFiles:
     return make_certificate(tmp_path_factory.mktemp("tls"), "server")
 
 
 @pytest.fixture(scope="session")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """A server with a key from its environment; no secret of webhooks, no TLS."""
     with serve(tmp_path_factory.mktemp("locked"), SEALED, "--drain", "1", VAE_API_KEY=KEY) as it:
         yield it

@@ -19,6 +19,8 @@ from tests.serving.conftest import SEALED
 from tests.serving.running import serve
 from tests.serving.server.asking import CASES, PATH, REQUEST, head, over_grpc, ready, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_signal_to_all_processes_drains_like_one_to_the_parent(

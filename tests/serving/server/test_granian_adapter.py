@@ -4,6 +4,7 @@ import inspect
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from granian.server.common import AbstractWorker
 from granian.server.mp import MPServer, WorkerProcess
 
 from serving.server.granian_adapter import GranianServer
-from serving.server.logging_config import granian_config
 from serving.server.supervisor import free_port
+from tests.serving.server.settings import make_settings
 
 GRANIAN = f"granian {version('granian')}"
 
@@ -147,8 +148,8 @@ class Process:
             self.server.interrupt_children.append(0)
             self.server.main_loop_interrupt.set()
         if self.application == "worker 0 again":
-            self.server.kill_workers()
-            self.server.stop()
+            self.server.signal_handler_interrupt()
+            self.server.signal_handler_interrupt()
 
     def terminate(self) -> None:
         self.ends.append("terminate")
@@ -174,15 +175,10 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handlers")
 def test_workers_get_their_index_and_start_with_signals_blocked(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Run granian's own code, with its worker processes replaced: one dies, then all are ended."""
+    """Run granian's own code without processes: a worker dies, then a signal comes twice."""
     started: list[Process] = []
-    stopping: list[list[str]] = []
-
-    class Server(GranianServer):
-        def workers_stopping(self) -> None:
-            stopping.append(list(started[1].ends))
 
     def spawn_worker(self: Any, idx: int, target: Any, callback_loader: Any) -> Process:
         again = " again" if len(started) == 2 else ""
@@ -190,16 +186,9 @@ def test_workers_get_their_index_and_start_with_signals_blocked(
         return started[-1]
 
     monkeypatch.setattr(MPServer, "_spawn_worker", spawn_worker)
-    server = Server(
-        host="127.0.0.1",
-        port=free_port("127.0.0.1", 0, "--port"),
-        workers=2,
-        max_connections=8,
-        stop_timeout_s=1,
-        tls=None,
-        log_config=granian_config("plain"),
-    )
-    server.run_workers("worker {}".format)
+    settings = make_settings(tmp_path, port=free_port("127.0.0.1", 0, "--port"), workers=2)
+    counters = settings.open_counters(0)
+    GranianServer(settings, counters).run_workers("worker {}".format)
     assert [process.application for process in started] == [
         "worker 0",
         "worker 1",
@@ -213,4 +202,4 @@ def test_workers_get_their_index_and_start_with_signals_blocked(
         ["kill", "terminate"],
         ["terminate"],
     ]
-    assert stopping == [["kill"]]
+    assert counters.get("draining") == counters.get("stopping") == 1

@@ -36,7 +36,7 @@ LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def strict(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """A server with small limits; headers have to come as soon as bodies have to."""
     shorten = (
         f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "

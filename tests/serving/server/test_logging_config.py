@@ -54,7 +54,7 @@ def finish(running: Running) -> Written:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Written:
     """A server that logs in JSON, what it was asked, and one death of its worker."""
     arguments = ("--log-format", "json", "--access-log", "--drain", "0.2")
     with serve(tmp_path_factory.mktemp("json"), SEALED, *arguments) as running:
@@ -117,7 +117,7 @@ def test_granian_logs_in_the_same_form(written: Written) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Written]:
+def plain(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Mapping[str, Written]:
     """Servers that log for a person, with and without the access log."""
     found = {}
     for name, options in (("access", ("--access-log",)), ("quiet", ())):

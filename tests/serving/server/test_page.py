@@ -23,7 +23,10 @@ from serving.server.page import PAGE
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ERROR_COLOUR = (0xAA, 0, 0)
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no browser")
+pytestmark = [
+    pytest.mark.skipif(BROWSER is None, reason="there is no browser"),
+    pytest.mark.slow,
+]
 
 
 @contextmanager

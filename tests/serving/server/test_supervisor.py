@@ -12,6 +12,8 @@ from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, serve
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def taken() -> Iterator[int]:

@@ -53,7 +53,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def exports(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> list[Any]:
     """What a server exported of a few requests; it sends only when it ends."""
     folder = tmp_path_factory.mktemp("tracing")
     with collector() as (endpoint, found):
@@ -147,6 +147,7 @@ def test_the_service_has_a_name(exports: list[Any]) -> None:
     assert names == {"vae"}
 
 
+@pytest.mark.slow
 def test_a_large_seed_does_not_cost_others_their_spans(tmp_path: Path) -> None:
     with collector() as (endpoint, found):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
@@ -158,6 +159,7 @@ def test_a_large_seed_does_not_cost_others_their_spans(tmp_path: Path) -> None:
     assert {"before", "after"} <= {*spans(found)}
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
     with collector() as (endpoint, _):
         pass
@@ -172,6 +174,7 @@ def test_a_collector_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
     assert "Killing" not in str(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["", "OTEL_EXPORTER_OTLP_ENDPOINT"], ids=["none", "endpoint"])
 def test_opentelemetry_is_imported_only_where_an_endpoint_is_set(variable: str) -> None:
     code = (

@@ -28,6 +28,7 @@ def sign(body: bytes, *, secret: str = SECRET, age_s: float = 0, delivery: str =
     }
 
 
+@pytest.mark.full_environment
 def test_the_signature_is_the_one_that_mlflow_makes() -> None:
     delivery = pytest.importorskip("mlflow.webhooks.delivery", reason="mlflow is not installed")
     body = '{"entity": "model_version_alias"}'

@@ -14,12 +14,11 @@ import pytest
 from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server.alias_follower import ServedVersion
-from serving.server.auth import Access
-from serving.server.rest_messages import Limits
-from serving.server.worker import Settings, Worker
+from serving.server.worker import Worker
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.asking import REQUEST, asking, head, metrics, wait_for
+from tests.serving.server.settings import make_settings
 
 HEAVY = {
     "torch",
@@ -31,6 +30,7 @@ HEAVY = {
     "pyarrow",
     "opentelemetry",
 }
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -194,26 +194,7 @@ def killed(folder: Path, *arguments: str) -> Iterator[Running]:
 
 def test_a_worker_serves_no_other_bundle_than_its_neighbours(tmp_path: Path) -> None:
     """The folder is replaced while the server runs, and a worker has to start again."""
-    settings = Settings(
-        folder=tmp_path,
-        parent=os.getpid(),
-        host="127.0.0.1",
-        port=0,
-        grpc_port=0,
-        workers=1,
-        device="cpu",
-        threads=1,
-        max_requests=8,
-        max_queue=8,
-        max_connections=8,
-        timeout_s=1,
-        drain_s=1,
-        limits=Limits(),
-        access=Access(),
-        tls=None,
-        log_format="plain",
-        access_log=False,
-    )
+    settings = make_settings(tmp_path)
     ServedVersion(str(SEALED), None, None, digest="0" * 64).write(settings.version_file)
     with pytest.raises(VerificationFailed, match="holds another bundle than at the start"):
         Worker(settings, 0)

@@ -1,0 +1,144 @@
+"""Choose the columns that hold the array `x` of a model.
+
+In: the schema of a table and the layout of a model's rows. Out: names of columns. Raises
+`UsageRefused` if a column is missing or the choice is not clear, `DataRefused` if the columns
+cannot hold `x`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serving.errors import DataRefused, UsageRefused
+from serving.io.arrow_types import (
+    is_bytes,
+    is_number,
+    is_text,
+    list_columns,
+    list_sizes,
+    unwrap_type,
+)
+from serving.io.rows import DEFAULT_IDS
+
+_DEFAULTS = ("x", "image")
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """The shape, dtype and range of a row of `x`, as a model takes it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    unit_range: bool
+    """Whether floats must be from 0 to 1."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, if the model was trained on one column for each."""
+
+    @property
+    def size(self) -> int:
+        """Number of values in a row."""
+        return math.prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.size * self.dtype.itemsize
+
+
+def choose_columns(
+    schema: pa.Schema, asked: Sequence[str], ids: Sequence[str], layout: RowLayout
+) -> tuple[str, ...]:
+    """Choose those asked for, else the model's own, else `x`, else `image`, else all numbers.
+
+    Raises:
+        UsageRefused: a column is missing, or it is not clear which columns are meant.
+        DataRefused: the columns cannot hold `x`.
+    """
+    own = pa.schema([item for item in schema if ids != DEFAULT_IDS or item.name not in ids])
+    require_columns("the input", schema, (*asked, *ids), listed=own)
+    missing = [name for name in layout.columns if name not in schema.names]
+    if asked:
+        columns = tuple(asked)
+    elif layout.columns and not missing:
+        columns = layout.columns
+    elif found := _find_default(schema, layout):
+        columns = (found,)
+    elif missing:
+        more = ", …" if len(layout.columns) > _SHOWN else ""
+        raise UsageRefused(
+            f"the input has no column {missing[0]!r}, which the model learned from: name by --x "
+            f"what stands for {', '.join(layout.columns[:_SHOWN])}{more}. "
+            f"The input has {list_columns(own)}"
+        )
+    else:
+        columns = tuple(item.name for item in schema if is_number(item.type))
+        columns = tuple(name for name in columns if name not in ids)
+        if len(columns) != layout.size:
+            raise UsageRefused(
+                f"cannot tell which columns hold x: {len(columns)} are numbers, the model takes "
+                f"{layout.size}; name them by --x. The input has {list_columns(own)}"
+            )
+    check_types(schema, columns, layout)
+    return columns
+
+
+def require_columns(
+    source: object, schema: pa.Schema, names: Iterable[str], listed: pa.Schema | None = None
+) -> None:
+    """Refuse names that `schema` lacks; the message lists the columns of `listed` or `schema`."""
+    for name in names:
+        if name not in schema.names:
+            has = list_columns(schema if listed is None else listed)
+            raise UsageRefused(f"{source} has no column {name!r}; it has {has}")
+
+
+def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) -> None:
+    """Refuse columns whose types cannot hold any row."""
+    kinds = {name: unwrap_type(schema.field(name).type) for name in columns}
+    if all(is_number(kind) for kind in kinds.values()):
+        if len(columns) != layout.size:
+            raise DataRefused(
+                f"x takes {layout.size} columns of numbers, got {len(columns)}: "
+                f"{', '.join(columns[:_SHOWN])}"
+            )
+        return
+    if len(columns) > 1:
+        others = pa.schema([schema.field(name) for name in columns if not is_number(kinds[name])])
+        word = any(is_text(kind) for kind in kinds.values())
+        raise DataRefused(
+            f"of several columns each must be numbers, got {list_columns(others)}"
+            + ("; in a CSV one word makes a column text" if word else "")
+        )
+    name, kind = next(iter(kinds.items()))
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
+        raise DataRefused(
+            f"column {name!r} has {kind.byte_width} bytes a row, x takes {layout.row_bytes}: "
+            f"{layout.shape} of {layout.dtype}"
+        )
+    sizes = list_sizes(kind)
+    if sizes and not any(_may_be(sizes, shape) for shape in ((layout.size,), layout.shape)):
+        raise DataRefused(f"column {name!r} is {kind}, x takes rows of {layout.shape}")
+    if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
+        raise DataRefused(
+            f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
+            "or one number a column"
+        )
+
+
+def _find_default(schema: pa.Schema, layout: RowLayout) -> str | None:
+    """Return `x` or `image`; a single number cannot be the row of a model of named columns."""
+    for name in _DEFAULTS:
+        if name in schema.names and not (layout.columns and is_number(schema.field(name).type)):
+            return name
+    return None
+
+
+def _may_be(sizes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(sizes) == len(shape) and all(
+        size in (None, wanted) for size, wanted in zip(sizes, shape, strict=True)
+    )
