@@ -130,9 +130,9 @@ def test_statistics_are_nanoseconds_and_counts_over_processes(
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def two_workers(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """Two workers that share their ports."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder = tmp_path_factory.mktemp("two_workers")
     with serve(folder, SEALED, "--workers", "2", "--drain", "2") as running:
         yield running
 
@@ -195,10 +195,10 @@ def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
 
 
 def test_two_workers_answer_with_the_same_bytes_and_count_together(
-    pair: Running, engine: Engine, x: np.ndarray
+    two_workers: Running, engine: Engine, x: np.ndarray
 ) -> None:
     """Many connections, so that both workers answer; each of them gives the whole sum."""
-    assert len(pair.children()) == 2
+    assert len(two_workers.children()) == 2
     expected = {"sample": {"x_loc": engine.sample(7, 21)}, "score": engine.score(x[:9], 2, 21)}
     numbers = {"name": "x", "datatype": "UINT8", "shape": [9, 6, 5], "data": x[:9].tolist()}
     contents = {
@@ -206,8 +206,8 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
         "score": {"inputs": [numbers], "parameters": {"seed": 21, "num_samples": 2}},
     }
 
-    before = scrape(pair)
-    with new_connections(pair) as http:
+    before = scrape(two_workers)
+    with new_connections(two_workers) as http:
 
         def ask(place: int) -> None:
             operation = ("sample", "score")[place % 2]
@@ -219,16 +219,16 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(80)))
     for _ in range(10):
-        counts = grown(before, scrape(pair))
+        counts = grown(before, scrape(two_workers))
         assert counts[key("vae_rows_total", operation="sample")] == 280
         assert counts[key("vae_rows_total", operation="score")] == 360
         labels = {"transport": "rest", "status": "200"}
         assert counts[key("vae_requests_total", operation="sample", **labels)] == 40
-    assert scrape(pair)[key("vae_ready")] == 2
+    assert scrape(two_workers)[key("vae_ready")] == 2
 
 
-def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
-    with new_connections(pair) as http:
+def test_what_one_worker_unloads_is_unloaded_in_both(two_workers: Running) -> None:
+    with new_connections(two_workers) as http:
 
         def statuses() -> set[int]:
             return {http.post("/v2/models/sample/infer", json={}).status_code for _ in range(16)}
@@ -240,9 +240,9 @@ def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
         assert statuses() == {200}
 
 
-def test_statistics_are_those_of_the_metrics(pair: Running) -> None:
-    metrics = scrape(pair)
-    content: dict[str, Any] = httpx.get(f"{pair.rest}/v2/models/stats").json()
+def test_statistics_are_those_of_the_metrics(two_workers: Running) -> None:
+    metrics = scrape(two_workers)
+    content: dict[str, Any] = httpx.get(f"{two_workers.rest}/v2/models/stats").json()
     for entry in content["model_stats"]:
         name = entry["name"]
         assert entry["inference_count"] == metrics[key("vae_rows_total", operation=name)]

@@ -63,6 +63,7 @@ def test_a_process_that_comes_back_goes_on_counting(tmp_path: Path) -> None:
     assert parent.total("rows", "encode") == 42
 
 
+@pytest.mark.slow
 def test_processes_that_count_at_once_lose_nothing(tmp_path: Path) -> None:
     counters = SharedCounters(tmp_path / "counters", WRITERS + 1, 0)
     code = (
