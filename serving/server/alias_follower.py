@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,40 +58,28 @@ class ServedVersion:
         return cls(**json.loads(file.read_bytes()))
 
 
+@dataclass(slots=True)
 class AliasFollower:
-    """Keeps a server at the version that an alias names.
+    """Keeps a server at the version that an alias names."""
 
-    Args:
-        reference: the reference as the user gave it, under which versions are remembered.
-        registered: the parsed reference.
-        source: the version that is served now.
-        file: where to write the version to serve.
-        check: opens a source's graphs and compares their outputs with torch's.
-        counters: hold the requests to poll, and count failures.
-        poll_s: mean seconds between two polls.
-    """
-
-    def __init__(
-        self,
-        reference: str,
-        registered: Registered,
-        source: Source,
-        file: Path,
-        check: Callable[[Source], None],
-        counters: SharedCounters,
-        poll_s: float,
-    ) -> None:
-        self._reference = reference
-        self._registered = registered
-        self._source = source
-        self._file = file
-        self._check = check
-        self._counters = counters
-        self._poll_s = poll_s
-        self._client: Any = None
-        self._refused: str | None = None
-        self._retry_at = 0.0
-        self._reachable = True
+    reference: str
+    """The reference as the user gave it, under which versions are remembered."""
+    registered: Registered
+    """The parsed reference."""
+    source: Source
+    """The version that is served now."""
+    file: Path
+    """Where to write the version to serve."""
+    check: Callable[[Source], None]
+    """Opens a source's graphs and compares their outputs with torch's."""
+    counters: SharedCounters
+    """Hold the requests to poll, and count failures."""
+    poll_s: float
+    """Mean seconds between two polls."""
+    _client: Any = field(default=None, init=False)
+    _refused: str | None = field(default=None, init=False)
+    _retry_at: float = field(default=0.0, init=False)
+    _reachable: bool = field(default=True, init=False)
 
     def run(self) -> None:
         """Poll until the process ends."""
@@ -99,7 +87,7 @@ class AliasFollower:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while True:
-            requests = self._counters.get("poll_requests")
+            requests = self.counters.get("poll_requests")
             self.poll()
             self._wait(requests)
 
@@ -111,10 +99,10 @@ class AliasFollower:
             self._count_registry_failure(err)
             return
         try:
-            if version is None or version == self._source.version:
+            if version is None or version == self.source.version:
                 self._accept_current()
             elif version != self._refused or time.monotonic() >= self._retry_at:
-                LOG.info("%s now names version %s", self._reference, version)
+                LOG.info("%s now names version %s", self.reference, version)
                 self._take_up(version)
         except Exception as err:  # noqa: BLE001 - as above
             self._refuse(str(version), err)
@@ -122,51 +110,51 @@ class AliasFollower:
     def _resolve(self) -> str | None:
         if self._client is None:
             self._client = connect()
-        alias = self._registered.alias
+        alias = self.registered.alias
         assert alias is not None
         with store_errors():
-            version = alias_version(self._client, self._registered.name, alias)
+            version = alias_version(self._client, self.registered.name, alias)
         if not self._reachable:
             LOG.info("the registry can be reached again")
             self._reachable = True
         return version
 
     def _take_up(self, version: str) -> None:
-        source = open_version(self._client, self._registered.name, version)
-        self._check(source)
-        self._source, self._refused = source, None
-        ServedVersion.of(source).write(self._file)
+        source = open_version(self._client, self.registered.name, version)
+        self.check(source)
+        self.source, self._refused = source, None
+        ServedVersion.of(source).write(self.file)
         self._remember()
 
     def _remember(self) -> None:
         try:
-            remember(self._reference, self._source)
+            remember(self.reference, self.source)
         except (VaeError, OSError) as err:
             LOG.warning("cannot cache the version, so a restart will need the registry: %s", err)
 
     def _accept_current(self) -> None:
         if self._refused is not None:
             self._refused = None
-            ServedVersion.of(self._source).write(self._file)
+            ServedVersion.of(self.source).write(self.file)
 
     def _refuse(self, version: str, err: Exception) -> None:
-        LOG.error("version %s is refused, still serving %s: %s", version, self._source.version, err)
-        self._counters.add("reload_failures")
+        LOG.error("version %s is refused, still serving %s: %s", version, self.source.version, err)
+        self.counters.add("reload_failures")
         self._refused, self._retry_at = version, time.monotonic() + RETRY_S
         refused = {"version": version, "reason": str(err)}
-        ServedVersion.of(self._source, refused).write(self._file)
+        ServedVersion.of(self.source, refused).write(self.file)
 
     def _count_registry_failure(self, err: Exception) -> None:
-        self._counters.add("registry_failures")
+        self.counters.add("registry_failures")
         if self._reachable:
-            LOG.warning("still serving version %s: %s", self._source.version, err)
+            LOG.warning("still serving version %s: %s", self.source.version, err)
         self._reachable = False
 
     def _wait(self, requests: float) -> None:
         """Wait about the interval, at random 20 % more or less, or until a poll is requested."""
-        until = time.monotonic() + self._poll_s * random.uniform(0.8, 1.2)
+        until = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
         while time.monotonic() < until:
             time.sleep(WATCH_INTERVAL_S)
-            if self._counters.get("poll_requests") != requests:
+            if self.counters.get("poll_requests") != requests:
                 self._retry_at = 0.0
                 return

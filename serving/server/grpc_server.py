@@ -23,6 +23,7 @@ from serving.protocol.messages import (
     from_values,
 )
 from serving.server.auth import Access
+from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
 
@@ -115,24 +116,13 @@ class GrpcServer:
                 await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
             finally:
                 if self.access_log:
-                    _log_call(name, message, context, started)
+                    code = context.code() or grpc.StatusCode.OK.name
+                    text = f"{name} {getattr(message, 'model_name', '')} {code}"
+                    log_answer(LOG, text, getattr(message, "id", ""), started)
 
         return grpc.unary_unary_rpc_method_handler(
             answer, request.FromString, lambda reply: reply.SerializeToString()
         )
-
-
-def _log_call(name: str, message: Any, context: Any, started: float) -> None:
-    LOG.info(
-        "%s %s %s",
-        name,
-        getattr(message, "model_name", ""),
-        context.code() or grpc.StatusCode.OK.name,
-        extra={
-            "request_id": getattr(message, "id", ""),
-            "ms": round((time.perf_counter() - started) * 1e3, 3),
-        },
-    )
 
 
 async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:

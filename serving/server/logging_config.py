@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from typing import Literal
 
 LogFormat = Literal["plain", "json"]
@@ -56,3 +57,9 @@ def granian_config(log_format: LogFormat) -> dict[str, object]:
         "formatters": {"line": {"()": formatter}},
         "handlers": {"console": handler, "access": handler},
     }
+
+
+def log_answer(logger: logging.Logger, text: str, request_id: str, started: float) -> None:
+    """Log an answer, with the id of its request and the milliseconds since `started`."""
+    ms = round((time.perf_counter() - started) * 1e3, 3)
+    logger.info("%s", text, extra={"request_id": request_id, "ms": ms})

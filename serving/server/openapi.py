@@ -95,12 +95,8 @@ def _refusal(text: str) -> dict[str, Any]:
 
 def _path_parameter(name: str, served: LoadedVersion) -> dict[str, Any]:
     values = [served.version] if name == "version" else [*served.engine.operations]
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "enum": values},
-    }
+    schema = {"type": "string", "enum": values}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _infer_request(served: LoadedVersion) -> dict[str, Any]:
@@ -115,6 +111,7 @@ def _infer_request(served: LoadedVersion) -> dict[str, Any]:
             "parameters": {"type": "object"},
         },
     }
+    output = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
     parameters = {
         "seed": {"type": "integer", "minimum": 0},
         "num_samples": {"type": "integer", "minimum": 1, "maximum": 4096},
@@ -127,14 +124,7 @@ def _infer_request(served: LoadedVersion) -> dict[str, Any]:
             "id": {"type": "string"},
             "parameters": {"type": "object", "properties": parameters},
             "inputs": {"type": "array", "items": tensor},
-            "outputs": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {"name": {"type": "string"}},
-                },
-            },
+            "outputs": {"type": "array", "items": output},
         },
         "example": {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []},
     }

@@ -27,6 +27,7 @@ from serving.errors import (
 from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
+from serving.server.logging_config import log_answer
 from serving.server.rest_messages import Answer, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
@@ -132,7 +133,8 @@ class RestServer:
         if route is not None and route.counted:
             self.service.record("rest", request.name, answer.status, request.started)
         if self.access_log:
-            self._log(scope, request, answer)
+            text = f"{scope.method} {scope.path} {answer.status}"
+            log_answer(LOG, text, request.id, request.started)
         protocol.response_bytes(answer.status, self._headers(request, answer), answer.body)
 
     def _find(self, scope: Scope, request: Request) -> Route:
@@ -164,18 +166,6 @@ class RestServer:
         if self.service.draining:
             headers.append(("connection", "close"))
         return headers
-
-    def _log(self, scope: Scope, request: Request, answer: Answer) -> None:
-        LOG.info(
-            "%s %s %d",
-            scope.method,
-            scope.path,
-            answer.status,
-            extra={
-                "request_id": request.id,
-                "ms": round((time.perf_counter() - request.started) * 1e3, 3),
-            },
-        )
 
     async def infer(self, decoded: InferRequest, protocol: Any) -> InferResponse:
         """Run a request; take it out of the queue when its client closes the connection.
