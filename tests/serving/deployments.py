@@ -26,7 +26,7 @@ def parse_yaml(path: Path) -> Any:
 
 
 def instructions(folder: Path) -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments), continuation lines joined."""
+    """Return the Dockerfile as (instruction, arguments), with continuation lines joined."""
     text = (folder / "Dockerfile").read_text()
     assert "\\\r" not in text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -35,7 +35,7 @@ def instructions(folder: Path) -> list[tuple[str, str]]:
 
 
 def argument(folder: Path, instruction: str) -> str:
-    """The arguments of the one instruction of this name."""
+    """Return the arguments of the only instruction of this name."""
     (found,) = (rest for name, rest in instructions(folder) if name == instruction)
     return found
 

@@ -102,7 +102,7 @@ def test_docker_health_check_asks_the_server_and_no_proxy(
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         port = server.server_port
-        if status is None:  # nobody listens
+        if status is None:  # nothing listens
             server.shutdown()
             server.server_close()
         done = subprocess.run(

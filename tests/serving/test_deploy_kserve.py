@@ -118,7 +118,7 @@ def test_kserve_resource_has_a_name_that_kserve_takes(
 def test_a_hostile_name_stays_a_string_for_kserve(bundle: Bundle, tmp_path: Path) -> None:
     found = container(Source(bundle, HOSTILE, "7"), tmp_path / "out")
     plain = container(Source(bundle, "vae", "7"), tmp_path / "plain")
-    # Kubernetes expands $(HOME), and takes $$ for one $
+    # Kubernetes expands $(HOME), and reads $$ as one $
     assert found["args"][1] == f"models:/{HOSTILE}/7".replace("$", "$$")
     assert found == {**plain, "args": [plain["args"][0], found["args"][1], *plain["args"][2:]]}
     annotations = parse_yaml(tmp_path / "out" / "inferenceservice.yaml")["metadata"]["annotations"]

@@ -166,7 +166,7 @@ def test_cuda_that_is_not_there_is_refused_and_named(bundle: Bundle) -> None:
 def test_a_session_that_fell_back_to_the_cpu_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime only warns when it takes the CPU instead: the engine looks where nodes are."""
+    """onnxruntime only warns when it uses the CPU instead, so the engine reads each placement."""
     if has_cuda():
         pytest.skip("this machine has CUDA")
     options = engines.session_options(1, "all")
@@ -193,7 +193,7 @@ def test_the_bundle_of_these_tests_is_sealed() -> None:
     assert open_bundle(Path(__file__).parent / "bundle").manifest.x_shape == (6, 5)
 
 
-def test_many_draws_are_cut_into_runs_of_bounded_size(engine: Engine, x: Any) -> None:
+def test_many_draws_are_split_into_runs_of_bounded_size(engine: Engine, x: Any) -> None:
     noise = draw_rows(0, 0, 3000, 3)
     runs = list(engines.split_rows(5, {"eps": np.broadcast_to(noise, (5, 3000, 3))}))
     assert runs == [slice(row, row + 1) for row in range(5)]

@@ -28,7 +28,7 @@ def test_numbers_of_datatypes_are_triton_s() -> None:
 
 
 Field = tuple[int, str, bool]
-"""Number, type as the .proto writes it, and whether it is repeated."""
+"""Number, type as in the .proto file, and whether the field is repeated."""
 
 KINDS = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name
@@ -37,7 +37,7 @@ KINDS = {
 
 
 def fields_of(message: Descriptor) -> dict[str, Field]:
-    """Fields of a compiled message, with maps written as maps."""
+    """Return the fields of a compiled message, with maps written as maps."""
 
     def kind(field: FieldDescriptor) -> str:
         entry = field.message_type
@@ -59,7 +59,7 @@ def fields_of(message: Descriptor) -> dict[str, Field]:
 
 
 def messages_of(place: Any, prefix: str = "") -> Iterator[tuple[str, Descriptor]]:
-    """All messages of a file, nested ones as Outer.Inner."""
+    """Yield all messages of a file, nested ones as Outer.Inner."""
     for message in place:
         if not message.GetOptions().map_entry:
             yield prefix + message.name, message
@@ -72,7 +72,7 @@ def compiled(module: Any) -> dict[str, dict[str, Field]]:
 
 
 def written() -> dict[str, dict[str, Field]]:
-    """Messages of the .proto file, read without a compiler."""
+    """Read the messages of the .proto file without a compiler."""
     text = re.sub(r"//.*", "", PROTO.read_text())
     tokens = re.findall(r"map<\w+, \w+>|\w+|[{};=]", text)
     found: dict[str, dict[str, Field]] = {}
@@ -111,7 +111,7 @@ def test_every_field_is_numbered_and_typed_as_triton_s() -> None:
         for field, (number, kind, repeated) in ours[name].items():
             theirs = triton[name][field]
             if kind == "int32" and theirs[1] == "enum":
-                kind = "enum"  # the same bytes
+                kind = "enum"  # it has the same bytes
             assert (number, kind, repeated) == theirs, f"{name}.{field}"
 
 

@@ -24,7 +24,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Ce
 
 @pytest.fixture(scope="session")
 def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
-    """A server with a key from its environment; no secret of webhooks, no TLS."""
+    """A server with an API key from its environment, without a webhook secret or TLS."""
     with serve(tmp_path_factory.mktemp("locked"), SEALED, "--drain", "1", VAE_API_KEY=KEY) as it:
         yield it
 
@@ -33,7 +33,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterato
 def sealed(
     tmp_path_factory: pytest.TempPathFactory, certificate: CertificateFiles
 ) -> Iterator[Running]:
-    """A server with a key from a file, a secret of webhooks, and TLS."""
+    """A server with an API key from a file, a webhook secret, and TLS."""
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "key").write_text(f"{KEY}\n")
     tls = ["--tls-cert", str(certificate.chain), "--tls-key", str(certificate.key)]

@@ -18,7 +18,7 @@ Status = grpc.StatusCode
 
 
 def method(channel: Any, name: str, service: str = SERVICE) -> Any:
-    """A call by name; its messages are those of that name."""
+    """Return a call; the class of its answer has the name of the call."""
     reply = getattr(pb, f"{name}Response") if service == SERVICE else pb.HealthCheckResponse
     return channel.unary_unary(
         f"/{service}/{name}",

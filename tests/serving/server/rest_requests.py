@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 def body_of(
     arrays: Arrays, binary: Sequence[str] = (), **content: Any
 ) -> tuple[bytes, dict[str, str]]:
-    """An infer request, as the specification writes it: those named in `binary` after the JSON."""
+    """Return body and headers of a request; the tensors named in `binary` follow the JSON."""
     tensors, tail = [], b""
     for name, array in arrays.items():
         tensor: dict[str, Any] = {
@@ -37,7 +37,7 @@ def body_of(
 
 
 def arrays_of(response: httpx.Response) -> dict[str, np.ndarray]:
-    """Outputs of an answer, JSON or binary, in its order."""
+    """Return the outputs of an answer, JSON or binary, in its order."""
     assert response.status_code == 200, response.text
     length = response.headers.get(LENGTH)
     head = response.content[: None if length is None else int(length)]
@@ -57,7 +57,7 @@ def arrays_of(response: httpx.Response) -> dict[str, np.ndarray]:
 
 
 def refused(response: httpx.Response, status: int) -> str:
-    """Text of a refusal, which is always {"error": text}."""
+    """Return the text of a refusal, which is always {"error": text}."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     content = response.json()

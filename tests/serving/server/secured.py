@@ -16,7 +16,7 @@ SECRET = "battery-staple"
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """Files of a certificate that signs itself."""
+    """Files of a self-signed certificate."""
 
     chain: Path
     key: Path

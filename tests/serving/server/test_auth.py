@@ -25,10 +25,10 @@ HEALTH = (
 )
 
 PAGES = ("/openapi.json", "/docs")
-"""Open, for they say nothing that a client does not need to ask for a key."""
+"""They need no key, and tell nothing that needs one."""
 
 OWN = "/webhooks/mlflow"
-"""Has a check of its own."""
+"""It is checked by its signature."""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_401_names_the_scheme(http: httpx.Client) -> None:
     assert response.headers.get("www-authenticate", "").startswith("Bearer")
 
 
-def test_an_unknown_address_is_404_without_the_key(http: httpx.Client) -> None:
+def test_an_unknown_path_is_404_without_the_key(http: httpx.Client) -> None:
     assert http.get("/nope").status_code == 404
 
 
@@ -163,13 +163,15 @@ def test_grpc_health_is_open_and_the_key_opens_the_rest(locked: Running, engine:
             assert reply.raw_output_contents[0] == engine.sample(1, 4).tobytes()
 
 
-def test_refused_requests_are_counted_at_both_doors(http: httpx.Client, locked: Running) -> None:
+def test_refused_requests_are_counted_by_both_transports(
+    http: httpx.Client, locked: Running
+) -> None:
     def counts() -> dict[str, float]:
         text = http.get("/metrics", headers={"x-api-key": KEY}).text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if 'status="401"' in line]
         return {
-            door: sum(float(value) for name, value in lines if f'"{door}"' in name)
-            for door in ("rest", "grpc")
+            transport: sum(float(value) for name, value in lines if f'"{transport}"' in name)
+            for transport in ("rest", "grpc")
         }
 
     before = counts()
@@ -177,7 +179,10 @@ def test_refused_requests_are_counted_at_both_doors(http: httpx.Client, locked: 
     with grpc.insecure_channel(locked.grpc) as channel, pytest.raises(grpc.RpcError):
         infer_over(channel)
     after = counts()
-    assert {door: after[door] - before[door] for door in after} == {"rest": 1, "grpc": 1}
+    assert {transport: after[transport] - before[transport] for transport in after} == {
+        "rest": 1,
+        "grpc": 1,
+    }
 
 
 def test_a_key_is_compared_as_a_whole() -> None:

@@ -1,4 +1,4 @@
-"""A server that is told to stop answers every request that it has, then ends."""
+"""A server that is told to stop answers every request that it has, and then ends."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def test_a_signal_to_all_processes_drains_like_one_to_the_parent(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A terminal sends SIGINT to the whole group, systemd SIGTERM to the whole unit."""
+    """A terminal sends SIGINT to the whole process group, systemd SIGTERM to the whole unit."""
     with serve(tmp_path, SEALED, "--workers", "2", "--drain", "5") as running:
         slow = Slow(running.port)
         for pid in (*running.children(), running.process.pid):
@@ -43,13 +43,13 @@ class Slow:
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 20)
-        # an answered request first: the server has this connection for sure
+        # after one answered request, the server surely has this connection
         self.socket.sendall(head(len(REQUEST)) + REQUEST)
         assert self.socket.recv(2**16).startswith(b"HTTP/1.1 200")
         self.socket.sendall(head(len(REQUEST)) + REQUEST[:40])
 
     def finish(self) -> bytes:
-        """Send the rest, and give the answer; nothing where the server has gone."""
+        """Send the rest and return the answer; return nothing if the server has ended."""
         try:
             self.socket.sendall(REQUEST[40:])
             return self.wait()
@@ -57,7 +57,7 @@ class Slow:
             return b""
 
     def wait(self) -> bytes:
-        """What the server sends, if anything."""
+        """Return what the server sends, if anything."""
         with self.socket, contextlib.suppress(ConnectionError):
             return self.socket.recv(2**16)
         return b""
@@ -65,10 +65,10 @@ class Slow:
 
 @dataclass(slots=True)
 class Drained:
-    """What clients saw of a server that stops under load."""
+    """The results of clients of a server that stops under load."""
 
     answered: set[str] = field(default_factory=set)
-    """Request ids."""
+    """Ids of answered requests."""
     lost: list[str] = field(default_factory=list)
     """Requests without an answer, on connections that had one before."""
     turned_away: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ class Drained:
 
 
 def keep_asking(port: int, name: str, renew: bool, drained: Drained) -> None:
-    """Ask until nothing listens; close a connection when told to, or after each answer."""
+    """Send requests until nothing listens; close a connection if told to, or after each answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     on_this = 0
     for number in range(100_000):
@@ -125,7 +125,7 @@ def test_every_request_that_the_server_had_is_answered_before_it_stops(
         slow = Slow(running.port)
         running.process.send_signal(signal.SIGTERM)
         for thread in threads:
-            thread.join()  # nothing listens now
+            thread.join()  # from here on nothing listens
         assert running.process.poll() is None
         assert slow.finish().startswith(b"HTTP/1.1 200")
         assert running.process.wait(20) == 0
@@ -146,7 +146,7 @@ def test_a_draining_server_is_not_ready(tmp_path: Path) -> None:
                 response_deserializer=pb.HealthCheckResponse.FromString,
             )
             assert call(pb.HealthCheckRequest()).status == 1
-            slow = Slow(running.port)  # keeps the server from its end
+            slow = Slow(running.port)  # the server cannot end before this request
             running.process.send_signal(signal.SIGTERM)
             wait_for("it drains", lambda: not ready(running)["ready"])
             answer = httpx.get(f"{running.rest}/v2/health/ready")
@@ -154,7 +154,7 @@ def test_a_draining_server_is_not_ready(tmp_path: Path) -> None:
             assert httpx.get(f"{running.rest}/v2/models/encode/ready").status_code == 503
             assert httpx.get(f"{running.rest}/v2/health/live").status_code == 200
             assert call(pb.HealthCheckRequest()).status == 2
-            version, _ = ask(CASES[0])  # who asks all the same is answered
+            version, _ = ask(CASES[0])  # a request is still answered
             assert version == running.version
         assert slow.finish().startswith(b"HTTP/1.1 200")
 

@@ -26,7 +26,7 @@ from tests.serving.server.grpc_requests import Arrays, Status, method, request_o
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A server in this process whose runs begin, and then wait for `go`."""
+    """A server in this process, whose runs wait for `go` after they began."""
 
     infer: Any
     counters: SharedCounters
@@ -34,7 +34,7 @@ class Held:
     began: threading.Event
     go: threading.Event
     computed: list[int]
-    """Rows of each run that ended."""
+    """Number of rows of each finished run."""
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +118,7 @@ def test_a_full_queue_refuses_at_once(engine: Engine, tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_requests_under_way_are_bounded(engine: Engine, tmp_path: Path) -> None:
+def test_requests_in_progress_are_bounded(engine: Engine, tmp_path: Path) -> None:
     async def run() -> None:
         async with held(engine, tmp_path) as there:
             calls = [there.infer(decode_rows(1), timeout=30)]
@@ -131,7 +131,9 @@ def test_requests_under_way_are_bounded(engine: Engine, tmp_path: Path) -> None:
             calls.pop().cancel()
             await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
             calls.append(there.infer(decode_rows(2), timeout=30))
-            await until(lambda: there.batcher.queued == 5)  # the one that left is still in line
+            await until(
+                lambda: there.batcher.queued == 5
+            )  # the request of the client that left is still queued
             there.go.set()
             assert [(await call).outputs[0].shape[0] for call in calls] == [1, 1, 1, 2]
 

@@ -100,7 +100,7 @@ def test_whole_floats_stand_for_bytes(call: Call, engine: Engine, x: np.ndarray)
 
 
 def broken(**changes: Any) -> Any:
-    """A request of `encode` with one part of its tensor changed."""
+    """Return a request of `encode` with one part of its tensor changed."""
     message = request_of("encode", {"x": np.zeros((2, 6, 5), np.uint8)})
     for name, value in changes.items():
         if name == "raw":
@@ -156,7 +156,7 @@ def test_an_input_twice_is_refused(call: Call) -> None:
 
 
 def test_a_long_name_in_an_error_does_not_break_the_call(call: Call) -> None:
-    """Trailers of more than 16 KiB are what gRPC clients refuse."""
+    """gRPC clients refuse trailers of more than 16 KiB."""
     message = broken(datatype="Q" * 20_000)
     text = refused(call, "ModelInfer", message, Status.INVALID_ARGUMENT)
     assert text.startswith("datatype of x must be FP32 or UINT8")

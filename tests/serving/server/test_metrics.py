@@ -25,7 +25,7 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def parsed(text: str) -> dict[Sample, float]:
-    """Every sample by name and labels, as Prometheus' own parser reads them."""
+    """Return every sample by name and labels, as Prometheus' own parser reads them."""
     found: dict[Sample, float] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation, family.name
@@ -46,7 +46,7 @@ def rendered(counters: SharedCounters) -> dict[Sample, float]:
 
 @pytest.fixture
 def by_process(tmp_path: Path) -> list[SharedCounters]:
-    """The parent's view and those of two workers."""
+    """The counters as the parent and two workers see them."""
     return [SharedCounters(tmp_path / "counters", 3, row) for row in range(3)]
 
 
@@ -139,7 +139,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> It
 
 @contextmanager
 def new_connections(server: Running) -> Iterator[httpx.Client]:
-    """A client whose every request has a connection of its own, and meets any worker."""
+    """A client with a new connection for each request, which any worker may accept."""
     with httpx.Client(base_url=server.rest, headers={"connection": "close"}) as client:
         yield client
 
@@ -151,7 +151,7 @@ def scrape(server: Running) -> dict[Sample, float]:
 
 
 def grown(before: dict[Sample, float], after: dict[Sample, float]) -> dict[Sample, float]:
-    """Counters that grew, without the times that nobody knows."""
+    """Return the counters that grew, without the times, which vary."""
     return {
         sample: value - before.get(sample, 0)
         for sample, value in after.items()
@@ -197,7 +197,7 @@ def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
 def test_two_workers_answer_with_the_same_bytes_and_count_together(
     two_workers: Running, engine: Engine, x: np.ndarray
 ) -> None:
-    """Many connections, so that both workers answer; each of them gives the whole sum."""
+    """Over many connections both workers answer, and each reports the sum of both."""
     assert len(two_workers.children()) == 2
     expected = {"sample": {"x_loc": engine.sample(7, 21)}, "score": engine.score(x[:9], 2, 21)}
     numbers = {"name": "x", "datatype": "UINT8", "shape": [9, 6, 5], "data": x[:9].tolist()}

@@ -43,7 +43,7 @@ def test_the_openapi_example_runs(http: httpx.Client, engine: Engine) -> None:
 
 
 def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.Client) -> None:
-    """But that of a client that has left, who reads none."""
+    """Except 499, which a client that left never reads."""
     kinds = {kind.status for kind in errors.VaeError.__subclasses__()} - {499}
     readme = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
     (listed,) = re.findall(r"Errors are .*?\n- ", readme, re.DOTALL)

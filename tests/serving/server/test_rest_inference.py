@@ -26,7 +26,7 @@ from tests.serving.server.rest_requests import (
 
 @pytest.fixture(scope="module")
 def inputs(x: np.ndarray) -> Mapping[str, Arrays]:
-    """Inputs of each operation, noise included."""
+    """Inputs of each operation, with noise."""
     z = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     eps = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
     return {
@@ -63,7 +63,7 @@ def test_every_operation_gives_the_engine_s_bytes(
     assert response.headers["content-type"] == kind
 
 
-def test_an_answer_says_model_version_and_tensors_and_no_more(
+def test_an_answer_holds_model_version_and_tensors_only(
     http: httpx.Client, server: Running, engine: Engine, x: np.ndarray
 ) -> None:
     body, _ = body_of({"x": x[:2]}, id="41")
@@ -220,7 +220,7 @@ def test_bytes_do_not_stand_for_floats(http: httpx.Client) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else json.dumps(value),
 )
-def test_what_a_request_may_not_say(
+def test_a_wrong_request_is_refused(
     http: httpx.Client, operation: str, content: dict[str, Any], text: str
 ) -> None:
     assert text in refused(http.post(f"/v2/models/{operation}/infer", json=content), 400)
@@ -294,7 +294,7 @@ def test_scores_of_a_seed_are_the_engine_s(
 def test_neighbours_in_a_batch_change_nothing(
     http: httpx.Client, engine: Engine, x: np.ndarray
 ) -> None:
-    """Requests of different sizes, operations and draws at once, each with its own bytes."""
+    """Concurrent requests of different sizes, operations and draws each get their own bytes."""
     rng = np.random.default_rng(8)
     cases = []
     for place in range(240):

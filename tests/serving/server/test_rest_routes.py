@@ -36,7 +36,7 @@ from tests.serving.server.rest_requests import NAMES, arrays_of, body_of, fill, 
         ("POST", "/v2/models/sample/infer/", "no path"),
     ],
 )
-def test_what_is_not_there_is_404(
+def test_an_unknown_path_model_or_version_is_404(
     http: httpx.Client, server: Running, method: str, path: str, text: str
 ) -> None:
     assert text in refused(http.request(method, fill(path, server)), 404)
@@ -78,7 +78,7 @@ def test_head_is_get_without_the_body(http: httpx.Client, server: Running, path:
     assert head.headers["content-length"] == get.headers["content-length"]
 
 
-def test_health_says_which_version_answers(http: httpx.Client, server: Running) -> None:
+def test_health_tells_which_version_answers(http: httpx.Client, server: Running) -> None:
     assert http.get("/v2/health/live").json() == {"live": True}
     content = {"ready": True, "name": "bundle", "version": server.version}
     assert http.get("/v2/health/ready").json() == content
@@ -98,7 +98,7 @@ def test_server_metadata_names_the_extensions(http: httpx.Client) -> None:
 
 
 def described(tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Tensors of the operation table, in the words of the specification."""
+    """Describe tensors of the operation table as the specification does."""
     names = {"uint8": "UINT8", "float32": "FP32"}
     return [
         {
@@ -128,7 +128,7 @@ def test_metadata_and_config_are_the_operation_table(
     assert (config["name"], config["backend"]) == (operation, "onnxruntime")
     assert config["max_batch_size"] == 4096
     for side, tensors in (("input", metadata["inputs"]), ("output", metadata["outputs"])):
-        # Triton's dims leave out the batch
+        # Triton's dims do not include the batch axis
         assert config[side] == [
             {"name": t["name"], "data_type": f"TYPE_{t['datatype']}", "dims": t["shape"][1:]}
             for t in tensors

@@ -48,27 +48,27 @@ def test_a_request_s_id_comes_back(http: httpx.Client, path: str, status: int) -
 
 
 @pytest.mark.parametrize("name", ["a b", "", "x" * 129], ids=len)
-def test_a_request_id_that_is_no_word_is_dropped(http: httpx.Client, name: str) -> None:
+def test_a_malformed_request_id_is_dropped(http: httpx.Client, name: str) -> None:
     response = http.get("/v2", headers={"x-request-id": name})
     assert response.status_code == 200
     assert "x-request-id" not in response.headers
 
 
 def first_line(server: Running, *lines: str) -> bytes:
-    """The status line that comes without any of the body being sent."""
+    """Return the status line of a request whose body is not sent."""
     with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
         head = "\r\n".join(("POST /v2/models/sample/infer HTTP/1.1", "Host: a", *lines, "", ""))
         connection.sendall(head.encode())
         return connection.makefile("rb").readline()
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(server: Running) -> None:
+def test_a_body_that_is_declared_too_large_is_not_read(server: Running) -> None:
     line = first_line(server, f"Content-Length: {16 * 2**20 + 1}")
     assert line == b"HTTP/1.1 413 Payload Too Large\r\n"
 
 
 def test_a_body_in_chunks_is_refused(server: Running) -> None:
-    # on a connection of its own, which the server closes: the body was not read
+    # on its own connection: the server closes it, since it did not read the body
     response = httpx.post(f"{server.rest}/v2/models/sample/infer", content=iter([b"{", b"}"]))
     text = refused(response, 411)
     assert text == "a body must have a content-length: chunks are not read"

@@ -27,7 +27,7 @@ def open_counters(path: Path, count: int = 3) -> list[SharedCounters]:
 
 
 def samples(counters: SharedCounters) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What Prometheus would read."""
+    """Return the samples that Prometheus would read."""
     text = render(counters, {"model": "vae", "version": "7", "digest": "abc"}).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -54,7 +54,7 @@ def test_any_process_may_set_a_flag(tmp_path: Path) -> None:
     assert second.get("draining") == 0
 
 
-def test_a_process_that_comes_back_goes_on_counting(tmp_path: Path) -> None:
+def test_a_restarted_process_continues_its_counts(tmp_path: Path) -> None:
     parent, first, _ = open_counters(tmp_path)
     first.add("rows", "encode", value=41)
     del first
@@ -102,7 +102,7 @@ def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
         (1e9, len(SECONDS)),
     ],
 )
-def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, place: int) -> None:
+def test_a_bucket_includes_its_upper_bound(tmp_path: Path, value: float, place: int) -> None:
     counters = SharedCounters(tmp_path / "counters", 1, 0)
     counters.observe("queue", "score", value)
     counts = [counters.get("queue", "score", index) for index in range(len(SECONDS) + 1)]
@@ -110,7 +110,7 @@ def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, 
     assert counters.get("queue", "score", "sum") == value
 
 
-def test_every_status_that_an_error_stands_for_can_be_counted() -> None:
+def test_the_status_of_every_error_can_be_counted() -> None:
     def classes(base: type[VaeError]) -> set[type[VaeError]]:
         return {base}.union(*(classes(child) for child in base.__subclasses__()))
 

@@ -1,4 +1,4 @@
-"""What the parent process refuses before it starts workers, and where it listens."""
+"""The parent process refuses a bad start before it starts workers, and resolves its host."""
 
 import socket
 import subprocess
@@ -23,7 +23,7 @@ def taken() -> Iterator[int]:
 
 
 def refusal(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Exit code and stderr of a server that cannot start; stdout must stay empty."""
+    """Return the exit code and stderr of a server that cannot start; stdout must stay empty."""
     result = subprocess.run(
         [*SERVE, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
     )
@@ -52,7 +52,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: int, option: str) 
 
 
 def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
-    """Of 192.0.2.0/24, which is for documentation: no machine has it."""
+    """192.0.2.0/24 is reserved for documentation, so no machine has this address."""
     code, said = refusal(tmp_path, *ANY, "--host", "192.0.2.1")
     assert code == UsageRefused.exit_code
     assert said.splitlines()[-1] == (
@@ -72,7 +72,7 @@ def test_both_protocols_at_one_port_are_refused(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stdout is not None
-    line = process.stdout.readline()  # comes when it serves, or when it has ended
+    line = process.stdout.readline()  # ends when it serves, or when it has ended
     process.terminate()
     _, said = process.communicate()
     assert (line, process.returncode) == ("", UsageRefused.exit_code)
@@ -80,7 +80,7 @@ def test_both_protocols_at_one_port_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "damaged"])
-def test_a_bundle_that_is_not_whole_ends_the_start(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_bundle_ends_the_start(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "bundle"
     folder.mkdir()
     if damage == "damaged":
@@ -108,7 +108,7 @@ def test_bad_tls_files_end_the_start(tmp_path: Path, bad: str) -> None:
     assert len(said.splitlines()) == 1
 
 
-def test_a_name_of_the_host_is_resolved(tmp_path: Path) -> None:
+def test_a_host_name_is_resolved(tmp_path: Path) -> None:
     with serve(tmp_path, SEALED, "--host", "localhost", "--drain", "0.2") as running:
         assert running.rest.removeprefix("http://").rsplit(":", 1)[0] in ("127.0.0.1", "[::1]")
         assert httpx.get(f"{running.rest}/v2/health/ready").status_code == 200

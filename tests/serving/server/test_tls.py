@@ -43,7 +43,7 @@ def test_the_key_of_the_file_wins_over_the_environment(https: httpx.Client) -> N
     assert https.get("/v2", headers={"x-api-key": "not this one"}).status_code == 401
 
 
-def test_nothing_is_said_without_tls_or_to_those_who_do_not_trust_it(sealed: Running) -> None:
+def test_clients_without_tls_or_trust_get_no_answer(sealed: Running) -> None:
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{sealed.rest}/v2/health/live")
     with pytest.raises(httpx.TransportError):
@@ -66,7 +66,7 @@ def test_tls_is_1_2_or_1_3(
 
 
 def refused(*arguments: str) -> str:
-    """What `vae serve` says before it starts anything."""
+    """Return the error of `vae serve` before it starts anything."""
     with pytest.raises(UsageRefused) as caught:
         serve_command.main(["--model", str(SEALED), *arguments], standalone_mode=False)
     return str(caught.value)

@@ -17,7 +17,7 @@ from tests.serving.server.secured import KEY, SECRET
 
 
 def sign(body: bytes, *, secret: str = SECRET, age_s: float = 0, delivery: str = "d-1") -> Any:
-    """Headers as mlflow.webhooks.delivery makes them."""
+    """Return headers as mlflow.webhooks.delivery makes them."""
     stamp = str(int(time.time() - age_s))
     signed = f"{delivery}.{stamp}.{body.decode()}"
     digest = hmac.new(secret.encode(), signed.encode(), hashlib.sha256).digest()
@@ -52,7 +52,7 @@ def test_a_signed_webhook_is_accepted_without_the_key(https: httpx.Client) -> No
 
 
 def changed(**headers: str | bytes | None) -> dict[str, Any]:
-    """Valid headers with some changed, or left out."""
+    """Return valid headers with some changed or left out."""
     names = {"signature": "Signature", "delivery": "Delivery-Id", "stamp": "Timestamp"}
     all_headers = sign(BODY) | {f"X-MLflow-{names[k]}": value for k, value in headers.items()}
     return {name: value for name, value in all_headers.items() if value is not None}

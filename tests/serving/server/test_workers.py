@@ -35,14 +35,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with two workers that note what they have loaded when they end."""
+    """A server with two workers."""
     folder = tmp_path_factory.mktemp("two_workers")
     with serve(folder, SEALED, "--workers", "2", "--drain", "1") as running:
         yield running
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -53,25 +53,25 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(
     two_workers: Running, engine: Engine
 ) -> None:
     first, second = two_workers.children()
-    with asking(two_workers, {two_workers.version: engine}) as tally:
-        wait_for("all ask", lambda: len(tally.answers) == 3)
+    with asking(two_workers, {two_workers.version: engine}) as counts:
+        wait_for("all ask", lambda: len(counts.answers) == 3)
         before = metrics(two_workers)
         os.kill(first, signal.SIGKILL)
         wait_for("it is gone", lambda: not alive(first))
-        answered = tally.answers.total()
-        wait_for("the other answers", lambda: tally.answers.total() > answered + 30)
+        answered = counts.answers.total()
+        wait_for("the other answers", lambda: counts.answers.total() > answered + 30)
         wait_for("it is replaced", lambda: len(two_workers.children()) == 2)
         wait_for(
             "all are ready",
             lambda: {worker_of(two_workers) for _ in range(20)} == {*two_workers.children()},
         )
-        failed = len(tally.failed)
-        answered = tally.answers.total()
-        wait_for("both answer", lambda: tally.answers.total() > answered + 30)
+        failed = len(counts.failed)
+        answered = counts.answers.total()
+        wait_for("both answer", lambda: counts.answers.total() > answered + 30)
     assert second in two_workers.children()
-    assert tally.wrong == []
-    # what was under way in the killed process is lost, and nothing after it
-    assert len(tally.failed) == failed <= 3
+    assert counts.wrong == []
+    # only requests in progress in the killed process are lost
+    assert len(counts.failed) == failed <= 3
     after = metrics(two_workers)
     counters = [name for name in before if name.endswith("_total") or "_bucket" in name]
     assert counters
@@ -80,13 +80,13 @@ def test_a_killed_worker_is_replaced_while_the_other_answers(
 
 
 def worker_of(server: Running) -> int:
-    """Which process a new connection reaches: the socket's other end says it."""
+    """Return the process that a new connection reaches, found by its socket's other end."""
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: here\r\n\r\n")
         assert client.recv(2**16).startswith(b"HTTP/1.1 200")
         port = f":{client.getsockname()[1]:04X}"
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        # a set: the kernel may show a socket twice while others come and go
+        # a set, since the kernel may list a socket twice while others open and close
         here = f":{server.port:04X}"
         found = [x for x in lines if x[1].endswith(here) and x[2].endswith(port) and x[9] != "0"]
         (inode,) = {line[9] for line in found}
@@ -124,7 +124,7 @@ def test_a_worker_of_a_bundle_loads_nothing_heavy(two_workers: Running) -> None:
 
 
 def test_a_worker_imports_neither_torch_nor_mlflow_nor_stages(tmp_path: Path) -> None:
-    """In the processes themselves: each writes the names of its modules when it ends."""
+    """Each process writes the names of its modules when it ends."""
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, json, os, pathlib, sys\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
@@ -167,7 +167,7 @@ def test_a_worker_that_starts_while_its_parent_is_killed_ends_too(tmp_path: Path
     try:
         wait_for("it starts a worker", running.children)
         workers += running.children()
-        # it has read what to do from its parent, and imports now
+        # it has its arguments from its parent, and imports now
         wait_for("it imports", lambda: "numpy" in Path(f"/proc/{workers[0]}/maps").read_text())
         process.kill()
         process.wait()
@@ -192,8 +192,8 @@ def killed(folder: Path, *arguments: str) -> Iterator[Running]:
     assert running.process.returncode == -signal.SIGKILL
 
 
-def test_a_worker_serves_no_other_bundle_than_its_neighbours(tmp_path: Path) -> None:
-    """The folder is replaced while the server runs, and a worker has to start again."""
+def test_a_restarted_worker_refuses_another_bundle(tmp_path: Path) -> None:
+    """The bundle's folder is replaced while the server runs, and then a worker restarts."""
     settings = make_settings(tmp_path)
     ServedVersion(str(SEALED), None, None, digest="0" * 64).write(settings.version_file)
     with pytest.raises(VerificationFailed, match="holds another bundle than at the start"):
