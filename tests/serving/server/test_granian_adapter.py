@@ -2,14 +2,15 @@
 
 import inspect
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from granian import rsgi
+from granian.server import mp
 from granian.server.common import AbstractWorker
 from granian.server.mp import MPServer, WorkerProcess
 
@@ -135,12 +136,16 @@ def test_workers_can_be_killed_and_requests_answered() -> None:
 class Process:
     """A worker process that is not started."""
 
-    def __init__(self, server: GranianServer, idx: int, load: Callable[[], Any]) -> None:
-        self.server = server
+    made: ClassVar[list["Process"]] = []
+
+    def __init__(self, parent: Any, idx: int, target: Any, args: tuple[Any, ...]) -> None:
+        self.server = parent
         self.idx = idx
-        self.application = load()
+        load = args[2]
+        self.application = load() + (" again" if len(self.made) == 2 else "")
         self.blocked: set[int] = set()
         self.ends: list[str] = []
+        self.made.append(self)
 
     def start(self) -> None:
         self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -179,13 +184,8 @@ def test_workers_get_their_index_and_start_with_signals_blocked(
 ) -> None:
     """Run granian's own code without processes: a worker dies, then a signal comes twice."""
     started: list[Process] = []
-
-    def spawn_worker(self: Any, idx: int, target: Any, callback_loader: Any) -> Process:
-        again = " again" if len(started) == 2 else ""
-        started.append(Process(self, idx, lambda: callback_loader() + again))
-        return started[-1]
-
-    monkeypatch.setattr(MPServer, "_spawn_worker", spawn_worker)
+    monkeypatch.setattr(Process, "made", started)
+    monkeypatch.setattr(mp, "WorkerProcess", Process)
     settings = make_settings(tmp_path, port=free_port("127.0.0.1", 0, "--port"), workers=2)
     counters = settings.open_counters(0)
     GranianServer(settings, counters).run_workers("worker {}".format)
