@@ -1,4 +1,4 @@
-"""What a command prints: words for a person on stderr, one JSON line on stdout, and progress."""
+"""What a command prints: messages for a person on stderr, one JSON line on stdout, and progress."""
 
 import json
 import math
@@ -11,14 +11,18 @@ from typing import Any
 
 import click
 
+_TERMINAL_S, _PLAIN_S = 0.2, 10.0
+"""Seconds between two lines of progress, on a terminal and elsewhere."""
+_CLEAR = "\r\033[K"
+
 
 def say(message: str) -> None:
-    """Tell a person something, on stderr."""
+    """Print a message for a person, on stderr."""
     click.echo(message, err=True)
 
 
 def finish(content: Mapping[str, Any]) -> None:
-    """Print the result as stdout's last line, in JSON; a number that is not finite is null."""
+    """Print the result as the last line of stdout, in JSON; a number that is not finite is null."""
     plain = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()
@@ -27,71 +31,54 @@ def finish(content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def progress(length: int, label: str) -> Iterator["Progress"]:
-    """A bar on a terminal; silence elsewhere, where `Progress.say` writes plain lines."""
-    if not sys.stderr.isatty():
-        yield Progress(None)
-        return
-    steps = max(1, length // 500)
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, update_min_steps=steps
-    ) as bar:
-        yield Progress(bar)
-
-
-class Progress:
-    """Advances a bar, if there is one, and prints lines above it."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    def advance(self, steps: int) -> None:
-        """Move on by `steps`."""
-        if self._bar is not None:
-            self._bar.update(steps)
-
-    def say(self, message: str) -> None:
-        """Print a line."""
-        say(message if self._bar is None else f"\r\033[K{message}")
-
-
-_LINE_S = 10.0
-
-_BAR_S = 0.2
+def progress(total: int, unit: str) -> Iterator["Progress"]:
+    """Show how much of `total` is done; on a terminal, the line is cleared at the end."""
+    shown = Progress(total, unit)
+    try:
+        yield shown
+    finally:
+        shown.clear()
 
 
 @dataclass(slots=True)
-class RowProgress:
-    """How far the job is: one line that changes on a terminal, a line now and then elsewhere."""
+class Progress:
+    """One line that changes on a terminal; elsewhere a line whenever nothing was said for 10 s."""
 
     total: int
+    unit: str
     done: int = 0
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
 
-    def skip(self, rows: int) -> None:
-        """Rows were done before."""
-        self.done += rows
-        self.skipped += rows
+    def skip(self, count: int) -> None:
+        """Count what was done before; it does not enter the rate."""
+        self.done += count
+        self.skipped += count
 
-    def advance(self, rows: int) -> None:
-        """Rows are done."""
-        self.done += rows
+    def advance(self, count: int) -> None:
+        """Count what is done, and say so if it is time."""
+        self.done += count
         now = time.monotonic()
-        if now - self.said < (_BAR_S if self.terminal else _LINE_S):
+        if now - self.said < (_TERMINAL_S if self.terminal else _PLAIN_S):
             return
-        self.said = now
         rate = (self.done - self.skipped) / (now - self.started)
         left = round((self.total - self.done) / rate)
         line = (
-            f"{self.done:,} of {self.total:,} rows, {rate:,.0f} rows/s, "
+            f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, "
             f"{left // 60}:{left % 60:02d} left"
         )
-        click.echo(f"\r\033[K{line}" if self.terminal else line, err=True, nl=not self.terminal)
+        self.said = now
+        click.echo(f"{_CLEAR}{line}" if self.terminal else line, err=True, nl=not self.terminal)
 
-    def end(self) -> None:
+    def say(self, message: str) -> None:
+        """Print a message above the line."""
+        self.clear()
+        say(message)
+        self.said = time.monotonic()
+
+    def clear(self) -> None:
         """Clear the line."""
         if self.terminal:
-            click.echo("\r\033[K", err=True, nl=False)
+            click.echo(_CLEAR, err=True, nl=False)

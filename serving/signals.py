@@ -1,7 +1,6 @@
-"""SIGINT and SIGTERM that wait for a good moment.
+"""Defer SIGINT and SIGTERM until a block of code has ended.
 
-In: signals, while a block runs. Out: the number of the first that came. When the block has ended
-the signal is raised again, and does what it would have done at once.
+When the block has ended, the first signal that came is raised again, and has its usual effect.
 """
 
 import signal
@@ -14,16 +13,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether a signal has come.
+    """Defer signals while the block runs; give a function that says whether one has come.
 
-    A signal that is ignored stays so. Outside the main thread, which alone may set handlers, none
-    is deferred.
+    A signal that is ignored stays ignored. Outside the main thread, which alone may set handlers,
+    nothing is deferred.
     """
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
-    # None is a handler that was not set from Python, which could not be restored
+    # a handler of None was not set from Python, and could not be restored
     before = {
         number: handler
         for number, handler in before.items()

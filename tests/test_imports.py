@@ -125,7 +125,7 @@ def lint(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, slow_tier: None) -> Path:
     """A copy of the packages and of the contracts."""
     for name in ("pipeline", "serving"):
         ignored = shutil.ignore_patterns("__pycache__", "mnist")

@@ -158,7 +158,7 @@ def evaluate(
 
     device = torch_device(device, threads)
     say(f"evaluating {len(test.x):,} rows with {nll_samples:,} samples each")
-    with progress(len(test.x), "evaluating") as bar:
+    with progress(len(test.x), "rows") as bar:
         metrics = evaluate_rows(
             model, test.x, nll_samples=nll_samples, seed=seed, device=device, tick=bar.advance
         )

@@ -7,9 +7,6 @@ verdict is the report's.
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from pipeline.parity.comparison_result import (
     HISTOGRAM_EDGES,
     Comparison,
@@ -20,6 +17,7 @@ from pipeline.parity.comparison_result import (
 from pipeline.parity.html_plots import plot_batches, plot_histogram
 from pipeline.parity.report import ParityReport
 from serving.files import staged_file
+from serving.io import html_pages
 
 PAGE = "parity.html"
 """Name of the report beside `parity.json`."""
@@ -55,10 +53,9 @@ _WORDS = ("output", "rule", "rows", "provider", "level", "verdict")
 
 def render_page(report: ParityReport, subject: str) -> str:
     """Fill the page in from a report; `subject` names the bundle or the version."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.parity", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("html_report.html").render(
+    return html_pages.render_page(
+        "pipeline.parity",
+        "html_report.html",
         report=report,
         subject=subject,
         verdict="passed" if report.passed else "failed",
@@ -100,9 +97,8 @@ def _plot_outputs(report: ParityReport) -> dict[str, dict[str, object]]:
         name: {
             "comparisons": len(rows),
             "failed": sum(not row.passed for row in rows),
-            # the plots hold numbers and fixed words alone
-            "histogram": Markup(plot_histogram(rows, HISTOGRAM_EDGES)),
-            "batches": Markup(plot_batches(rows)),
+            "histogram": plot_histogram(rows, HISTOGRAM_EDGES),
+            "batches": plot_batches(rows),
         }
         for name, rows in grouped.items()
     }

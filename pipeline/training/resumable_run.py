@@ -93,8 +93,8 @@ def fit(tracked: TrainingRun, state: TrainState, dataset: Dataset) -> TrainResul
     for epoch, metrics in enumerate(state.history, start=1):
         tracked.log_metrics(metrics, step=epoch)
     steps = settings.epochs * steps_per_epoch(dataset, state.config)
-    with progress(steps, "training") as bar, deferred_signals() as stop:
-        bar.advance(state.step)
+    with progress(steps, "steps") as bar, deferred_signals() as stop:
+        bar.skip(state.step)
 
         def log(epoch: int, metrics: Mapping[str, float]) -> None:
             tracked.log_metrics(metrics, step=epoch)

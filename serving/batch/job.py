@@ -1,13 +1,13 @@
 """Score the rows of files into a folder of Parquet parts, in bounded memory.
 
-Part `i` holds the results of rows `i * PART_ROWS` and on of the input, so that the parts do not
-depend on who makes them or when: a job that was cut short keeps its parts and makes the rest.
-One thread reads and writes, others run graphs over one set of sessions, each of one thread: beside
-one onnxruntime pool of two threads that took 13 % less CPU time, and processes gain nothing over
-threads, as a session runs without the interpreter's lock (`make bench` prints both).
+Part `i` holds the results of the rows of the input from `i * PART_ROWS` on, so that the parts do
+not depend on who makes them or when: an interrupted job keeps its parts and makes the others. One
+thread reads and writes; others run graphs over one set of sessions, each with one thread. Compared
+with one onnxruntime pool of two threads, that took 13 % less CPU time. Processes gain nothing over
+threads, because a session runs without the interpreter's lock (`make bench` prints both).
 
 In: rows, a scorer, an output folder. Out: a `Summary`. Raises `DataRefused` for bad rows,
-`VaeError` where parts cannot be written.
+`VaeError` if a part cannot be written.
 """
 
 import itertools
@@ -32,31 +32,31 @@ from serving.io.rows import Rows
 PART_ROWS = 65_536
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
-"""Bytes of `x` in a batch: fewer rows are read at once where rows are wide."""
+"""Bytes of `x` in a batch; of wide rows, fewer are read at once."""
 OnError = Literal["fail", "quarantine"]
 _NONE = Counts()
 Item = tuple[int, pa.RecordBatch | None]
-"""A part and some of its rows; None at its end."""
+"""The index of a part and some of its rows; None marks its end."""
 
 
 class Input(Protocol):
-    """Rows by number: those of files, or those that are to be drawn."""
+    """Rows by number: those of files, or those that are to be sampled."""
 
     @property
     def total(self) -> int:
-        """Rows there are."""
+        """Number of rows."""
 
     def read(
         self, start: int, stop: int, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of rows `start` to `stop`, those that there are."""
+        """Yield batches of the rows `start` to `stop`, as far as there are any."""
 
     def keep(self, batch: pa.RecordBatch, /) -> pa.RecordBatch:
-        """The rows of a batch that are wanted."""
+        """Return the rows of a batch that pass the filter."""
 
 
 class Mapper(Protocol):
-    """Maps a batch to results, of which each row depends on its own row alone, and bad rows."""
+    """Maps a batch to results, each of which depends on its row alone, and to bad rows."""
 
     schema: pa.Schema
     provenance: Provenance
@@ -64,7 +64,7 @@ class Mapper(Protocol):
     x: tuple[str, ...]
 
     def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Results, and bad rows with a column `reason`."""
+        """Return results, and bad rows with a column `reason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Limit:
 
     rows: int | None = None
     share: Fraction = Fraction(0)
-    """Exact: 0.12 % of 2,500 rows are three."""
+    """Exact, so that 0.12 % of 2,500 rows are three."""
 
     def allows(self, bad: int, rows: int) -> bool:
         """Whether `bad` of `rows` are few enough."""
@@ -82,7 +82,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a job made: rows written, rows set aside, and its rate when it ran last."""
+    """The result of a job: rows written, rows set aside, and the rate of its last run."""
 
     rows: int
     bad: int
@@ -100,7 +100,7 @@ def parse_limit(text: str) -> Limit:
 
 
 def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
-    """All that the output depends on, in JSON's own types."""
+    """Describe all that the output depends on, in the types of JSON."""
     return {
         "format": 1,
         "input": str(locate(rows.input_path)),
@@ -131,10 +131,10 @@ def run_job(
     skip: Callable[[int], None] = lambda rows: None,
     make: "PartMaker | None" = None,
 ) -> Summary:
-    """Make the parts that are not there yet.
+    """Make the parts that are missing.
 
-    `advance` is told of rows that are done, `skip` of those that an earlier run did. `make` makes
-    the parts elsewhere; without it this process does.
+    `advance` is called with the number of rows that are done, `skip` with those of an earlier run.
+    `make` makes the parts elsewhere; without it, this process makes them.
 
     Raises:
         DataRefused: a row is bad and `on_error` is `fail`, or more are bad than `limit` allows.
@@ -166,12 +166,12 @@ def run_job(
 
 
 Result = tuple[pa.RecordBatch, pa.RecordBatch, int]
-"""Results, bad rows, and the rows that were read for them."""
+"""Results, bad rows, and the number of rows that were read for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What makes parts of an output; engines of batch jobs differ in who calls `make` where."""
+    """Makes parts of an output; the engines of batch jobs differ in where they call `make`."""
 
     scorer: Mapper
     rows: Input
@@ -182,7 +182,7 @@ class Job:
     advance: Callable[[int], None] = lambda rows: None
 
     def make(self, parts: Sequence[int], workers: int, before: Counts = _NONE) -> Iterator[Counts]:
-        """Make parts in their order and give the counts of each; `before` came before them."""
+        """Make parts in their order and yield the counts of each; `before` are earlier counts."""
         items = self.compute(self.read(parts), workers)
         for index, results in itertools.groupby(items, key=lambda item: item[0]):
             counts = self.write(index, (item[1] for item in results), before)
@@ -190,7 +190,7 @@ class Job:
             yield counts
 
     def read(self, parts: Sequence[int]) -> Iterator[Item]:
-        """Batches of the parts; runs of parts are read as one stream."""
+        """Yield batches of the parts; consecutive parts are read as one stream."""
         batch_rows = max(1, min(self.batch_rows, BATCH_BYTES // self.scorer.layout.row_bytes))
         for _, run in itertools.groupby(enumerate(parts), lambda pair: pair[1] - pair[0]):
             indices = [index for _, index in run]
@@ -211,7 +211,7 @@ class Job:
     def compute(
         self, items: Iterator[Item], workers: int
     ) -> Iterator[tuple[int, Future[Result] | None]]:
-        """Score batches in threads; give the results in order, a few batches behind."""
+        """Score batches in threads; yield the results in order, a few batches behind."""
         window: deque[tuple[int, Future[Result] | None]] = deque()
         executor = ThreadPoolExecutor(workers, "score")
         try:
@@ -238,7 +238,7 @@ class Job:
         return writer.counts
 
     def check(self, counts: Counts, rows: int, latest: str = "") -> None:
-        """Stop when more rows are bad than may be."""
+        """Stop the job if more rows are bad than the limit allows."""
         if not self.limit.allows(counts.bad, rows):
             raise DataRefused(
                 f"{counts.bad} of {rows} rows are bad, more than --max-bad allows{latest}"

@@ -1,8 +1,8 @@
 """The output folder of a batch job: Parquet parts that are whole or absent, and what made them.
 
-`_job.json` says what the job is, each part says in its footer which job made it and how many rows
-it holds, `_summary.json` and then `_SUCCESS` say that all are there. Names that start with `_` are
-passed over by readers of Parquet folders. Raises `UsageRefused` where the folder is another job's.
+`_job.json` describes the job. The footer of each part says which job made it and how many rows it
+holds. `_summary.json` and then `_SUCCESS` mark the end. Readers of Parquet folders ignore names
+that start with `_`. Raises `UsageRefused` if the folder belongs to another job.
 """
 
 import contextlib
@@ -46,23 +46,23 @@ class Output:
         self.key = job_key(job)
 
     def part(self, index: int) -> Location:
-        """Where a part lies."""
+        """Return the location of a part."""
         return self.place / _part_name(index)
 
     def summary(self) -> dict[str, Any] | None:
-        """What a finished job said at its end."""
+        """Return the summary of a finished job; None if it is not finished."""
         if not (self.place / SUCCESS).exists():
             return None
         content: dict[str, Any] = json.loads((self.place / SUMMARY).read())
         return content
 
     def start(self) -> None:
-        """Write what the job is, unless it is there."""
+        """Write the description of the job, unless it is there."""
         if not (self.place / JOB).exists():
             self._write(JOB, json.dumps(self.job, indent=1).encode())
 
     def counts(self, index: int) -> Counts | None:
-        """Counts of a finished part of this job; None where it must be made."""
+        """Return the counts of a finished part of this job; None if it must be made."""
         place = self.part(index)
         if not place.exists():
             return None
@@ -70,7 +70,7 @@ class Output:
             with place.open() as stream:
                 footer = parquet.read_metadata(stream)
         except (OSError, pa.ArrowInvalid):
-            return None  # damaged: it is made again
+            return None  # damaged, so it is made again
         metadata = footer.metadata or {}
         if metadata.get(_KEY) != self.key.encode():
             return None
@@ -78,7 +78,7 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self, index: int, schema: pa.Schema) -> Iterator["PartWriter"]:
-        """Give a writer; the part is there when the block ends well, after its bad rows."""
+        """Give a writer; the part appears, after its bad rows, when the block ends well."""
         with staged_stream(self.part(index)) as stream:
             with PartWriter(stream, schema) as writer:
                 yield writer
@@ -89,10 +89,10 @@ class Output:
                     parquet.write_table(table, aside)
 
     def finish(self, parts: int, summary: Mapping[str, Any]) -> None:
-        """Look at every part once more, then mark the folder as done.
+        """Check every part once more, then mark the folder as finished.
 
         Raises:
-            VaeError: a part is missing or another job's, which writes to the same folder.
+            VaeError: a part is missing, or another job has written to the folder.
         """
         for index in range(parts):
             if self.counts(index) is None:
@@ -136,7 +136,7 @@ class PartWriter:
             self._flush()
 
     def seal(self, key: str) -> None:
-        """Write what is left, and the footer's own data."""
+        """Write the remaining rows, and our own data into the footer."""
         self._flush()
         self._writer.add_key_value_metadata({_KEY: key.encode(), _BAD: str(self.counts.bad)})
 
@@ -148,13 +148,13 @@ class PartWriter:
 
 @contextlib.contextmanager
 def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> Iterator[Output]:
-    """Give the folder of a job, new or begun; on this machine nobody else may write to it.
+    """Give the folder of a job, new or begun; no other process of this machine may write to it.
 
-    With `overwrite` the parts come in a folder beside it, which takes its place when all are there.
-    Where folders cannot be renamed, what is there is deleted first.
+    With `overwrite` the parts are written to a folder beside it, which replaces it at the end.
+    Where folders cannot be renamed, the old content is deleted first.
 
     Raises:
-        UsageRefused: the folder is another job's, holds other files, or is being written to.
+        UsageRefused: the folder belongs to another job, holds other files, or is being written to.
     """
     place = locate(location)
     found = _found(place, job)
@@ -178,12 +178,12 @@ def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> It
 
 
 def job_key(job: Mapping[str, Any]) -> str:
-    """A name for all that a job's results depend on."""
+    """Return a digest of all that the results of a job depend on."""
     return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
 
 def _found(place: Location, job: Mapping[str, Any]) -> str:
-    """What a folder holds: `nothing`, `this job` or `another job`."""
+    """Say what a folder holds: `nothing`, `this job` or `another job`."""
     kind = place.info().type
     if kind == fs.FileType.NotFound:
         return "nothing"
@@ -221,7 +221,7 @@ def _difference(place: Location, job: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _alone(place: Location) -> Iterator[None]:
-    """Lock a folder on this machine while the block runs; the system unlocks it after a crash."""
+    """Lock a local folder while the block runs; after a crash the system unlocks it."""
     if not place.is_local:
         yield
         return
@@ -240,7 +240,7 @@ def _alone(place: Location) -> Iterator[None]:
 
 
 def _swap(place: Location, following: Location) -> None:
-    """Put one folder in the place of another, which is deleted when the new one is there."""
+    """Replace a folder by another; the old one is deleted after the new one is there."""
     old = Location(place.system, f"{following.path.removesuffix('.next')}.old")
     with contextlib.suppress(FileNotFoundError):
         place.system.delete_dir(old.path)

@@ -1,7 +1,7 @@
 """Samples of the prior as record batches: row `i` of a seed is the same wherever it is drawn.
 
-`Draws` stands in for the rows of files and `Sampler` for the scorer, so that `run_job` makes the
-parts, resumes them and marks the end as it does for scores.
+`RowNumbers` takes the place of the rows of files and `Sampler` that of the scorer, so that
+`run_job` makes the parts, resumes them and marks the end as it does for scores.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ ROW = "row"
 _ROWS = pa.schema([pa.field(ROW, pa.int64())])
 
 
-class Draws:
-    """The rows 0 to `total`, which hold their number and nothing else."""
+class RowNumbers:
+    """The rows 0 to `total`; each holds only its number."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -30,19 +30,19 @@ class Draws:
     def read(
         self, start: int, stop: int, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of rows `start` to `stop`."""
+        """Yield batches of the rows `start` to `stop`."""
         last = min(stop, self.total)
         for first in range(start, last, batch_rows):
             numbers = pa.array(np.arange(first, min(first + batch_rows, last)))
             yield pa.record_batch([numbers], schema=_ROWS)
 
     def keep(self, numbers: pa.RecordBatch) -> pa.RecordBatch:
-        """All of them."""
+        """Return all rows: there is no filter."""
         return numbers
 
 
 class Sampler:
-    """Maps row numbers to samples, `Engine.sample` of the same seed and place; no row is bad."""
+    """Maps row numbers to the samples that `Engine.sample` gives for them; no row is bad."""
 
     def __init__(self, engine: Engine, provenance: Provenance) -> None:
         check_seed(provenance.seed)
@@ -55,7 +55,7 @@ class Sampler:
         self.schema = pa.schema([*_ROWS, self._x_loc, *PROVENANCE_FIELDS])
 
     def __call__(self, numbers: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Give the samples of rows that follow each other, as `schema`; and no bad rows."""
+        """Return the samples of consecutive rows, with `schema`, and no bad rows."""
         rows = numbers.num_rows
         start = numbers.column(ROW)[0].as_py()
         x_loc = self.engine.sample(rows, self.provenance.seed, start=start)
@@ -66,7 +66,7 @@ class Sampler:
 
 
 def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
-    """All that the output depends on, in JSON's own types."""
+    """Describe all that the output depends on, in the types of JSON."""
     return {
         "format": 1,
         "operation": "sample",

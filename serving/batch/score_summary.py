@@ -1,8 +1,8 @@
-"""What there is to say about the scores in an output folder: one pass, bounded memory.
+"""Summarize the scores in an output folder: one pass, in bounded memory.
 
-In: the folder of a job, its input, and the held-out distribution of its version. Out: `Findings`.
-Nothing is kept while rows are scored: a job that was resumed, or that was finished before anybody
-asked for a report, gives the same findings. The few rows that are shown are read again.
+In: the folder of a job, its input, and the held-out distribution of its version. Out: a
+`ScoreSummary`. Nothing is kept while rows are scored: a job that was resumed, or that was finished
+before anybody asked for a report, has the same summary. The few rows that are shown are read again.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from pyarrow import fs, parquet
 from serving.batch.job import BATCH_BYTES, BATCH_ROWS
 from serving.batch.output import QUARANTINE, Output
 from serving.batch.scorer import Scorer
-from serving.batch.streaming_histogram import Tally
+from serving.batch.streaming_histogram import StreamingHistogram
 from serving.drift import Drift, DriftCounter, HeldOut
 from serving.io.columns import read_x
 from serving.io.rows import Rows
@@ -28,9 +28,9 @@ Array = NDArray[Any]
 
 QUANTITIES = ("elbo", "log_likelihood", "kl")
 SHOWN = 12
-"""Rows that are shown of each end."""
+"""Rows that are shown from each end."""
 _CLOSE = 1e-3
-"""Relative; rows of other content differ by far more."""
+"""Relative difference up to which two scores are of the same row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +46,39 @@ class Extreme:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ScoreSummary:
     """The distribution of the scores, the rows at its ends, and the rows that have none."""
 
-    tallies: Mapping[str, Tally]
+    histograms: Mapping[str, StreamingHistogram]
     lowest: Sequence[Extreme]
     highest: Sequence[Extreme]
     reasons: Mapping[str, int]
     """Bad rows by reason."""
     held_out: HeldOut | None
     drift: Drift | None
-    """None where the version carries no held-out distribution, or no row was scored."""
+    """None if the version carries no held-out distribution, or no row was scored."""
 
 
-def gather(output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | None) -> Findings:
-    """Read the scores of all parts, one after the other."""
-    tallies = {name: Tally() for name in QUANTITIES}
+def summarize_scores(
+    output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | None
+) -> ScoreSummary:
+    """Read the scores of all parts, one part after the other."""
+    histograms = {name: StreamingHistogram() for name in QUANTITIES}
     counter = DriftCounter(held_out) if held_out else None
     lowest: list[Extreme] = []
     highest: list[Extreme] = []
     for part in range(parts):
         table = _read(output, part, (*ids, *QUANTITIES))
-        for name, tally in tallies.items():
+        for name, tally in histograms.items():
             tally.add(table[name].to_numpy())
         elbo = table["elbo"].to_numpy()
         if counter is not None:
             counter.add(elbo)
         lowest = _ends(lowest, table, part, elbo, sign=1)
         highest = _ends(highest, table, part, elbo, sign=-1)
-    total = tallies["elbo"]
-    return Findings(
-        tallies=tallies,
+    total = histograms["elbo"]
+    return ScoreSummary(
+        histograms=histograms,
         lowest=lowest,
         highest=highest,
         reasons=_count_reasons(output),
@@ -88,7 +90,7 @@ def gather(output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | N
 def fetch_x(
     extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
 ) -> list[Array | None]:
-    """Read the rows from the input again; None where the input holds another row there by now."""
+    """Read the rows from the input again; None if the input now holds another row there."""
     found: dict[tuple[int, int], Array] = {}
     places = sorted({(row.part, row.position) for row in extremes})
     for part, group in itertools.groupby(places, key=lambda place: place[0]):
@@ -100,7 +102,7 @@ def fetch_x(
 
 
 def _confirm(row: Extreme, x: Array | None, scorer: Scorer) -> Array | None:
-    """Pass `x` on if it has the score of the row."""
+    """Return `x` if it has the score of the row."""
     if x is None:
         return None
     made = scorer.provenance
@@ -116,7 +118,7 @@ def _read(output: Output, part: int, columns: Sequence[str]) -> pa.Table:
 def _ends(
     before: Sequence[Extreme], table: pa.Table, part: int, elbo: Array, *, sign: int
 ) -> list[Extreme]:
-    """The lowest rows of `sign * elbo` so far; of equal rows the first ones."""
+    """Return the rows with the lowest `sign * elbo` so far; of equal rows the first ones."""
     positions = np.argsort(sign * elbo, kind="stable")[:SHOWN]
     chosen = table.take(positions).to_pylist()
     found = [
@@ -127,7 +129,7 @@ def _ends(
 
 
 def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) -> Iterator[Array]:
-    """Of the good rows of a part of the input those at these positions, which increase."""
+    """Yield the good rows of a part of the input at these positions, which increase."""
     first = 0
     batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // scorer.layout.row_bytes))
     for batch in rows.read(part.start, part.stop, scorer.x, batch_rows):
@@ -139,7 +141,7 @@ def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) ->
 
 
 def _count_reasons(output: Output) -> Mapping[str, int]:
-    """Bad rows by reason, the most frequent first."""
+    """Count the bad rows by reason, the most frequent first."""
     place = output.place / QUARANTINE
     selector = fs.FileSelector(place.path, allow_not_found=True)
     counts: Counter[str] = Counter()

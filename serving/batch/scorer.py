@@ -1,8 +1,8 @@
-"""Score a record batch: Arrow in, Arrow out, over the engine, without a step a row.
+"""Score a record batch: Arrow in, Arrow out, without a Python step for each row.
 
-The one function behind the local job, Spark and streams. A row's results depend on the row alone:
-all rows share the noise of the seed, and the graphs give a row the same bytes in every batch. Rows
-that cannot be used come back beside the results, each with a reason.
+The local job, Spark and streams all use it. The results of a row depend on the row alone: all rows
+share the noise of the seed, and the graphs give a row the same bytes in every batch. Rows that
+cannot be used are returned beside the results, each with a reason.
 """
 
 import math
@@ -26,8 +26,8 @@ from serving.source import Source
 Array = NDArray[Any]
 ScorerOperation = Literal["encode", "reconstruct", "score"]
 
-PIECE = 256
-"""Rows times noise draws in one run of a graph: what stays in the cache of one core."""
+RUN_ROWS = 256
+"""Rows times noise draws in one run of a graph, so that it stays in the cache of one core."""
 MAX_SAMPLES = 4096
 _BATCH_ROWS = 4096
 
@@ -50,31 +50,31 @@ class Provenance:
     num_samples: int
 
     def columns(self, rows: int) -> list[pa.Array]:
-        """The same in every row, as `PROVENANCE_FIELDS`."""
+        """Return columns of `PROVENANCE_FIELDS`, with the same value in every row."""
         texts = [_constant(text, rows) for text in (self.model, self.version, self.digest)]
         numbers = [np.full(rows, number, np.int64) for number in (self.seed, self.num_samples)]
         return [*texts, *(pa.array(number) for number in numbers)]
 
 
 def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
-    """Of a bundle folder: its name, and 12 digits of its digest as version."""
+    """Describe a source; the version of a bundle folder is 12 digits of its digest."""
     digest = source.bundle.manifest.digest
     name = source.name or source.bundle.path.resolve().name
     return Provenance(name, source.version or digest[:12], digest, seed, num_samples)
 
 
 def layout_of(engine: Engine) -> RowLayout:
-    """What the engine's model takes as a row."""
+    """Return what the model of an engine takes as a row."""
     manifest = engine.bundle.manifest
     dtype = np.dtype(manifest.x_dtype)
     return RowLayout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
 
 
 def read_all(rows: Rows, x: Sequence[str], layout: RowLayout) -> Array:
-    """All rows as what a model takes, (rows, *x_shape).
+    """Read all rows as the input of a model, (rows, *x_shape).
 
     Raises:
-        UsageRefused: the columns `x` are not there, or none can be meant.
+        UsageRefused: a column of `x` is missing, or it is unclear which columns are meant.
         DataRefused: a row cannot be used.
     """
     columns = choose_columns(rows.schema, x, (), layout)
@@ -95,11 +95,11 @@ class Scorer:
     """Maps a record batch to results and bad rows.
 
     Args:
-        engine: runs the graphs; threads may share it, and this.
-        provenance: names what made the results, and gives the seed and the draws a row.
+        engine: runs the graphs; threads may share it, and the scorer.
+        provenance: what makes the results; it holds the seed and the number of draws.
         operation: `score`, `encode` or `reconstruct`.
-        schema: of the input.
-        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
+        schema: schema of the input.
+        x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
         ids: columns that are passed through.
 
     Raises:
@@ -138,10 +138,10 @@ class Scorer:
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
             )
-        self._piece = max(1, PIECE // provenance.num_samples) if operation == "score" else PIECE
-        self._eps = None
+        self._run_rows, self._eps = RUN_ROWS, None
         if operation == "score":
-            noise = engine.score_noise(self._piece, provenance.num_samples, provenance.seed)
+            self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
+            noise = engine.score_noise(self._run_rows, provenance.num_samples, provenance.seed)
             self._eps = np.ascontiguousarray(noise)
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -166,8 +166,8 @@ class Scorer:
         if len(x) == 0:
             return self.engine.compute(self.operation, self._feeds(x))
         pieces = [
-            self.engine.compute(self.operation, self._feeds(x[start : start + self._piece]))
-            for start in range(0, len(x), self._piece)
+            self.engine.compute(self.operation, self._feeds(x[start : start + self._run_rows]))
+            for start in range(0, len(x), self._run_rows)
         ]
         return {
             tensor.name: np.concatenate([piece[tensor.name] for piece in pieces])
@@ -214,7 +214,7 @@ class Scorer:
 
 
 def _constant(text: str, rows: int) -> pa.DictionaryArray:
-    """The same text in every row, at four bytes a row."""
+    """Return a column with the same text in every row, at four bytes a row."""
     return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
 
 
@@ -223,7 +223,7 @@ def _as_matrix(values: Array) -> Array:
 
 
 def arrow_type(tensor: Tensor) -> pa.DataType:
-    """Of a tensor's rows: a number each, or a list of one length."""
+    """Return the Arrow type of a row of a tensor: a number, or a list of fixed length."""
     kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
     sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
     return pa.list_(kind, math.prod(sizes)) if sizes else kind

@@ -1,6 +1,6 @@
-"""Score the rows of a Spark data frame: `mapInArrow` over the same scorer as everywhere.
+"""Score the rows of a Spark DataFrame: `mapInArrow` over the same scorer as everywhere.
 
-A row gets the same bytes whatever the partitions and batches are. Raises what
+The result of a row has the same bytes whatever the partitions and batches are. Raises what
 `serving.batch.spark_job` raises.
 """
 
@@ -36,20 +36,20 @@ def score_frame(
     num_samples: int = 1,
     seed: int = 0,
 ) -> "DataFrame":
-    """Score the rows of a data frame: ids, results, what made them, and `reason`.
+    """Score the rows of a DataFrame; return ids, results, what made them, and `reason`.
 
-    A bad row has null results and a reason, every other row has no reason. An alias in `model` is
-    resolved now. The frame's session reads and hands over rows in batches of bounded bytes from
-    now on.
+    A bad row has null results and a reason; every other row has no reason. An alias in `model` is
+    resolved now. From now on, the session of the frame reads and passes on rows in batches of
+    bounded size.
 
     Args:
         frame: holds `x` in the layouts of `serving.io.columns`.
         model: a bundle folder on the driver, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         operation: `score`, `encode` or `reconstruct`.
-        x: columns that hold `x`; empty for the model's own, `x`, `image` or all the numbers.
-        ids: columns that are passed through; empty for all but those of `x`.
+        x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
+        ids: columns that are passed through; if empty, all but those of `x`.
         num_samples: noise draws a row.
-        seed: of the noise.
+        seed: seed of the noise.
     """
     from pyspark.sql import functions
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
@@ -88,11 +88,11 @@ class _RowTask:
 
     recipe: Recipe
     columns: tuple[str, ...]
-    """Names of the columns that come in, which Spark was not told: it takes no dots in names."""
+    """Names of the input columns. Spark is not told them, since it accepts no dots in names."""
     schema: pa.Schema
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Good rows with their results, bad rows with a reason."""
+        """Yield good rows with their results, and bad rows with a reason."""
         scorer = self.recipe.make()
         for batch in batches:
             for rows in scorer(batch.rename_columns(list(self.columns))):
@@ -100,7 +100,7 @@ class _RowTask:
                     yield self._complete(rows)
 
     def _complete(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The columns of `schema`: cast, or null where `rows` has none."""
+        """Return the columns of `schema`, cast; those that `rows` does not have are null."""
         columns = [
             rows.column(item.name).cast(item.type)
             if item.name in rows.schema.names
@@ -111,7 +111,7 @@ class _RowTask:
 
 
 def _plain(item: pa.Field) -> pa.Field:
-    """The field in a layout that Spark takes from Python."""
+    """Return the field with a type that Spark accepts from Python."""
     kind = item.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -126,7 +126,7 @@ def _quoted(name: str) -> str:
 
 
 def _bound_batches(session: "SparkSession", row_bytes: int) -> None:
-    """Let Spark read and hand over few rows at once where rows are wide; it counts rows only."""
+    """Let Spark read and pass on fewer rows at once if rows are wide: it counts only rows."""
     for setting in _BATCH_SETTINGS:
         rows = min(int(session.conf.get(setting) or 0), BATCH_BYTES // row_bytes)
         session.conf.set(setting, str(max(1, rows)))

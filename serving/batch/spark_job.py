@@ -1,12 +1,13 @@
 """A batch job whose parts are made by Spark's executors.
 
-It is the local job, part for part: Spark only says who makes which parts. So the files are the same
-bytes, a task that is killed is made again, and a job that one engine began another finishes.
+It is the local job, part for part; Spark only decides which executor makes which parts. So the
+files have the same bytes, a task that is killed is repeated, and each engine can finish what the
+other began.
 
 The driver sends the bundle and this package. An executor needs Python with numpy, onnxruntime,
-pandas and pyarrow (and pillow for pictures), and opens input and output by the driver's paths or
-URIs. For rows that Spark itself reads there is `serving.batch.spark_frame`.
-Raises `UsageRefused` where pyspark or Java is missing, `VaeError` where Spark gives up.
+pandas and pyarrow (and pillow for images), and must reach input and output at the driver's paths or
+URIs. Rows that Spark reads itself go through `serving.batch.spark_frame`.
+Raises `UsageRefused` if pyspark or Java is missing, `VaeError` if Spark gives up.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _PACKAGE = "vae_serving.zip"
 _SOURCES = Path(serving.__file__).parent
 _TASKS_PER_CORE = 4
-"""Few enough that a task reads a run of parts, many enough that cores end at the same time."""
+"""Few tasks, so that each reads consecutive parts; enough that the cores end together."""
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
@@ -50,14 +51,14 @@ _LOCAL = {
     "spark.log.level": "ERROR",
     "spark.ui.enabled": "false",
 }
-"""On one machine nothing listens to the network; Java, which only hands out parts, starts fast."""
+"""Settings for one machine: nothing listens to the network, and Java starts fast."""
 _RAISED = re.compile(r"^serving\.errors\.(\w+): (.*)$", re.MULTILINE)
-"""An error of this package in the trace that Spark gives of a task."""
+"""An error of this package in the trace of a task that Spark reports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How an executor makes the driver's scorer."""
+    """What an executor needs to build the scorer of the driver."""
 
     digest: str
     device: Device
@@ -68,13 +69,13 @@ class Recipe:
     ids: tuple[str, ...]
 
     def make(self) -> Scorer:
-        """Open the scorer, in a process of an executor."""
+        """Build the scorer, in a process of an executor."""
         engine = open_engine(self.digest, self.device)
         return Scorer(engine, self.provenance, self.operation, self.schema, x=self.x, ids=self.ids)
 
 
 def recipe_of(scorer: Scorer, schema: pa.Schema) -> Recipe:
-    """How to make `scorer` again, for input of `schema`."""
+    """Return what is needed to build `scorer` again, for input of `schema`."""
     engine = scorer.engine
     digest = engine.bundle.manifest.digest
     operation, made_by = scorer.operation, scorer.provenance
@@ -94,7 +95,7 @@ class _Task:
     parts: Sequence[int]
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Positions in `parts` to counts."""
+        """Map positions in `parts` to counts."""
         scorer = self.recipe.make()
         job = Job(scorer, self.rows, self.output, self.batch_rows, self.on_error, self.limit)
         parts = [self.parts[position] for batch in batches for position in batch[0].to_pylist()]
@@ -104,7 +105,7 @@ class _Task:
 
 @contextlib.contextmanager
 def open_session(master: str) -> Iterator["SparkSession"]:
-    """Start Spark, or take the one of `spark-submit`; it stops when the block ends.
+    """Start Spark, or use the one of `spark-submit`; it stops when the block ends.
 
     Raises:
         UsageRefused: pyspark or Java is missing, or Spark does not start.
@@ -143,10 +144,10 @@ def _start(master: str) -> "SparkSession":
 def make_parts(
     session: "SparkSession", scorer: Scorer, rows: Rows, job: Job, parts: Sequence[int]
 ) -> Iterator[Counts]:
-    """Make parts of a job, which maps `rows` by `scorer`, in Spark's executors; give their counts.
+    """Make parts of a job in the executors of Spark; yield their counts.
 
     Raises:
-        VaeError: what a task raised, or Spark gave up.
+        VaeError: a task raised it, or Spark gave up.
     """
     if not parts:
         return
@@ -194,7 +195,7 @@ def ship(context: "SparkContext", bundle: Bundle) -> None:
 
 @functools.lru_cache(maxsize=2)
 def open_engine(digest: str, device: Device) -> Engine:
-    """Open the bundle that was sent here; once for each process of an executor."""
+    """Open the bundle that the driver sent, once in each process of an executor."""
     from pyspark import SparkFiles
 
     bundle = open_bundle(Path(SparkFiles.get(_shipped_name(digest))))
@@ -228,7 +229,7 @@ def _require_java() -> None:
 
 @contextlib.contextmanager
 def _task_errors() -> Iterator[None]:
-    """Raise again what a task raised; one line for all else that Spark says."""
+    """Raise the error of a task again; shorten all other errors of Spark to one line."""
     from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
 
@@ -243,7 +244,7 @@ def _task_errors() -> Iterator[None]:
 
 
 def _first_line(err: Exception) -> str:
-    """What went wrong, without the traces of two languages."""
+    """Return the message of an error without the traces of two languages."""
     java = getattr(err, "java_exception", None)
     text = str(java.getMessage() if java else err).strip()
     return (text or type(err).__name__).splitlines()[0]

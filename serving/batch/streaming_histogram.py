@@ -1,7 +1,7 @@
-"""The distribution of any number of float32 values in one pass and 8 MiB, to 1 part in 2048.
+"""The distribution of any number of float32 values, in one pass and 8 MiB, to 1 part in 2048.
 
-Bit patterns of floats sort like the floats: values that share their leading 20 bits are counted
-together. Counts add up exactly, in any order.
+The bit patterns of floats sort like the floats, so values that share their leading 20 bits are
+counted together. Counts add up exactly, in any order.
 """
 
 import math
@@ -17,7 +17,7 @@ _SHIFT = 32 - _BITS
 _HALF = 1 << (_BITS - 1)
 
 
-class Tally:
+class StreamingHistogram:
     """Counts finite values; gives their mean, spread, quantiles and histogram."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Tally:
         self.most = max(self.most, float(values.max()))
 
     def _add_moments(self, values: NDArray[np.float64]) -> None:
-        """Chan et al. (1983): sums of squares about the mean, without cancellation."""
+        """Add sums of squares about the mean without cancellation (Chan et al., 1983)."""
         rows, mean = len(values), float(values.mean())
         shift, total = mean - self._mean, self.rows + rows
         self._squares += float(np.square(values - mean).sum())
@@ -46,7 +46,7 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """NaN where there are no values."""
+        """Mean of the values; NaN if there are none."""
         return self._mean if self.rows else math.nan
 
     @property
@@ -55,7 +55,7 @@ class Tally:
         return math.sqrt(self._squares / self.rows) if self.rows else math.nan
 
     def quantile(self, share: float) -> float:
-        """The value that `share` of the values lie below."""
+        """Return the value below which `share` of the values lie."""
         cells = np.flatnonzero(self._counts)
         ends = np.cumsum(self._counts[cells]) / self.rows
         cell = cells[np.searchsorted(ends, share).clip(max=len(cells) - 1)]
@@ -63,7 +63,7 @@ class Tally:
         return float(np.clip(middle, self.least, self.most))
 
     def histogram(self, edges: Array) -> NDArray[np.float64]:
-        """Share of the values in each bin; the outer bins are open."""
+        """Return the share of the values in each bin; the outer bins are open."""
         cells = np.flatnonzero(self._counts)
         ends = np.stack([_edges(cells), _edges(cells + 1)], 1).clip(self.least, self.most)
         shares = np.cumsum(self._counts[cells]) / self.rows
@@ -79,7 +79,7 @@ def _cell(values: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _edges(cells: Array) -> NDArray[np.float64]:
-    """The least value of each cell."""
+    """Return the least value of each cell."""
     ordered = ((np.asarray(cells) - _HALF) << _SHIFT).astype(np.int32)
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     return bits.view(np.float32).astype(np.float64)

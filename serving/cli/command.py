@@ -1,4 +1,4 @@
-"""How every command runs: options as MLflow writes them, what is printed, exit codes, interrupts.
+"""How every command runs: options as MLflow writes them, exit codes, interrupts.
 
 stdout ends with one JSON line; everything else goes to stderr.
 """
@@ -19,8 +19,8 @@ from serving.errors import UsageRefused, VaeError
 class Command(click.Command):
     """A command that takes options the way `mlflow run -P` writes them.
 
-    MLflow passes every parameter as `--name value`, flags too: `--no-promote true`. A flag that has
-    an opposite becomes that where it is false; one that has none is left out.
+    MLflow passes every parameter as `--name value`, also flags: `--no-promote true`. A flag that is
+    false becomes its opposite; if it has none, it is left out.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -54,7 +54,7 @@ class Group(click.Group):
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of definition."""
+        """List the names in the order of definition."""
         return list(self.commands)
 
 
@@ -66,7 +66,7 @@ CONTEXT: Mapping[str, Any] = {
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command line and exit with its code; errors that a user can act on are one line."""
+    """Run a command line and exit with its code; an error that a user can act on is one line."""
     limit_spinning()
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
@@ -100,7 +100,7 @@ def _exit_code(command: click.Command) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run the way an interrupt does."""
+    """SIGTERM, which ends a run the way an interrupt does."""
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
@@ -108,7 +108,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _interrupt_again(unraisable: Any) -> None:
-    """Repeat an interrupt that came while garbage was collected: Python only reports it there."""
+    """Repeat an interrupt that came during garbage collection, where Python only reports it."""
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
         return

@@ -1,35 +1,40 @@
-"""The command `vae reconstruct`, and what the commands that use a model share.
+"""What the commands that use a model share: options, opening a model, results.
 
 Imports that take time stand inside the commands.
 """
 
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import finish, say
+from serving.console import finish, progress, say
 from serving.cpu import available_cores
 from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from serving.batch.job import Input, Mapper, PartMaker
+    from serving.batch.output import Output
     from serving.engine import Device, Engine
     from serving.source import Source
 
-model_option = click.option(
+option = partial(click.option, show_default=True)
+
+model_option = option(
     "--model",
     "reference",
     default="models:/vae@champion",
-    show_default=True,
     help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
 )
-device_option = click.option(
+device_option = option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
-    show_default=True,
     help="Where to compute; cuda never falls back to the CPU",
 )
 threads_option = click.option(
@@ -45,17 +50,16 @@ x_option = click.option(
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
 )
-seed_option = click.option(
+seed_option = option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
-    show_default=True,
     help="Seed of the noise: the same seed gives the same bytes",
 )
 
 
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
-    """Refuse a target that is what is read, or in it: all files of a folder are taken for rows."""
+    """Refuse an output that is the input or lies in it, where every file is taken for rows."""
     from serving.io.filesystems import locate
 
     place = locate(location)
@@ -64,7 +68,7 @@ def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
 
 
 def require_pyarrow(what: str) -> None:
-    """Say what is missing at once, before a model is fetched."""
+    """Refuse at once, before a model is fetched, if pyarrow is missing."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as err:
@@ -72,7 +76,7 @@ def require_pyarrow(what: str) -> None:
 
 
 def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":
-    """Open a model on a device."""
+    """Open the model that a reference names, on a device."""
     from serving.engine import Engine
     from serving.source import open_source
 
@@ -81,7 +85,7 @@ def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Eng
 
 
 def engine_device(device: str) -> "Device":
-    """`cpu` or `cuda`; `auto` takes CUDA where it loads, and says why where it does not."""
+    """Return `cpu` or `cuda`; `auto` takes CUDA if it loads, and says why if it does not."""
     from serving.engine import require_cuda
 
     if device == "cpu":
@@ -97,21 +101,42 @@ def engine_device(device: str) -> "Device":
 
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
-    """Values of images in units of bytes, as the model's own rows say."""
+    """Convert the values of images to units of bytes, judging by the golden rows of the model."""
     from serving.io.images import byte_unit
 
     return x * byte_unit(source.bundle.golden()["encode.x"])
 
 
-def finish_rows(out: Path, rows: int, seconds: float, source: "Source") -> None:
-    """Print what was written, and which version made it."""
-    manifest = source.bundle.manifest
-    finish(
-        {
-            "out": str(out),
-            "rows": rows,
-            "rows_per_s": round(rows / max(seconds, 1e-9), 1),
-            "version": source.version,
-            "digest": manifest.digest,
-        }
-    )
+def finish_file(out: Path, rows: int, seconds: float, source: "Source") -> None:
+    """Print what was written to a file, and which version made it."""
+    finish({"out": str(out), **rate_of(rows, seconds), **version_of(source)})
+
+
+def rate_of(rows: int, seconds: float) -> dict[str, Any]:
+    """Return the number of rows and their rate, for the JSON line."""
+    return {"rows": rows, "rows_per_s": round(rows / max(seconds, 1e-9), 1)}
+
+
+def version_of(source: "Source") -> dict[str, Any]:
+    """Return the version and the digest of a model, for the JSON line."""
+    return {"version": source.version, "digest": source.bundle.manifest.digest}
+
+
+def fill_folder(
+    name: str,
+    folder: "Output",
+    mapper: "Mapper",
+    rows: "Input",
+    maker: "AbstractContextManager[PartMaker | None]",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Run the job of an output folder, unless it is finished; return its summary."""
+    from serving.batch.job import run_job
+
+    if (summary := folder.summary()) is not None:
+        say(f"{name} is finished already: nothing to do")
+        return dict(summary)
+    with progress(rows.total, "rows") as bar, maker as make:
+        settings |= {"advance": bar.advance, "skip": bar.skip, "make": make}
+        done = run_job(mapper, rows, folder, **settings)
+    return asdict(done)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 from serving.cli.options import (
     as_picture,
     device_option,
-    finish_rows,
+    finish_file,
     model_option,
     open_engine,
     out_option,
@@ -65,4 +65,4 @@ def reconstruct(
         write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))
     else:
         write_array(out, x_loc)
-    finish_rows(out, len(x_loc), seconds, source)
+    finish_file(out, len(x_loc), seconds, source)

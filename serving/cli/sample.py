@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,14 +18,17 @@ from serving.cli.options import (
     as_picture,
     device_option,
     engine_device,
-    finish_rows,
+    fill_folder,
+    finish_file,
     model_option,
     open_engine,
+    option,
     require_pyarrow,
     seed_option,
     threads_option,
+    version_of,
 )
-from serving.console import RowProgress, finish, say
+from serving.console import finish
 from serving.errors import UsageRefused
 
 _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
@@ -33,9 +36,7 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @model_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Samples to draw"
-)
+@option("--count", type=click.IntRange(min=1), default=64, help="Samples to draw")
 @seed_option
 @click.option(
     "--out",
@@ -57,15 +58,15 @@ def sample(
     """Draw samples from the prior and decode them.
 
     A file is a grid (.png) or the rows themselves (.npy, .parquet), which must fit in memory. A
-    folder is filled with Parquet parts, in bounded memory: the same command again takes up where
-    an earlier one was cut short. Row i of a seed is the same in all of them.
+    folder is filled with Parquet parts, in bounded memory; the same command again resumes where an
+    earlier one was interrupted. Row i of a seed is the same in all of them.
 
     Example: vae sample --count 64 --seed 7 --out grid.png
     """
     if out.endswith("/") or not PurePosixPath(out).suffix:
         if kind not in (None, "parquet"):
             raise UsageRefused(f"a folder takes --format parquet, got {kind!r}; name a file")
-        finish(_fill_folder(reference, count, seed, out, threads, **settings))
+        finish(_sample_into_folder(reference, count, seed, out, threads, **settings))
         return
     if kind is not None and not out.endswith(_SUFFIXES[kind]):
         raise UsageRefused(
@@ -87,11 +88,11 @@ def _write_file(
     x_loc = engine.sample(count, seed)
     seconds = time.perf_counter() - started
     write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
-    finish_rows(out, count, seconds, source)
+    finish_file(out, count, seconds, source)
 
 
 def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:
-    """What cannot fit would be killed after minutes of work, without a word."""
+    """Refuse samples that memory cannot hold: the process would be killed after minutes of work."""
     needed = 2 * count * math.prod(x_shape) * 4  # float32, and its parts beside the whole
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -101,14 +102,13 @@ def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:
         )
 
 
-def _fill_folder(
+def _sample_into_folder(
     reference: str, count: int, seed: int, out: str, workers: int, device: str, overwrite: bool
 ) -> dict[str, Any]:
-    """Draw in threads over one set of sessions, a part after the other."""
+    """Draw samples in threads over one set of sessions, part by part."""
     require_pyarrow("Parquet")
-    from serving.batch.job import run_job
     from serving.batch.output import open_output
-    from serving.batch.sampler import Draws, Sampler, describe_samples
+    from serving.batch.sampler import RowNumbers, Sampler, describe_samples
     from serving.batch.scorer import provenance_of
     from serving.engine import Engine
     from serving.source import open_source
@@ -117,17 +117,8 @@ def _fill_folder(
     engine = Engine(source.bundle, device=engine_device(device))
     sampler = Sampler(engine, provenance_of(source, seed, num_samples=1))
     with open_output(out, describe_samples(sampler, count), overwrite=overwrite) as folder:
-        summary = folder.summary()
-        if summary is not None:
-            say(f"{out} is finished already: nothing to do")
-        else:
-            progress = RowProgress(count)
-            done = run_job(sampler, Draws(count), folder, workers=workers, advance=progress.advance)
-            progress.end()
-            summary = asdict(done)
-    return {
-        "out": out,
-        **{name: summary[name] for name in ("rows", "rows_per_s")},
-        "version": source.version,
-        "digest": source.bundle.manifest.digest,
-    }
+        summary = fill_folder(
+            out, folder, sampler, RowNumbers(count), nullcontext(), workers=workers
+        )
+    written = {name: summary[name] for name in ("rows", "rows_per_s")}
+    return {"out": out, **written, **version_of(source)}

@@ -1,4 +1,4 @@
-"""The commands that put a model to work for others: `vae serve` and `vae deploy`."""
+"""The commands that offer a model to others: `vae serve` and `vae deploy`."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
-from serving.cli.options import device_option, engine_device, model_option
+from serving.cli.options import device_option, engine_device, model_option, option, version_of
 from serving.console import finish, say
 from serving.errors import UsageRefused
 
@@ -20,90 +20,81 @@ if TYPE_CHECKING:
     from serving.source import Source
 
 _MIB = 2**20
+_PASSED_ON = (
+    *("workers", "threads", "max_requests", "max_queue", "max_connections"),
+    *("timeout_s", "drain_s", "log_format", "access_log"),
+)
+"""Options that the workers take as they are."""
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @model_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="Port of REST; 0 takes a free one",
+@option("--host", default="127.0.0.1", help="Address to listen at")
+@option(
+    "--port", type=click.IntRange(0, 65535), default=8080, help="Port of REST; 0 takes a free one"
 )
-@click.option(
+@option(
     "--grpc-port",
     type=click.IntRange(0, 65535),
     default=8081,
-    show_default=True,
     help="Port of gRPC; 0 takes a free one",
 )
-@click.option(
+@option(
     "--workers",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Processes that share the ports; one a core",
 )
 @device_option
-@click.option(
+@option(
     "--threads",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Threads inside one run of a graph, on the CPU",
 )
-@click.option(
+@option(
     "--poll",
     "poll_s",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    show_default=True,
-    help="Seconds between two looks at where the alias points",
+    help="Seconds between two checks of where the alias points",
 )
-@click.option(
+@option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.001),
     default=30.0,
-    show_default=True,
     help="Seconds that a request may wait in the queue, and that its body may take",
 )
-@click.option(
+@option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=256,
-    show_default=True,
     help="Requests under way in a worker; beyond it they are refused (429)",
 )
-@click.option(
+@option(
     "--max-queue",
     type=click.IntRange(min=1),
     default=8192,
-    show_default=True,
     help="Rows times draws that may wait in a worker; beyond it requests are refused (429)",
 )
-@click.option(
+@option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=1024,
-    show_default=True,
     help="Connections that a worker holds",
 )
-@click.option(
+@option(
     "--max-body-mb",
     type=click.IntRange(min=1, max=1024),
     default=16,
-    show_default=True,
     help="Largest request, in MiB",
 )
-@click.option(
+@option(
     "--drain",
     "drain_s",
     type=click.FloatRange(min=0),
     default=30.0,
-    show_default=True,
     help="Seconds that requests under way have to end after SIGTERM",
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM")
@@ -113,19 +104,19 @@ _MIB = 2**20
     type=click.Path(path_type=Path),
     help="File with the API key; the variable VAE_API_KEY does the same",
 )
-@click.option(
+@option(
     "--log-format",
     type=click.Choice(["plain", "json"]),
     default="plain",
-    show_default=True,
-    help="Lines for a person, or for a collector",
+    help="Log lines for a person, or for a log collector",
 )
 @click.option("--access-log", is_flag=True, help="Log every request")
 def serve(**options: Any) -> None:
     """Serve a model over the Open Inference Protocol: REST and gRPC.
 
-    models:/NAME@ALIAS is followed: a new version is fetched, verified and taken up without a
-    missed request; a bad one never replaces a good one. The page at /docs shows how to ask.
+    With models:/NAME@ALIAS, the server follows the alias: it fetches and verifies a new version and
+    takes it up without a missed request. A bad version never replaces a good one. The page at /docs
+    shows how to send requests.
 
     Example: vae serve --model models:/vae@champion --port 8080
     """
@@ -146,7 +137,7 @@ def serve(**options: Any) -> None:
             f"anyone who reaches {host} may use and unload this model: "
             "set VAE_API_KEY to ask for a key"
         )
-    open_tracer().close()  # refuses here, not in each worker, what is not installed
+    open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder:
         settings = _settings(Path(folder), host, access, tls, options)
         run_server(
@@ -164,7 +155,7 @@ def _settings(
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
-    """What the workers are told."""
+    """Return what the workers are told at their start."""
     from serving.server.rest_messages import Limits
     from serving.server.settings import Settings
     from serving.server.supervisor import free_port
@@ -177,19 +168,11 @@ def _settings(
         host=host,
         port=free_port(host, options["port"], "--port"),
         grpc_port=free_port(host, options["grpc_port"], "--grpc-port"),
-        workers=options["workers"],
         device=engine_device(options["device"]),
-        threads=options["threads"],
-        max_requests=options["max_requests"],
-        max_queue=options["max_queue"],
-        max_connections=options["max_connections"],
-        timeout_s=options["timeout_s"],
-        drain_s=options["drain_s"],
         limits=limits,
         access=access,
         tls=tls,
-        log_format=options["log_format"],
-        access_log=options["access_log"],
+        **{name: options[name] for name in _PASSED_ON},
     )
 
 
@@ -216,10 +199,10 @@ def _say_started(settings: "Settings", source: "Source") -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write")
 def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
-    """Write deployment files, for those who outgrow one machine.
+    """Write the files to deploy a model on other servers.
 
-    With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that it
-    names now.
+    With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that the
+    alias names now.
 
     Example: vae deploy --model models:/vae@champion --target triton --out repository
     """
@@ -230,16 +213,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     source = open_source(reference)
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
-    manifest = source.bundle.manifest
-    finish(
-        {
-            "out": str(out),
-            "target": target,
-            "files": list(files),
-            "version": source.version,
-            "digest": manifest.digest,
-        }
-    )
+    finish({"out": str(out), "target": target, "files": list(files), **version_of(source)})
 
 
 def _tls(chain: Path | None, key: Path | None) -> tuple[Path, Path] | None:

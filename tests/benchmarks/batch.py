@@ -144,7 +144,7 @@ def in_turns(*functions: Callable[[], object], rounds: int) -> list[tuple[float,
 
 def run_floor(scorer: Scorer, x: Array, rows: int) -> None:
     """The same graph over arrays in memory, in as many threads; nothing is read or written."""
-    piece = scorers.PIECE
+    piece = scorers.RUN_ROWS
     feeds = [
         {"x": x[start : start + piece], "eps": scorer.engine.score_noise(piece, 1, 0)}
         for start in range(0, len(x) - piece, piece)

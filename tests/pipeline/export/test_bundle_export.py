@@ -125,10 +125,10 @@ def test_an_existing_folder_is_refused_and_left_alone(trained: Trained, tmp_path
 def test_a_failed_export_leaves_nothing(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_golden_bytes", fail)
+    monkeypatch.setattr(exporting, "render_card", fail)
     with pytest.raises(VaeError, match=r"cannot write .*out: No space left on device"):
         export_bundle(tmp_path / "out", trained[0], METRICS, trained[1].test.x)
     assert list(tmp_path.iterdir()) == []

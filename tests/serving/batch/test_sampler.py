@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from serving.batch import job
 from serving.batch.output import open_output
-from serving.batch.sampler import Draws, Sampler, describe_samples
+from serving.batch.sampler import RowNumbers, Sampler, describe_samples
 from serving.batch.scorer import provenance_of
 from serving.cli.sample import sample
 from serving.client import Client
@@ -69,7 +69,7 @@ def test_bytes_are_equal_for_any_batches_and_threads(tmp_path: Path, engine: Eng
     for rows, workers in ((1, 1), (7, 2), (4096, 2)):
         out = tmp_path / f"{rows}"
         with open_output(str(out), describe_samples(sampler, 500), overwrite=False) as folder:
-            job.run_job(sampler, Draws(500), folder, workers=workers, batch_rows=rows)
+            job.run_job(sampler, RowNumbers(500), folder, workers=workers, batch_rows=rows)
         found.append(read(out))
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
@@ -87,7 +87,7 @@ def test_what_was_cut_short_or_damaged_is_made_again_and_nothing_else(
         open_output(str(out), samples, overwrite=False) as folder,
         pytest.raises(KeyboardInterrupt),
     ):
-        job.run_job(sampler, Draws(COUNT), folder, workers=1, batch_rows=64, advance=stop)
+        job.run_job(sampler, RowNumbers(COUNT), folder, workers=1, batch_rows=64, advance=stop)
     assert "_SUCCESS" not in names(out)
     kept = out / "part-00000.parquet"
     damage(out / "part-00001.parquet")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.batch.streaming_histogram import Tally
+from serving.batch.streaming_histogram import StreamingHistogram
 
 GENERATOR = np.random.default_rng(0)
 VALUES = {
@@ -14,8 +14,8 @@ VALUES = {
 }
 
 
-def tally(values: np.ndarray, pieces: int = 4) -> Tally:
-    result = Tally()
+def tally(values: np.ndarray, pieces: int = 4) -> StreamingHistogram:
+    result = StreamingHistogram()
     for piece in np.array_split(values.astype(np.float32), pieces):
         result.add(piece)
     return result
@@ -51,5 +51,5 @@ def test_values_that_are_counted_together_are_spread_over_the_bins() -> None:
 def test_a_piece_without_values_changes_nothing() -> None:
     found = tally(np.array([1.0, 2.0]), pieces=5)
     assert (found.rows, found.mean) == (2, 1.5)
-    assert math.isnan(Tally().mean)
-    assert math.isnan(Tally().sd)
+    assert math.isnan(StreamingHistogram().mean)
+    assert math.isnan(StreamingHistogram().sd)
