@@ -324,9 +324,9 @@ def _empty(tensor: Tensor) -> Array:
 
 def split_rows(rows: int, inputs: Mapping[str, Array]) -> Iterator[slice]:
     """Split rows into runs that stay within `MAX_BATCH` and `MAX_DECODED`."""
-    draws = max(
+    num_samples = max(
         array.shape[1] if name == "eps" and array.ndim == 3 else 1 for name, array in inputs.items()
     )
-    step = min(MAX_BATCH, max(1, MAX_DECODED // draws))
+    step = min(MAX_BATCH, max(1, MAX_DECODED // num_samples))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

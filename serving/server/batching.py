@@ -101,14 +101,19 @@ class Batcher:
         self._scheduled = False
 
     def submit(
-        self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
+        self,
+        operation: str,
+        inputs: Mapping[str, Array],
+        rows: int,
+        num_samples: int,
+        deadline: float,
     ) -> asyncio.Future[Outputs]:
         """Queue checked inputs; return a future of their outputs.
 
         Raises:
             Overloaded: the rows in the queue reach their limit.
         """
-        cost = rows * draws
+        cost = rows * num_samples
         if self.queued and self.queued + cost > self._max_rows:
             self.full = self._max_rows - self.queued <= self._max_rows // 4
             raise Overloaded(
@@ -116,7 +121,7 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         waiting = QueuedRequest(inputs, rows, deadline, time.perf_counter(), loop.create_future())
-        self._queues.setdefault((operation, draws), deque()).append(waiting)
+        self._queues.setdefault((operation, num_samples), deque()).append(waiting)
         self.queued += cost
         if not (self._scheduled or self.running):
             self._scheduled = True
@@ -159,10 +164,10 @@ class Batcher:
         return batch
 
     def _run(self, key: Key, batch: list[QueuedRequest]) -> None:
-        operation, draws = key
+        operation, num_samples = key
         rows = sum(waiting.rows for waiting in batch)
         started = time.perf_counter()
-        if rows * draws * self._row_s.get(operation, math.inf) <= INLINE_S:
+        if rows * num_samples * self._row_s.get(operation, math.inf) <= INLINE_S:
             try:
                 outputs = self._join_and_compute(operation, batch)
             except Exception as err:  # noqa: BLE001 - raised to each request

@@ -182,13 +182,14 @@ class Service:
         timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
         inputs = _complete(served.engine, operation, request)
         rows = served.engine.check(operation.name, inputs)
-        draws = inputs["eps"].shape[1] if operation.name == "score" else 1
-        if rows * draws > MAX_ROWS:
+        num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
+        if rows * num_samples > MAX_ROWS:
             raise UsageRefused(
-                f"a request may hold {MAX_ROWS} rows times draws, got {rows * draws}: send several"
+                f"a request may hold {MAX_ROWS} rows times draws, got {rows * num_samples}: "
+                "send several"
             )
         outputs = await served.batcher.submit(
-            operation.name, inputs, rows, draws, time.perf_counter() + timeout_s
+            operation.name, inputs, rows, num_samples, time.perf_counter() + timeout_s
         )
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
@@ -330,11 +331,11 @@ def _warm_up(engine: Engine) -> dict[str, float]:
                 tensor.name: _repeat(golden[f"{name}.{tensor.name}"], rows)
                 for tensor in operation.inputs
             }
-            draws = inputs["eps"].shape[1] if name == "score" else 1
+            num_samples = inputs["eps"].shape[1] if name == "score" else 1
             engine.compute(name, inputs)
             started = time.perf_counter()
             engine.compute(name, inputs)
-            seconds[name] = (time.perf_counter() - started) / (rows * draws)
+            seconds[name] = (time.perf_counter() - started) / (rows * num_samples)
     return seconds
 
 
