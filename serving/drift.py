@@ -1,8 +1,8 @@
-"""How far the ELBO of new rows lies from that of a version's held-out rows.
+"""Compare the ELBO of new rows with the distribution of a version's held-out rows.
 
-In: the held-out distribution, which a bundle carries in `metrics.json`, and new rows. Out:
-a `Drift`: the statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the shift of
-the mean in nats.
+In: the held-out distribution, which a bundle holds in `metrics.json`, and the ELBO of new rows.
+Out: a `Drift` with the statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the
+shift of the mean in nats.
 """
 
 import math
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 KNOTS = 201
-"""Quantiles that are kept, so that D is known to 1 / (KNOTS - 1)."""
+"""Number of quantiles in the distribution, so that D is known to 1 / (KNOTS - 1)."""
 LOW_SHARE = 0.01
 SCORE_SEED = 0
 SCORE_SAMPLES = 1
-"""How held-out rows are scored: as `vae score` does where nothing else is asked for."""
+"""How held-out rows are scored: with the defaults of `vae score`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """The ELBO of held-out rows, one score a row, in nats."""
+    """The distribution of the ELBO of single held-out rows, in nats."""
 
     rows: int
     seed: int
@@ -35,39 +35,43 @@ class HeldOut:
     elbo_quantiles: tuple[float, ...]
     """At 0, 1 / (KNOTS - 1), … 1."""
 
-    def levels(self) -> tuple[Array, Array, Array]:
-        """Knots without repeats, and the shares of rows below each and up to each."""
-        knots = np.asarray(self.elbo_quantiles)
-        shares = np.linspace(0, 1, len(knots))
-        places, first = np.unique(knots, return_index=True)
-        last = np.append(first[1:], len(knots)) - 1
-        return places, shares[first], shares[last]
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "HeldOut":
+        """Read the fields from JSON."""
+        return cls(**{**content, "elbo_quantiles": tuple(content["elbo_quantiles"])})
+
+    def distinct_quantiles(self) -> tuple[Array, Array, Array]:
+        """Return the distinct quantiles, and the shares of rows below and up to each."""
+        shares = np.linspace(0, 1, len(self.elbo_quantiles))
+        values, first = np.unique(self.elbo_quantiles, return_index=True)
+        last = np.append(first[1:], len(shares)) - 1
+        return values, shares[first], shares[last]
 
     def cdf(self, values: Array) -> Array:
-        """Share of held-out rows up to each value; between knots a straight line."""
-        knots, _, shares = self.levels()
+        """Return the share of held-out rows up to each value, linear between quantiles."""
+        knots, _, shares = self.distinct_quantiles()
         return np.interp(values, knots, shares, left=0, right=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """New rows beside the held-out rows."""
+    """The comparison of new rows with the held-out rows."""
 
     d: float
-    """Largest distance of the two distribution functions, seen at the knots: 0 to 1."""
+    """Largest distance of the two distribution functions at the quantiles, from 0 to 1."""
     d_at: float
-    """The ELBO where it is."""
+    """The ELBO at which the distance is largest."""
     p_value: float
-    """Of D, where both are drawn from one distribution."""
+    """Chance of a larger D if all rows come from one distribution."""
     mean_shift: float
-    """New minus held-out, in nats."""
+    """Mean of the new rows minus mean of the held-out rows, in nats."""
     mean_shift_se: float
     low_share: float
-    """Share of new rows below all but `LOW_SHARE` of the held-out rows."""
+    """Share of new rows below the `LOW_SHARE` quantile of the held-out rows."""
 
 
 def summarize(elbo: Array, seed: int = SCORE_SEED, num_samples: int = SCORE_SAMPLES) -> HeldOut:
-    """Keep the distribution of held-out rows that were scored like this."""
+    """Return the distribution of the ELBO of rows that were scored with these settings."""
     return HeldOut(
         rows=len(elbo),
         seed=seed,
@@ -79,33 +83,31 @@ def summarize(elbo: Array, seed: int = SCORE_SEED, num_samples: int = SCORE_SAMP
 
 
 def read_held_out(metrics: Mapping[str, Any]) -> HeldOut | None:
-    """Take the distribution from the content of `metrics.json`; bundles of old have none."""
+    """Read the distribution from `metrics.json`; some bundles of schema 1 do not have it."""
     content = metrics.get("held_out")
-    if content is None:
-        return None
-    return HeldOut(**{**content, "elbo_quantiles": tuple(content["elbo_quantiles"])})
+    return None if content is None else HeldOut.from_json(content)
 
 
 class DriftCounter:
-    """Counts new rows around the knots, exactly, in memory that does not grow."""
+    """Counts new rows below and up to each held-out quantile, exactly and in constant memory."""
 
     def __init__(self, held_out: HeldOut) -> None:
         self.held_out = held_out
-        self._knots, self._share_below, self._share_up_to = held_out.levels()
+        self._knots, self._share_below, self._share_up_to = held_out.distinct_quantiles()
         self._below = np.zeros(len(self._knots), np.int64)
         self._up_to = np.zeros(len(self._knots), np.int64)
         self._low = 0
         self._low_knot = held_out.elbo_quantiles[round(LOW_SHARE * (KNOTS - 1))]
 
     def add(self, elbo: Array) -> None:
-        """Count the rows of a part."""
+        """Count some rows."""
         values = np.sort(elbo.astype(np.float64))
         self._below += np.searchsorted(values, self._knots, "left")
         self._up_to += np.searchsorted(values, self._knots, "right")
         self._low += int(np.searchsorted(values, self._low_knot, "left"))
 
     def drift(self, rows: int, mean: float, sd: float) -> Drift:
-        """Compare; `mean` and `sd` are those of the rows that were counted."""
+        """Compare; `rows`, `mean` and `sd` are those of all rows that were counted."""
         held = self.held_out
         distances = np.maximum(
             np.abs(self._below / rows - self._share_below),
@@ -123,12 +125,12 @@ class DriftCounter:
 
 
 def kolmogorov_p(d: float, rows: int, other_rows: int) -> float:
-    """The chance of a larger D between two samples of one distribution, for many rows.
+    """Return the chance of a larger D between two large samples of one distribution.
 
     Kolmogorov (1933): Q(t) = 2 Σ (-1)^(k-1) exp(-2 k² t²) at t = d √(n m / (n + m)).
     """
     t = d * math.sqrt(rows * other_rows / (rows + other_rows))
-    if t < 0.1:  # 1 to every digit; the sum converges slowly
+    if t < 0.1:  # the chance is 1 to every digit, and the sum converges slowly
         return 1.0
     total = sum((-1) ** (k - 1) * math.exp(-2 * (k * t) ** 2) for k in range(1, 101))
     return float(np.clip(2 * total, 0, 1))

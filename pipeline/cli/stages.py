@@ -50,7 +50,7 @@ class Trained:
 
 def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
     """Refuse what cannot be trained, before a run is opened for it."""
-    from pipeline.training.loop import begin_training
+    from pipeline.training.state import begin_training
 
     device = torch_device(device, threads)
     dataset = load_data(config)
@@ -59,14 +59,14 @@ def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dat
 
 def _settle(config: Config, dataset: "Dataset") -> Config:
     """The config with what follows from the data, and words on it."""
-    from pipeline.model.likelihoods import choose_likelihood, settle
+    from pipeline.model.likelihoods import choose_likelihood, resolve_model_config
 
     reason = ""
     if config.model.likelihood == "auto":
         name, kind = choose_likelihood(config.data.binarize, *dataset.rows)
         config = replace(config, model=replace(config.model, likelihood=name))
         reason = f", for {kind}"
-    model = settle(config, *dataset.rows)
+    model = resolve_model_config(config, *dataset.rows)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     return replace(config, model=model)
 
@@ -80,8 +80,8 @@ def prepare_resume(
         UsageRefused: another device was asked for.
         DeviceUnavailable: the run's device is not here.
     """
-    from pipeline.training.loop import restore_training
     from pipeline.training.resumable_run import fetch_state
+    from pipeline.training.state import restore_training
 
     saved = fetch_state(run_id)
     if device not in (None, "auto", saved["device"]):
@@ -110,7 +110,7 @@ def train(run: "TrackedRun", state: "TrainState", dataset: "Dataset") -> Trained
     from pipeline.evaluation.figures import draw_figures
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, describe_system, git_state
-    from pipeline.training.resumable_run import TrainingRun, fit
+    from pipeline.training.resumable_run import ResumableRun, fit
 
     config, device, threads = state.config, state.device, torch.get_num_threads()
     git = git_state()
@@ -124,9 +124,9 @@ def train(run: "TrackedRun", state: "TrainState", dataset: "Dataset") -> Trained
     )
     run.log_dataset(dataset.describe())
     run.log_json("config.json", config.to_json())
-    tracked = TrainingRun(run, state)
-    with tracked.kept():
-        result = fit(tracked, state, dataset)
+    tracked = ResumableRun(run, state)
+    with tracked.advise_resume():
+        result = fit(tracked, dataset)
         checkpoint = Checkpoint(
             model=result.model,
             config=config,
@@ -160,7 +160,7 @@ def evaluate(
     say(f"evaluating {len(test.x):,} rows with {nll_samples:,} samples each")
     with progress(len(test.x), "rows") as bar:
         metrics = evaluate_rows(
-            model, test.x, nll_samples=nll_samples, seed=seed, device=device, tick=bar.advance
+            model, test.x, nll_samples=nll_samples, seed=seed, device=device, advance=bar.advance
         )
     say(
         f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "

@@ -1,4 +1,4 @@
-"""Pictures of a training: plots for any data; samples, reconstructions and traversals for images.
+"""Pictures of a training: plots for all data, and generated pictures for images.
 
 In: a model, its history and held-out rows. Out: PNG files in a folder.
 """
@@ -21,7 +21,7 @@ from serving.noise import draw_rows
 PAIRS = 10
 ENCODED_ROWS = 1024
 MAPPED_ROWS = 10_000
-"""Held-out rows, at most, in the map of the latents."""
+"""The largest number of held-out rows in the map of latents."""
 SAMPLES = 100
 TRAVERSED_LATENTS = 10
 TRAVERSAL = np.linspace(-3, 3, 11, dtype=np.float32)
@@ -34,7 +34,7 @@ def draw_figures(
     test: Split,
     held_out: HeldOut | None = None,
 ) -> list[Path]:
-    """Write all pictures that fit the data into `folder`; return their paths."""
+    """Write all pictures that suit the data into `folder`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     x = test.x
     paths = [folder / "curves.png", folder / "latents.png"]
@@ -72,7 +72,7 @@ def _encode(model: VAE, x: Array) -> Array:
 
 @torch.no_grad()
 def _traversals(model: VAE, x: Array) -> Array:
-    """A line for each of the most informative latents: it moves from -3 to 3, the others rest."""
+    """Return one line for each of the latents that vary most: it goes from -3 to 3, alone."""
     z_loc = _encode(model, x[:1000])
     latents = np.argsort(-z_loc.var(0), kind="stable")[:TRAVERSED_LATENTS]
     z = np.repeat(z_loc[:1], len(latents) * len(TRAVERSAL), axis=0)

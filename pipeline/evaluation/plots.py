@@ -1,4 +1,4 @@
-"""Plots of numbers: curves of a training, a map of latents, the distribution of scores.
+"""Plots of training curves, of latents and of the distribution of scores.
 
 In: numbers. Out: PNG files.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from serving.drift import HeldOut
 
 MAX_GROUPS = 20
-"""Labels of more values than this are shown as a scale, or not at all where they are words."""
+"""Labels with more distinct values are shown on a colour scale, or omitted if they are words."""
 
 
 def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -34,17 +34,17 @@ def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 def plot_latents(path: Path, z_loc: NDArray[Any], labels: NDArray[Any] | None) -> None:
-    """Map latents (rows, latent_dim) to their first two principal components, by label."""
+    """Plot the first two principal components of latents (rows, latent_dim), coloured by label."""
     figure = _figure(7, 6)
     axes = figure.subplots()
-    places, shares = principal_components(z_loc)
-    x, y = places.T
+    points, shares = principal_components(z_loc)
+    x, y = points.T
     groups = np.unique(labels) if labels is not None else np.empty(0)
     if labels is None or (len(groups) > MAX_GROUPS and labels.dtype.kind not in "iuf"):
         axes.scatter(x, y, s=4)
     elif len(groups) > MAX_GROUPS:
-        points = axes.scatter(x, y, s=4, c=labels)
-        figure.colorbar(points, label="label")
+        scattered = axes.scatter(x, y, s=4, c=labels)
+        figure.colorbar(scattered, label="label")
     else:
         colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
         for index, group in enumerate(groups):
@@ -61,11 +61,11 @@ def plot_latents(path: Path, z_loc: NDArray[Any], labels: NDArray[Any] | None) -
 
 
 def plot_scores(path: Path, held_out: HeldOut) -> None:
-    """Plot the density of the ELBO of held-out rows, from its quantiles."""
+    """Plot the density of the ELBO of held-out rows, computed from its quantiles."""
     figure = _figure(7, 3.5)
     axes = figure.subplots()
     knots = np.asarray(held_out.elbo_quantiles)
-    # every piece between two quantiles holds the same share of rows
+    # every interval between two quantiles holds the same share of rows
     axes.hist((knots[1:] + knots[:-1]) / 2, bins=40, density=True)
     axes.axvline(held_out.elbo_mean, color="black", linewidth=1)
     axes.set(
@@ -78,17 +78,17 @@ def plot_scores(path: Path, held_out: HeldOut) -> None:
 
 
 def principal_components(z: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Coordinates (rows, 2) on the two widest axes, and the variance shares of these.
+    """Return coordinates (rows, 2) on the two axes of most variance, and their variance shares.
 
-    A single latent has a second axis of zeros.
+    With a single latent, the second coordinate is zero.
     """
     centred = z - z.mean(0, dtype=np.float64)
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    places, shares = np.zeros((len(z), 2)), np.zeros(2)
+    points, shares = np.zeros((len(z), 2)), np.zeros(2)
     found = min(2, len(sizes))
-    places[:, :found] = centred @ axes[:found].T
+    points[:, :found] = centred @ axes[:found].T
     shares[:found] = sizes[:found] ** 2 / max(float((sizes**2).sum()), np.finfo(float).tiny)
-    return places, shares
+    return points, shares
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from pipeline.config import Precision
 from pipeline.model.bernoulli import Bernoulli
-from pipeline.model.networks import Encoder
 from pipeline.model.operations import EPS, Array, product_layers, run_reference
+from pipeline.model.perceptron import MlpEncoder
 from pipeline.model.vae import VAE
 from serving.errors import UsageRefused
 from serving.noise import draw_rows
@@ -134,7 +134,7 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     watched.decode(qz.loc + qz.scale * noise)
     watched.decode(prior)
     # true of all data, seen or not; in a user's net this name may be a later layer
-    if FIRST in ranges and type(model.encoder) is Encoder:
+    if FIRST in ranges and type(model.encoder) is MlpEncoder:
         ranges[FIRST] = (0.0, 1.0)
     return ranges
 

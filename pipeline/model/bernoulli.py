@@ -1,4 +1,4 @@
-"""Likelihoods of features between 0 and 1: coins, and the density that resembles them."""
+"""Likelihoods of features from 0 to 1: Bernoulli and continuous Bernoulli."""
 
 import math
 from typing import Any
@@ -14,9 +14,9 @@ from serving.errors import DataRefused
 
 
 class Bernoulli(nn.Module):
-    """Each feature is a coin; the decoder's output is its logit. Data: bytes, or floats in [0, 1].
+    """Each feature is 0 or 1; the decoder's output is the logit of 1. Data: bytes, or [0, 1].
 
-    For values between the ends, log p is the expectation over x ~ Bernoulli(value). An ELBO of gray
+    For values between 0 and 1, log p is the expectation over x ~ Bernoulli(value). The ELBO of gray
     images is therefore a lower bound on that of the same images binarized at random.
     """
 
@@ -29,12 +29,12 @@ class Bernoulli(nn.Module):
         self.register_buffer("x_unit", torch.ones(()))
 
     def fit(self, train: NDArray[Any]) -> None:
-        """Bytes are divided by 255, floats are taken as they are."""
+        """Set the unit: 255 for bytes, 1 for floats."""
         if train.dtype == np.uint8:
             self.x_unit.fill_(255.0)
 
     def check(self, x: NDArray[Any]) -> None:
-        """Bytes, or floats from 0 to 1."""
+        """Accept bytes, and floats from 0 to 1."""
         if x.dtype != np.uint8 and x.size and not (x.min() >= 0 and x.max() <= 1):
             raise DataRefused(
                 "a bernoulli likelihood needs bytes, or floats from 0 to 1; "
@@ -42,44 +42,44 @@ class Bernoulli(nn.Module):
             )
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
-        """Logit of each feature's mean, kept from the ends (as in Burda et al., 2016)."""
+        """Return the logit of each feature's mean, kept off 0 and 1 (as in Burda et al., 2016)."""
         mean = _means(train, self.x_unit)
         return torch.from_numpy(np.log(mean) - np.log1p(-mean)).float()
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Values in [0, 1], (batch, features)."""
+        """Return values in [0, 1], (batch, features)."""
         return x.flatten(1).to(self.x_unit.dtype) / self.x_unit
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """Sum of x·l - softplus(l) over features: finite for any logit l."""
-        if params.dtype == torch.float32:  # in one kernel, forwards and backwards
+        """Return the sum of x·l - softplus(l) over features; it is finite for any logit l."""
+        if params.dtype == torch.float32:  # one kernel forwards, one backwards
             target = x.expand_as(params)
             return -F.binary_cross_entropy_with_logits(params, target, reduction="none").sum(-1)
         return (x * params - softplus(params)).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Probability of one, times the unit."""
+        """Return the probability of 1, times the unit."""
         return params.sigmoid() * self.x_unit
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Zero, or the unit."""
+        """Return 0 or the unit."""
         return (noise > (-params).sigmoid()) * self.x_unit
 
 
 class ContinuousBernoulli(Bernoulli):
-    """The density on [0, 1] that is proportional to a coin's (Loaiza-Ganem & Cunningham, 2019).
+    """The density on [0, 1] proportional to a Bernoulli's (Loaiza-Ganem & Cunningham, 2019).
 
     With the logit l, log p(x) = x·l - softplus(l) + log C(l), C(l) = l / tanh(l / 2). For bytes it
-    is the density of x / 255. `torch.distributions.ContinuousBernoulli` is off for |l| above 15.
+    is the density of x / 255. `torch.distributions.ContinuousBernoulli` is wrong for |l| above 15.
     """
 
-    series = 0.05
-    """Below it log C is a series: the quotient of two small numbers is not exact."""
+    series_limit = 0.05
+    """For smaller |l|, log C is a series, since the quotient of two small numbers is inexact."""
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """The coin's, and the log of the constant that makes it a density."""
-        small = params.abs() < self.series
-        # the other branch must stay finite where it is not taken, or its gradient is NaN
+        """Add log C, which makes the Bernoulli's mass a density."""
+        small = params.abs() < self.series_limit
+        # torch.where differentiates both branches: the unused one must be finite, or it gives NaN
         size = torch.where(small, 1.0, params.abs())
         constant = size.log() - (size / 2).tanh().log()
         square = params.square().clamp(max=1)
@@ -87,11 +87,11 @@ class ContinuousBernoulli(Bernoulli):
         return super().log_prob(params, x) + torch.where(small, near, constant).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        """1/2 + coth(l/2)/2 - 1/l, by its series near 0, times the unit."""
+        """Return 1/2 + coth(l/2)/2 - 1/l (near 0 by its series), times the unit."""
         return _unit_mean(params) * self.x_unit
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
-        """The logits whose means are the features' own, by bisection."""
+        """Find by bisection the logits whose means are those of the features."""
         mean = torch.from_numpy(_means(train, self.x_unit))
         low, high = torch.full_like(mean, -2000.0), torch.full_like(mean, 2000.0)
         for _ in range(60):
@@ -101,7 +101,7 @@ class ContinuousBernoulli(Bernoulli):
         return middle.float()
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Inverse of the distribution function, mirrored so that nothing overflows."""
+        """Invert the distribution function, mirrored for l > 0 so that nothing overflows."""
         slope, rest = -params.abs(), torch.where(params > 0, 1 - noise, noise)
         small = slope > -1e-3
         slope = torch.where(small, -1.0, slope)
@@ -110,7 +110,7 @@ class ContinuousBernoulli(Bernoulli):
 
 
 def softplus(logits: Tensor) -> Tensor:
-    """Log(1 + exp(logits)); in float64 by operations that onnxruntime has for it."""
+    """Return log(1 + exp(logits)); in float64 by operations that onnxruntime supports."""
     if logits.dtype == torch.float32:
         return F.softplus(logits)
     return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
@@ -120,7 +120,7 @@ def _unit_mean(logits: Tensor) -> Tensor:
     small = logits.abs() < 1
     size = torch.where(small, 1.0, logits)
     square = torch.where(small, logits, 0.0).square()
-    # of coth(l/2)/2 - 1/l; the next term is below 1e-9
+    # the series of coth(l/2)/2 - 1/l; the next term is below 1e-9
     odd = torch.zeros_like(square)
     for term in (47_900_160, 1_209_600, 30_240, 720, 12):
         odd = 1 / term - square * odd

@@ -1,7 +1,7 @@
-"""A trained model with what is known of it, as files: `weights.pt` and `checkpoint.json`.
+"""A trained model and its origin as two files: `weights.pt` and `checkpoint.json`.
 
-A bundle holds the same, its manifest in place of `checkpoint.json`, so that a model can be read
-back from either.
+A bundle holds the same content, with its manifest in place of `checkpoint.json`, so that a model
+can be loaded from either.
 """
 
 import io
@@ -31,7 +31,7 @@ class Checkpoint:
     x_dtype: str
     likelihood: str
     data: Mapping[str, Any]
-    """What `Dataset.describe` says: source, rows and digests."""
+    """What `Dataset.describe` returns: source, rows and digests."""
     git: Mapping[str, Any]
     run_id: str | None = None
 
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `save_checkpoint` wrote."""
+    """Load what `save_checkpoint` wrote."""
     try:
         content = json.loads((folder / CHECKPOINT).read_bytes())
         return _build(content, folder / WEIGHTS)
@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def checkpoint_of(bundle: Bundle) -> Checkpoint:
-    """Read the model that a bundle was exported from."""
+    """Load the model that a bundle was exported from."""
     manifest = bundle.manifest
     content = {
         name: getattr(manifest, name)
@@ -71,7 +71,7 @@ def checkpoint_of(bundle: Bundle) -> Checkpoint:
 
 
 def weights_bytes(model: VAE) -> bytes:
-    """The state dict in torch's format; the same weights give the same bytes."""
+    """Return the state dict in torch's format; equal weights give equal bytes."""
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     return buffer.getvalue()
@@ -79,7 +79,7 @@ def weights_bytes(model: VAE) -> bytes:
 
 def _build(content: Mapping[str, Any], weights: Path) -> Checkpoint:
     config = Config.from_json(content["config"])
-    # the config of an older model may say auto
+    # the config in a bundle of schema 1 may still say auto, which `likelihood` never does
     settings = replace(config.model, likelihood=content["likelihood"])
     model = VAE(tuple(content["x_shape"]), settings)
     try:

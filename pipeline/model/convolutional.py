@@ -1,7 +1,7 @@
-"""Convolutional encoders and decoders of images of any size, gray or in colour.
+"""Convolutional encoders and decoders for images of any size, gray or in colour.
 
-Every stage halves height and width; the decoder mirrors the encoder. There is no normalisation
-over a batch, so that a row's result depends on the row alone.
+Every stage halves height and width; the decoder mirrors the encoder. There is no batch
+normalisation, so that a row's result depends on that row alone.
 """
 
 from itertools import pairwise
@@ -14,18 +14,18 @@ from pipeline.model.net_spec import Nets, NetSpec
 from serving.errors import UsageRefused
 
 RESIDUAL_BLOCKS = 2
-"""Blocks after every stage of `resnet`."""
+"""Residual blocks after every stage of `resnet`."""
 
 Size = tuple[int, int]
 
 
 def build_conv(spec: NetSpec) -> Nets:
-    """Build strided convolutions, and transposed ones."""
+    """Build an encoder of strided convolutions and a decoder of transposed ones."""
     return _build(spec, blocks=0)
 
 
 def build_resnet(spec: NetSpec) -> Nets:
-    """Build the same with residual blocks at every size."""
+    """Build the networks of `build_conv` with residual blocks at every size."""
     return _build(spec, blocks=RESIDUAL_BLOCKS)
 
 
@@ -43,7 +43,7 @@ def _build(spec: NetSpec, *, blocks: int) -> Nets:
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), where f starts as zero, so that depth does not hurt at first."""
+    """x + f(x), where f is zero at first, so that depth does not hurt early training."""
 
     def __init__(self, width: int, spec: NetSpec) -> None:
         super().__init__()
@@ -82,14 +82,15 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode `x`."""
         images = torch.unflatten(x, 1, (*self.size, -1)).movedim(-1, 1)
-        # without it the exporter takes one row for another layout, and so for a limit
+        # without the clone, a batch of one has another memory layout, and the exporter would derive
+        # a limit on the batch size from it
         images = images.clone(memory_format=torch.contiguous_format)
         h = self.hidden(images).flatten(1)
         return self.z_loc(h), self.z_log_scale(h)
 
 
 class ConvDecoder(nn.Module):
-    """One linear layer, then transposed convolutions to the sizes of the encoder."""
+    """One linear layer, then transposed convolutions through the encoder's sizes in reverse."""
 
     def __init__(self, spec: NetSpec, sizes: list[Size], blocks: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The likelihood of real numbers."""
+"""The likelihood of real numbers: a normal distribution around the decoder's output."""
 
 import math
 from typing import Any
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 
-_ROWS = 4096
-"""Rows whose squares are summed at once."""
+_CHUNK_ROWS = 4096
+"""Rows whose squares are summed at once, which bounds memory."""
 
 
 class Gaussian(nn.Module):
-    """Each feature is normal around the decoder's output, with one scale for all.
+    """Each feature is normal around the decoder's output; all features share one scale.
 
-    Floats are standardized by column, bytes divided by 255; `log_prob` counts the Jacobian, so that
-    it is the density of the data as it came. The scale is in standardized units: `learned` with
-    the weights, `fixed`, or `optimal`, which is the root mean square error: of each batch while
-    training (Rybkin et al., 2021, equation 5), later its moving average.
+    Floats are standardized by column, bytes divided by 255. `log_prob` includes the Jacobian, so
+    that it is the density of the data in its own units. The scale is in standardized units:
+    `learned` with the weights, `fixed`, or `optimal`, the root mean square error, which is that of
+    the batch in training (Rybkin et al., 2021, equation 5) and a moving average in evaluation.
     """
 
     x_width = 1
@@ -30,8 +30,8 @@ class Gaussian(nn.Module):
     x_log_scale: Tensor
     batches: Tensor
     min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
-    averaged = 50.0
-    """Batches that the average of the optimal scale goes back, about."""
+    averaged_batches = 50.0
+    """About how many batches the moving average of the optimal scale covers."""
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Gaussian(nn.Module):
             self.register_buffer("batches", torch.zeros(()))
 
     def fit(self, train: NDArray[Any]) -> None:
-        """Mean and standard deviation of each column; a constant column keeps unit 1."""
+        """Set shift and unit to each column's mean and standard deviation (1 if it is constant)."""
         if train.dtype == np.uint8:
             self.x_unit.fill_(255.0)
             return
@@ -55,19 +55,19 @@ class Gaussian(nn.Module):
         self.x_unit.copy_(torch.from_numpy(np.where(unit > 0, unit, 1.0)))
 
     def check(self, x: NDArray[Any]) -> None:
-        """Any finite number will do."""
+        """Accept any finite number."""
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
-        """Mean of the standardized features."""
+        """Return the mean of the standardized features."""
         mean = torch.from_numpy(train.reshape(len(train), -1).mean(0, dtype=np.float64))
         return ((mean - self.x_shift) / self.x_unit).float()
 
     def standardize(self, x: Tensor) -> Tensor:
-        """(x - shift) / unit, (batch, features)."""
+        """Return (x - shift) / unit, (batch, features)."""
         return (x.flatten(1).to(self.x_unit.dtype) - self.x_shift) / self.x_unit
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """Log N(x; params, scale²) less the log of the units."""
+        """Return log N(x; params, scale²) minus the log of the units."""
         errors = x - params
         log_scale = self._log_scale(errors)
         squares = (errors * torch.exp(-log_scale)).square().sum(-1)
@@ -75,32 +75,32 @@ class Gaussian(nn.Module):
         return -squares / 2 - constant
 
     def mean(self, params: Tensor) -> Tensor:
-        """The decoder's output in the data's units."""
+        """Return the decoder's output in the data's units."""
         return params * self.x_unit + self.x_shift
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The mean, and the scale times the normal quantile of the noise."""
-        return self.mean(params + self._known_log_scale().exp() * torch.special.ndtri(noise))
+        """Return the mean plus the scale times the normal quantile of the noise."""
+        return self.mean(params + self._current_log_scale().exp() * torch.special.ndtri(noise))
 
     def _log_scale(self, errors: Tensor) -> Tensor:
         if self.sigma != "optimal" or not self.training:
-            return self._known_log_scale()
-        # a constant to the gradient: at its optimum the loss does not change with the scale
+            return self._current_log_scale()
+        # detached: at the optimal scale, the derivative of the loss with respect to it is zero
         best = (errors.detach().square().mean().log() / 2).clamp(min=self.min_log_scale)
         self.batches += 1
-        self.x_log_scale.lerp_(best, 1 / self.batches.clamp(max=self.averaged))
+        self.x_log_scale.lerp_(best, 1 / self.batches.clamp(max=self.averaged_batches))
         return best
 
-    def _known_log_scale(self) -> Tensor:
+    def _current_log_scale(self) -> Tensor:
         if self.sigma == "fixed":
             return self.x_log_scale
         return self.x_log_scale.clamp(min=self.min_log_scale)
 
 
 def column_moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the columns, (features,), in float64 and bounded memory."""
+    """Return mean and standard deviation of the columns, (features,), in bounded memory."""
     mean: NDArray[np.float64] = rows.mean(0, dtype=np.float64)
     squares = np.zeros_like(mean)
-    for start in range(0, len(rows), _ROWS):
-        squares += np.square(rows[start : start + _ROWS] - mean).sum(0)
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        squares += np.square(rows[start : start + _CHUNK_ROWS] - mean).sum(0)
     return mean, np.sqrt(squares / len(rows))

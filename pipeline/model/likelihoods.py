@@ -1,9 +1,9 @@
-"""Likelihoods p(x given z): what the decoder's output means, and in which units.
+"""Likelihoods p(x given z), which interpret the decoder's output, and the choice of one.
 
-A likelihood owns the scaling between the data's units and the network's, as buffers, so that it is
-part of every exported graph. `log_prob` is in nats and in the data's units. Parameters come as
-(…, features * params_width), all of one feature side by side; rows go to the network as (batch,
-features * x_width).
+A likelihood holds the scaling between the data's units and the network's in buffers, so that it is
+part of every exported graph. `log_prob` is in nats and in the data's units. Parameters have the
+shape (…, features * params_width), with those of one feature adjacent; the network reads rows
+(batch, features * x_width).
 """
 
 from collections.abc import Mapping
@@ -22,38 +22,38 @@ from serving.errors import UsageRefused
 
 
 class Likelihood(Protocol):
-    """What the model asks of a likelihood."""
+    """The methods that the model calls on a likelihood."""
 
     x_width: int
-    """Numbers that the network reads a feature."""
+    """Values that the network reads for each feature."""
     params_width: int
-    """Parameters a feature."""
+    """Parameters of the distribution of each feature."""
 
     def fit(self, train: NDArray[Any]) -> None:
-        """Set the scaling from training data."""
+        """Set the scaling from the training rows."""
 
     def check(self, x: NDArray[Any]) -> None:
         """Refuse rows outside the support."""
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
-        """Parameters that fit each feature by itself, (features * params_width,)."""
+        """Return parameters that fit each feature on its own, (features * params_width,)."""
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Data (batch, *x_shape) to network units (batch, features * x_width)."""
+        """Convert data (batch, *x_shape) to network units (batch, features * x_width)."""
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """Log p(x given params) in nats, summed over features; `x` is standardized."""
+        """Return log p(x given params) in nats, summed over features; `x` is standardized."""
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x given params] in the data's units, (…, features)."""
+        """Return E[x given params] in the data's units, (…, features)."""
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
         """Draw x in the data's units by inversion; `noise` (…, features) is uniform in (0, 1)."""
 
 
-AnyLikelihood = type[Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical]
+AnyLikelihood = Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical
 
-LIKELIHOODS: Mapping[str, AnyLikelihood] = {
+LIKELIHOODS: Mapping[str, type[AnyLikelihood]] = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,
@@ -62,15 +62,13 @@ LIKELIHOODS: Mapping[str, AnyLikelihood] = {
 }
 
 
-def make_likelihood(
-    features: int, settings: ModelConfig
-) -> Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical:
-    """The likelihood of the settings, which must be settled, for rows of so many features."""
+def make_likelihood(features: int, settings: ModelConfig) -> AnyLikelihood:
+    """Build the likelihood of rows of so many features; `settings` must be resolved."""
     return LIKELIHOODS[settings.likelihood](features, settings)
 
 
 def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
-    """Name of the likelihood that fits the data, and which data that is."""
+    """Return the name of the likelihood that fits the data, and a description of the data."""
     if binarize != "none":
         return "bernoulli", "coin flips"
     if all(x.dtype == np.uint8 for x in splits):
@@ -82,16 +80,17 @@ def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[Likeli
     return "continuous_bernoulli", "numbers from 0 to 1"
 
 
-def settle(config: Config, *splits: NDArray[Any]) -> ModelConfig:
-    """The model's settings with the likelihood and its number of codes as the data demands.
+def resolve_model_config(config: Config, *splits: NDArray[Any]) -> ModelConfig:
+    """Return the model's settings with the likelihood and number of codes that the data needs.
 
     Raises:
-        DataRefused: some value is no code.
-        UsageRefused: settings contradict each other, or the codes of the data.
+        DataRefused: the likelihood is categorical, and a value is not a code.
+        UsageRefused: settings contradict each other, or the data has more codes than they allow.
     """
     settings, binarize = config.model, config.data.binarize
     name = settings.likelihood
-    name = choose_likelihood(binarize, *splits)[0] if name == "auto" else name
+    if name == "auto":
+        name, _ = choose_likelihood(binarize, *splits)
     if binarize != "none" and name != "bernoulli":
         raise UsageRefused(
             f"--binarize {binarize} makes zeros and ones: use --likelihood bernoulli, got {name}"

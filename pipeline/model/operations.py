@@ -1,7 +1,7 @@
-"""The operations in torch: what the graphs are exported from, and what they are compared with.
+"""The operations in torch, from which the graphs are exported and with which they are compared.
 
-In: a model and arrays. Out: arrays of float64 or float32, and the error that float32, or TF32,
-itself makes.
+In: a model and arrays. Out: arrays of float64 or float32, and the tolerance that follows from the
+rounding errors of float32 or TF32.
 """
 
 import copy
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.model.objective import terms
+from pipeline.model.objective import elbo_terms
 from pipeline.model.vae import VAE
 from serving.noise import draw_rows
 from serving.operations import Operation
@@ -38,15 +38,10 @@ def _reconstruct(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
-    # onnxruntime sums, and takes logarithms, a little differently at other places of a batch;
-    # rounded from float64, a row's score is the same bytes in any batch and on any thread
-    row_terms = terms(model, x, eps, dtype=torch.float64)
-    scores = (
-        row_terms.elbo(),
-        row_terms.log_likelihood.mean(-1),
-        row_terms.kl,
-        row_terms.iw_elbo(),
-    )
+    # onnxruntime's sums and logarithms differ slightly with a row's position in the batch; a score
+    # rounded from float64 has the same bytes in any batch and on any thread
+    terms = elbo_terms(model, x, eps, dtype=torch.float64)
+    scores = terms.elbo(), terms.log_likelihood.mean(-1), terms.kl, terms.iw_elbo()
     return tuple(score.to(eps.dtype) for score in scores)
 
 
@@ -57,15 +52,15 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
     "sample": _decode,
     "score": _score,
 }
-"""What each operation computes, its outputs in the operation table's order."""
+"""The torch function of each operation; outputs are in the order of the operation table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """How far float32 results may be from the float64 reference: derived, not picked.
 
-    Four times the error that torch itself makes on the same rows, in its largest value and in its
-    root mean square; both with a floor of some roundings of the values. Where torch ran in float32,
+    It is four times the error that torch itself makes on the same rows, for the largest error and
+    for the root mean square, and at least a few roundings of the values. If torch ran in float32,
     rounded weights or TF32 exceed it a hundredfold.
     """
 
@@ -74,7 +69,7 @@ class Tolerance:
 
     @classmethod
     def from_noise(cls, exact: Array, rounded: Array) -> "Tolerance":
-        """Measure the noise floor of one output, (rows, …), where float32 does not overflow."""
+        """Derive the tolerance of one output, (rows, …), from the values that are finite."""
         finite = np.isfinite(rounded)
         if finite.any() and not finite.all():
             exact, rounded = exact[finite], rounded[finite]
@@ -83,11 +78,11 @@ class Tolerance:
 
     @classmethod
     def of_roundings(cls, exact: Array) -> "Tolerance":
-        """The least that values of this size are allowed."""
+        """Return the smallest tolerance that is given to values of this size."""
         return cls(32 * EPS * float(np.abs(exact).max()), 8 * EPS * rms(exact))
 
     def wider(self, other: "Tolerance") -> "Tolerance":
-        """The larger of two: few rows can be lucky, and few rows can be hard."""
+        """Return the larger of each bound, since the errors of few rows can be unusually small."""
         return Tolerance(max(self.max, other.max), max(self.rms, other.rms))
 
 
@@ -100,7 +95,7 @@ def run_reference(
     *,
     tf32: bool = False,
 ) -> dict[str, Array]:
-    """Run one operation of the eager module in `dtype`; `tf32` rounds as its matrix products do."""
+    """Run one operation of the eager model in `dtype`; `tf32` rounds the factors of products."""
     model = copy.deepcopy(model).to(dtype)
     if tf32:
         _round_products(model)
@@ -112,25 +107,25 @@ def run_reference(
 
 
 def round_to_tf32(values: Tensor) -> Tensor:
-    """Float32 with the ten bits of mantissa that tensor cores keep, to nearest."""
+    """Round float32 to nearest with the ten bits of mantissa that tensor cores keep."""
     return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def _round_products(model: VAE) -> None:
-    """Round both factors of every matrix product; sums stay float32, as on the device."""
+    """Round both factors of every matrix product to TF32; sums stay float32, as on a GPU."""
     for layer in product_layers(model).values():
         layer.weight.copy_(round_to_tf32(layer.weight))
         layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
 
 
 def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:
-    """Layers that multiply by a weight, by name."""
+    """Return the layers that multiply by a weight, by name."""
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
 
 
 def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:
-    """Inputs of one operation for the rows `x`: noise stands for every latent."""
+    """Return inputs of one operation for the rows `x`; all others are standard normal noise."""
     inputs: dict[str, Array] = {}
     for tensor in operation.inputs:
         if tensor.name == "x":
@@ -143,5 +138,5 @@ def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) 
 
 
 def rms(values: Array) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

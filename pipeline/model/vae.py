@@ -1,4 +1,4 @@
-"""The model: q(z given x), p(x given z), and the VAE that joins them (Kingma & Welling, 2014)."""
+"""The model: q(z given x), p(x given z), and the VAE of both (Kingma & Welling, 2014)."""
 
 from typing import Any, NamedTuple, cast
 
@@ -11,7 +11,7 @@ from pipeline.model.net_spec import NetSpec
 from pipeline.model.networks import build_nets
 
 LOG_SCALE_RANGE = (-15.0, 10.0)
-"""Bounds of log z_scale, so that no exponential overflows (diffusers bounds it alike)."""
+"""Bounds of log z_scale, so that no exponential overflows (diffusers has similar bounds)."""
 
 
 class Posterior(NamedTuple):
@@ -26,20 +26,20 @@ class Posterior(NamedTuple):
         return self.log_scale.exp()
 
     def kl(self) -> Tensor:
-        """KL(q, N(0, 1)) in nats, (batch,): Kingma & Welling, appendix B."""
+        """Return KL(q, N(0, 1)) in nats, (batch,): Kingma & Welling, appendix B."""
         return self.latent_kl().sum(-1)
 
     def latent_kl(self) -> Tensor:
-        """The KL of each latent, (batch, latent_dim), without cancellation."""
-        # tanh(a)·(exp(2a) + 1) is expm1(2a), which ONNX does not have
+        """Return the KL of each latent, (batch, latent_dim), without cancellation."""
+        # tanh(a)·(exp(2a) + 1) is expm1(2a), which ONNX lacks
         expm1 = self.log_scale.tanh() * ((2 * self.log_scale).exp() + 1)
         return (self.loc.square() + expm1 - 2 * self.log_scale) / 2
 
 
 class VAE(nn.Module):
-    """Encoder, decoder and likelihood over data of `x_shape`, as `settings` say."""
+    """An encoder, a decoder and a likelihood for data of shape `x_shape`."""
 
-    # modules of anyone's making; `pipeline.model.networks` says what they take and give
+    # these may be a user's modules; `pipeline.model.net_spec` says what they take and return
     encoder: Any
     decoder: Any
 
@@ -49,29 +49,29 @@ class VAE(nn.Module):
         self.x_shape = x_shape
         self.settings = settings
         self.latent_dim = settings.latent_dim
-        made = make_likelihood(features, settings)
+        likelihood = make_likelihood(features, settings)
         spec = NetSpec(
             x_shape=x_shape,
-            x_width=features * made.x_width,
-            params_width=features * made.params_width,
+            x_width=features * likelihood.x_width,
+            params_width=features * likelihood.params_width,
             latent_dim=settings.latent_dim,
             hidden_dims=settings.hidden_dims,
             activation=settings.activation,
         )
         self.encoder, self.decoder = build_nets(spec, settings.model)
-        self.likelihood = made
+        self.likelihood = likelihood
 
     def encode(self, x: Tensor) -> Posterior:
-        """q(z given x) of data (batch, *x_shape) in its own units."""
+        """Return q(z given x) for data (batch, *x_shape) in its own units."""
         return self.infer(self.px.standardize(x))
 
     def infer(self, rows: Tensor) -> Posterior:
-        """q(z given x) of standardized rows (batch, x_width)."""
+        """Return q(z given x) for standardized rows (batch, x_width)."""
         loc, log_scale = self.encoder(rows)
         return Posterior(loc, log_scale.clamp(*LOG_SCALE_RANGE))
 
     def decode(self, z: Tensor) -> Tensor:
-        """E[x given z] in the data's units, (batch, *x_shape)."""
+        """Return E[x given z] in the data's units, (batch, *x_shape)."""
         return self.px.mean(self.decoder(z)).reshape(-1, *self.x_shape)
 
     @property

@@ -1,1 +1,1 @@
-"""Train a model, and go on with a training that was interrupted."""
+"""Train a model, and resume a training that was interrupted."""

@@ -1,6 +1,6 @@
-"""What changes in the course of a training, as pure functions of the number of steps made.
+"""The number of steps, and what changes with the step: learning rate and weight of the KL.
 
-A training that goes on after a break needs no state for them.
+They are pure functions, so that a resumed training needs no saved state for them.
 """
 
 import math
@@ -8,18 +8,23 @@ import math
 from pipeline.config import TrainConfig
 
 
+def total_steps(rows: int, settings: TrainConfig) -> int:
+    """Return the number of steps in all epochs; the last batch of an epoch may be smaller."""
+    return settings.epochs * math.ceil(rows / settings.batch_size)
+
+
 def learning_rate_at(step: int, settings: TrainConfig, *, steps: int) -> float:
-    """Adam's step size after `step` of all `steps`; a cosine ends at 0."""
+    """Return Adam's learning rate after `step` of all `steps`; the cosine schedule ends at 0."""
     if settings.schedule == "constant":
         return settings.learning_rate
     return settings.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def kl_weight_at(step: int, settings: TrainConfig) -> float:
-    """Weight of the KL in the loss after `step` steps: it grows evenly over the warm-up's."""
+    """Return the weight of the KL after `step` steps; it grows linearly during the warm-up."""
     return settings.kl_weight * min(1.0, (step + 1) / max(1, settings.kl_warmup_steps))
 
 
 def warm_up_over(step: int, settings: TrainConfig) -> bool:
-    """Whether the loss is the final one; the best epoch is one after that."""
+    """Whether the weight of the KL is final; only epochs after that can be the best."""
     return step >= settings.kl_warmup_steps

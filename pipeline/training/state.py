@@ -1,7 +1,7 @@
-"""All that a training is, at any step: to go on from it is to have never stopped.
+"""The complete state of a training, so that a resumed one equals one that was never interrupted.
 
-In: a `Dataset` and a `Config`, or the bytes of an earlier state. Out: a `TrainState`, or its bytes.
-Bytes that are damaged raise `VerificationFailed`, other data `DataRefused`, and numbers that are
+In: a `Dataset` and a `Config`, or the bytes of a saved state. Out: a `TrainState`, or its bytes.
+Damaged bytes raise `VerificationFailed`, data other than before `DataRefused`, and numbers that are
 not finite `TrainingDiverged`.
 """
 
@@ -19,11 +19,13 @@ from torch import Tensor
 from pipeline.config import Config, TrainConfig
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
+from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
-from serving.errors import DataRefused, VerificationFailed
+from pipeline.training.schedules import total_steps
+from serving.errors import DataRefused, UsageRefused, VerificationFailed
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_VALUES = (
+_SAVED_FIELDS = (
     "epoch",
     "step",
     "position",
@@ -36,86 +38,86 @@ _VALUES = (
     "sums",
     "best_weights",
 )
-"""Fields that are kept as they are."""
+"""Fields that are saved unchanged."""
 
 
 @dataclass(slots=True)
 class TrainState:
-    """A training between two steps. The learning rate and the KL's weight follow from `step`."""
+    """A training between two steps; learning rate and KL weight follow from `step`."""
 
     config: Config
     data: Mapping[str, str]
-    """SHA-256 by split."""
+    """SHA-256 of each split."""
     device: str
     model: VAE
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    """Draws order, pixels and noise."""
+    """The source of the order of rows, of binarized pixels and of noise."""
     rng: Mapping[str, Tensor]
-    """States of torch's own generators by device, which a user's nets may draw from."""
+    """States of torch's global generators by device, which a user's networks may draw from."""
     best_weights: Mapping[str, Tensor]
     order: Tensor
-    """The epoch's permutation of the training rows; empty before its first step."""
+    """This epoch's permutation of the training rows; empty before its first step."""
     sums: Tensor
-    """Sums of log-likelihood, KL and bound over the rows of this epoch, (3,), on the device."""
+    """Sums of log-likelihood, KL and bound over this epoch's rows so far, (3,), on the device."""
     history: list[dict[str, float]]
-    """Metrics by epoch."""
+    """Metrics of each epoch."""
     epoch: int = 1
     """The epoch in progress, from 1."""
     position: int = 0
-    """Rows of `order` that have been used."""
+    """Number of rows of `order` that have been used."""
     step: int = 0
-    """Steps made since the training began."""
+    """Steps completed since the start of training."""
     best_epoch: int = 0
     best_elbo: float = -math.inf
     seconds: float = 0.0
-    """Time spent so far, over all processes."""
+    """Training time so far, over all processes."""
     saves: int = 0
-    """How often the state has been saved, this time included."""
+    """How often the state has been saved, including this time."""
 
     @property
     def settings(self) -> TrainConfig:
-        """The optimisation's settings."""
+        """The settings of the optimisation."""
         return self.config.train
 
     @property
     def out_of_time(self) -> bool:
-        """Whether `max_time` is spent."""
+        """Whether `max_time` has been used up."""
         limit = self.settings.max_time
         return limit is not None and self.seconds >= 60 * limit
 
     @property
     def finished(self) -> bool:
-        """Whether no further epoch is to begin."""
-        last = self.epoch - 1
-        waited = last - self.best_epoch >= self.settings.patience
-        between = self.position == 0
-        return between and (last >= self.settings.epochs or waited or self.out_of_time)
+        """Whether training ends here: between epochs, at any of its limits."""
+        done = self.epoch - 1
+        out_of_patience = done - self.best_epoch >= self.settings.patience
+        limit_reached = done >= self.settings.epochs or out_of_patience or self.out_of_time
+        return self.position == 0 and limit_reached
 
     def copy_weights(self) -> dict[str, Tensor]:
-        """The weights as they are now."""
+        """Return a copy of the current weights."""
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     @contextmanager
-    def own_generators(self) -> Iterator[None]:
-        """Let torch's own generators be this training's, for the block alone."""
+    def isolated_rng(self) -> Iterator[None]:
+        """Give torch's global generators this training's state within the block only."""
         cuda = [torch.device(self.device)] if self.device != "cpu" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.settings.seed)
             for device, value in self.rng.items():
-                _generator_of(device).set_state(value)
+                _global_generator(device).set_state(value)
             yield
 
-    def keep_generators(self) -> None:
-        """Note the states of torch's own generators."""
+    def record_rng(self) -> None:
+        """Record the states of torch's global generators in `rng`."""
         devices = {"cpu", self.device}
-        self.rng = {device: _generator_of(device).get_state() for device in devices}
+        self.rng = {device: _global_generator(device).get_state() for device in devices}
 
     def check_finite(self) -> None:
-        """Look for what is not finite in weights, moments and sums, with one wait for the device.
+        """Check that weights, Adam's moments and sums are finite, with one wait for the device.
 
         Raises:
-            TrainingDiverged: names the epoch and the first of them.
+            TrainingDiverged: some are not; the message names the epoch and the first of them.
         """
         tensors = dict(self._tensors())
         finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
@@ -137,7 +139,7 @@ class TrainState:
                     yield f"Adam's {moment} of {name}", value
 
     def to_bytes(self) -> bytes:
-        """The state with its SHA-256 before it."""
+        """Serialize the state, preceded by its SHA-256."""
         content = {
             "config": self.config.to_json(),
             "data": dict(self.data),
@@ -147,7 +149,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "rng": dict(self.rng),
-            **{name: getattr(self, name) for name in _VALUES},
+            **{name: getattr(self, name) for name in _SAVED_FIELDS},
         }
         buffer = io.BytesIO(bytes(_DIGEST_BYTES))
         buffer.seek(_DIGEST_BYTES)
@@ -157,8 +159,43 @@ class TrainState:
         return buffer.getvalue()
 
 
-def begin(dataset: Dataset, config: Config, device: str, model: VAE) -> TrainState:
-    """The state before the first step, of a `model` with its initial weights."""
+def build_model(dataset: Dataset, config: Config) -> VAE:
+    """Build the model with its initial weights, its scaling fitted to the training rows.
+
+    Raises:
+        DataRefused: the data does not fit the likelihood.
+    """
+    settings = resolve_model_config(config, *dataset.rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = VAE(dataset.x_shape, settings)
+    for x in dataset.rows:
+        model.px.check(x)
+    model.px.fit(dataset.train.x)
+    bias = getattr(model.decoder, "output_bias", None)
+    if settings.output_bias and bias is not None:
+        bias.data.copy_(model.px.output_bias(dataset.train.x))
+    return model
+
+
+def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
+    """Return the state before the first step.
+
+    Raises:
+        DataRefused: the data does not fit the likelihood.
+        UsageRefused: the warm-up is not shorter than the training.
+    """
+    steps = total_steps(len(dataset.train.x), config.train)
+    if config.train.kl_warmup_steps >= steps:
+        raise UsageRefused(
+            f"the training has {steps:,} steps, and its warm-up {config.train.kl_warmup_steps:,}: "
+            "give fewer --kl-warmup-steps, or more --epochs"
+        )
+    return _initial_state(dataset, config, device)
+
+
+def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
+    model = build_model(dataset, config)
     state = TrainState(
         config=config,
         data=dataset.digests(),
@@ -177,20 +214,20 @@ def begin(dataset: Dataset, config: Config, device: str, model: VAE) -> TrainSta
 
 
 def read_state(content: bytes) -> Mapping[str, Any]:
-    """What `to_bytes` wrote, on the CPU; raises `VerificationFailed` where a byte differs."""
+    """Read what `to_bytes` wrote, onto the CPU; raise `VerificationFailed` if a byte differs."""
     if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
-        raise VerificationFailed("the state of the training is damaged: its digest differs")
+        raise VerificationFailed("the saved training state is damaged: its digest differs")
     saved: Mapping[str, Any] = torch.load(
         io.BytesIO(content[_DIGEST_BYTES:]), weights_only=True, map_location="cpu"
     )
     return saved
 
 
-def restore(saved: Mapping[str, Any], dataset: Dataset, model: VAE) -> TrainState:
-    """The state that `read_state` read; the weights of `model` become its.
+def restore_training(saved: Mapping[str, Any], dataset: Dataset) -> TrainState:
+    """Return the state whose content `read_state` read.
 
     Raises:
-        DataRefused: the training had other data.
+        DataRefused: the training used other data.
     """
     for split, digest in dataset.digests().items():
         if digest != saved["data"][split]:
@@ -199,17 +236,17 @@ def restore(saved: Mapping[str, Any], dataset: Dataset, model: VAE) -> TrainStat
                 f"{digest[:12]}, the training's {saved['data'][split][:12]}"
             )
     device = saved["device"]
-    state = begin(dataset, Config.from_json(saved["config"]), device, model)
+    state = _initial_state(dataset, Config.from_json(saved["config"]), device)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.generator.set_state(saved["generator"])
     state.rng = saved["rng"]
-    for name in _VALUES:
+    for name in _SAVED_FIELDS:
         setattr(state, name, _move(saved[name], device))
     return state
 
 
-def _generator_of(device: str) -> torch.Generator:
+def _global_generator(device: str) -> torch.Generator:
     return torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
 
 

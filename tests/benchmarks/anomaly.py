@@ -1,10 +1,10 @@
-"""A real use: a model of the digits 0 to 8 finds the nines in a mix, ranked by `vae score`.
+"""A real use: a model of the digits 0 to 8 finds the nines among them by the scores of `vae score`.
 
-`python -m tests.benchmarks.anomaly [SEED ...]` trains one model a seed on the digits 0 to 8 of
-MNIST's training set, scores all of MNIST's test set, and prints how well low scores tell the nines:
-the area under the ROC curve, 0.5 for chance. Beside it, rows that are no digits as they were
-written: the digits 0 to 8 of the test set, turned by 90 degrees, among the same upright. The ± of a
-seed is over rows (Hanley & McNeil, 1982), that of a mean over seeds.
+`python -m tests.benchmarks.anomaly [SEED ...]` trains one model per seed on the digits 0 to 8 of
+MNIST's training set, scores MNIST's whole test set, and prints how well low scores find the nines,
+as the area under the ROC curve (0.5 for chance). It does the same for the digits 0 to 8 of the test
+set rotated by 90 degrees, among the same digits upright. The ± of a seed is the standard error over
+rows (Hanley & McNeil, 1982), that of a mean is over seeds.
 """
 
 import json
@@ -28,11 +28,11 @@ from serving.io.array_files import read_array
 UNSEEN = 9
 SEEDS = (0, 1)
 ERRORS = ("elbo", "log_likelihood")
-"""What is ranked: the bound, and its reconstruction part; low values are unusual."""
+"""The scores to rank by: the bound, and its reconstruction term; low values are unusual."""
 
 
 def measure(seeds: Sequence[int] = SEEDS, **settings: Any) -> Iterator[str]:
-    """Train, score and rank; `settings` are those of the training."""
+    """Train, score and rank; `settings` are settings of the training."""
     areas: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -56,7 +56,7 @@ def measure(seeds: Sequence[int] = SEEDS, **settings: Any) -> Iterator[str]:
 
 
 def write_rows(folder: Path) -> None:
-    """The known training rows, of which the pipeline holds some out, and two mixes of test rows."""
+    """Write the training rows of known digits, and two mixes of test rows."""
     x, digits = read_mnist("train")
     np.savez(folder / "known.npz", x=x[digits != UNSEEN])
     x, digits = read_mnist("t10k")
@@ -67,7 +67,7 @@ def write_rows(folder: Path) -> None:
 
 
 def read_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images and labels of `train` or `t10k`."""
+    """Return images and labels of `train` or `t10k`."""
     return (
         read_array(MNIST / f"{split}-images-idx3-ubyte.gz"),
         read_array(MNIST / f"{split}-labels-idx1-ubyte.gz"),
@@ -75,14 +75,14 @@ def read_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def write_mix(path: Path, x: NDArray[np.uint8], unusual: NDArray[np.bool_]) -> None:
-    """Rows as bytes, and whether they are to be found."""
+    """Write rows as bytes, and whether each is unusual."""
     rows = pa.array([row.tobytes() for row in x], pa.binary(x[0].nbytes))
     parquet.write_table(pa.table({"x": rows, "unusual": unusual}), path)
 
 
 def train_known(folder: Path, seed: int, **settings: Any) -> Path:
-    """Train on what is known and export; give the bundle's folder."""
-    import torch  # here, after the spin limit
+    """Train on the known digits and export; return the bundle's folder."""
+    import torch  # imported here because limit_spinning must run before
 
     from pipeline.config import configure
     from pipeline.evaluation.evaluate import evaluate
@@ -113,7 +113,7 @@ def train_known(folder: Path, seed: int, **settings: Any) -> Path:
 
 
 def score(folder: Path, name: str, bundle: Path) -> Mapping[str, Any]:
-    """Run `vae score` on a mix; give its result."""
+    """Run `vae score` on a mix; return its result."""
     out = folder / f"{name}-{bundle.name}"
     command = [sys.executable, "-m", "pipeline.cli", "score", str(folder / f"{name}.parquet")]
     command += [str(out), "--model", str(bundle), "--id", "unusual", "--report", f"{out}.html"]
@@ -123,15 +123,15 @@ def score(folder: Path, name: str, bundle: Path) -> Mapping[str, Any]:
 
 
 def find_area(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float:
-    """Chance that a positive row scores above another one; ties count half (Mann-Whitney)."""
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    """Return the chance that a positive scores above a negative; ties count half (Mann-Whitney)."""
+    _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
     hits = int(positive.sum())
     return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * (len(scores) - hits)))
 
 
 def area_error(area: float, positive: NDArray[np.bool_]) -> float:
-    """Standard error of an area over rows."""
+    """Return the standard error of an area over rows."""
     hits, others = int(positive.sum()), int((~positive).sum())
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area) + (hits - 1) * (q1 - area**2) + (others - 1) * (q2 - area**2)

@@ -1,4 +1,4 @@
-"""The engine beside onnxruntime in a loop, and beside torch."""
+"""The engine compared with onnxruntime in a loop, and with torch."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,16 +15,16 @@ from pipeline.data.dataset import load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
 from pipeline.model.checkpoint import Checkpoint
-from pipeline.model.operations import _reconstruct
+from pipeline.model.operations import FUNCTIONS
 from pipeline.model.vae import VAE
-from pipeline.training.loop import build_model
+from pipeline.training.state import build_model
 from serving.bundle import Bundle
 from serving.engine import Engine
 from tests.benchmarks.measure import Row, best_in_turns
 
 
 def measure() -> Iterator[Row]:
-    """Reconstruction of 2,048 rows by the untrained default model, one thread."""
+    """Measure the reconstruction of 2,048 rows by the untrained default model on one thread."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         bundle, model, test_x = export_untrained(Path(folder, "bundle"))
@@ -40,7 +40,7 @@ def measure() -> Iterator[Row]:
             ours, floor, eager = best_in_turns(
                 partial(repeat, partial(engine.reconstruct, x), 2048 // batch),
                 partial(repeat, partial(session.run, None, feeds), 2048 // batch),
-                partial(repeat, partial(_reconstruct, model, rows), 2048 // batch),
+                partial(repeat, partial(FUNCTIONS["reconstruct"], model, rows), 2048 // batch),
                 rounds=5,
             )
             yield Row(f"engine, batch {batch} / onnxruntime in a loop", ours, floor, "close to 1x")
@@ -48,7 +48,7 @@ def measure() -> Iterator[Row]:
 
 
 def export_untrained(out: Path) -> tuple[Bundle, VAE, NDArray[Any]]:
-    """The default model on MNIST before training: its bundle, itself, and held-out rows."""
+    """Return the bundle of the untrained default model of MNIST, the model, and held-out rows."""
     config = configure()
     mnist = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
     model = build_model(mnist, config).eval().requires_grad_(False)
@@ -59,6 +59,6 @@ def export_untrained(out: Path) -> tuple[Bundle, VAE, NDArray[Any]]:
 
 
 def repeat(function: Callable[[], object], times: int) -> None:
-    """Call often enough to be measured."""
+    """Call `function` often enough to be measured."""
     for _ in range(times):
         function()

@@ -9,7 +9,7 @@ import torch
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
 from pipeline.tracking import TrackedRun, tracked_run
-from pipeline.training.loop import train
+from pipeline.training.loop import TrainHooks, train
 from serving.cpu import available_cores
 from tests.benchmarks.measure import Row, best_in_turns
 
@@ -24,8 +24,9 @@ def measure() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         with tracked_run() as run:
+            hooks = TrainHooks(log=lambda epoch, metrics: run.log_metrics(metrics, step=epoch))
             tracked, plain = best_in_turns(
-                lambda: train(mnist, config, log=lambda e, m: run.log_metrics(m, step=e)),
+                lambda: train(mnist, config, hooks=hooks),
                 lambda: train(mnist, config),
                 rounds=5,
             )

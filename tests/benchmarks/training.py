@@ -1,4 +1,4 @@
-"""A training step beside the usual loop, and beside its matrix products alone."""
+"""Training steps compared with the usual loop, and with their matrix products alone."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ print(kib("VmHWM"), before)
 
 
 class ExampleVAE(nn.Module):
-    """The model of pytorch/examples, written the usual way."""
+    """The model of pytorch/examples, as it is usually written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ExampleVAE(nn.Module):
         self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstruct."""
+        """Return the reconstruction, mu and logvar."""
         h = F.relu(self.fc1(x.view(-1, 784)))
         mu, logvar = self.fc21(h), self.fc22(h)
         z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
@@ -63,18 +63,18 @@ class ExampleVAE(nn.Module):
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Torchvision's MNIST with `ToTensor`, written out: a picture a row, then floats."""
+    """What torchvision's MNIST does with `ToTensor`: one picture per row, then floats."""
 
     def __init__(self, x: NDArray[Any]) -> None:
         self.data = torch.from_numpy(x)
         self.targets = torch.zeros(len(x), dtype=torch.int64)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """One row, (1, 28, 28), and its label."""
+        """Return one row, (1, 28, 28), and its label."""
         row, target = self.data[index], int(self.targets[index])
         picture = torch.from_numpy(np.array(Image.fromarray(row.numpy()), np.uint8, copy=True))
         channels = picture.view(28, 28, 1).permute(2, 0, 1).contiguous()
@@ -82,7 +82,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
 
 
 def usual_loop(x: NDArray[Any]) -> Callable[[], None]:
-    """The loop of pytorch/examples: a DataLoader, default Adam, the loss read at every step."""
+    """Return the loop of pytorch/examples: DataLoader, default Adam, the loss read every step."""
     model = ExampleVAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(Images(x), batch_size=BATCH, shuffle=True)
@@ -102,7 +102,7 @@ def usual_loop(x: NDArray[Any]) -> Callable[[], None]:
 
 
 def plain_loop(x: NDArray[Any]) -> Callable[[], None]:
-    """What torch needs at least for these steps: rows by index, logits, fused Adam, no metrics."""
+    """Return the least that torch needs for these steps: index, logits, fused Adam, no metrics."""
     model, order = ExampleVAE(), torch.randperm(len(x))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
@@ -123,7 +123,7 @@ def plain_loop(x: NDArray[Any]) -> Callable[[], None]:
 
 
 def matrix_products() -> Callable[[], None]:
-    """The products of the same steps, forward and backward, and nothing else: the floor."""
+    """Return only the matrix products of these steps, forward and backward, as the lower bound."""
     sizes = [(784, 400), (400, 40), (20, 400), (400, 784)]
     layers = [(torch.randn(BATCH, i), torch.randn(i, o), torch.randn(BATCH, o)) for i, o in sizes]
 
@@ -139,7 +139,7 @@ def matrix_products() -> Callable[[], None]:
 
 
 def take(mnist: dataset.Dataset, rows: int) -> dataset.Dataset:
-    """The first training rows, and no validation."""
+    """Return the first training rows, without validation rows."""
     x = mnist.train.x
     return dataset.Dataset(
         "part", dataset.Split(x[:rows], ""), dataset.Split(x[:0], ""), mnist.test
@@ -147,7 +147,7 @@ def take(mnist: dataset.Dataset, rows: int) -> dataset.Dataset:
 
 
 def measure() -> Iterator[object]:
-    """One hundred steps of the `example` preset; epochs over more rows; memory."""
+    """Measure one hundred steps of the `example` preset, epochs over more rows, and memory."""
     torch.set_num_threads(available_cores())
     config = configure("example", epochs=1)
     mnist = dataset.load_dataset("mnist", valid_fraction=0, test_fraction=0.1)
@@ -169,7 +169,7 @@ def measure() -> Iterator[object]:
 
 
 def measure_memory(mnist: dataset.Dataset) -> Iterator[str]:
-    """What a training takes at its peak, beyond a process that has trained a little already."""
+    """Measure the peak memory of a training, beyond that of a process that has trained before."""
     with tempfile.TemporaryDirectory() as folder:
         for copies in (1, 10):
             x = np.concatenate([mnist.train.x] * copies)

@@ -1,4 +1,4 @@
-"""A linear Gaussian VAE is probabilistic PCA (Tipping & Bishop, 1999): exact values."""
+"""A linear Gaussian VAE is probabilistic PCA (Tipping & Bishop, 1999), whose values are exact."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from scipy import stats
 from pipeline.config import ModelConfig, configure
 from pipeline.data.dataset import Dataset, Split
 from pipeline.evaluation.evaluate import Metrics, evaluate
-from pipeline.model.objective import terms
+from pipeline.model.objective import elbo_terms
 from pipeline.model.vae import VAE
 from pipeline.training.loop import train
 
@@ -18,14 +18,14 @@ SIGMA = 0.4
 
 
 def orthogonal_loadings() -> NDArray[np.float64]:
-    """Loadings with orthogonal columns, so that the exact posterior has independent coordinates."""
+    """Return orthogonal loadings, so that the exact posterior has independent coordinates."""
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((FEATURES, LATENTS)))[0]
     loadings: NDArray[np.float64] = basis * [2.0, 0.7]
     return loadings
 
 
 def exact_model(loadings: NDArray[np.float64]) -> VAE:
-    """The VAE whose posterior is that of x = W z + offset + sigma noise."""
+    """Return the VAE whose posterior is exact for x = W z + offset + sigma noise."""
     settings = ModelConfig(likelihood="gaussian", hidden_dims=(), latent_dim=LATENTS)
     model = VAE((FEATURES,), settings).double()
     weights = torch.from_numpy(loadings)
@@ -111,8 +111,8 @@ def test_more_samples_raise_the_importance_weighted_bound_towards_log_p() -> Non
         model.encoder.z_log_scale.bias.add_(0.5)
         generator = torch.Generator().manual_seed(0)
         eps = torch.randn(len(x), 50, LATENTS, generator=generator, dtype=torch.float64)
-        parts = [terms(model, torch.from_numpy(x), eps[:, :k]) for k in (1, 5, 50)]
-    bounds = [parts[-1].elbo().mean(), *(part.iw_elbo().mean() for part in parts[1:])]
+        terms = [elbo_terms(model, torch.from_numpy(x), eps[:, :k]) for k in (1, 5, 50)]
+    bounds = [terms[-1].elbo().mean(), *(term.iw_elbo().mean() for term in terms[1:])]
     log_p = exact_log_p(loadings, x).mean()
     assert bounds[0] < bounds[1] < bounds[2] < log_p + 1e-3
     assert bounds[2] == pytest.approx(log_p, abs=5e-3)
@@ -137,7 +137,7 @@ def test_training_reaches_the_maximum_likelihood_of_pca() -> None:
 
 
 def fitted_log_p(train: NDArray[np.float32], test: NDArray[np.float32]) -> float:
-    """Mean log-density under the maximum-likelihood PCA of the standardized columns."""
+    """Return the mean log-density under the maximum-likelihood PCA of standardized columns."""
     shift, unit = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     values, vectors = np.linalg.eigh(np.cov((train - shift) / unit, rowvar=False))
     noise = values[:-LATENTS].mean()

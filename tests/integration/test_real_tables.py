@@ -1,4 +1,4 @@
-"""Real tables through the whole bundle: scikit-learn's breast-cancer and wine data."""
+"""Real tables, scikit-learn's breast-cancer and wine data, from training to a bundle's scores."""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ CASES: Mapping[str, Case] = {
 def test_a_real_table_trains_passes_parity_and_finds_anomalies(
     tmp_path: Path, fetch: Callable[[], Any], write: Callable[[Path, Any], None], name: str
 ) -> None:
-    """A planted anomaly is a held-out row whose values stand in each other's columns."""
+    """A planted anomaly is a held-out row whose values are permuted over its columns."""
     content = fetch()
     write(tmp_path / name, content)
     source = str(tmp_path / name)
@@ -79,7 +79,7 @@ def test_a_real_table_trains_passes_parity_and_finds_anomalies(
 
 
 def test_columns_in_another_order_get_the_same_scores(tmp_path: Path) -> None:
-    """A table is read by the names that the model learned from, wherever they stand."""
+    """Columns are found by the names in the training data, in whatever order they are."""
     wine = load_wine()
     columns = dict(zip(wine.feature_names, wine.data.T, strict=True))
     turned = dict(reversed(columns.items()))
@@ -111,8 +111,8 @@ def test_columns_in_another_order_get_the_same_scores(tmp_path: Path) -> None:
         Scorer(Engine(bundle), made_by, "score", others, ids=rows.ids)
 
 
-def test_an_anomaly_that_no_column_shows_alone_is_found(tmp_path: Path) -> None:
-    """Each column is shuffled over the rows: its values stay, what they say together is lost."""
+def test_an_anomaly_that_no_single_column_shows_is_found(tmp_path: Path) -> None:
+    """Each column is shuffled over the rows: its values remain, their correlations are lost."""
     write_csv(tmp_path / "x.csv", load_breast_cancer())
     source = str(tmp_path / "x.csv")
     dataset = load_dataset(source, valid_fraction=0.1, test_fraction=0.25, label="kind")

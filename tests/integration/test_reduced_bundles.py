@@ -17,7 +17,7 @@ from pipeline.cli.main import cli
 from pipeline.config import Precision, PromoteConfig
 from pipeline.export.manifest import seal
 from pipeline.export.quantization import convert_precision
-from pipeline.model.objective import terms
+from pipeline.model.objective import elbo_terms
 from pipeline.model.operations import draw_inputs
 from pipeline.parity.bundle_report import add_report
 from pipeline.parity.check import check_parity, parity_faults
@@ -68,7 +68,7 @@ def test_the_difference_is_that_of_the_elbo(reduced: dict[str, Bundle], trained:
         operation = bundle.operations["score"]
         inputs = draw_inputs(operation, x, num_samples=1, seed=4)
         eps = torch.from_numpy(inputs["eps"])
-        exact = terms(trained[0].model, torch.from_numpy(x), eps).elbo().double().mean().item()
+        exact = elbo_terms(trained[0].model, torch.from_numpy(x), eps).elbo().double().mean().item()
         found = Engine(bundle).run("score", inputs)["elbo"].mean(dtype=np.float64)
         difference = bundle.read_json("parity.json")["reduction"]["difference"]
         assert difference == pytest.approx(found - exact, abs=1e-5)

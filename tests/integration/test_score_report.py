@@ -1,4 +1,4 @@
-"""The report of `vae score` where it meets the pipeline: runs, tables, a model that learnt."""
+"""The report of `vae score` with MLflow runs, tables and trained models."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_the_report_and_its_figures_go_to_the_run(
     client = connect()
     run_id = client.create_run(client.create_experiment("scores")).info.run_id
     named: tuple[object, ...] = ("--run-id", run_id)
-    if by == "environment":  # as `mlflow run` sets it
+    if by == "environment":  # `mlflow run` sets it
         monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
         named = ()
     x = trained[1].test.x
@@ -75,7 +75,7 @@ def test_held_out_rows_do_not_drift_from_themselves(
     assert "100.00% of the rows lie below" in words
 
 
-def test_a_run_that_is_not_there_is_told_before_the_work(
+def test_an_unknown_run_is_refused_before_any_row_is_scored(
     store: Path, tmp_path: Path, sealed: Bundle, trained: Trained
 ) -> None:
     result = score(tmp_path, trained[1].test.x, sealed.path, "--run-id", "0" * 32)
@@ -117,20 +117,20 @@ def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Tr
     assert page.pictures == []
 
 
-def test_areas_are_those_of_scipy() -> None:
+def test_the_area_under_the_roc_curve_equals_that_of_scipy() -> None:
     generator = np.random.default_rng(0)
     positive = generator.random(400) < 0.2
     scores = np.round(generator.normal(positive, 1.0), 1)  # with ties
     area = find_area(scores, positive)
-    theirs = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
-    assert area == pytest.approx(theirs / positive.sum() / (~positive).sum(), abs=1e-12)
+    reference = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
+    assert area == pytest.approx(reference / positive.sum() / (~positive).sum(), abs=1e-12)
     draws = generator.integers(0, 400, (300, 400))
     spread = np.std([find_area(scores[rows], positive[rows]) for rows in draws])
     assert area_error(area, positive) == pytest.approx(spread, rel=0.2)
 
 
-def test_the_bound_tells_rows_of_another_kind(sealed: Bundle, trained: Trained) -> None:
-    """The benchmark's use, on little images: two bars where the model knows one."""
+def test_the_elbo_separates_rows_of_another_kind(sealed: Bundle, trained: Trained) -> None:
+    """A small version of the benchmark: images of two bars, where the training data has one."""
     x = trained[1].test.x
     mix = np.concatenate([x, np.maximum(x, np.roll(x, 2, axis=1))])
     unusual = np.arange(len(mix)) >= len(x)
@@ -138,8 +138,8 @@ def test_the_bound_tells_rows_of_another_kind(sealed: Bundle, trained: Trained) 
     assert find_area(-elbo, unusual) > 0.95
 
 
-def test_the_anomaly_flow_of_the_manual_runs(tmp_path: Path) -> None:
-    """With a model that learnt nothing in place of the training."""
+def test_the_anomaly_example_of_the_manual_runs(tmp_path: Path) -> None:
+    """An untrained model takes the place of the trained one."""
     make, area = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     run = partial(subprocess.check_output, cwd=tmp_path, text=True)
     run([sys.executable, "-c", make])

@@ -8,37 +8,37 @@ from pipeline.cli.results import figures
 from pipeline.errors import TrainingDiverged
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.model.objective import terms
+from pipeline.model.objective import elbo_terms
 from tests.trained_models import Trained
 
 
-def test_equals_one_pass_over_all_samples_of_a_row(
+def test_chunks_give_the_values_of_one_pass_over_all_samples(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of rows and samples: the same noise drawn at once gives the same values."""
+    """The same noise drawn at once gives the values that chunks of rows and samples give."""
     model, x = trained[0].model, trained[1].test.x[:5]
     monkeypatch.setattr(evaluation, "SAMPLES_PER_CHUNK", 8)
     metrics = evaluate(model, x, nll_samples=20, seed=3)
     generator = torch.Generator().manual_seed(3)
     eps = torch.cat([torch.randn(5, n, 3, generator=generator) for n in (8, 8, 4)], 1)
-    row_terms = terms(model.double(), torch.from_numpy(x), eps.double())
+    terms = elbo_terms(model.double(), torch.from_numpy(x), eps.double())
     model.float()
-    log_weights = row_terms.log_weights()
-    assert metrics.elbo == pytest.approx(row_terms.elbo().mean().item(), rel=1e-5)
+    log_weights = terms.log_weights()
+    assert metrics.elbo == pytest.approx(terms.elbo().mean().item(), rel=1e-5)
     expected = -(log_weights.logsumexp(-1) - math.log(20)).mean().item()
     assert metrics.nll == pytest.approx(expected, rel=1e-5)
     assert metrics.elbo == pytest.approx(metrics.log_likelihood - metrics.kl, rel=1e-6)
     rows = {
-        "elbo_se": row_terms.elbo(),
-        "log_likelihood_se": row_terms.log_likelihood.mean(-1),
-        "kl_se": row_terms.kl,
+        "elbo_se": terms.elbo(),
+        "log_likelihood_se": terms.log_likelihood.mean(-1),
+        "kl_se": terms.kl,
     }
     for name, values in rows.items():
         expected = values.std(correction=0).item() / math.sqrt(5)
         assert getattr(metrics, name) == pytest.approx(expected, rel=1e-4), name
 
 
-def test_a_ragged_last_chunk_weighs_by_its_rows(
+def test_a_smaller_last_chunk_is_weighted_by_its_rows(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = trained[0].model, trained[1].test.x[:7]
@@ -55,7 +55,7 @@ def test_more_samples_tighten_the_nll(trained: Trained) -> None:
     assert nll == sorted(nll, reverse=True)
 
 
-def test_counts_latents_whose_posterior_mean_varies(trained: Trained) -> None:
+def test_active_units_are_the_latents_whose_posterior_mean_varies(trained: Trained) -> None:
     model, x = trained[0].model, trained[1].test.x
     z_loc = model.encode(torch.from_numpy(x)).loc.numpy()
     with torch.no_grad():
@@ -76,15 +76,15 @@ def test_a_metric_that_is_not_finite_is_refused(trained: Trained) -> None:
         model.decoder.x_params.bias.copy_(weight)
 
 
-def test_reconstruction_error_and_bits_are_those_of_the_rows(trained: Trained) -> None:
+def test_reconstruction_error_and_bits_per_dimension_follow_from_the_rows(trained: Trained) -> None:
     model, x = trained[0].model, trained[1].test.x
-    ticks: list[int] = []
-    metrics = evaluate(model, x, nll_samples=2, seed=0, tick=ticks.append)
+    advances: list[int] = []
+    metrics = evaluate(model, x, nll_samples=2, seed=0, advance=advances.append)
     x_loc = model.decode(model.encode(torch.from_numpy(x)).loc).numpy().astype(float)
     expected = math.sqrt(((x - x_loc) ** 2).mean())
     assert metrics.reconstruction_error == pytest.approx(expected, rel=1e-5)
     assert metrics.bits_per_dim == pytest.approx(metrics.nll / (30 * math.log(2)), rel=1e-12)
-    assert sum(ticks) == len(x)
+    assert sum(advances) == len(x)
 
 
 def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:
@@ -94,7 +94,7 @@ def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:
     assert "test_reconstruction_error" in metrics.numbers("test_")
 
 
-def test_the_json_line_says_of_how_many_rows_it_is_and_how_sure(trained: Trained) -> None:
+def test_the_json_line_holds_the_number_of_rows_and_the_standard_error(trained: Trained) -> None:
     metrics = evaluate(trained[0].model, trained[1].test.x[:7], nll_samples=2, seed=0)
     line = figures("id", metrics, 0.0)
     assert (line["rows"], line["nll_se"]) == (7, metrics.nll_se)

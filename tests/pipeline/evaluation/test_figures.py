@@ -26,7 +26,7 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
+def test_images_have_plots_and_generated_pictures(trained: Trained, tmp_path: Path) -> None:
     model, x = trained[0].model, trained[1].test.x
     test = replace(trained[1].test, labels=np.arange(len(x)) % 3)
     held_out = summarize(np.linspace(-9, -2, 500))
@@ -45,7 +45,7 @@ def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
     curves = read(paths[0])
     assert curves.shape[:2] == (350, 1200)
     assert len(np.unique(curves)) > 20
-    # three labels are three of the palette's colours
+    # three labels have the first three colours of the palette
     colours = {tuple(pixel) for pixel in read(paths[1])[..., :3].reshape(-1, 3).tolist()}
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
     assert (214, 39, 40) not in colours
@@ -54,7 +54,7 @@ def test_pictures_of_images(trained: Trained, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("top", "unit"), [(1.0, 255), (200.0, 1)], ids=["up to 1", "in units of bytes"]
 )
-def test_floats_are_shown_in_their_unit(top: float, unit: int, tmp_path: Path) -> None:
+def test_floats_are_shown_in_their_own_unit(top: float, unit: int, tmp_path: Path) -> None:
     x = np.linspace(0, top, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
     model = VAE((6, 5), ModelConfig(likelihood="gaussian", hidden_dims=(4,), latent_dim=3))
     paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""))
@@ -66,7 +66,7 @@ def test_floats_are_shown_in_their_unit(top: float, unit: int, tmp_path: Path) -
     np.testing.assert_array_equal(pictures["samples.png"], tile(samples * unit, 10))
 
 
-def test_a_table_has_plots_alone(trained_table: Trained, tmp_path: Path) -> None:
+def test_a_table_has_only_plots(trained_table: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = trained_table
     paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test)
     assert [path.name for path in paths] == ["curves.png", "latents.png"]
@@ -80,16 +80,16 @@ def test_a_table_has_plots_alone(trained_table: Trained, tmp_path: Path) -> None
         pytest.param(np.array([f"name {row}" for row in range(60)]), id="too many words"),
     ],
 )
-def test_latents_of_any_labels_are_drawn(labels: np.ndarray | None, tmp_path: Path) -> None:
+def test_latents_are_plotted_for_any_labels(labels: np.ndarray | None, tmp_path: Path) -> None:
     z = np.random.default_rng(0).standard_normal((60, 1)).astype(np.float32)
     plot_latents(tmp_path / "latents.png", z, labels)
     assert read(tmp_path / "latents.png").shape[:2] == (600, 700)
 
 
-def test_principal_components_are_those_of_scikit_learn() -> None:
+def test_principal_components_equal_those_of_scikit_learn() -> None:
     z = np.random.default_rng(0).standard_normal((200, 5)) * [1, 4, 0.1, 2, 1] + 3
     reference = PCA(2).fit(z)
-    places, shares = principal_components(z)
-    np.testing.assert_allclose(np.abs(places), np.abs(reference.transform(z)), rtol=1e-6)
+    points, shares = principal_components(z)
+    np.testing.assert_allclose(np.abs(points), np.abs(reference.transform(z)), rtol=1e-6)
     np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-6)
     assert principal_components(np.zeros((3, 4)))[1].tolist() == [0, 0]

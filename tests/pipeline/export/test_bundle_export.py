@@ -11,15 +11,9 @@ from onnx import numpy_helper
 import pipeline
 from pipeline.export import bundle_export as exporting
 from pipeline.export.bundle_export import export_bundle
-from pipeline.model.checkpoint import (
-    Checkpoint,
-    checkpoint_of,
-    load_checkpoint,
-    save_checkpoint,
-    weights_bytes,
-)
+from pipeline.model.checkpoint import Checkpoint
 from serving.bundle import GOLDEN, GRAPHS, WEIGHTS, Bundle, open_bundle
-from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.errors import UsageRefused, VaeError
 from tests.trained_models import Trained
 
 _MEANS = [f"{name}{end}" for name in ("elbo", "log_likelihood", "kl", "nll") for end in ("", "_se")]
@@ -132,36 +126,6 @@ def test_a_failed_export_leaves_nothing(
     with pytest.raises(VaeError, match=r"cannot write .*out: No space left on device"):
         export_bundle(tmp_path / "out", trained[0], METRICS, trained[1].test.x)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_checkpoint_round_trip_and_the_bundle_give_the_same_model(
-    trained: Trained, sealed: Bundle, tmp_path: Path
-) -> None:
-    checkpoint = trained[0]
-    save_checkpoint(tmp_path, checkpoint)
-    for loaded in (load_checkpoint(tmp_path), checkpoint_of(sealed)):
-        assert weights_bytes(loaded.model) == weights_bytes(checkpoint.model)
-        assert loaded.config == checkpoint.config
-        assert loaded.data == checkpoint.data
-        assert not loaded.model.training
-
-
-def test_weights_of_another_model_are_refused(trained: Trained, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, trained[0])
-    content = json.loads((tmp_path / "checkpoint.json").read_text())
-    content["config"]["model"]["latent_dim"] = 4
-    (tmp_path / "checkpoint.json").write_text(json.dumps(content))
-    with pytest.raises(VerificationFailed, match="does not fit the model"):
-        load_checkpoint(tmp_path)
-
-
-def test_a_checkpoint_that_would_run_code_is_not_loaded(trained: Trained, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, trained[0])
-    torch.save({"weight": print}, tmp_path / WEIGHTS)
-    with pytest.raises(
-        VerificationFailed, match="does not fit the model: Weights only load failed"
-    ):
-        load_checkpoint(tmp_path)
 
 
 def test_a_float_table_has_its_scaling_inside(trained_table: Trained, tmp_path: Path) -> None:

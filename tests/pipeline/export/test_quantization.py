@@ -25,7 +25,7 @@ from pipeline.export.quantization import (
     unambiguous_rows,
 )
 from pipeline.model.net_spec import Nets, NetSpec
-from pipeline.model.networks import Decoder, Encoder
+from pipeline.model.perceptron import MlpDecoder, MlpEncoder
 from pipeline.model.vae import VAE
 from serving.bundle import GRAPHS, Bundle, open_bundle
 from serving.engine import Engine
@@ -212,12 +212,12 @@ def test_ranges_are_those_of_the_activations_and_hold_zero(trained: Trained) -> 
 def build_normed(spec: NetSpec) -> Nets:
     """A user's nets, whose `encoder.hidden.0` reads what another layer gave."""
 
-    class Normed(Encoder):
+    class Normed(MlpEncoder):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             loc, log_scale = super().forward((x - 0.5) * 8)
             return loc, log_scale
 
-    return Normed(spec), Decoder(spec)
+    return Normed(spec), MlpDecoder(spec)
 
 
 def test_the_range_of_a_user_s_layer_is_the_calibrated_one() -> None:

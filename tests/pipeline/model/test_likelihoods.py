@@ -1,14 +1,21 @@
-"""Every likelihood against scipy, its sum over a grid, and its own limits."""
+"""Every likelihood is compared with scipy, summed over a grid, and taken to its limits."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, special, stats
+from torch.distributions import Bernoulli
 
-from pipeline.config import ModelConfig, configure
-from pipeline.model.likelihoods import LIKELIHOODS, choose_likelihood, make_likelihood, settle
+from pipeline.config import LikelihoodName, ModelConfig, configure
+from pipeline.model.likelihoods import (
+    LIKELIHOODS,
+    choose_likelihood,
+    make_likelihood,
+    resolve_model_config,
+)
 from serving.errors import DataRefused, UsageRefused
 
 CATEGORIES = 4
@@ -32,14 +39,14 @@ def draw_params(name: str, rows: int = 50) -> torch.Tensor:
 
 
 def logistic_masses(params: np.ndarray) -> np.ndarray:
-    """Masses of the 256 bytes as differences of float64's distribution function."""
+    """Return the masses of the 256 bytes as differences of the distribution function."""
     loc, scale = params[:, :1] * 255, np.exp(params[:, 1:]) * 255
     ends = special.expit((np.arange(255) + 0.5 - loc) / scale)
     return np.diff(ends, prepend=0, append=1, axis=-1)
 
 
 def logistic_log_mass(params: np.ndarray, x: float) -> np.ndarray:
-    """scipy's own logarithms, on the side of the bin where they do not cancel."""
+    """Use scipy's logarithms, in the tail in which their difference does not cancel."""
     half = 0.5 / 255
     lower, upper = ((x - params[:, 0] + side) / np.exp(params[:, 1]) for side in (-half, half))
     if x == 0:
@@ -53,7 +60,7 @@ def logistic_log_mass(params: np.ndarray, x: float) -> np.ndarray:
 
 
 def continuous_bernoulli(params: np.ndarray, x: float) -> np.ndarray:
-    """The exponential density on [0, 1] that scipy has, turned where the logit is positive."""
+    """Use scipy's exponential density on [0, 1], mirrored where the logit is positive."""
     size = np.abs(params[:, 0])
     place = np.where(params[:, 0] > 0, 1 - x, x)
     return np.asarray(stats.truncexpon.logpdf(place * size, size) + np.log(size))
@@ -76,7 +83,7 @@ POINTS = {
 
 
 def log_prob(name: str, params: torch.Tensor, x: float) -> torch.Tensor:
-    """Log p of one value, given to the network's units by `standardize` where it has any."""
+    """Return log p of one value `x` in the network's units; a code is one-hot encoded first."""
     made = make(name)
     rows = torch.full((len(params), 1), x, dtype=torch.float64)
     if name == "categorical":
@@ -86,7 +93,7 @@ def log_prob(name: str, params: torch.Tensor, x: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_log_prob_is_that_of_scipy(name: str) -> None:
+def test_log_prob_equals_that_of_scipy(name: str) -> None:
     params = draw_params(name)
     for x in POINTS[name]:
         expected = REFERENCES[name](params.numpy(), x)
@@ -136,9 +143,54 @@ def test_gradients_are_finite_at_extreme_parameters(name: str, dtype: torch.dtyp
         assert torch.isfinite(gradient).all()
 
 
+def test_bernoulli_equals_torch_on_binary_data() -> None:
+    made = make("bernoulli", 7)
+    params, x = torch.randn(4, 7, dtype=torch.float64), torch.ones(4, 7, dtype=torch.float64)
+    expected = Bernoulli(logits=params).log_prob(x).sum(-1)
+    torch.testing.assert_close(made.log_prob(params, x), expected)
+
+
+def test_bernoulli_of_gray_values_is_the_mean_over_binary_draws() -> None:
+    made = make("bernoulli", 7)
+    params, gray = torch.randn(1, 7, dtype=torch.float64), torch.rand(1, 7, dtype=torch.float64)
+    draws = torch.bernoulli(gray.expand(200_000, 7), generator=torch.Generator().manual_seed(0))
+    sampled = Bernoulli(logits=params).log_prob(draws).sum(-1)
+    error = sampled.std() / len(draws) ** 0.5
+    assert (sampled.mean() - made.log_prob(params, gray)).abs().item() < 4 * error.item()
+
+
+def test_gaussian_is_the_density_in_the_units_of_the_data() -> None:
+    made = make("gaussian", 7)
+    data = np.random.default_rng(0).normal(5, [1, 2, 3, 4, 5, 6, 7], (50, 7))
+    made.fit(data)
+    made.x_log_scale.data.fill_(-0.3)
+    x = torch.from_numpy(data[:4])
+    params = torch.randn(4, 7, dtype=torch.float64)
+    scale = math.exp(-0.3) * data.std(0)
+    expected = stats.norm.logpdf(data[:4], made.mean(params).detach().numpy(), scale).sum(-1)
+    got = made.log_prob(params, made.standardize(x)).detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("size", [1e4, 1e15], ids=str)
+def test_extreme_parameters_give_finite_terms_and_gradients(
+    likelihood: LikelihoodName, size: float
+) -> None:
+    made = make(likelihood, 7, dtype=torch.float32)
+    params = torch.tensor([[size, -size] * 3 + [0.0]], requires_grad=True)
+    x = torch.tensor([[0.0, 1.0] * 3 + [0.5]])
+    log_prob = made.log_prob(params, x).sum()
+    log_prob.backward()
+    assert params.grad is not None
+    assert torch.isfinite(log_prob)
+    assert torch.isfinite(params.grad).all()
+    assert (params.grad[0, :6] != 0).all()
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_samples_are_drawn_by_inversion(name: str) -> None:
-    """Averages over an even grid of noise are means; the gaussian's quantiles are scipy's."""
+    """The average over an even grid of noise is the mean, and samples increase with the noise."""
     made, params = make(name), draw_params(name, 6)
     params[:, -1] = params[:, -1].clamp(max=1)
     noise = (torch.arange(20_000, dtype=torch.float64) + 0.5)[:, None, None] / 20_000
@@ -151,7 +203,7 @@ def test_samples_are_drawn_by_inversion(name: str) -> None:
     assert (drawn.diff(dim=0) >= 0).all()
 
 
-def test_mean_of_a_continuous_bernoulli_is_its_integral() -> None:
+def test_the_mean_of_a_continuous_bernoulli_equals_its_integral() -> None:
     made = make("continuous_bernoulli")
     for logit in (-30.0, -0.9, -1e-3, 0.0, 0.5, 1.1, 12.0):
         params = torch.full((1, 1), logit, dtype=torch.float64)
@@ -163,7 +215,7 @@ def test_mean_of_a_continuous_bernoulli_is_its_integral() -> None:
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_output_bias_is_the_best_constant(name: str) -> None:
-    """At the bias the likelihood of the training rows has no slope, but for its smoothing."""
+    """At the bias, the gradient of the training rows' likelihood is nearly zero."""
     generator = np.random.default_rng(0)
     byte = generator.integers(0, 200, (5000, 3)).astype(np.uint8)
     real = generator.normal([0, 5, -3], [1, 2, 0.1], (5000, 3)).astype(np.float32)
@@ -174,7 +226,7 @@ def test_output_bias_is_the_best_constant(name: str) -> None:
     bias = made.output_bias(train).double().requires_grad_()
     x = made.standardize(torch.from_numpy(train))
     (slope,) = torch.autograd.grad(made.log_prob(bias.expand(len(x), -1), x).mean(), bias)
-    # moments are not maximum likelihood for a logistic, they are near
+    # for a logistic, matching moments is near to maximum likelihood, but not equal
     limit = 0.5 if name == "discretized_logistic" else 2e-3
     assert slope.abs().max() < limit
 
@@ -194,17 +246,17 @@ def test_optimal_sigma_is_the_root_mean_square_error() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_optimal_sigma_does_not_remember_where_it_began(steps: int) -> None:
+def test_optimal_sigma_forgets_its_initial_value(steps: int) -> None:
     made = make("gaussian", 3, sigma="optimal").train()
     x = torch.full((9, 3), 0.01, dtype=torch.float64)
     for _ in range(steps):
         made.log_prob(torch.zeros_like(x), x)
     assert made.x_log_scale.exp().item() == pytest.approx(0.01, rel=1e-6)
-    made.log_prob(x, x)  # without any error
+    made.log_prob(x, x)  # all errors are zero
     assert torch.isfinite(made.x_log_scale)
 
 
-def test_fixed_sigma_stays() -> None:
+def test_fixed_sigma_is_not_trained() -> None:
     made = make("gaussian", sigma="fixed", fixed_sigma=0.1)
     assert "x_log_scale" not in dict(made.named_parameters())
     expected = stats.norm.logpdf(0.25, 0.2, 0.1)
@@ -259,28 +311,33 @@ def test_an_unknown_code_scores_low_and_finite(code: int) -> None:
         pytest.param(np.array([[-0.1, 1]], f4), ("gaussian", "reals"), id="reals"),
     ],
 )
-def test_the_default_follows_from_the_data(x: np.ndarray, expected: tuple[str, str]) -> None:
+def test_the_default_likelihood_follows_from_the_data(
+    x: np.ndarray, expected: tuple[str, str]
+) -> None:
     assert choose_likelihood("none", x) == expected
 
 
-def test_binarized_data_is_coins_whatever_the_training_rows_are() -> None:
+def test_binarized_data_needs_a_bernoulli_whatever_the_training_rows_are() -> None:
     gray = np.array([[0, 0.3]], f4)
     config = configure(binarize="dynamic")
-    assert settle(config, gray).likelihood == "bernoulli"
+    assert resolve_model_config(config, gray).likelihood == "bernoulli"
     with pytest.raises(UsageRefused, match="use --likelihood bernoulli, got gaussian"):
-        settle(configure(binarize="static", likelihood="gaussian"), gray)
+        resolve_model_config(configure(binarize="static", likelihood="gaussian"), gray)
 
 
 def test_codes_are_counted_and_one_is_added() -> None:
     config = configure(likelihood="categorical")
-    assert settle(config, np.array([[0, 4]], u1), np.array([[6, 1]], u1)).num_categories == 8
+    assert (
+        resolve_model_config(config, np.array([[0, 4]], u1), np.array([[6, 1]], u1)).num_categories
+        == 8
+    )
     given = configure(likelihood="categorical", num_categories=40)
-    assert settle(given, np.array([[0, 4]], u1)).num_categories == 40
+    assert resolve_model_config(given, np.array([[0, 4]], u1)).num_categories == 40
     few = configure(likelihood="categorical", num_categories=5)
     with pytest.raises(UsageRefused, match="must be at least 6, one more than the codes"):
-        settle(few, np.array([[0, 4]], u1))
+        resolve_model_config(few, np.array([[0, 4]], u1))
 
 
-def test_a_fixed_sigma_without_its_switch_is_refused() -> None:
+def test_a_fixed_sigma_without_sigma_fixed_is_refused() -> None:
     with pytest.raises(UsageRefused, match=r"--fixed-sigma 0.5 needs --sigma fixed, got learned"):
-        settle(configure(fixed_sigma=0.5), np.array([[0, 4]], f4))
+        resolve_model_config(configure(fixed_sigma=0.5), np.array([[0, 4]], f4))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config import PromoteConfig
-from pipeline.model.objective import terms
+from pipeline.model.objective import elbo_terms
 from pipeline.registry import promotion
 from pipeline.registry.audit_log import history
 from pipeline.registry.promotion import delete, rollback
@@ -79,7 +79,7 @@ def test_the_gate_scores_what_the_torch_model_scores(sealed: Bundle, trained: Tr
     x = torch.from_numpy(trained[1].test.x)
     eps = torch.randn(len(x), 2000, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        rows = terms(trained[0].model, x, eps)
+        rows = elbo_terms(trained[0].model, x, eps)
     elbo = (rows.log_likelihood.mean(-1) - rows.kl).double()
     noise = float(rows.log_likelihood.std(-1).double().pow(2).mean().sqrt()) / (200 * 100) ** 0.5
     assert decision.judgement is not None

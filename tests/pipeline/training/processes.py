@@ -1,4 +1,4 @@
-"""`vae train` in processes of their own, which a signal meets at a chosen step or save."""
+"""Run `vae train` in a process of its own that sends itself signals at a chosen step or save."""
 
 import os
 import signal
@@ -17,33 +17,33 @@ from tests.pipeline.registry.processes import die_at, use_store
 
 
 @dataclass(frozen=True)
-class Blow:
-    """Signals that a process sends itself, each one at once after the other.
+class Interruption:
+    """Signals that a process sends itself, one directly after the other.
 
-    It does so after its step `step`, or when it has written its save `save`; or it is killed before
-    its `change`th change to the store. All are counted from 1.
+    It sends them after step number `step`, or after save number `save`; or it is killed before
+    change number `change` to the MLflow store. All are counted from 1.
     """
 
-    numbers: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+    signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     step: int | None = None
     save: int | None = None
     change: int | None = None
 
     def prepare(self) -> None:
-        """In the process that it will meet."""
-        self._strike_after(loop, "_make_step", self.step)
-        self._strike_after(TrackedRun, "log_file", self.save)
+        """Patch the functions of the process that is to be interrupted."""
+        self._signal_after(loop, "train_step", self.step)
+        self._signal_after(TrackedRun, "log_file", self.save)
         if self.change is not None:
             die_at(self.change)
 
-    def _strike_after(self, owner: Any, name: str, count: int | None) -> None:
+    def _signal_after(self, owner: Any, name: str, count: int | None) -> None:
         real, calls = getattr(owner, name), [0]
 
         def call(*arguments: Any, **named: Any) -> Any:
             result = real(*arguments, **named)
             calls[0] += 1
             if calls[0] == count:
-                for number in self.numbers:
+                for number in self.signals:
                     signal.raise_signal(number)
             return result
 
@@ -52,36 +52,36 @@ class Blow:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it said."""
+    """The exit code of a process, and the lines that it wrote to stderr."""
 
     exit_code: int
-    said: list[str]
+    stderr: list[str]
 
 
-def vae_train(folder: Path, *arguments: object, blow: Blow | None = None) -> Ended:
-    """Run `vae train` on one thread, with the store of this process."""
+def vae_train(folder: Path, *arguments: object, interruption: Interruption | None = None) -> Ended:
+    """Run `vae train` on one thread, with the MLflow store of this process."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     words = ["train", *map(str, arguments), "--threads", "1"]
-    process = forks().Process(target=_run, args=(uri, folder, words, blow))
+    process = forks().Process(target=_run, args=(uri, folder, words, interruption))
     process.start()
     process.join()
     assert process.exitcode is not None
-    return Ended(process.exitcode, (folder / "said").read_text().splitlines())
+    return Ended(process.exitcode, (folder / "stderr").read_text().splitlines())
 
 
-def _run(uri: str, folder: Path, words: list[str], blow: Blow | None) -> None:
+def _run(uri: str, folder: Path, words: list[str], interruption: Interruption | None) -> None:
     use_store(uri, folder)
     sys.argv = ["vae", *words]
-    sys.stdout = (folder / "result").open("w")
-    sys.stderr = (folder / "said").open("w", buffering=1)
+    sys.stdout = (folder / "stdout").open("w")
+    sys.stderr = (folder / "stderr").open("w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if blow is not None:
-        blow.prepare()
+    if interruption is not None:
+        interruption.prepare()
     main.main()
 
 
-def outcome(run_id: str, folder: Path) -> Mapping[str, Any]:
-    """What a run holds in the end, apart from times: weights, metrics by step, status."""
+def run_content(run_id: str, folder: Path) -> Mapping[str, Any]:
+    """Return what a finished run holds, except times: weights, metrics by step, status."""
     client = connect()
     run = client.get_run(run_id)
     folder.mkdir()

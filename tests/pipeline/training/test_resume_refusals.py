@@ -1,4 +1,4 @@
-"""What `vae train` refuses to begin or to go on with, before any run is touched."""
+"""What `vae train` refuses to start or to resume, before it changes any run."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ from pipeline.config import configure
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, TrackedRun, tracked_run
-from pipeline.training.loop import begin_training
-from pipeline.training.resumable_run import SLOTS, TrainingRun, fetch_state, fit
+from pipeline.training.resumable_run import STATE_FILES, ResumableRun, fetch_state, fit
+from pipeline.training.state import begin_training
 from serving.errors import (
     DataRefused,
     DeviceUnavailable,
@@ -31,14 +31,14 @@ from tests.trained_models import draw_images, tiny_config
 pytestmark = pytest.mark.usefixtures("store")
 
 
-def broken_off(dataset: Dataset, saves: int = 1, device: str = "cpu") -> TrackedRun:
-    """A run that was interrupted, with states in it that say they are of `device`."""
+def interrupted_run(dataset: Dataset, saves: int = 1, device: str = "cpu") -> TrackedRun:
+    """Return an interrupted run with `saves` saved states that name `device` as theirs."""
     state = begin_training(dataset, tiny_config(dataset), "cpu")
     state.device = device
     with pytest.raises(KeyboardInterrupt), tracked_run() as run:  # noqa: PT012  the run must come out
-        training = TrainingRun(run, state)
+        tracked = ResumableRun(run, state)
         for _ in range(saves):
-            training.save(state)
+            tracked.save(state)
         raise KeyboardInterrupt
     return run
 
@@ -47,32 +47,34 @@ def folder(run: TrackedRun) -> Path:
     return Path(run.artifact_place(RESUME))
 
 
-def test_states_lie_in_two_files_in_turn_and_the_newest_that_is_whole_is_taken(
+def test_states_are_saved_to_two_files_in_turn_and_the_newest_undamaged_one_is_fetched(
     images: Dataset,
 ) -> None:
-    run = broken_off(images, saves=3)
-    assert sorted(path.name for path in folder(run).iterdir()) == sorted(SLOTS)
+    run = interrupted_run(images, saves=3)
+    assert sorted(path.name for path in folder(run).iterdir()) == sorted(STATE_FILES)
     assert fetch_state(run.run_id)["saves"] == 3
-    (folder(run) / SLOTS[3 % 2]).write_bytes(b"")
+    (folder(run) / STATE_FILES[3 % 2]).write_bytes(b"")
     assert fetch_state(run.run_id)["saves"] == 2
-    (folder(run) / SLOTS[2 % 2]).write_bytes(b"half of it")
-    with pytest.raises(VerificationFailed, match=f"run {run.run_id} cannot go on: .* is damaged"):
+    (folder(run) / STATE_FILES[2 % 2]).write_bytes(b"half of it")
+    with pytest.raises(
+        VerificationFailed, match=f"run {run.run_id} cannot be resumed: .* is damaged"
+    ):
         fetch_state(run.run_id)
 
 
-def test_a_run_that_goes_on_overwrites_the_older_file(images: Dataset) -> None:
-    run = broken_off(images, saves=2)
-    older, newer = (folder(run) / SLOTS[saves % 2] for saves in (1, 2))
-    kept = newer.read_bytes()
+def test_a_resumed_run_overwrites_the_older_file(images: Dataset) -> None:
+    run = interrupted_run(images, saves=2)
+    older, newer = (folder(run) / STATE_FILES[saves % 2] for saves in (1, 2))
+    content = newer.read_bytes()
     state, _ = stages.prepare_resume(run.run_id, None, 1)
-    TrainingRun(run, state).save(state)
-    assert newer.read_bytes() == kept
+    ResumableRun(run, state).save(state)
+    assert newer.read_bytes() == content
     assert fetch_state(run.run_id)["saves"] == 3
-    assert older.read_bytes() != kept
+    assert older.read_bytes() != content
 
 
 @pytest.mark.parametrize("saves", [0, 1], ids=["nothing", "an earlier epoch"])
-def test_a_state_that_a_full_disk_refuses_is_not_said_to_be_saved(
+def test_a_state_that_does_not_fit_on_the_disk_is_not_reported_as_saved(
     images: Dataset,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -89,12 +91,12 @@ def test_a_state_that_a_full_disk_refuses_is_not_said_to_be_saved(
 
     monkeypatch.setattr(TrackedRun, "log_file", log_file)
     with pytest.raises(VaeError) as caught, tracked_run() as run:  # noqa: PT012  the run must come out
-        tracked = TrainingRun(run, state)
-        with tracked.kept():
-            fit(tracked, state, images)
-    said = f"cannot keep the state of run {run.run_id}: No space left on device"
-    assert str(caught.value) == said
-    advice = f"the state is saved; go on with: vae train --resume {run.run_id}"
+        tracked = ResumableRun(run, state)
+        with tracked.advise_resume():
+            fit(tracked, images)
+    message = f"cannot save the state of run {run.run_id}: No space left on device"
+    assert str(caught.value) == message
+    advice = f"the state is saved; resume with: vae train --resume {run.run_id}"
     assert (advice in capsys.readouterr().err) == bool(saves)
     assert state.saves == saves
     if saves:
@@ -121,14 +123,14 @@ def change_data(run: TrackedRun) -> None:
     ("spoil", "device", "kind", "message"),
     [
         pytest.param(finish, None, UsageRefused, "run .* has finished: there is", id="finished"),
-        pytest.param(drop, None, UsageRefused, "run .* holds no state to go on", id="no state"),
+        pytest.param(drop, None, UsageRefused, "run .* holds no state to resume", id="no state"),
         pytest.param(change_data, None, DataRefused, "has changed since", id="data"),
         pytest.param(
             lambda run: None, "cuda", UsageRefused, "was training on cpu, .*got --d", id="device"
         ),
     ],
 )
-def test_what_cannot_go_on_says_why_and_leaves_the_run(
+def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason_and_left_unchanged(
     tmp_path: Path,
     spoil: Callable[[TrackedRun], None],
     device: str | None,
@@ -137,7 +139,7 @@ def test_what_cannot_go_on_says_why_and_leaves_the_run(
 ) -> None:
     np.save(tmp_path / "x.npy", draw_images(60))
     dataset = stages.load_data(configure(data=str(tmp_path / "x.npy")))
-    run = broken_off(dataset)
+    run = interrupted_run(dataset)
     spoil(run)
     before = run.status()
     with pytest.raises(kind, match=message):
@@ -145,8 +147,8 @@ def test_what_cannot_go_on_says_why_and_leaves_the_run(
     assert run.status() == before
 
 
-def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
-    run = broken_off(images, device="cuda")
+def test_a_run_on_a_gpu_is_resumed_only_there(images: Dataset) -> None:
+    run = interrupted_run(images, device="cuda")
     with pytest.raises(UsageRefused, match="was training on cuda, and goes on nowhere else"):
         stages.prepare_resume(run.run_id, "cpu", None)
     if torch.cuda.is_available():
@@ -154,14 +156,14 @@ def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
             stages.prepare_resume(run.run_id, device, None)
-        said = f"run {run.run_id} was training on cuda, which is not here: torch "
-        assert str(caught.value).startswith(said)
+        message = f"run {run.run_id} was training on cuda, which is not here: torch "
+        assert str(caught.value).startswith(message)
         assert "--device" not in str(caught.value)
         assert caught.value.exit_code == 8
 
 
-def test_auto_leaves_the_device_to_the_run(images: Dataset) -> None:
-    state, _ = stages.prepare_resume(broken_off(images).run_id, "auto", 1)
+def test_device_auto_takes_the_device_of_the_run(images: Dataset) -> None:
+    state, _ = stages.prepare_resume(interrupted_run(images).run_id, "auto", 1)
     assert state.device == "cpu"
 
 
@@ -187,8 +189,10 @@ def test_an_unknown_run_is_named(arguments: list[str], run_id: str) -> None:
         pytest.param(["evaluate", "--run-id"], id="evaluate"),
     ],
 )
-def test_a_run_that_broke_off_has_to_go_on_first(images: Dataset, arguments: list[str]) -> None:
-    run_id = broken_off(images).run_id
+def test_an_interrupted_run_must_be_resumed_before_it_is_used(
+    images: Dataset, arguments: list[str]
+) -> None:
+    run_id = interrupted_run(images).run_id
     result = CliRunner().invoke(cli, [*arguments, run_id])
     assert isinstance(result.exception, UsageRefused)
     assert str(result.exception) == (
@@ -226,27 +230,27 @@ def test_what_cannot_be_trained_opens_no_run(
     assert connect().search_runs(["0", "1"]) == []
 
 
-class Spoiling(TrainingRun):
-    """Spoils the third epoch."""
+class SpoilingRun(ResumableRun):
+    """A run that spoils the sums of the third epoch."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         super().log_metrics(metrics, step)
         if step == 2:
-            self._state.sums.fill_(torch.nan)
+            self.state.sums.fill_(torch.nan)
 
 
-def test_divergence_keeps_the_last_good_state_and_says_where(
+def test_divergence_keeps_the_last_good_state_and_says_how_to_resume(
     images: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = begin_training(images, tiny_config(images, epochs=5), "cpu")
     with pytest.raises(TrainingDiverged, match="3: log_likelihood"), tracked_run() as run:  # noqa: PT012  the run must come out
-        tracked = Spoiling(run, state)
-        with tracked.kept():
-            fit(tracked, state, images)
+        tracked = SpoilingRun(run, state)
+        with tracked.advise_resume():
+            fit(tracked, images)
     assert run.status() == "FAILED"
     assert fetch_state(run.run_id)["epoch"] == 3
     steps = [row.step for row in connect().get_metric_history(run.run_id, "elbo")]
     assert steps == [1, 2]
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     advice = f"vae train --resume {run.run_id} --learning-rate RATE"
-    assert said[-1] == f"the last good state is kept; go on with: {advice}"
+    assert lines[-1] == f"the last good state is saved; resume with: {advice}"
