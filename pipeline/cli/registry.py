@@ -121,7 +121,7 @@ def history(name: str, when: str | None) -> None:
     if when is not None:
         _say_champion(name, _parse_time(when))
         return
-    rows = audit_log.history(name)
+    rows = audit_log.list_decisions(name)
     for row in rows:
         say(
             f"{row['time']}  {row['action']:<8} {row['version']:>4}  {row['decision']:<10} "

@@ -305,12 +305,10 @@ def test_a_start_serves_what_the_alias_named_when_it_was_looked_at_last(place: P
 
 
 def test_a_refused_version_is_not_remembered(place: Place) -> None:
-    follower = place.follower()
+    follower = place.follower(check=fail_verification)
     follower.look()
     place.point(place.add("bad", golden_that_is_no_archive))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(follower, "_check", fail_verification)
-        follower.look()
+    follower.look()
     (place.folder / "mlflow.db").write_bytes(b"no store")
     assert open_first(REFERENCE).version == "1"
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.cli.main import cli
 from pipeline.cli.results import say_summary
 from pipeline.evaluation.evaluate import Metrics
-from pipeline.registry.audit_log import Decision, Outcome, history
+from pipeline.registry.audit_log import Decision, DecisionStatus, list_decisions
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
@@ -61,11 +61,11 @@ def test_dry_run_force_and_at(
     assert json.loads(printed.out)["decision"] == "refused"
     assert "not shown" not in printed.err  # the error says it, and once is enough
     assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
-    assert len(history("vae")) == 1
+    assert len(list_decisions("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
     assert (forced["decision"], forced["previous"]) == ("promoted", "1")
     assert forced["reasons"][0] == "forced: for a test"
-    moved_at = history("vae")[0]["moved_at"]
+    moved_at = list_decisions("vae")[0]["moved_at"]
     answer = vae("history", "--at", moved_at)
     assert (answer["version"], answer["certain"]) == ("2", True)
     local = datetime.fromisoformat(moved_at).astimezone().replace(tzinfo=None)
@@ -90,10 +90,10 @@ def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     assert caught.value.exit_code == 2
 
 
-def decided_on(name: str, outcome: Outcome) -> Decision:
+def decided_on(name: str, status: DecisionStatus) -> Decision:
     """A decision on a model's first version."""
     return Decision(
-        name=name, action="promote", version="1", previous=None, decision=outcome, reasons=()
+        name=name, action="promote", version="1", previous=None, decision=status, reasons=()
     )
 
 
@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_read_are_no_decision(vae: Any, sealed: Bundle, tmp_
     for name, message in (("nope.npy", "nope.npy"), ("other.npy", "is not the data that")):
         with pytest.raises(DataRefused, match=message):
             vae("promote", "1", "--data", str(tmp_path / name))
-    assert history("vae") == []
+    assert list_decisions("vae") == []
     assert champion() is None
     assert vae("promote", "1")["decision"] == "promoted"
 

@@ -1,6 +1,7 @@
-"""kill -9 at every step: the champion is always a whole version, and running again heals.
+"""Kill a promotion or a rollback at every step: the champion stays whole, and a second run heals.
 
-Only what changes the store is a step: killed between two changes, a process leaves the same store.
+A step is a change to the store. A process leaves the same store wherever it is killed between two
+steps.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.ledger import Move, list_moves
 from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
@@ -23,7 +24,7 @@ from tests.trained_models import Trained
 
 
 def dies(target: Callable[..., None], folder: Path, *arguments: object) -> bool:
-    """Run a process to its end; whether it was killed, or came through."""
+    """Run a process to its end; return whether it was killed."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     process = forks().Process(target=target, args=(uri, folder, *arguments))
     process.start()
@@ -33,7 +34,7 @@ def dies(target: Callable[..., None], folder: Path, *arguments: object) -> bool:
 
 
 def check_whole(folder: Path) -> str:
-    """The champion is one of the two versions, and its files are whole."""
+    """Assert that the champion is one of the two versions, with whole files; return its number."""
     version = champion()
     assert version in ("1", "2")
     fetch_version(connect(), "vae", version, folder)
@@ -41,13 +42,13 @@ def check_whole(folder: Path) -> str:
 
 
 def check_agreement(version: str, action: str, number: int) -> None:
-    """Alias, ledger and audit say the same: the move was made, and made once."""
+    """Assert that alias, ledger and audit agree: the move was made, and made once."""
     assert champion() == version
     client = connect()
     moves = list_moves(client, "vae")
     assert len(moves) == number
     assert (moves[-1].version, moves[-1].action, moves[-1].done) == (version, action, True)
-    moved = [row for row in history("vae") if row["moved_at"] is not None]
+    moved = [row for row in list_decisions("vae") if row["moved_at"] is not None]
     assert [row["run_id"] for row in moved] == [move.run_id for move in reversed(moves)]
     assert {row["decision"] for row in moved} == {"promoted"}
     tags = client.get_model_version("vae", version).tags
@@ -55,7 +56,7 @@ def check_agreement(version: str, action: str, number: int) -> None:
 
 
 def roll_back_again() -> None:
-    """As a person does who saw it die; there is nothing to do if it died after its last step."""
+    """Repeat a rollback that was killed; after its last step there is nothing left to do."""
     last: Move = list_moves(connect(), "vae")[-1]
     if (last.action, last.done) == ("rollback", True):
         with pytest.raises(UsageRefused, match="no version before 1, its champion, to go back to"):

@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from pipeline.config import PromoteConfig
 from pipeline.model.objective import terms
 from pipeline.registry import promotion
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.promotion import delete, rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def report(run_id: str) -> dict[str, Any]:
-    """What the audit keeps of a decision."""
+    """The decision as the audit stores it."""
     path = connect().download_artifacts(run_id, "decision.json")
     content: dict[str, Any] = json.loads(Path(path).read_text())
     return content
@@ -58,7 +57,7 @@ def test_a_worse_candidate_is_refused_and_recorded(
     assert decision.judgement.difference is not None
     assert decision.judgement.difference < 0
     assert champion() == "1"
-    rows = history("vae")
+    rows = list_decisions("vae")
     assert [(row["version"], row["decision"]) for row in rows] == [
         ("2", "refused"),
         ("1", "promoted"),
@@ -74,7 +73,7 @@ def test_a_worse_candidate_is_refused_and_recorded(
 
 
 def test_the_gate_scores_what_the_torch_model_scores(sealed: Bundle, trained: Trained) -> None:
-    """Against the model in float64 on noise of its own: within what the draws can differ by."""
+    """Compare with the torch model on other noise: they differ by no more than the noise allows."""
     decision = put(trained, register(sealed), PromoteConfig(gate_samples=200))
     x = torch.from_numpy(trained[1].test.x)
     eps = torch.randn(len(x), 2000, 3, generator=torch.Generator().manual_seed(1))
@@ -113,7 +112,7 @@ def test_force_overrides_the_judgement_and_is_recorded(
     assert decision.reasons[1].endswith("is below --min-elbo 0")
     assert decision.reasons[2].startswith("not shown to be as good: ")
     assert champion() == "2"
-    row = history("vae")[0]
+    row = list_decisions("vae")[0]
     assert row["reasons"] == "; ".join(decision.reasons)
     assert report(row["run_id"])["force"] == "the old one is cursed"
 
@@ -150,14 +149,12 @@ def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
     back = rollback("vae", threads=1)
     assert (back.decision, back.version, back.previous) == ("promoted", "1", "2")
     assert champion() == "1"
-    assert [row["action"] for row in history("vae")] == ["rollback", "promote", "promote"]
+    assert [row["action"] for row in list_decisions("vae")] == ["rollback", "promote", "promote"]
     with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
         rollback("vae", threads=1)
 
 
-def test_where_there_is_nothing_to_go_back_to_it_says_what_there_is(
-    sealed: Bundle, trained: Trained
-) -> None:
+def test_a_rollback_without_a_previous_version_says_why(sealed: Bundle, trained: Trained) -> None:
     with pytest.raises(UsageRefused, match=r"^there is no model 'vae' in sqlite:.*: run vae run"):
         rollback("vae", threads=1)
     version = register(sealed)
@@ -173,7 +170,7 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
     decision = put(trained, "1")
     assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
-    assert len(history("vae")) == 1
+    assert len(list_decisions("vae")) == 1
     assert connect().get_model_version("vae", "1").tags["gate.status"] == "promoted"
     assert alias_version(connect(), "vae", "previous") is None
 
@@ -195,17 +192,17 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
 ) -> None:
     register(worse)
     version = register(sealed)
-    real = promotion._score
+    real = promotion.score_version
 
     def move_then_score(*arguments: Any) -> Any:
         connect().set_registered_model_alias("vae", "champion", "1")
         return real(*arguments)
 
-    monkeypatch.setattr(promotion, "_score", move_then_score)
+    monkeypatch.setattr(promotion, "score_version", move_then_score)
     decision = put(trained, version)
     assert decision.decision == "stale"
     assert champion() == "1"
-    assert history("vae")[0]["decision"] == "stale"
+    assert list_decisions("vae")[0]["decision"] == "stale"
 
 
 def test_nothing_moves_without_a_record(
@@ -227,23 +224,18 @@ def test_a_refused_rollback_is_recorded(sealed: Bundle, worse: Bundle, trained: 
     with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
         rollback("vae", threads=1)
     assert champion() == "2"
-    assert (history("vae")[0]["action"], history("vae")[0]["decision"]) == ("rollback", "refused")
+    assert (list_decisions("vae")[0]["action"], list_decisions("vae")[0]["decision"]) == (
+        "rollback",
+        "refused",
+    )
 
 
-def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> str:
-        raise KeyError("uid not found")
-
-    monkeypatch.setattr("getpass.getuser", fail)
-    assert promotion._operator() == str(os.getuid())
-
-
-def test_the_champion_that_an_interrupt_comes_after_stays(
+def test_an_interrupt_leaves_the_champion_that_the_ledger_names(
     sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the ledger nothing has moved; after it the move counts, and is finished."""
+    """Before the ledger entry nothing has moved; after it the move counts and is finished."""
     version = register(sealed)
-    for step, outcome in (("_score", "refused"), ("make_move", "promoted")):
+    for step, status in (("score_version", "refused"), ("make_move", "promoted")):
         real = getattr(promotion, step)
 
         def interrupted(*arguments: Any, real: Any = real) -> None:
@@ -254,10 +246,10 @@ def test_the_champion_that_an_interrupt_comes_after_stays(
             patch.setattr(promotion, step, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 put(trained, version)
-        row = history("vae")[0]
-        assert row["decision"] == outcome
-        assert champion() == (version if outcome == "promoted" else None)
-    assert history("vae")[1]["reasons"] == "interrupted"
+        row = list_decisions("vae")[0]
+        assert row["decision"] == status
+        assert champion() == (version if status == "promoted" else None)
+    assert list_decisions("vae")[1]["reasons"] == "interrupted"
 
 
 def test_a_version_with_an_alias_is_not_deleted(
@@ -273,7 +265,7 @@ def test_a_version_with_an_alias_is_not_deleted(
     with pytest.raises(UsageRefused, match="vae has no version 1 in"):
         delete("vae", "1")
     assert (champion(), alias("previous")) == ("2", "2")
-    rows = [(row["action"], row["version"], row["decision"]) for row in history("vae")]
+    rows = [(row["action"], row["version"], row["decision"]) for row in list_decisions("vae")]
     assert rows == [
         ("delete", "1", "deleted"),
         ("promote", "2", "promoted"),
@@ -288,14 +280,14 @@ def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
     put(trained, register(worse))
     version = register(sealed)
     connect().delete_registered_model_alias("vae", "candidate")
-    real = promotion._score
+    real = promotion.score_version
 
     def delete_then_score(*arguments: Any) -> Any:
-        monkeypatch.setattr(promotion, "_score", real)
+        monkeypatch.setattr(promotion, "score_version", real)
         assert delete("vae", version).decision == "deleted"
         return real(*arguments)
 
-    monkeypatch.setattr(promotion, "_score", delete_then_score)
+    monkeypatch.setattr(promotion, "score_version", delete_then_score)
     decision = put(trained, version)
     assert decision.decision == "stale"
     assert decision.reasons == ("a delete of version 2 came first: run the gate again",)
