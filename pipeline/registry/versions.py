@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
-_PYFUNC_MODEL = Path(serving.__file__).parent / "pyfunc_model.py"
+PYFUNC_MODEL = Path(serving.__file__).parent / "pyfunc_model.py"
 
 
 def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
@@ -97,9 +97,9 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
         folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
         info = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(_PYFUNC_MODEL),
+            python_model=str(PYFUNC_MODEL),
             artifacts={"bundle": str(folder)},
-            signature=_signature(),
+            signature=predict_signature(),
             input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
             pip_requirements=_requirements(),
             metadata={DIGEST_TAG: bundle.manifest.digest},
@@ -121,7 +121,7 @@ def _description(bundle: Bundle) -> str:
     return "\n".join(line for line in lines if "![" not in line)
 
 
-def _signature() -> Any:
+def predict_signature() -> Any:
     """Describe the parameters of `predict`; it checks the rows itself, see `pyfunc_model`."""
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec

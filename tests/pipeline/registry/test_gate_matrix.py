@@ -16,6 +16,7 @@ from pipeline.cli.results import raise_unless_promoted
 from pipeline.config import PromoteConfig
 from pipeline.registry import promotion
 from pipeline.registry.audit_log import Decision, list_decisions
+from pipeline.registry.scoring import score_version
 from serving.bundle import Bundle
 from serving.errors import VaeError
 from serving.mlflow_store import connect
@@ -219,10 +220,9 @@ def test_fault(
     fault.stored(stored_files(version))
     with contextlib.closing(sqlite3.connect(store)) as database, database:
         fault.store(database)
-    real = promotion.score_version
 
     def score(source: Any, *arguments: Any) -> Any:
-        elbo = real(source, *arguments)
+        elbo = score_version(source, *arguments)
         return fault.score(elbo) if source.version == version else elbo
 
     monkeypatch.setattr(promotion, "score_version", score)

@@ -13,6 +13,7 @@ from pipeline.model.objective import terms
 from pipeline.registry import promotion
 from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.promotion import delete, rollback
+from pipeline.registry.scoring import score_version
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
@@ -192,11 +193,10 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
 ) -> None:
     register(worse)
     version = register(sealed)
-    real = promotion.score_version
 
     def move_then_score(*arguments: Any) -> Any:
         connect().set_registered_model_alias("vae", "champion", "1")
-        return real(*arguments)
+        return score_version(*arguments)
 
     monkeypatch.setattr(promotion, "score_version", move_then_score)
     decision = put(trained, version)
@@ -280,12 +280,11 @@ def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
     put(trained, register(worse))
     version = register(sealed)
     connect().delete_registered_model_alias("vae", "candidate")
-    real = promotion.score_version
 
     def delete_then_score(*arguments: Any) -> Any:
-        monkeypatch.setattr(promotion, "score_version", real)
+        monkeypatch.setattr(promotion, "score_version", score_version)
         assert delete("vae", version).decision == "deleted"
-        return real(*arguments)
+        return score_version(*arguments)
 
     monkeypatch.setattr(promotion, "score_version", delete_then_score)
     decision = put(trained, version)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.cli.stages import rows_to_evaluate
+from pipeline.cli.data_loading import rows_to_evaluate
 from serving.errors import DataRefused, UsageRefused
 from tests.trained_models import Trained, draw_images, draw_table
 
