@@ -1,6 +1,6 @@
 """The MLflow store: connect to it, look things up in it, and report its refusals in one line.
 
-Besides `pyfunc_model`, this is the only module of `serving` that imports mlflow.
+Apart from `pyfunc_model`, no other module of `serving` imports mlflow.
 """
 
 import contextlib
@@ -132,11 +132,7 @@ def check_run(client: "MlflowClient", run_id: str) -> None:
 
 
 def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
-    """Return a function that logs a file and metrics to a run.
-
-    Raises:
-        UsageRefused: there is no such run.
-    """
+    """Return a function that logs a file and metrics to a run, which must exist."""
     client = connect()
     check_run(client, run_id)
 
@@ -190,10 +186,7 @@ def _without_password(text: str) -> str:
 
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
-    """Let one process at a time open an sqlite store, and not be interrupted.
-
-    A store whose first migration broke off can never be opened again.
-    """
+    """Open an sqlite store alone and uninterrupted: one that is half made never opens again."""
     path = uri.removeprefix("sqlite:///")
     if path == uri or "?" in path:
         yield
@@ -211,10 +204,8 @@ def _first_use(uri: str) -> Iterator[None]:
 def download_bundle(subject: str, model_uri: str, folder: Path) -> None:
     """Download the bundle of a version from `model_uri` to `folder`, whole or not at all.
 
-    `subject` names the version in messages.
-
     Raises:
-        VerificationFailed: the store has no such files.
+        VerificationFailed: the store has no such files; `subject` names the version.
     """
     from mlflow.artifacts import download_artifacts
 

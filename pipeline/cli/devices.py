@@ -14,15 +14,14 @@ def torch_device(device: str, threads: int) -> str:
     import torch
 
     torch.set_num_threads(threads)
-    if device == "cpu":
-        return device
-    if torch.cuda.is_available():
-        # by default torch rounds the inputs of convolutions, not of matrix products, to ten bits
-        torch.backends.cudnn.allow_tf32 = False
-        return "cuda"
-    if device == "auto":
+    missing = missing_cuda()
+    if device == "cpu" or (device == "auto" and missing):
         return "cpu"
-    raise DeviceUnavailable(f"device cuda is not available: {missing_cuda()}; use --device cpu")
+    if missing:
+        raise DeviceUnavailable(f"device cuda is not available: {missing}; use --device cpu")
+    # by default torch rounds the inputs of convolutions, not of matrix products, to ten bits
+    torch.backends.cudnn.allow_tf32 = False
+    return "cuda"
 
 
 def missing_cuda() -> str:

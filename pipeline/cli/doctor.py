@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,13 +44,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at Python, packages, devices, store and disk."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python,
-        _packages,
-        _cuda,
-        _store,
-        _disk,
-    )
+    checks = (_python, _packages, _cuda, _store, _disk)
     return [finding for check in checks for finding in check()]
 
 
@@ -151,7 +145,8 @@ def can_write(database: Path) -> bool:
 
 
 def _disk() -> Iterator[Finding]:
-    for subject, folder in (("working folder", Path.cwd()), ("temporary folder", _temporary())):
+    folders = {"working folder": Path.cwd(), "temporary folder": Path(tempfile.gettempdir())}
+    for subject, folder in folders.items():
         free = shutil.disk_usage(folder).free / 1e9
         detail = f"{free:.1f} GB free in {folder}"
         if free < MIN_DISK_GB:
@@ -160,7 +155,3 @@ def _disk() -> Iterator[Finding]:
             yield Finding(subject, "failed", f"cannot write to {folder}", f"chmod u+w {folder}")
         else:
             yield Finding(subject, "ok", detail)
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir())

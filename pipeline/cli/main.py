@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli import registry, results, stages, training
+from pipeline.cli import registry, results, stages
 from pipeline.cli.config_options import (
     chosen,
     gate_config,
@@ -81,9 +81,9 @@ def run(
     gate = gate_config(settings)
     config = configure(preset, **chosen(settings))
     check_out(out or Path("bundles", "new"))
-    state, dataset = training.prepare(config, device, threads)
+    state, dataset = stages.prepare(config, device, threads)
     with tracked_run(run_id=stages.project_run()) as tracked:
-        checkpoint, metrics = training.train(tracked, state, dataset)
+        checkpoint, metrics = stages.train(tracked, state, dataset)
         out = out or Path("bundles", tracked.run_id)
         bundle = stages.export(out, checkpoint, metrics, dataset)
         bundle, report = stages.check(bundle, checkpoint, dataset, "cpu", threads)
@@ -129,12 +129,12 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     started = time.perf_counter()
     if resume is None:
         config = configure(preset, **chosen(settings))
-        state, dataset = training.prepare(config, device, threads)
+        state, dataset = stages.prepare(config, device, threads)
     else:
         given = given_beside("--resume", "--device", "--threads", "--learning-rate")
-        state, dataset = training.prepare_resume(resume, **given)
+        state, dataset = stages.prepare_resume(resume, **given)
     with tracked_run(run_id=resume or stages.project_run()) as tracked:
-        _, metrics = training.train(tracked, state, dataset)
+        _, metrics = stages.train(tracked, state, dataset)
     tracked.delete_folder(RESUME)  # only now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
     finish(results.metrics_summary(tracked.run_id, metrics, started))
@@ -275,14 +275,7 @@ def doctor() -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (
-    *registry.COMMANDS,
-    sample,
-    reconstruct,
-    score,
-    serve,
-    deploy,
-):
+for command in (*registry.COMMANDS, sample, reconstruct, score, serve, deploy):
     cli.add_command(command)
 
 

@@ -40,11 +40,6 @@ class DeviceCheck:
     time: str
 
 
-def check_experiment(name: str) -> str:
-    """Return the name of the experiment that holds the checks of a registered model."""
-    return f"{name}-checks"
-
-
 def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
     """Add a report, passed or failed, to its version; return the run that holds it."""
     name, version, digest = str(source.name), str(source.version), source.bundle.manifest.digest
@@ -58,7 +53,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
     }
     with store_errors():
         # not by tracked_run: under `mlflow run` that would take the project's own run
-        experiment = open_experiment(client, check_experiment(name))
+        experiment = open_experiment(client, f"{name}-checks")
         opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
     run, status = TrackedRun(client, opened.info.run_id), "FAILED"
     text = json.dumps(report, indent=1, allow_nan=False)
@@ -134,18 +129,19 @@ def _check_fault(
             f"the report for {device} is about bundle {check.digest[:12]}, "
             f"not about {bundle.manifest.digest[:12]}"
         )
+    name = f"the report for {device} in run {check.run_id}"
     try:
         text = _fetch_report(client, check.run_id)
     except VaeError as err:
         return f"the report for {device} is gone ({err})"
     if hashlib.sha256(text).hexdigest() != check.sha256:
-        return f"the report for {device} in run {check.run_id} was changed"
+        return f"{name} was changed"
     try:
         report = json.loads(text)
     except ValueError:
-        return f"the report for {device} in run {check.run_id} cannot be read"
+        return f"{name} cannot be read"
     if fault := _report_fault(report, bundle):
-        return f"the report for {device} in run {check.run_id} {fault}"
+        return f"{name} {fault}"
     if device not in report.get("devices", ()):
         return f"the report in run {check.run_id} does not cover {device}"
     return None

@@ -11,10 +11,10 @@ finite scores, and its own held-out rows are always required.
 """
 
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -256,7 +256,6 @@ def _carry_out(client: "MlflowClient", decision: Decision, run_id: str, after: i
 
 def _new_decision(client: "MlflowClient", action: Action, name: str, version: str) -> Decision:
     """Begin a decision against the present champion; it counts as refused until it is made."""
-    time = iso_time(datetime.now(UTC).timestamp() * 1000)
     return Decision(
         name=name,
         action=action,
@@ -264,7 +263,7 @@ def _new_decision(client: "MlflowClient", action: Action, name: str, version: st
         previous=alias_version(client, name, CHAMPION),
         decision="refused",
         reasons=(),
-        time=time,
+        time=iso_time(time.time() * 1000),
         operator=operator_name(),
     )
 

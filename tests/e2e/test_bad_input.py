@@ -1,4 +1,4 @@
-"""What a user sees who gives bad input: one line, the right exit code, nothing half-written."""
+"""Bad input gives one line of error and the right exit code, and leaves nothing half-written."""
 
 import contextlib
 import gzip
@@ -36,7 +36,7 @@ needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machi
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every path in a folder, with a digest of what it holds."""
+    """Every path in a folder, with the digest of each file."""
     return {
         str(path.relative_to(folder)): ""
         if path.is_dir()
@@ -48,7 +48,7 @@ def tree(folder: Path) -> dict[str, str]:
 def refusal(
     result: "subprocess.CompletedProcess[str]", exit_code: int, before: tuple[str, ...] = ()
 ) -> str:
-    """The one line of the error; `before` are the lines of progress that may precede it."""
+    """Return the one line of the error, which must follow the lines of progress in `before`."""
     assert result.returncode == exit_code, result.stderr
     assert result.stdout == ""
     *progress, line = result.stderr.splitlines()
@@ -66,7 +66,7 @@ def save(name: str, x: np.ndarray) -> Callable[[Path], None]:
 
 
 def void(value: object) -> None:
-    """Forget a value."""
+    """Drop a value, so that a lambda returns None."""
 
 
 BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -230,7 +230,7 @@ def test_the_bytes_of_every_file_of_a_bundle_are_changed_once(bundle: Path) -> N
 
 @pytest.mark.parametrize("name", ["y.npy", "y.parquet", "y.png"])
 def test_a_full_disk_leaves_no_file(bundle: Path, tmp_path: Path, name: str) -> None:
-    """No file may grow beyond 4 kB; Python then sees the error that a full disk gives."""
+    """A limit of 4 kB for each file gives Python the error of a full disk."""
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "from pipeline.cli.main import main; main()"
@@ -383,7 +383,7 @@ def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path:
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    """Programs started here react to SIGINT, also where the tests run in the background."""
+    """Let programs that are started here react to SIGINT, even if the tests run in background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -432,7 +432,7 @@ def test_a_training_that_is_stopped_ends_its_run_as_killed(
 def test_an_interrupt_while_garbage_is_collected_is_not_lost(
     tmp_path: Path, number: signal.Signals, exit_code: int, word: str
 ) -> None:
-    """Python cannot raise out of a callback of the collector, where SQLAlchemy spends its time."""
+    """Python cannot raise from a callback of the garbage collector, such as SQLAlchemy's."""
     code = f"""
 import signal, threading, weakref, click
 from serving.cli.command import run_command
@@ -455,7 +455,7 @@ run_command(work)
 
 
 def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) -> None:
-    """The signal comes when the database is opened for the first time."""
+    """The signal arrives when the database is opened for the first time."""
     code = """
 import signal, sys
 from pipeline.cli.main import main
@@ -478,7 +478,7 @@ main()
 
 
 def run_statuses(folder: Path) -> list[str]:
-    """Of every training run in the store of `folder`, the newest first."""
+    """The status of every training run in the store of `folder`, the newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

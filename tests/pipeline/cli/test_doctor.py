@@ -44,7 +44,9 @@ def test_a_missing_or_old_package_comes_with_the_command_that_fixes_it(
     assert find("mlflow").detail.startswith("1.0, wanted ")
 
 
-def test_what_an_install_for_serving_lacks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_for_serving_alone_has_warnings_and_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = metadata.version
     lacking = {"torch", "onnx", "onnxscript", "matplotlib", "mlflow", "filelock"}
 
@@ -82,7 +84,7 @@ def test_a_store_that_cannot_be_written_fails(store: Path) -> None:
     assert not can_write(store.parent / "no" / "mlflow.db")
 
 
-def test_a_server_that_is_away_is_named_without_its_password(
+def test_a_server_that_cannot_be_reached_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""The registry's commands: options, words, exit codes."""
+"""The registry's commands: their options, messages and exit codes."""
 
 import json
 from datetime import datetime
@@ -38,7 +38,7 @@ FILES = (
 
 @pytest.fixture
 def vae(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line; give the JSON line, raise what it ends with."""
+    """A function that runs the command line and returns its JSON line, or raises its error."""
 
     def run(*arguments: str) -> Any:
         capsys.readouterr()
@@ -55,11 +55,11 @@ def test_dry_run_force_and_at(
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
     with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
-        vae("promote", "--dry-run", "true")  # as mlflow writes a flag
+        vae("promote", "--dry-run", "true")  # mlflow writes a flag like this
     assert caught.value.exit_code == 5
     printed = capsys.readouterr()
     assert json.loads(printed.out)["decision"] == "refused"
-    assert "not shown" not in printed.err  # the error says it, and once is enough
+    assert "not shown" not in printed.err  # only the error says it
     assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
     assert len(list_decisions("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
@@ -169,7 +169,7 @@ def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> No
 def test_one_changed_byte_stops_everything(
     vae: Any, sealed: Bundle, tmp_path: Path, name: str
 ) -> None:
-    """Promote, verify, load and serve refuse with exit code 7, and name the file."""
+    """Promote, verify, sample and serve refuse with exit code 7 and name the file."""
     flip_byte(stored_files(register(sealed)) / name)
     out = tmp_path / "y.npy"
     for arguments in (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.cli import training
+from pipeline.cli import stages
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.main import cli
 from pipeline.config import configure
@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_overwrites_the_older_file(images: Dataset) -> None:
     run = broken_off(images, saves=2)
     older, newer = (folder(run) / SLOTS[saves % 2] for saves in (1, 2))
     kept = newer.read_bytes()
-    state, _ = training.prepare_resume(run.run_id, None, 1)
+    state, _ = stages.prepare_resume(run.run_id, None, 1)
     TrainingRun(run, state).save(state)
     assert newer.read_bytes() == kept
     assert fetch_state(run.run_id)["saves"] == 3
@@ -142,19 +142,19 @@ def test_what_cannot_go_on_says_why_and_leaves_the_run(
     spoil(run)
     before = run.status()
     with pytest.raises(kind, match=message):
-        training.prepare_resume(run.run_id, device, None)
+        stages.prepare_resume(run.run_id, device, None)
     assert run.status() == before
 
 
 def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
     run = broken_off(images, device="cuda")
     with pytest.raises(UsageRefused, match="was training on cuda, and goes on nowhere else"):
-        training.prepare_resume(run.run_id, "cpu", None)
+        stages.prepare_resume(run.run_id, "cpu", None)
     if torch.cuda.is_available():
         return
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
-            training.prepare_resume(run.run_id, device, None)
+            stages.prepare_resume(run.run_id, device, None)
         said = f"run {run.run_id} was training on cuda, which is not here: torch "
         assert str(caught.value).startswith(said)
         assert "--device" not in str(caught.value)
@@ -162,7 +162,7 @@ def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
 
 
 def test_auto_leaves_the_device_to_the_run(images: Dataset) -> None:
-    state, _ = training.prepare_resume(broken_off(images).run_id, "auto", 1)
+    state, _ = stages.prepare_resume(broken_off(images).run_id, "auto", 1)
     assert state.device == "cpu"
 
 
