@@ -25,11 +25,11 @@ from serving.errors import VaeError
 MIN_DISK_GB = 2.0
 _ROOT = Path(__file__).parents[2]
 _EXTRAS = {
-    "files": ("pyarrow", "reads or writes Parquet and pictures"),
-    "registry": ("mlflow", "takes models:/ references, registers or promotes"),
-    "train": ("torch", "trains, exports or checks"),
+    "files": ("pyarrow", "Parquet and picture files cannot be read or written"),
+    "registry": ("mlflow", "models:/ references, vae register and vae promote do not work"),
+    "train": ("torch", "vae train, vae export and vae check do not work"),
 }
-"""For each extra the package that all of it needs, and what cannot be done without it."""
+"""For each extra a package that all of it needs, and what does not work without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     wanted: list[str] = []
-    for extra, (package, use) in _EXTRAS.items():
+    for extra, (package, effect) in _EXTRAS.items():
         if _version(package) is not None:
             wanted.append(extra)
         else:
-            detail = f"{package} is not installed: nothing here {use}"
+            detail = f"{package} is not installed: {effect}"
             yield Finding(f"[{extra}]", "warning", detail, f"pip install 'vae-pipeline[{extra}]'")
     for requirement in map(Requirement, list_requirements()):
         marker = requirement.marker

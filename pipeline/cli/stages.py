@@ -72,13 +72,13 @@ def prepare_resume(
     saved = fetch_state(run_id)
     if device not in (None, "auto", saved["device"]):
         raise UsageRefused(
-            f"run {run_id} was training on {saved['device']}, and goes on nowhere else; "
+            f"run {run_id} was training on {saved['device']}, so it can only continue there; "
             f"got --device {device}"
         )
     if saved["device"] == "cuda" and (missing := missing_cuda()):
         raise DeviceUnavailable(
-            f"run {run_id} was training on cuda, which is not here: {missing}; go on with it where "
-            "there is a GPU, or begin anew with vae train"
+            f"run {run_id} was training on cuda, which this machine lacks: {missing}; continue it "
+            "where there is a GPU, or start again with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))

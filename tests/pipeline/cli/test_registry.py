@@ -15,7 +15,13 @@ from pipeline.evaluation.evaluate import Metrics
 from pipeline.registry.audit_log import Decision, DecisionStatus, list_decisions
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
-from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained, make_bundle
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -51,7 +57,7 @@ def vae(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_dry_run_force_and_at(
     vae: Any, sealed: Bundle, worse: Bundle, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(trained, register(sealed))
+    promote_with(trained, register(sealed))
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
     with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
@@ -156,7 +162,7 @@ def test_rows_that_cannot_be_read_are_no_decision(vae: Any, sealed: Bundle, tmp_
 
 
 def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     register(sealed)
     with pytest.raises(UsageRefused, match="version 1 of vae is champion: promote another"):
         vae("delete", "1")

@@ -9,7 +9,7 @@ from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
 from serving.mlflow_store import connect
-from tests.pipeline.registry.versions import put, register
+from tests.pipeline.registry.versions import promote_with, register
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -32,8 +32,8 @@ def test_who_was_champion_when(sealed: Bundle, worse: Bundle, trained: Trained) 
     """Asked just before and at each move, the champion is none, 1, 2, and 1 again."""
     register(worse)
     register(sealed)
-    put(trained, "1")
-    put(trained, "2")
+    promote_with(trained, "1")
+    promote_with(trained, "2")
     rollback("vae", threads=1)
     first, second, third = moves()
     assert at(first - STEP) == (None, True)
@@ -56,12 +56,12 @@ def test_a_move_by_hand_shows_in_the_next_record_or_in_the_alias_now(
 ) -> None:
     register(worse)
     register(sealed)
-    put(trained, "1")
+    promote_with(trained, "1")
     (first,) = moves()
     connect().set_registered_model_alias("vae", "champion", "2")
     assert at(first) == ("1", False)  # it is 2 now, and the audit does not know since when
     wait_past(first)
-    put(trained, "1")  # refused, but its record says which version is champion
+    promote_with(trained, "1")  # refused, but its record says which version is champion
     seen = datetime.fromisoformat(list_decisions("vae")[0]["time"])
     assert list_decisions("vae")[0]["decision"] == "refused"
     assert at(seen - STEP) == ("1", False)
@@ -77,10 +77,10 @@ def wait_past(when: datetime) -> None:
 def test_a_refused_decision_leaves_the_champion_certain(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
+    promote_with(trained, register(sealed))
     (first,) = moves()
     wait_past(first)
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     seen = datetime.fromisoformat(list_decisions("vae")[0]["time"])
     assert champion_at("vae", seen) == Tenure(version="1", since=first.isoformat(), certain=True)
 

@@ -21,7 +21,13 @@ from serving.bundle import Bundle
 from serving.errors import VaeError
 from serving.mlflow_store import connect
 from tests.e2e.versions import reseal
-from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained
 
 
@@ -34,7 +40,7 @@ def with_champion(
     shutil.copy(empty_store, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        put(trained, register(sealed))
+        promote_with(trained, register(sealed))
     return path
 
 
@@ -68,7 +74,7 @@ def promote_version(
 ) -> Decision:
     """Promote as the command line does, which raises if the champion did not move."""
     gate = PromoteConfig(**fault.gate)
-    decision = put(trained, version, gate, force=force, **fault.rows)
+    decision = promote_with(trained, version, gate, force=force, **fault.rows)
     raise_unless_promoted(decision)
     return decision
 
@@ -244,7 +250,7 @@ def test_fault(
 
 @pytest.mark.usefixtures("store")
 def test_without_a_fault_it_passes(bundle: Bundle, trained: Trained) -> None:
-    assert put(trained, register(reseal(bundle.path, seed=1))).decision == "promoted"
+    assert promote_with(trained, register(reseal(bundle.path, seed=1))).decision == "promoted"
     assert champion() == "2"
 
 
@@ -252,5 +258,5 @@ def test_without_a_fault_it_passes(bundle: Bundle, trained: Trained) -> None:
 def test_new_data_is_accepted_on_request(bundle: Bundle, trained: Trained) -> None:
     version = register(other_rows(reseal(bundle.path, seed=1)))
     gate = PromoteConfig(allow_new_data=True)
-    assert put(trained, version, gate, sha256="1" * 64).decision == "promoted"
+    assert promote_with(trained, version, gate, sha256="1" * 64).decision == "promoted"
     assert champion() == "2"

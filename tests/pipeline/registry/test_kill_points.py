@@ -19,7 +19,7 @@ from serving.errors import UsageRefused
 from serving.mlflow_store import connect
 from serving.source import fetch_version
 from tests.pipeline.registry.processes import forks, promote_and_die, roll_back_and_die
-from tests.pipeline.registry.versions import GATE, alias, champion, put, register
+from tests.pipeline.registry.versions import GATE, alias, champion, promote_with, register
 from tests.trained_models import Trained
 
 
@@ -69,7 +69,7 @@ def roll_back_again() -> None:
 def test_a_death_at_any_step_leaves_a_champion_and_is_healed(
     sealed: Bundle, worse: Bundle, trained: Trained, tmp_path: Path
 ) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     register(sealed)
     deaths = {"promote": 0, "rollback": 0}
     left: dict[str, set[str]] = {"promote": set(), "rollback": set()}
@@ -88,7 +88,7 @@ def test_a_death_at_any_step_leaves_a_champion_and_is_healed(
             folder.mkdir()
             left[action].add(check_whole(folder))
             if action == "promote":
-                assert put(trained, "2", GATE).decision == "promoted"
+                assert promote_with(trained, "2", GATE).decision == "promoted"
                 assert alias("previous") == "1"
             else:
                 roll_back_again()

@@ -13,7 +13,7 @@ from pipeline.registry.promotion import promote
 from serving.bundle import Bundle
 from serving.mlflow_store import connect
 from tests.pipeline.registry.processes import register_racers, run_rounds
-from tests.pipeline.registry.versions import GATE, alias, champion, put, register
+from tests.pipeline.registry.versions import GATE, alias, champion, promote_with, register
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -81,7 +81,7 @@ def test_a_process_that_slept_does_not_undo_what_came_after(
         asked.append(len(asked))
         if len(asked) == 1:  # it sleeps after seeing that its move is the last
             look_with(list_moves)
-            assert put(trained, second, GATE).decision == "promoted"
+            assert promote_with(trained, second, GATE).decision == "promoted"
             assert (champion(), alias("previous")) == (second, first)
             look_with(sleep_before_the_aliases)
         return moves
@@ -106,23 +106,27 @@ def test_a_process_that_slept_finds_its_move_finished(
     def sleep_after_the_claim(client: Any, name: str, move: Move) -> Move:
         claimed = claim_move(client, name, move)
         monkeypatch.setattr(moving, "claim_move", claim_move)
-        assert put(trained, second, GATE).decision == "promoted"
+        assert promote_with(trained, second, GATE).decision == "promoted"
         return claimed
 
     monkeypatch.setattr(moving, "claim_move", sleep_after_the_claim)
-    assert put(trained, first, GATE).decision == "promoted"
+    assert promote_with(trained, first, GATE).decision == "promoted"
     assert (champion(), alias("previous")) == (second, first)
     assert {row["decision"] for row in list_decisions("vae")} == {"promoted"}
 
 
-def test_a_champion_that_a_person_moved_is_left_where_it_is(
-    sealed: Bundle, worse: Bundle, trained: Trained
-) -> None:
-    """A move that was never carried out does not overwrite the person's later change."""
-    client = connect()
+@pytest.fixture
+def two_versions(store: Path, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
+    """Versions 1 and 2 of `vae`; 1 is champion."""
     for bundle in (worse, sealed):
         register(bundle)
-    put(trained, "1")
+    promote_with(trained, "1")
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_champion_that_a_person_moved_is_left_where_it_is() -> None:
+    """A move that was never carried out does not overwrite the person's later change."""
+    client = connect()
     record = list_decisions("vae")[0]["run_id"]
     move = Move(action="promote", version="2", base="1", run_id=record, after=1)
     claim_move(client, "vae", move)
@@ -134,17 +138,13 @@ def test_a_champion_that_a_person_moved_is_left_where_it_is(
     assert moving.finish_last_move(client, "vae") == (2, None)
 
 
-def test_a_move_whose_version_or_record_is_gone_does_not_stop_the_next(
-    sealed: Bundle, worse: Bundle, trained: Trained
-) -> None:
+@pytest.mark.usefixtures("two_versions")
+def test_a_move_whose_version_or_record_is_gone_does_not_stop_the_next(trained: Trained) -> None:
     client = connect()
-    for bundle in (worse, sealed):
-        register(bundle)
-    put(trained, "1")
     client.delete_run(list_decisions("vae")[0]["run_id"])
     gone = Move(action="promote", version="9", base="1", run_id="0" * 32, after=1)
     claim_move(client, "vae", gone)
-    assert put(trained, "2").decision == "promoted"
+    assert promote_with(trained, "2").decision == "promoted"
     assert (champion(), alias("previous")) == ("2", "1")
 
 

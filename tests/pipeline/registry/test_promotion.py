@@ -18,7 +18,14 @@ from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
-from tests.pipeline.registry.versions import alias, champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    alias,
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained, make_bundle
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -38,7 +45,7 @@ def dump(store: Path) -> Iterator[str]:
 
 
 def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained: Trained) -> None:
-    decision = put(trained, register(sealed))
+    decision = promote_with(trained, register(sealed))
     assert decision.decision == "promoted"
     assert decision.previous is None
     assert "no champion to compare with" in decision.reasons[0]
@@ -50,8 +57,8 @@ def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained:
 def test_a_worse_candidate_is_refused_and_recorded(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
-    decision = put(trained, register(worse))
+    promote_with(trained, register(sealed))
+    decision = promote_with(trained, register(worse))
     assert decision.decision == "refused"
     assert decision.reasons[0].startswith("not shown to be as good: ELBO ")
     assert decision.judgement is not None
@@ -75,7 +82,7 @@ def test_a_worse_candidate_is_refused_and_recorded(
 
 def test_the_gate_scores_what_the_torch_model_scores(sealed: Bundle, trained: Trained) -> None:
     """Compare with the torch model on other noise: they differ by no more than the noise allows."""
-    decision = put(trained, register(sealed), PromoteConfig(gate_samples=200))
+    decision = promote_with(trained, register(sealed), PromoteConfig(gate_samples=200))
     x = torch.from_numpy(trained[1].test.x)
     eps = torch.randn(len(x), 2000, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -91,21 +98,23 @@ def test_a_dry_run_decides_and_writes_nothing(
 ) -> None:
     register(worse)
     register(sealed)
-    put(trained, "1")
+    promote_with(trained, "1")
     before = [*dump(store)]
-    accepted = put(trained, "2", dry_run=True)
+    accepted = promote_with(trained, "2", dry_run=True)
     assert accepted.decision == "accepted"
     assert accepted.judgement is not None
-    assert put(trained, "2", PromoteConfig(min_elbo=0), dry_run=True).decision == "refused"
-    assert put(trained, "1", dry_run=True).reasons == ("version 1 is the champion already",)
+    assert promote_with(trained, "2", PromoteConfig(min_elbo=0), dry_run=True).decision == "refused"
+    assert promote_with(trained, "1", dry_run=True).reasons == (
+        "version 1 is the champion already",
+    )
     assert [*dump(store)] == before
 
 
 def test_force_overrides_the_judgement_and_is_recorded(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
-    decision = put(
+    promote_with(trained, register(sealed))
+    decision = promote_with(
         trained, register(worse), PromoteConfig(min_elbo=0), force="the old one is cursed"
     )
     assert decision.decision == "promoted"
@@ -119,7 +128,7 @@ def test_force_overrides_the_judgement_and_is_recorded(
 
 
 def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Trained) -> None:
-    decision = put(trained, register(sealed), force="to be sure")
+    decision = promote_with(trained, register(sealed), force="to be sure")
     assert decision.decision == "promoted"
     assert "no champion to compare with" in decision.reasons[0]
     assert len(decision.reasons) == 1
@@ -128,13 +137,13 @@ def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Tr
 def test_a_damaged_champion_stops_promotion_until_it_is_forced(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     flip_byte(stored_files("1") / "decoder.onnx")
     version = register(sealed)
     with pytest.raises(VerificationFailed, match=r"champion 1 cannot .* vae rollback, or vae prom"):
-        put(trained, version)
+        promote_with(trained, version)
     assert champion() == "1"
-    decision = put(trained, version, force="it is damaged")
+    decision = promote_with(trained, version, force="it is damaged")
     assert decision.decision == "promoted"
     assert "champion 1 cannot be compared with: " in decision.reasons[1]
     assert champion() == "2"
@@ -143,8 +152,8 @@ def test_a_damaged_champion_stops_promotion_until_it_is_forced(
 def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
-    decision = put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    decision = promote_with(trained, register(sealed))
     assert decision.decision == "promoted"
     assert (champion(), alias_version(connect(), "vae", "previous")) == ("2", "1")
     back = rollback("vae", threads=1)
@@ -161,14 +170,14 @@ def test_a_rollback_without_a_previous_version_says_why(sealed: Bundle, trained:
     version = register(sealed)
     with pytest.raises(UsageRefused, match=r"^vae has no champion to go back from: run vae pro"):
         rollback("vae", threads=1)
-    put(trained, version)
+    promote_with(trained, version)
     with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
         rollback("vae", threads=1)
 
 
 def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: Trained) -> None:
-    put(trained, register(sealed))
-    decision = put(trained, "1")
+    promote_with(trained, register(sealed))
+    decision = promote_with(trained, "1")
     assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
     assert len(list_decisions("vae")) == 1
@@ -179,13 +188,13 @@ def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: T
 def test_models_of_other_data_are_not_compared(
     sealed: Bundle, trained: Trained, trained_table: Trained, tmp_path: Path
 ) -> None:
-    put(trained, register(sealed))
-    decision = put(trained_table, register(make_bundle(tmp_path / "table", trained_table)))
+    promote_with(trained, register(sealed))
+    decision = promote_with(trained_table, register(make_bundle(tmp_path / "table", trained_table)))
     assert decision.decision == "refused"
     kinds = [reason.split(" is ")[0] for reason in decision.reasons[:3]]
     assert kinds == ["x_shape", "x_dtype", "likelihood"]
     assert "was evaluated on other held-out rows" in decision.reasons[3]
-    assert put(trained_table, "2", force="no").decision == "refused"
+    assert promote_with(trained_table, "2", force="no").decision == "refused"
 
 
 def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
@@ -199,7 +208,7 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
         return score_version(*arguments)
 
     monkeypatch.setattr(promotion, "score_version", move_then_score)
-    decision = put(trained, version)
+    decision = promote_with(trained, version)
     assert decision.decision == "stale"
     assert champion() == "1"
     assert list_decisions("vae")[0]["decision"] == "stale"
@@ -213,13 +222,13 @@ def test_nothing_moves_without_a_record(
     client = connect()
     client.delete_experiment(client.create_experiment("vae-promotions"))
     with pytest.raises(VaeError, match="the MLflow store"):
-        put(trained, version)
+        promote_with(trained, version)
     assert champion() is None
 
 
 def test_a_refused_rollback_is_recorded(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
-    put(trained, register(worse))
-    put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    promote_with(trained, register(sealed))
     (stored_files("1") / "decoder.onnx").write_bytes(b"rot")
     with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
         rollback("vae", threads=1)
@@ -245,7 +254,7 @@ def test_an_interrupt_leaves_the_champion_that_the_ledger_names(
         with monkeypatch.context() as patch:
             patch.setattr(promotion, step, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                put(trained, version)
+                promote_with(trained, version)
         row = list_decisions("vae")[0]
         assert row["decision"] == status
         assert champion() == (version if status == "promoted" else None)
@@ -255,8 +264,8 @@ def test_an_interrupt_leaves_the_champion_that_the_ledger_names(
 def test_a_version_with_an_alias_is_not_deleted(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
-    put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    promote_with(trained, register(sealed))
     for version, names in (("1", "previous"), ("2", "candidate, champion")):
         with pytest.raises(UsageRefused, match=rf"version {version} of vae is {names}: promote"):
             delete("vae", version)
@@ -277,7 +286,7 @@ def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
     sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger keeps a deletion and a promotion apart: the one that was decided first wins."""
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     version = register(sealed)
     connect().delete_registered_model_alias("vae", "candidate")
 
@@ -287,7 +296,7 @@ def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
         return score_version(*arguments)
 
     monkeypatch.setattr(promotion, "score_version", delete_then_score)
-    decision = put(trained, version)
+    decision = promote_with(trained, version)
     assert decision.decision == "stale"
     assert decision.reasons == ("a delete of version 2 came first: run the gate again",)
     assert champion() == "1"

@@ -23,7 +23,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect, store_errors
 from serving.source import fetch_version, open_source
 from tests.e2e.versions import reseal
-from tests.pipeline.registry.versions import GATE, champion, put, register, stored_files
+from tests.pipeline.registry.versions import GATE, champion, promote_with, register, stored_files
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -142,7 +142,7 @@ def test_a_version_keeps_its_lineage_when_its_run_is_deleted(
     assert (tags["git.sha"], tags["git.dirty"]) == ("0" * 40, "False")
     digests = {name: tags[f"data.{name}.sha256"] for name in ("train", "valid", "test")}
     assert digests == trained[1].digests()
-    assert put(trained, version).decision == "promoted"
+    assert promote_with(trained, version).decision == "promoted"
 
 
 def test_a_version_whose_files_were_purged_is_refused(
@@ -157,7 +157,7 @@ def test_a_version_whose_files_were_purged_is_refused(
     with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
         verify_version(version, tmp_path)
     with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
-        put(trained, version)
+        promote_with(trained, version)
 
 
 def test_an_error_of_the_operating_system_does_not_name_the_store() -> None:

@@ -23,7 +23,7 @@ def register(bundle: Bundle, name: str = "vae") -> str:
         return register_bundle(run, bundle, name)
 
 
-def put(
+def promote_with(
     trained: Trained,
     version: str,
     gate: PromoteConfig = STRICT,

@@ -148,14 +148,14 @@ def test_what_cannot_go_on_says_why_and_leaves_the_run(
 
 def test_a_run_of_a_gpu_goes_on_nowhere_else(images: Dataset) -> None:
     run = broken_off(images, device="cuda")
-    with pytest.raises(UsageRefused, match="was training on cuda, and goes on nowhere else"):
+    with pytest.raises(UsageRefused, match="was training on cuda, so it can only continue there"):
         stages.prepare_resume(run.run_id, "cpu", None)
     if torch.cuda.is_available():
         return
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
             stages.prepare_resume(run.run_id, device, None)
-        said = f"run {run.run_id} was training on cuda, which is not here: torch "
+        said = f"run {run.run_id} was training on cuda, which this machine lacks: torch "
         assert str(caught.value).startswith(said)
         assert "--device" not in str(caught.value)
         assert caught.value.exit_code == 8
