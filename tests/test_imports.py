@@ -102,7 +102,7 @@ def test_settings_and_data_load_no_torch(module: str) -> None:
         ("pipeline", set()),
         ("torch", set()),
         ("onnx", set()),
-        ("mlflow", {"source.py", "pyfunc_model.py"}),
+        ("mlflow", {"mlflow_store.py", "pyfunc_model.py"}),
         ("granian", {"supervisor.py"}),
         ("grpc", {"grpc_server.py"}),
         ("httpx", {"client.py"}),

@@ -129,19 +129,19 @@ def _check_fault(
             f"the report for {device} is about bundle {check.digest[:12]}, "
             f"not about {bundle.manifest.digest[:12]}"
         )
-    name = f"the report for {device} in run {check.run_id}"
+    subject = f"the report for {device} in run {check.run_id}"
     try:
         text = _fetch_report(client, check.run_id)
     except VaeError as err:
         return f"the report for {device} is gone ({err})"
     if hashlib.sha256(text).hexdigest() != check.sha256:
-        return f"{name} was changed"
+        return f"{subject} was changed"
     try:
         report = json.loads(text)
     except ValueError:
-        return f"{name} cannot be read"
+        return f"{subject} cannot be read"
     if fault := _report_fault(report, bundle):
-        return f"{name} {fault}"
+        return f"{subject} {fault}"
     if device not in report.get("devices", ()):
         return f"the report in run {check.run_id} does not cover {device}"
     return None
