@@ -1,4 +1,4 @@
-"""Every default, its help text and its limits; presets by name.
+"""All settings with their defaults, help texts and limits, and the named presets.
 
 Command-line options, MLproject entry points and the README derive from these classes or are
 checked against them.
@@ -31,12 +31,12 @@ class Option:
     min: float | None = None
     max: float | None = None
     open_min: bool = False
-    """Whether `min` itself is refused."""
+    """Whether the value must be larger than `min`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which data, and how it is split."""
+    """The data and its splits."""
 
     data: Annotated[
         str,
@@ -46,20 +46,18 @@ class DataConfig:
         ),
     ] = "mnist"
     columns: Annotated[
-        tuple[str, ...], Option("Columns of a table to learn from; none: all but the label")
+        tuple[str, ...], Option("Columns of a table to train on; none: all but the label")
     ] = ()
-    label: Annotated[
-        str, Option("Column of a table that is not learned from, but colours pictures")
-    ] = ""
+    label: Annotated[str, Option("Table column that is not trained on, but colours the plots")] = ""
     binarize: Annotated[
-        Binarize, Option("Draw 0 or 1 from each value: never, once, or in training each time anew")
+        Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
     ] = "none"
     valid_fraction: Annotated[
-        float, Option("Part of the training rows kept for early stopping", min=0, max=0.5)
+        float, Option("Fraction of the training rows held out for early stopping", min=0, max=0.5)
     ] = 0.1
     test_fraction: Annotated[
         float,
-        Option("Part held out for the report, where the data has no test set", min=0.001, max=0.5),
+        Option("Fraction held out for the report if the data has no test set", min=0.001, max=0.5),
     ] = 0.1
 
 
@@ -71,115 +69,102 @@ class ModelConfig:
         LikelihoodName,
         Option(
             "p(x given z); auto: bernoulli for bytes and bits, continuous_bernoulli for [0, 1], "
-            "else gaussian"
+            "gaussian for other numbers"
         ),
     ] = "auto"
     model: Annotated[
-        str, Option("Networks: mlp, conv, resnet, or the import path package.module:function")
+        str, Option("The networks: mlp, conv, resnet, or an import path package.module:function")
     ] = "mlp"
     hidden_dims: Annotated[
         tuple[int, ...],
-        Option("Widths or channels of the encoder's layers, the decoder mirrors them", min=1),
+        Option("Widths or channels of the encoder's layers; the decoder mirrors them", min=1),
     ] = (512,)
-    latent_dim: Annotated[int, Option("Size of z", min=1)] = 32
+    latent_dim: Annotated[int, Option("Number of latents, the size of z", min=1)] = 32
     activation: Annotated[
         Literal["relu", "tanh", "silu", "gelu"], Option("Activation between layers")
     ] = "silu"
     output_bias: Annotated[
-        bool, Option("Start the decoder's last bias at what fits each feature by itself")
+        bool, Option("Start the decoder's last bias at the value that fits each feature alone")
     ] = False
     sigma: Annotated[
         Literal["learned", "optimal", "fixed"],
-        Option("A gaussian's scale: a weight, the root mean square error, or --fixed-sigma"),
+        Option("A gaussian's scale: learned, the root mean square error, or --fixed-sigma"),
     ] = "learned"
     fixed_sigma: Annotated[
         float, Option("A gaussian's fixed scale, in standardized units", min=0, open_min=True)
     ] = 1.0
     num_categories: Annotated[
-        int, Option("Codes of a categorical likelihood; 0: those of the data", min=0, max=257)
+        int, Option("Categories of a categorical likelihood; 0: as in the data", min=0, max=257)
     ] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The optimisation: Adam on the negative ELBO."""
+    """The optimisation, by Adam on the negative ELBO."""
 
-    epochs: Annotated[int, Option("Passes over the training rows, at most", min=1)] = 25
-    batch_size: Annotated[int, Option("Rows a step", min=1)] = 200
+    epochs: Annotated[int, Option("Most passes over the training rows", min=1)] = 25
+    batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
-    schedule: Annotated[Literal["constant", "cosine"], Option("Course of the learning rate")] = (
+    schedule: Annotated[Literal["constant", "cosine"], Option("How the learning rate changes")] = (
         "cosine"
     )
     objective: Annotated[
         Literal["elbo", "iwae"],
-        Option("Bound that is maximised; iwae weighs the draws of --train-samples"),
+        Option("Bound to maximise; iwae needs several samples per row"),
     ] = "elbo"
-    train_samples: Annotated[int, Option("Noise draws a row in training", min=1, max=1000)] = 1
+    train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
-    kl_warmup_steps: Annotated[
-        int, Option("Steps over which the weight of the KL grows from 0", min=0)
-    ] = 0
-    free_bits: Annotated[
-        float, Option("Nats that each latent's mean KL takes at no cost", min=0)
-    ] = 0.0
-    patience: Annotated[
-        int, Option("Stop after so many epochs without a better validation ELBO", min=1)
-    ] = 5
+    kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
+    free_bits: Annotated[float, Option("Nats of each latent's mean KL without cost", min=0)] = 0.0
+    patience: Annotated[int, Option("Epochs to wait for a better validation ELBO", min=1)] = 5
     max_time: Annotated[
-        float | None, Option("Minutes after which training ends", min=0, open_min=True)
+        float | None, Option("Minutes after which training stops", min=0, open_min=True)
     ] = None
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """The held-out report."""
+    """The evaluation on held-out rows."""
 
     nll_samples: Annotated[
-        int, Option("Importance samples a row for the NLL", min=1, max=100_000)
+        int, Option("Importance samples per row for the NLL", min=1, max=100_000)
     ] = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """The bundle."""
+    """The export to a bundle."""
 
     precision: Annotated[
-        Precision, Option("Numbers that the graphs hold; fp16 and int8 make a smaller bundle")
+        Precision, Option("Number type in the graphs; fp16 and int8 make a smaller bundle")
     ] = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteConfig:
-    """The gate; its rule stands in `pipeline.registry.gate`."""
+    """The gate, whose rule `pipeline.registry.gate` explains."""
 
-    margin: Annotated[
-        float, Option("Nats by which the candidate's held-out ELBO may be lower", min=0)
-    ] = 1.0
+    margin: Annotated[float, Option("Nats by which the held-out ELBO may be lower", min=0)] = 1.0
     confidence: Annotated[
-        float, Option("Probability that it is not lower by more", min=0.5, max=0.9999)
+        float,
+        Option("Confidence that the ELBO is not lower by more than --margin", min=0.5, max=0.9999),
     ] = 0.95
-    min_elbo: Annotated[
-        float | None, Option("Nats that the held-out ELBO must reach, whatever the champion's is")
-    ] = None
-    min_active_units: Annotated[
-        int, Option("Latents that must vary with the held-out rows", min=0)
-    ] = 0
-    gate_samples: Annotated[
-        int, Option("Noise draws a row when the gate scores", min=1, max=1000)
-    ] = 8
+    min_elbo: Annotated[float | None, Option("Lowest held-out ELBO that may pass, in nats")] = None
+    min_active_units: Annotated[int, Option("Lowest number of active latents", min=0)] = 0
+    gate_samples: Annotated[int, Option("Noise samples per row in the gate", min=1, max=1000)] = 8
     require: Annotated[
         tuple[Device, ...],
-        Option("Devices that parity must have passed on, such as cpu,cuda; see vae check"),
+        Option("Devices on which parity must have passed, such as cpu,cuda; see vae check"),
     ] = ()
     allow_new_data: Annotated[
-        bool, Option("Take a candidate whose held-out rows are not the champion's")
+        bool, Option("Accept a candidate whose held-out rows are not the champion's")
     ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All that determines a trained model, apart from the code."""
+    """Everything that determines a trained model, apart from the code."""
 
     preset: str = "default"
     data: DataConfig = field(default_factory=DataConfig)
@@ -188,7 +173,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def flat(self) -> dict[str, Any]:
-        """The settings by dotted name, as MLflow shows them."""
+        """Return the settings by dotted names, as MLflow shows them."""
         rows: dict[str, Any] = {"preset": self.preset}
         for section, values in self.to_json().items():
             if isinstance(values, dict):
@@ -196,43 +181,35 @@ class Config:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The settings in JSON's own types."""
+        """Return the settings in JSON's own types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Config":
-        """The settings that `to_json` wrote."""
-        columns = tuple(content["data"].get("columns", ()))
+        """Read what `to_json` wrote; a setting that an older bundle lacks has its default."""
+        data = {**content["data"], "columns": tuple(content["data"].get("columns", ()))}
         model = {**content["model"], "hidden_dims": tuple(content["model"]["hidden_dims"])}
         return cls(
             preset=content["preset"],
-            data=DataConfig(**{**content["data"], "columns": columns}),
+            data=DataConfig(**data),
             model=ModelConfig(**model),
             train=TrainConfig(**content["train"]),
             evaluate=EvaluateConfig(**content["evaluate"]),
         )
 
 
+_SMALL_RELU_NET: Mapping[str, Any] = {
+    "latent_dim": 20,
+    "activation": "relu",
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "seed": {
-        "hidden_dims": (128, 64),
-        "latent_dim": 20,
-        "activation": "relu",
-        "batch_size": 128,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-    },
-    "example": {
-        "hidden_dims": (400,),
-        "latent_dim": 20,
-        "activation": "relu",
-        "batch_size": 128,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "epochs": 10,
-        "valid_fraction": 0.0,
-    },
+    "seed": {**_SMALL_RELU_NET, "hidden_dims": (128, 64)},
+    "example": {**_SMALL_RELU_NET, "hidden_dims": (400,), "epochs": 10, "valid_fraction": 0.0},
     "burda": {
         "hidden_dims": (200, 200),
         "latent_dim": 50,
@@ -269,12 +246,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "patience": 10,
     },
 }
-"""`seed`: 784-128-64-20. `example`: pytorch/examples' VAE, on all training rows, last weights.
-`burda`: the net and the binarization of Burda et al. (2016), on all but their 400 rows."""
+"""`seed`: layers 784-128-64-20. `example`: the VAE of pytorch/examples, with all training rows and
+the last weights. `burda`: the network and the binarization of Burda et al. (2016), with all
+training rows but the 400 that they hold out."""
 
 
 def configure(preset: str = "default", **settings: Any) -> Config:
-    """Build the settings of a preset, with those given instead of its own."""
+    """Build the settings of a preset; `settings` override the preset's own."""
     if preset not in PRESETS:
         raise UsageRefused(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     chosen = {**PRESETS[preset], **settings}
@@ -296,7 +274,7 @@ def configure(preset: str = "default", **settings: Any) -> Config:
 
 
 def settings_of(section: type) -> Iterator[tuple[str, Any, Option, Any]]:
-    """Name, type, option and default of every setting in a section."""
+    """Yield name, type, option and default of every setting in a section."""
     hints = get_type_hints(section, include_extras=True)
     for item in fields(section):
         annotated = hints[item.name]
@@ -304,5 +282,5 @@ def settings_of(section: type) -> Iterator[tuple[str, Any, Option, Any]]:
 
 
 def preset_settings() -> set[str]:
-    """Names of the settings that some preset changes."""
+    """Return the names of the settings that some preset changes."""
     return {name for preset in PRESETS.values() for name in preset}

@@ -1,4 +1,4 @@
-"""Errors of the pipeline's own stages; those of data and devices stand in `serving.errors`."""
+"""Errors of the pipeline's own stages; errors of data and devices are in `serving.errors`."""
 
 from serving.errors import VaeError
 
@@ -8,11 +8,11 @@ class TrainingDiverged(VaeError):
 
 
 class TrainingStopped(VaeError):
-    """Somebody wanted the training to stop; its state has been saved."""
+    """A signal stopped the training; its state has been saved."""
 
 
 class ParityFailed(VaeError):
-    """The ONNX graphs are not the torch model, or nobody has shown that they are."""
+    """The ONNX graphs differ from the torch model, or no check has shown that they agree."""
 
     exit_code = 4
 
@@ -24,6 +24,6 @@ class GateRefused(VaeError):
 
 
 class Stale(VaeError):
-    """Another promotion moved the champion while this one was deciding."""
+    """The champion was moved while this decision was being made."""
 
     exit_code = 6

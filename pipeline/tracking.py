@@ -1,7 +1,7 @@
-"""MLflow runs: open or adopt one, log to it, and close it with the right status.
+"""MLflow runs: open a run, or use the one that `mlflow run` opened; log to it and close it.
 
-In: the name of an experiment and, under `mlflow run`, the id of the run to adopt. A run that is
-interrupted ends as KILLED, one that fails as FAILED.
+In: the name of an experiment and, under `mlflow run`, the id of its run. A run that is interrupted
+ends as KILLED, one that fails as FAILED.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ STATUS_TAG = "vae.status"
 CHECKPOINT = "checkpoint"
 FIGURES = "figures"
 RESUME = "resume"
-"""Artifact folders of a training run."""
+"""This and the two above are artifact folders of a training run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class TrackedRun:
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log settings; those that `mlflow run` has logged already keep its spelling."""
+        """Log settings, except those that `mlflow run` has logged already in its own spelling."""
         from mlflow.entities import Param
 
         with store_errors():
@@ -65,13 +65,13 @@ class TrackedRun:
             self.client.log_batch(self.run_id, tags=values)
 
     def log_dataset(self, description: Mapping[str, Any]) -> None:
-        """Log the splits that `Dataset.describe` tells of, as inputs of the run."""
+        """Log the splits in a result of `Dataset.describe` as inputs of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = json.dumps({"uri": description["source"]})
         inputs = [
             DatasetInput(
-                # the store takes 36 characters; the whole digest stands in the tags
+                # the store allows 36 characters; the tags hold the whole digest
                 Dataset(Path(description["source"]).name, row["sha256"][:36], "local", source),
                 [InputTag("mlflow.data.context", split)],
             )
@@ -90,17 +90,17 @@ class TrackedRun:
             self.client.log_text(self.run_id, text, name)
 
     def log_folder(self, folder: Path, name: str) -> None:
-        """Log every file of a folder under `name`."""
+        """Log every file of a folder into the artifact folder `name`."""
         with store_errors():
             self.client.log_artifacts(self.run_id, str(folder), name)
 
     def log_file(self, path: Path, folder: str) -> None:
-        """Log one file into an artifact folder, over an earlier one of its name."""
+        """Log one file into an artifact folder; it replaces a file of the same name."""
         with store_errors():
             self.client.log_artifact(self.run_id, str(path), folder)
 
     def fetch_folder(self, name: str, folder: Path) -> list[Path]:
-        """Download the files of an artifact folder; none where there is no such folder."""
+        """Download the files of an artifact folder; return no paths if it does not exist."""
         with store_errors():
             files = [item.path for item in self.client.list_artifacts(self.run_id, name)]
             return [
@@ -109,7 +109,7 @@ class TrackedRun:
             ]
 
     def delete_folder(self, name: str) -> None:
-        """Delete an artifact folder, where the store can; else it stays."""
+        """Delete an artifact folder, if the store supports deletion."""
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -119,12 +119,12 @@ class TrackedRun:
             get_artifact_repository(uri).delete_artifacts(name)
 
     def status(self) -> str:
-        """What MLflow calls the run's status: RUNNING, FINISHED, FAILED or KILLED."""
+        """Return the run's status in MLflow: RUNNING, FINISHED, FAILED or KILLED."""
         with store_errors():
             return str(self.client.get_run(self.run_id).info.status)
 
     def logged_steps(self) -> frozenset[tuple[str, int]]:
-        """Name and step of every value that has been logged."""
+        """Return the name and the step of every logged value."""
         with store_errors():
             names = self.client.get_run(self.run_id).data.metrics
             return frozenset(
@@ -134,7 +134,7 @@ class TrackedRun:
             )
 
     def artifact_place(self, name: str) -> str:
-        """Where a person finds an artifact: a path for a local store, else its URI."""
+        """Return where an artifact is: a path for a local store, otherwise a URI."""
         uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{name}"
         return uri.removeprefix("file://")
 
@@ -158,37 +158,38 @@ def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> I
         raise
     finally:
         with store_errors():
-            # under `mlflow run`, MLflow 3.17 writes FAILED over any status when the command ends
+            # under `mlflow run`, MLflow 3.17 turns any status into FAILED when the command ends
             client.set_tag(active.info.run_id, STATUS_TAG, status)
             mlflow.end_run(status)
 
 
 def open_experiment(client: "MlflowClient", name: str) -> str:
-    """Id of the experiment; a new one on an sqlite store keeps its artifacts beside the store."""
+    """Return the id of an experiment, creating it if needed.
+
+    On an sqlite store a new experiment keeps its artifacts in a folder beside the database.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    store = os.environ["MLFLOW_TRACKING_URI"]
-    location = None
-    if store.startswith("sqlite:///") and "?" not in store:
-        database = Path(store.removeprefix("sqlite:///")).absolute()
-        location = (database.parent / "mlartifacts" / name).as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:  # another process was first
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
+    if found is None:
+        store, location = os.environ["MLFLOW_TRACKING_URI"], None
+        if store.startswith("sqlite:///") and "?" not in store:
+            database = Path(store.removeprefix("sqlite:///")).absolute()
+            location = (database.parent / "mlartifacts" / name).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process may have created it first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
     """Download a run's artifact into `folder`.
 
     Raises:
-        UsageRefused: there is no such run, or its training has not come so far.
+        UsageRefused: there is no such run, or it does not have the artifact yet.
     """
     client = connect()
     check_run(client, run_id)
@@ -209,13 +210,13 @@ def fetch_json(run_id: str, name: str) -> Any:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the source tree, and whether it has uncommitted changes."""
+    """Return the commit of the source tree, and whether there are uncommitted changes."""
     sha = _git("rev-parse", "HEAD")
     return {"sha": sha or "unknown", "dirty": bool(sha and _git("status", "--porcelain"))}
 
 
 def describe_system(device: str, threads: int) -> dict[str, Any]:
-    """What the speed of a run depends on."""
+    """Describe what the speed of a run depends on, as tags."""
     import torch
 
     return {

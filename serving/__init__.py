@@ -1,4 +1,4 @@
-"""Everything that uses a bundle: nothing here needs torch or the pipeline.
+"""Use a bundle, without torch or the pipeline: run, score, sample and serve.
 
 `Client` and `AsyncClient` call a server; see `serving.client`.
 """
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it at its import
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
 
 __all__ = ["AsyncClient", "Client"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the clients when they are asked for: they need httpx, which a server does not."""
+    """Import the clients on demand: they need httpx, which a server does not."""
     if name in __all__:
         try:
             from serving import client

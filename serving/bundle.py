@@ -1,7 +1,7 @@
 """Read and verify a bundle: a directory of ONNX graphs and the manifest that seals them.
 
-In: a directory. Out: a `Bundle`. Anything missing, damaged or not listed raises
-`VerificationFailed` and names the file; where there is no directory, it is `UsageRefused`.
+In: a directory. Out: a `Bundle`. A file that is missing, damaged or not listed raises
+`VerificationFailed` with its name; a missing directory raises `UsageRefused`.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle says of itself; `digest` names all of it, files included."""
+    """The description of a bundle; `digest` covers all of it and, by their hashes, its files."""
 
     schema_version: int
     digest: str
     files: Mapping[str, Mapping[str, Any]]
-    """sha256 and bytes of every file but the manifest."""
+    """The `sha256` and `bytes` of every file but the manifest."""
     x_shape: tuple[int, ...]
     x_dtype: str
     latent_dim: int
@@ -52,24 +52,24 @@ class Manifest:
     seed: int
     config: Mapping[str, Any]
     precision: str = "float32"
-    """Numbers that the graphs hold: float32, fp16 or int8."""
+    """Format of the numbers in the graphs: float32, fp16 or int8."""
     ranges: Mapping[str, Any] | None = None
-    """Least and largest input of every int8 layer."""
+    """Smallest and largest input of every int8 layer."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the features, of a model of a table with a column for each."""
+        """Names of the features, if the model was trained on a table with a column for each."""
         return tuple(self.data.get("columns", ()))
 
     @property
     def unit_range(self) -> bool:
-        """Whether `x` must be from 0 to 1."""
+        """Whether the values of `x` must be from 0 to 1."""
         return self.x_dtype == "float32" and self.likelihood.endswith("bernoulli")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A directory whose files are those of its manifest."""
+    """A directory whose files match its manifest."""
 
     path: Path
     manifest: Manifest
@@ -82,7 +82,7 @@ class Bundle:
         )
 
     def golden(self) -> dict[str, NDArray[Any]]:
-        """A few inputs and what torch made of them: the self-check at load."""
+        """Read a few inputs and torch's outputs of them, for the self-check."""
         try:
             with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -119,7 +119,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         if not path.exists():
             raise UsageRefused(f"no folder {path}") from None
-        raise VerificationFailed(f"{path} is no bundle: it has no {MANIFEST}") from None
+        raise VerificationFailed(f"{path} is not a bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as err:
         raise VerificationFailed(f"cannot read {path / MANIFEST}: {err}") from err
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
@@ -141,20 +141,20 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest's content in canonical JSON, the digest itself left out."""
+    """Return the SHA-256 of the manifest's content in canonical JSON, without the digest itself."""
     rest = {key: value for key, value in content.items() if key != "digest"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """SHA-256 and size of a file, as the manifest lists them."""
+    """Return the SHA-256 and size of a file, as the manifest lists them."""
     content = path.read_bytes()
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def describe_operations(operations: Mapping[str, Operation]) -> dict[str, Any]:
-    """The operation table in JSON's own types, as the manifest holds it."""
+    """Return the operation table in JSON types, as the manifest holds it."""
 
     def describe(operation: Operation) -> dict[str, Any]:
         tensors = {"inputs": operation.inputs, "outputs": operation.outputs}

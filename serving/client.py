@@ -1,13 +1,13 @@
-"""A small client of a server: arrays in, arrays out, binary on the wire.
+"""Two small clients of a server, which send and receive arrays in binary.
 
-`Client` blocks, `AsyncClient` awaits; both keep their connections. What the server refuses comes
-back with the server's message as the error that its status stands for: `UsageRefused` for 400,
+`Client` blocks, `AsyncClient` is awaited; both keep their connections open. An answer that is an
+error raises the class that has its status, with the server's message: `UsageRefused` for 400,
 `NotFound`, `Overloaded`, `NotReady`, `DeadlineExceeded` and so on.
 """
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Generic, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -27,23 +27,25 @@ _ERRORS: Mapping[int, type[VaeError]] = {
     503: errors.NotReady,
     504: errors.DeadlineExceeded,
 }
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
-class _Calls:
-    """What both clients share: which request a call makes, and what its answer means."""
+class _Calls(Generic[Http]):
+    """What both clients share: the request of each call, and the reading of its answer."""
 
-    def _options(self, url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    _open: type[Http]
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout_s: float = 30.0, version: str = ""
+    ) -> None:
         key = api_key or os.environ.get("VAE_API_KEY")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return {"base_url": url, "headers": headers, "timeout": timeout_s}
+        self._http: Http = self._open(base_url=url, headers=headers, timeout=timeout_s)
+        self._suffix = f"/versions/{version}" if version else ""
 
     def _request(
-        self,
-        operation: str,
-        inputs: Mapping[str, Array],
-        parameters: Mapping[str, Parameter],
-        version: str,
-    ) -> dict[str, Any]:
+        self, operation: str, inputs: Mapping[str, Array], parameters: Mapping[str, Parameter]
+    ) -> httpx.Request:
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         for name, array in arrays.items():
             if array.dtype == np.float64:
@@ -51,13 +53,12 @@ class _Calls:
             elif array.dtype not in DATATYPES:
                 raise DataRefused(f"{name} must be uint8 or float32, got {array.dtype}")
         body, length = encode_request(InferRequest(operation, arrays, parameters=parameters))
-        place = f"/versions/{version}" if version else ""
-        return {
-            "method": "POST",
-            "url": f"/v2/models/{operation}{place}/infer",
-            "content": body,
-            "headers": {"content-type": BINARY, HEADER_LENGTH: str(length)},
-        }
+        return self._http.build_request(
+            "POST",
+            f"/v2/models/{operation}{self._suffix}/infer",
+            content=body,
+            headers={"content-type": BINARY, HEADER_LENGTH: str(length)},
+        )
 
     def _response(self, answer: httpx.Response) -> InferResponse:
         if answer.status_code != httpx.codes.OK:
@@ -69,41 +70,30 @@ class _Calls:
         return decode_response(answer.content, answer.headers.get(HEADER_LENGTH))
 
 
-class Client(_Calls):
+class Client(_Calls[httpx.Client]):
     """A blocking client.
 
     Args:
-        url: of REST, `http://127.0.0.1:8080` for example.
-        api_key: by default the variable `VAE_API_KEY`.
-        timeout_s: for each step of a request.
-        version: ask for this version and no other.
+        url: address of REST, for example `http://127.0.0.1:8080`.
+        api_key: by default the environment variable `VAE_API_KEY`.
+        timeout_s: timeout of each step of a request.
+        version: the version that must answer; by default any.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        version: str = "",
-    ) -> None:
-        self._http = httpx.Client(**self._options(url, api_key, timeout_s))
-        self._version = version
+    _open = httpx.Client
 
     def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
-        """Run any operation; the answer names the version that made it."""
-        return self._response(
-            self._http.request(**self._request(operation, inputs, parameters, self._version))
-        )
+        """Run any operation; the answer names the version that computed it."""
+        return self._response(self._http.send(self._request(operation, inputs, parameters)))
 
     def encode(self, x: Array) -> Mapping[str, Array]:
-        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return self.infer("encode", {"x": x}).outputs
 
     def decode(self, z: Array) -> Array:
-        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return self.infer("decode", {"z": z}).outputs["x_loc"]
 
     def reconstruct(self, x: Array) -> Array:
@@ -116,11 +106,11 @@ class Client(_Calls):
         return response.outputs["x_loc"]
 
     def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        """Return bounds on log p(x) of each row in nats, each (batch,)."""
         return self.infer("score", {"x": x}, num_samples=num_samples, seed=seed).outputs
 
     def ready(self) -> bool:
-        """Whether the server takes requests; False too where none answers."""
+        """Whether the server takes requests; False too if it does not answer."""
         try:
             return self._http.get("/v2/health/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -137,34 +127,23 @@ class Client(_Calls):
         self.close()
 
 
-class AsyncClient(_Calls):
-    """The same, to be awaited; takes what `Client` takes."""
+class AsyncClient(_Calls[httpx.AsyncClient]):
+    """A client whose calls are awaited; its arguments are those of `Client`."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 30.0,
-        version: str = "",
-    ) -> None:
-        self._http = httpx.AsyncClient(**self._options(url, api_key, timeout_s))
-        self._version = version
+    _open = httpx.AsyncClient
 
     async def infer(
         self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
     ) -> InferResponse:
-        """Run any operation; the answer names the version that made it."""
-        return self._response(
-            await self._http.request(**self._request(operation, inputs, parameters, self._version))
-        )
+        """Run any operation; the answer names the version that computed it."""
+        return self._response(await self._http.send(self._request(operation, inputs, parameters)))
 
     async def encode(self, x: Array) -> Mapping[str, Array]:
-        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return (await self.infer("encode", {"x": x})).outputs
 
     async def decode(self, z: Array) -> Array:
-        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return (await self.infer("decode", {"z": z})).outputs["x_loc"]
 
     async def reconstruct(self, x: Array) -> Array:
@@ -177,12 +156,12 @@ class AsyncClient(_Calls):
         return response.outputs["x_loc"]
 
     async def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Bounds on log p(x) of each row in nats, each (batch,)."""
+        """Return bounds on log p(x) of each row in nats, each (batch,)."""
         response = await self.infer("score", {"x": x}, num_samples=num_samples, seed=seed)
         return response.outputs
 
     async def ready(self) -> bool:
-        """Whether the server takes requests; False too where none answers."""
+        """Whether the server takes requests; False too if it does not answer."""
         try:
             return (await self._http.get("/v2/health/ready")).status_code == httpx.codes.OK
         except httpx.TransportError:

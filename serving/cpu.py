@@ -1,7 +1,8 @@
-"""How many threads to use, and how they should wait.
+"""Choose how many threads to use, and how they wait.
 
-OpenMP threads that spin long at a barrier lose a factor of ten when a neighbour shares the cores;
-a short spin keeps most of the speed of an idle machine. It must be set before torch is imported.
+OpenMP threads that spin long at a barrier run ten times slower when another process shares the
+cores; a short spin keeps most of the speed of an idle machine. It must be set before torch is
+imported.
 """
 
 import math
@@ -12,13 +13,13 @@ _NO_QUOTA = 1e9
 
 
 def limit_spinning() -> None:
-    """Let OpenMP threads sleep soon while they wait, unless the user chose otherwise."""
+    """Make waiting OpenMP threads sleep soon, unless the user has set `GOMP_SPINCOUNT`."""
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def available_cores() -> int:
-    """Cores this process may really use: its affinity, capped by the cgroup's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every platform
+    """Return how many cores this process may use: its affinity, capped by the cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on some platforms
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min(cores, math.ceil(_cgroup_quota())))
 

@@ -1,8 +1,8 @@
-"""Write what deploys a model elsewhere: a Triton repository, a KServe resource, a Docker context.
+"""Write the files that deploy a model: a Triton repository, a KServe resource, a Docker context.
 
-In: a verified `Source`. Out: a folder, whole or absent. Names come from a registry: each is quoted
-for the file that holds it, and none stands in a comment. Raises `UsageRefused` where the folder is
-taken or a name or number cannot be used, `VaeError` where the folder cannot be written.
+In: a verified `Source`. Out: a folder, whole or absent. Names come from a registry, so each is
+quoted for the file that holds it, and none is put in a comment. Raises `UsageRefused` if the folder
+is not empty or a name or number cannot be used, `VaeError` if the folder cannot be written.
 """
 
 import json
@@ -21,16 +21,16 @@ from serving.source import Source
 
 DeployTarget = Literal["triton", "kserve", "docker"]
 
-MAX_BATCH_SIZE = 1024  # rows that Triton puts into one call
+MAX_BATCH_SIZE = 1024  # rows that Triton puts into one run
 REST_PORT = 8080
 GRPC_PORT = 8081
 BUNDLE_IN_IMAGE = "/srv/bundle"
-USER_ID = 10001  # a number, so that Kubernetes can tell that it is not root
+USER_ID = 10001  # a number, so that Kubernetes can see that it is not root
 
 _TRITON_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _HEALTH_CHECK = (
-    "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open("  # never by a proxy
+    "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open("  # without a proxy
     f"'http://127.0.0.1:{REST_PORT}/v2/health/ready', timeout=2)"
 )
 
@@ -43,10 +43,10 @@ def write_deployment(
     alias: str | None = None,
     image: str | None = None,
 ) -> tuple[str, ...]:
-    """Write the files of `target` to `out`, new or empty; give their names relative to it, sorted.
+    """Write the files of `target` to the new or empty folder `out`; return their relative names.
 
-    `alias` is what a container follows, if it should; Triton gets this very version. `image` is
-    what KServe runs, `vae-serve:TAG` by default; Triton and Docker take none.
+    `alias` is the alias that a container follows, if any; Triton always gets the version itself.
+    `image` is the image that KServe runs, by default `vae-serve:TAG`; the others do not use it.
     """
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
@@ -59,20 +59,20 @@ def write_deployment(
 
 
 def default_image(source: Source) -> str:
-    """Name of the image: tagged by the bundle where it is inside, else by the package's version."""
+    """Return the image's name, tagged by the bundle that it holds, or by the package's version."""
     digest = source.bundle.manifest.digest
     return f"vae-serve:{metadata.version('vae-pipeline') if source.name else digest[:12]}"
 
 
 def _check_place(place: Path) -> None:
-    if place == Path.cwd():  # a shell that stands in it would be left in a removed folder
+    if place == Path.cwd():  # replacing it would leave the shell in a removed folder
         raise UsageRefused(f"--out {place} is the working folder: name a new folder")
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise UsageRefused(f"--out {place} exists and is no empty folder: name a new folder")
+        raise UsageRefused(f"--out {place} exists and is not an empty folder: name a new folder")
 
 
 def _write_triton(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """A model repository: a model an operation, under the version's own number."""
+    """Write a model repository: one model for each operation, under the version's own number."""
     number = _version_number(source)
     for operation in source.bundle.operations.values():
         version_folder = folder / operation.name / str(number)
@@ -104,16 +104,18 @@ def _triton_config(source: Source, operation: Operation, number: int) -> str:
 
 
 def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
-    """A tensor without its batch axis; Triton wants one value a row to be written as [1]."""
+    """Describe a tensor without its batch axis; for Triton, one value for each row is [1]."""
     if tensor.dtype not in _TRITON_TYPES:
-        raise UsageRefused(f"Triton gets {', '.join(_TRITON_TYPES)} here, got {tensor.dtype!r}")
+        raise UsageRefused(
+            f"dtype for Triton must be {' or '.join(_TRITON_TYPES)}, got {tensor.dtype!r}"
+        )
     dims = ", ".join(str(-1 if isinstance(axis, str) else axis) for axis in tensor.shape[1:])
     shape = f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape { shape: [ ] }"
     return f'{side} {{ name: "{name}" data_type: {_TRITON_TYPES[tensor.dtype]} {shape} }}'
 
 
 def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """One InferenceService whose container is the image that `--target docker` builds."""
+    """Write an InferenceService whose container is the image that `--target docker` builds."""
     # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
     command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source, alias)]
     store = """\
@@ -122,10 +124,10 @@ def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -
             value: "http://mlflow.example.com:5000"
 """
     text = f"""\
-# Build and push the image first: vae deploy --target docker writes what it is made of.
-# Knative opens one port a container, and probes that one: it is REST here. For gRPC, make it
-# {{name: h2c, containerPort: {GRPC_PORT}}}, and both httpGet tcpSocket: {{port: {GRPC_PORT}}}.
-# PROTOCOL stays v2 then: of a custom container, KServe takes no grpc-v2.
+# Build and push the image first: vae deploy --target docker writes its build context.
+# Knative opens one port of each container, and probes that one: REST here. For gRPC, change it to
+# {{name: h2c, containerPort: {GRPC_PORT}}}, and both httpGet to tcpSocket: {{port: {GRPC_PORT}}}.
+# PROTOCOL stays v2 then: KServe does not take grpc-v2 of a custom container.
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
@@ -164,8 +166,8 @@ spec:
 
 
 def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """A build context: Dockerfile, .dockerignore and, of a bundle folder, its files."""
-    ignored = "*\n!vae_pipeline-*.whl\n"  # all but what the image needs
+    """Write a build context: Dockerfile, .dockerignore and, for a bundle folder, the bundle."""
+    ignored = "*\n!vae_pipeline-*.whl\n"  # ignore all but what the image needs
     if source.name is not None:
         extra = "[registry]"
         copy = "# Start it with -e MLFLOW_TRACKING_URI=...: the model is fetched from there."
@@ -176,9 +178,9 @@ def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -
         for name in (*source.bundle.manifest.files, MANIFEST):
             shutil.copyfile(source.bundle.path / name, folder / "bundle" / name)
     text = f"""\
-# The package comes as a wheel beside this file. In a checkout of vae-pipeline, make it with
+# The package is a wheel beside this file. Build it in a checkout of vae-pipeline with
 #   pip wheel --no-deps -w DIR .
-# where DIR is this folder. Then: docker build -t NAME:TAG DIR
+# where DIR is this folder. Then run: docker build -t NAME:TAG DIR
 FROM python:3.11-slim
 COPY vae_pipeline-*.whl /tmp/
 RUN pip install --no-cache-dir "$(echo /tmp/vae_pipeline-*.whl){extra}" && rm /tmp/*.whl
@@ -202,7 +204,7 @@ TARGETS: Mapping[DeployTarget, Callable[[Source, Path, str, str | None], None]] 
     "kserve": _write_kserve,
     "docker": _write_docker,
 }
-"""What writes each target's files: of a source, into a folder, for an image and an alias."""
+"""The function that writes each target's files: its arguments are source, folder, image, alias."""
 
 
 def _serve_command(source: Source, alias: str | None) -> list[str]:
@@ -211,7 +213,7 @@ def _serve_command(source: Source, alias: str | None) -> list[str]:
 
 
 def _reference(source: Source, alias: str | None) -> str:
-    """The model as the container names it: an alias, this very version, the bundle in the image."""
+    """Return the model as the container names it: by alias, by version, or as its own bundle."""
     if source.name is None:
         return BUNDLE_IN_IMAGE
     if alias is not None:
@@ -220,7 +222,7 @@ def _reference(source: Source, alias: str | None) -> str:
 
 
 def _version_number(source: Source) -> int:
-    """The registry's number, or 1; it names a folder, so nothing but a number may pass."""
+    """Return the registry's number, or 1; it names a folder, so only a number is taken."""
     version = "1" if source.version is None else source.version
     if re.fullmatch("0*[1-9][0-9]{0,17}", version) is None:
         raise UsageRefused(f"version must be a positive whole number, got {version!r}")
@@ -228,19 +230,19 @@ def _version_number(source: Source) -> int:
 
 
 def _resource_name(name: str | None) -> str:
-    """A name that KServe takes: lower-case letters, digits and dashes, a letter first."""
+    """Return a name that KServe takes: lower-case letters, digits and dashes, a letter first."""
     plain = re.sub("[^a-z0-9]+", "-", (name or "").lower()).strip("-")
     label = plain if plain[:1].isalpha() else f"vae-{plain}"
-    return label[:40].rstrip("-")  # KServe appends to it, and 63 is Kubernetes' limit
+    return label[:40].rstrip("-")  # KServe appends to it, and Kubernetes takes 63 characters
 
 
 def _protobuf(text: str) -> str:
-    """A string of protobuf's text format: UTF-8 with octal escapes."""
+    """Quote a string for protobuf's text format: UTF-8 with octal escapes."""
     plain = (chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode())
     return f'"{"".join(plain)}"'
 
 
 def _yaml(text: str) -> str:
-    r"""A double-quoted YAML string; YAML takes no surrogate pairs of JSON's, but \UXXXXXXXX."""
+    r"""Quote a string for YAML, which takes \UXXXXXXXX, but no surrogate pairs as JSON does."""
     plain = (c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'"{"".join(plain)}"'

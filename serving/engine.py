@@ -1,7 +1,7 @@
 """Run a bundle's operations with onnxruntime: arrays in, arrays out.
 
-The device that was asked for is the device that runs: every node's assignment is read back. CUDA
-computes in float32, without TF32 unless it is asked for. Bad arrays raise `DataRefused`.
+The graphs run on the requested device or not at all: every node's assignment is read back. CUDA
+computes in float32, and uses TF32 only on request. Arrays that do not fit raise `DataRefused`.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ Device = Literal["cpu", "cuda"]
 Level = Literal["off", "basic", "extended", "all"]
 
 MAX_BATCH = 1024
-"""Rows in one run of a graph; longer inputs are cut."""
+"""Rows of one run of a graph; longer inputs are split."""
 MAX_DECODED = 4096
-"""Rows times noise draws in one run, which bounds memory."""
+"""Rows times noise draws of one run, which bounds memory."""
 
 _LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -37,23 +37,23 @@ _LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _SHAPE_OPS = {"Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze"}
-"""They compute sizes, which onnxruntime keeps on the CPU on purpose."""
+"""Operators that compute sizes, which onnxruntime keeps on the CPU on purpose."""
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Engine:
-    """Sessions over the graphs of one bundle.
+    """Runs the operations of one bundle.
 
     Args:
         bundle: the verified bundle.
-        device: `cpu` or `cuda`; there is no fall-back from one to the other.
-        threads: threads inside one operator, on the CPU.
+        device: `cpu` or `cuda`, without a fall-back to the other.
+        threads: threads of one operator on the CPU.
         level: onnxruntime's graph optimisation level.
         tf32: let CUDA round the factors of matrix products to ten bits, for speed.
 
     Raises:
         DeviceUnavailable: the device cannot run every node.
-        VerificationFailed: a graph does not open, or its tensors are not the table's.
+        VerificationFailed: a graph does not open, or its tensors differ from the operation table.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine:
         return self.compute(name, inputs)
 
     def check(self, name: str, inputs: Mapping[str, Array]) -> int:
-        """Refuse what the operation does not take; return the number of rows.
+        """Check the inputs of an operation; return the number of rows.
 
         Raises:
             UsageRefused: there is no such operation.
@@ -97,7 +97,7 @@ class Engine:
         return _check_inputs(self.operations[name], inputs, self.bundle.manifest.unit_range)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one operation on inputs that `check` has passed, in pieces that bound memory."""
+        """Run one operation on inputs that `check` has passed, split to bound memory."""
         operation = self.operations[name]
         rows = len(inputs[operation.inputs[0].name])
         if rows == 0:
@@ -108,20 +108,20 @@ class Engine:
             graph_name: inputs[tensor.name]
             for graph_name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
         }
-        pieces = [
-            session.run(names, {key: array[piece] for key, array in feeds.items()})
-            for piece in _pieces(rows, inputs)
+        runs = [
+            session.run(names, {key: array[part] for key, array in feeds.items()})
+            for part in split_rows(rows, inputs)
         ]
-        if len(pieces) == 1:
-            return dict(zip(names, pieces[0], strict=True))
-        return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
+        if len(runs) == 1:
+            return dict(zip(names, runs[0], strict=True))
+        return {n: np.concatenate(y) for n, y in zip(names, zip(*runs, strict=True), strict=True)}
 
     def encode(self, x: Array) -> dict[str, Array]:
-        """Posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
+        """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return self.run("encode", {"x": x})
 
     def decode(self, z: Array) -> Array:
-        """Mean of p(x given z) in the data's units, (batch, *x_shape)."""
+        """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return self.run("decode", {"z": z})["x_loc"]
 
     def reconstruct(self, x: Array) -> Array:
@@ -129,19 +129,19 @@ class Engine:
         return self.run("reconstruct", {"x": x})["x_loc"]
 
     def sample(self, num_samples: int, seed: int, *, start: int = 0) -> Array:
-        """Samples `start` to `start + num_samples` of `seed`, (num_samples, *x_shape)."""
+        """Return samples `start` to `start + num_samples` of `seed`, (num_samples, *x_shape)."""
         eps = draw_rows(seed, start, start + num_samples, self.bundle.manifest.latent_dim)
         return self.run("sample", {"eps": eps})["x_loc"]
 
     def score(self, x: Array, num_samples: int, seed: int) -> dict[str, Array]:
-        """Bounds on log p(x) of each row in nats, over `num_samples` draws.
+        """Return bounds on log p(x) of each row in nats, over `num_samples` draws.
 
-        All rows share the draws of `seed`, so that a row's score depends on nothing but the row.
+        All rows share the draws of `seed`, so that a row's score does not depend on other rows.
         """
         return self.run("score", {"x": x, "eps": self.score_noise(len(x), num_samples, seed)})
 
     def score_noise(self, rows: int, num_samples: int, seed: int) -> Array:
-        """The `eps` of `score`: the same draws for every row, without a copy a row."""
+        """Return the `eps` of `score`: the same draws for every row, stored once."""
         noise = draw_rows(seed, 0, num_samples, self.bundle.manifest.latent_dim)
         return np.broadcast_to(noise, (rows, *noise.shape))
 
@@ -149,7 +149,7 @@ class Engine:
         """Compare every output with the torch outputs that the bundle carries.
 
         Raises:
-            VerificationFailed: an output is off by more than the budget stored beside it.
+            VerificationFailed: an output differs by more than the tolerance stored beside it.
         """
         golden = self.bundle.golden()
         for operation in self.operations.values():
@@ -175,7 +175,7 @@ class Engine:
                 )
 
     def placement(self) -> dict[str, int]:
-        """Number of nodes that each provider was given, over all graphs."""
+        """Return the number of nodes that each provider runs, over all graphs."""
         counts: dict[str, int] = {}
         for session in self._sessions.values():
             for part in session.get_provider_graph_assignment_info():
@@ -184,12 +184,12 @@ class Engine:
 
 
 def session_options(threads: int, level: Level) -> ort.SessionOptions:
-    """Options of every session: threads that sleep while they wait, and a record of placement."""
+    """Return a session's options: threads sleep while they wait, and placement is recorded."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = _LEVELS[level]
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 3  # errors only, and they are raised too
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.x64quantprecision", str(int(_may_overflow())))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -199,7 +199,7 @@ def session_options(threads: int, level: Level) -> ort.SessionOptions:
 def _may_overflow() -> bool:
     """Whether int8 products could overflow, so that the exact kernels, half as fast, are needed.
 
-    x86-64 without VNNI sums pairs of products in 16 bits. What is not known counts as without.
+    x86-64 without VNNI sums pairs of products in 16 bits. An unknown processor counts as without.
     """
     try:
         return "vnni" not in Path("/proc/cpuinfo").read_text()
@@ -214,8 +214,8 @@ def require_cuda() -> None:
             "device cuda is not available: this onnxruntime has no CUDA provider; "
             "install onnxruntime-gpu"
         )
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # preload_dlls prints what it cannot load
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # preload_dlls prints what it cannot load
         ort.preload_dlls()
     try:
         ctypes.CDLL("libcuda.so.1")
@@ -224,12 +224,12 @@ def require_cuda() -> None:
             f"device cuda is not available: no NVIDIA driver ({err}); "
             "use --device cpu, or a machine with a GPU"
         ) from err
-    if missing := [line for line in said.getvalue().splitlines() if "Failed to load" in line]:
+    if missing := [line for line in printed.getvalue().splitlines() if "Failed to load" in line]:
         raise DeviceUnavailable(f"device cuda is not available: {missing[0]}")
 
 
 def provider(device: Device, *, tf32: bool) -> tuple[str, dict[str, str]]:
-    """The one provider of a session, and its options; onnxruntime's own default is TF32."""
+    """Return the provider of a session and its options; onnxruntime would use TF32 by default."""
     return PROVIDERS[device], {"use_tf32": str(int(tf32))} if device == "cuda" else {}
 
 
@@ -246,7 +246,7 @@ def open_session(
             raise DeviceUnavailable(f"device cuda cannot run {name}: {err}") from err
         place = graph if isinstance(graph, Path) else name
         raise VerificationFailed(f"onnxruntime cannot open {place}: {err}") from err
-    # onnxruntime takes the CPU without an error where a provider does not load or lacks a kernel
+    # if a provider does not load or lacks a kernel, onnxruntime uses the CPU without an error
     for part in session.get_provider_graph_assignment_info():
         strays = {node.op_type for node in part.get_nodes()} - _SHAPE_OPS
         if part.ep_name != PROVIDERS[device] and strays:
@@ -258,7 +258,7 @@ def open_session(
 
 
 def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
-    """The graph must have the table's tensors: names, dtypes and shapes."""
+    """Check that a graph has the names, dtypes and shapes of the operation table."""
     graph_inputs = tuple(
         replace(tensor, name=name)
         for name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
@@ -279,7 +279,7 @@ def _numpy_dtype(onnx_type: str) -> str:
 
 
 def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range: bool) -> int:
-    """Compare arrays with the table; return the number of rows."""
+    """Check arrays against the operation table; return the number of rows."""
     names = [tensor.name for tensor in operation.inputs]
     if len(inputs) != len(names) or any(name not in inputs for name in names):
         got = ", ".join(sorted(inputs)) or "none"
@@ -296,16 +296,17 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range:
         if not fits:
             wanted = ", ".join(str(axis) for axis in tensor.shape)
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
-        _check_values(tensor.name, array, unit_range=tensor.name == "x" and unit_range)
+        check_values(tensor.name, array, unit_range=tensor.name == "x" and unit_range)
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")
     return sizes["batch"]
 
 
-def _check_values(name: str, array: Array, *, unit_range: bool) -> None:
+def check_values(name: str, array: Array, *, unit_range: bool) -> None:
+    """Refuse floats that are not finite or, with `unit_range`, not from 0 to 1."""
     if array.dtype.kind != "f" or array.size == 0:
         return
-    if array.strides[0] == 0:  # one row, broadcast
+    if array.strides[0] == 0:  # a broadcast of one row
         array = array[:1]
     finite = np.isfinite(array).reshape(len(array), -1).all(1)
     if not finite.all():
@@ -321,11 +322,11 @@ def _empty(tensor: Tensor) -> Array:
     return np.empty([0 if isinstance(axis, str) else axis for axis in tensor.shape], tensor.dtype)
 
 
-def _pieces(rows: int, inputs: Mapping[str, Array]) -> Iterator[slice]:
-    """Cut rows so that a run stays within `MAX_BATCH` and `MAX_DECODED`."""
-    draws = max(
+def split_rows(rows: int, inputs: Mapping[str, Array]) -> Iterator[slice]:
+    """Split rows into runs that stay within `MAX_BATCH` and `MAX_DECODED`."""
+    num_samples = max(
         array.shape[1] if name == "eps" and array.ndim == 3 else 1 for name, array in inputs.items()
     )
-    step = min(MAX_BATCH, max(1, MAX_DECODED // draws))
+    step = min(MAX_BATCH, max(1, MAX_DECODED // num_samples))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -1,18 +1,18 @@
 """Errors that a user can act on.
 
-Each class carries the exit code of the command line and the status of an answer of the server:
-that of HTTP, and the name of gRPC's.
+Each class carries the exit code of a command, the HTTP status of an answer, and the name of its
+gRPC status.
 """
 
 
 class VaeError(Exception):
-    """Something outside the program went wrong: a store, a disk, a training that diverged."""
+    """Something outside the program failed: a store, a disk, a training that diverged."""
 
     exit_code = 1
     status = 500
     grpc_status = "INTERNAL"
     headers: tuple[tuple[str, str], ...] = ()
-    """What an answer over HTTP says besides."""
+    """Further headers of the HTTP answer."""
 
 
 class UsageRefused(VaeError):
@@ -32,13 +32,13 @@ class DataRefused(VaeError):
 
 
 class VerificationFailed(VaeError):
-    """Files are missing, damaged, or not those that were sealed."""
+    """Files are missing, damaged, or differ from those that were sealed."""
 
     exit_code = 7
 
 
 class DeviceUnavailable(VaeError):
-    """The device that was asked for is not there, or would not run every node."""
+    """The requested device is missing, or cannot run every node."""
 
     exit_code = 8
 
@@ -52,21 +52,21 @@ class Unauthorized(VaeError):
 
 
 class Forbidden(VaeError):
-    """Not from there."""
+    """A page of another site may not make this request."""
 
     status = 403
     grpc_status = "PERMISSION_DENIED"
 
 
 class NotFound(VaeError):
-    """There is no such model, version or address."""
+    """There is no such model, version or path."""
 
     status = 404
     grpc_status = "NOT_FOUND"
 
 
 class MethodNotAllowed(VaeError):
-    """The address is there, but not for this method."""
+    """The path does not take this method."""
 
     status = 405
     grpc_status = "UNIMPLEMENTED"
@@ -77,28 +77,28 @@ class MethodNotAllowed(VaeError):
 
 
 class BodyTimeout(VaeError):
-    """The body of a request did not come in time."""
+    """The body of the request did not arrive in time."""
 
     status = 408
     grpc_status = "DEADLINE_EXCEEDED"
 
 
 class LengthRequired(VaeError):
-    """The request does not say how long its body is."""
+    """The request does not give the length of its body."""
 
     status = 411
     grpc_status = "INVALID_ARGUMENT"
 
 
 class TooLarge(VaeError):
-    """The request holds more than the server takes."""
+    """The body of the request is larger than the limit."""
 
     status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class Overloaded(VaeError):
-    """The queue is full: try again in a moment."""
+    """The queue is full; a later request may be answered."""
 
     status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
@@ -106,14 +106,14 @@ class Overloaded(VaeError):
 
 
 class ClientLeft(VaeError):
-    """Nobody waits for the answer any more."""
+    """The client closed the connection before its answer was ready."""
 
     status = 499
     grpc_status = "CANCELLED"
 
 
 class NotReady(VaeError):
-    """The model is not loaded, or the server is about to stop."""
+    """The model is not loaded, or the server is stopping."""
 
     status = 503
     grpc_status = "UNAVAILABLE"

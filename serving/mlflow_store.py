@@ -1,4 +1,7 @@
-"""The MLflow store: connect to it, ask it, and say in one line what it refuses."""
+"""The MLflow store: connect to it, look things up in it, and report its refusals in one line.
+
+Apart from `pyfunc_model`, no other module of `serving` imports mlflow.
+"""
 
 import contextlib
 import logging
@@ -16,12 +19,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
 
 
-_Thing = TypeVar("_Thing")
+_Answer = TypeVar("_Answer")
 
 ARTIFACT = "bundle"
 """Name of the bundle's folder in a version."""
 
 DIGEST_TAG = "bundle.sha256"
+
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+MISSING = "RESOURCE_DOES_NOT_EXIST"
+GONE = (MISSING, "INVALID_PARAMETER_VALUE")
+"""Some stores give the latter for an id that cannot exist, and for a run marked as deleted."""
 
 _STORE_MODULES = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "requests", "urllib3")
 
@@ -40,14 +48,13 @@ _QUIET = {
 
 
 def registered_version(client: "MlflowClient", name: str, version: str) -> tuple[str, str]:
-    """Digest and model URI of a version.
+    """Return the digest and the model URI of a version.
 
     Raises:
         UsageRefused: there is no such version.
         VerificationFailed: it is not ready, or was not registered by `vae register`.
     """
-    with store_errors():
-        registered = find_in_store(client.get_model_version, name, version)
+    registered = find_in_store(client.get_model_version, name, version)
     if registered is None:
         raise UsageRefused(f"{name} has no version {version} in {store_name()}")
     if registered.status != "READY":
@@ -55,7 +62,7 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
             f"{name} version {version} is {registered.status}, not READY: register it again"
         )
     digest = registered.tags.get(DIGEST_TAG, "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):  # it names a folder: nothing else may
+    if not re.fullmatch("[0-9a-f]{64}", digest):  # it becomes the name of a folder
         raise VerificationFailed(
             f"{name} version {version} has no digest in its tag {DIGEST_TAG}: "
             "it was not registered by vae register"
@@ -64,48 +71,33 @@ def registered_version(client: "MlflowClient", name: str, version: str) -> tuple
 
 
 def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
-    """The version number that an alias names, if any."""
+    """Return the number of the version that an alias names, or None if there is no such alias."""
     version = find_in_store(client.get_model_version_by_alias, name, alias)
     return None if version is None else str(version.version)
 
 
 def list_aliases(client: "MlflowClient", name: str) -> list[str]:
-    """All aliases of a model; none where there is no such model."""
-    with store_errors():
-        model = find_in_store(client.get_registered_model, name)
+    """Return all aliases of a model; an empty list if there is no such model."""
+    model = find_in_store(client.get_registered_model, name)
     return [] if model is None else sorted(model.aliases)
 
 
-def find_in_store(ask: Callable[..., _Thing], *of: str) -> _Thing | None:
-    """Return what the store answers, or None if it has no such thing."""
-    with unless_missing():
-        return ask(*of)
+def find_in_store(look_up: Callable[..., _Answer], *ids: str) -> _Answer | None:
+    """Return what the store has under `ids`, or None if it has no such thing."""
+    with store_errors(), ignoring(*GONE):
+        return look_up(*ids)
     return None
 
 
 @contextlib.contextmanager
-def unless_missing() -> Iterator[None]:
-    """End the block quietly if the store says that something is not there."""
-    with _unless("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-        # the second is what it says of what cannot be an id, and of a run that was deleted but
-        # not purged yet
-        yield
-
-
-def create_model(client: "MlflowClient", name: str, description: str | None = None) -> None:
-    """Create a registered model, unless it exists already."""
-    with _unless("RESOURCE_ALREADY_EXISTS"):
-        client.create_registered_model(name, description=description)
-
-
-@contextlib.contextmanager
-def _unless(*error_codes: str) -> Iterator[None]:
+def ignoring(*codes: str) -> Iterator[None]:
+    """Leave the block quietly if the store refuses with one of these error codes."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as err:
-        if err.error_code not in error_codes:
+        if err.error_code not in codes:
             raise
 
 
@@ -124,7 +116,8 @@ def connect() -> "MlflowClient":
                 "models:/ needs mlflow: pip install 'vae-pipeline[registry]'"
             ) from err
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # its import sets it to INFO
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
+        # this one logs every error that it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         mlflow.set_tracking_uri(uri)
         with _first_use(uri):
             client = mlflow.MlflowClient()
@@ -133,37 +126,35 @@ def connect() -> "MlflowClient":
 
 
 def check_run(client: "MlflowClient", run_id: str) -> None:
-    """Look that a run is there; raises `UsageRefused` where it is not."""
-    with store_errors():
-        run = find_in_store(client.get_run, run_id)
-    if run is None:
+    """Raise `UsageRefused` if there is no such run."""
+    if find_in_store(client.get_run, run_id) is None:
         raise UsageRefused(f"no run {run_id!r} in {store_name()}")
 
 
 def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
-    """Look that a run is there; give what logs a file and figures to it."""
+    """Return a function that logs a file and metrics to a run, which must exist."""
     client = connect()
     check_run(client, run_id)
 
-    def log(path: Path, figures: Mapping[str, float]) -> None:
+    def log(path: Path, metrics: Mapping[str, float]) -> None:
         with store_errors():
             client.log_artifact(run_id, str(path))
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 client.log_metric(run_id, name, value)
 
     return log
 
 
 def tracking_uri() -> str:
-    """Where the store is: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
+    """Return the store's URI: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what mlflow and SQLAlchemy raise into one line that names the store.
+    """Turn what mlflow and SQLAlchemy raise into a `VaeError` of one line that names the store.
 
-    What the system raises, a full disk or a folder that is closed, names its own file instead.
+    For an error of the operating system, such as a full disk, the line names the file instead.
     """
     try:
         yield
@@ -177,7 +168,7 @@ def store_errors() -> Iterator[None]:
                 raise
             place = f"cannot use {err.filename}: " if err.filename else ""
             raise VaeError(f"{place}{err.strerror or err}") from err
-        cause = getattr(err.__cause__, "orig", err)  # of an SQL error, what the driver said
+        cause = getattr(err.__cause__, "orig", err)  # SQLAlchemy keeps the driver's error there
         first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise VaeError(
             f"the MLflow store {store_name()} refused: {_without_password(first_line)}"
@@ -185,7 +176,7 @@ def store_errors() -> Iterator[None]:
 
 
 def store_name() -> str:
-    """The store's URI without a password."""
+    """Return the store's URI without its password."""
     return _without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
@@ -195,7 +186,7 @@ def _without_password(text: str) -> str:
 
 @contextlib.contextmanager
 def _first_use(uri: str) -> Iterator[None]:
-    """Open an sqlite store alone and to the end: half made, it never opens again."""
+    """Open an sqlite store alone and uninterrupted: one that is half made never opens again."""
     path = uri.removeprefix("sqlite:///")
     if path == uri or "?" in path:
         yield
@@ -210,19 +201,21 @@ def _first_use(uri: str) -> Iterator[None]:
         yield
 
 
-def download_bundle(what: str, model_uri: str, folder: Path) -> None:
+def download_bundle(subject: str, model_uri: str, folder: Path) -> None:
     """Download the bundle of a version from `model_uri` to `folder`, whole or not at all.
 
     Raises:
-        VerificationFailed: the store has no such files.
+        VerificationFailed: the store has no such files; `subject` names the version.
     """
     from mlflow.artifacts import download_artifacts
 
     with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        with unless_missing():
+        bundle = None
+        with ignoring(MISSING):
             fetched = download_artifacts(artifact_uri=model_uri, dst_path=temporary)
             bundle = Path(fetched, "artifacts", ARTIFACT)
-            if bundle.exists():
-                bundle.rename(folder)
-                return
-        raise VerificationFailed(f"{what} has no files in the store any more: register it again")
+        if bundle is None or not bundle.exists():
+            raise VerificationFailed(
+                f"{subject} has no files in the store any more: register it again"
+            )
+        bundle.rename(folder)

@@ -1,7 +1,7 @@
-"""Standard-normal noise from a seed: the same bytes wherever, and in whatever pieces, it is drawn.
+"""Draw standard-normal noise from a seed: the same bytes on every machine, for any range of rows.
 
-Row `i` comes from block `i // BLOCK` of a Philox counter, so any range of rows can be drawn without
-those before it. Graphs have no random operation: noise is their input `eps`.
+Row `i` comes from block `i // BLOCK` of a Philox counter, so a range of rows can be drawn without
+the rows before it. Graphs have no random operation: noise is their input `eps`.
 """
 
 import numpy as np
@@ -20,14 +20,14 @@ def draw_rows(seed: int, start: int, stop: int, width: int) -> NDArray[np.float3
     filled = 0
     while filled < len(rows):
         block, offset = divmod(start + filled, BLOCK)
-        piece = rows[filled : filled + BLOCK - offset]
-        piece[:] = _block(seed, block, offset + len(piece), width)[offset:]
-        filled += len(piece)
+        part = rows[filled : filled + BLOCK - offset]
+        part[:] = _block(seed, block, offset + len(part), width)[offset:]
+        filled += len(part)
     return rows
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that is not in 0 to `MAX_SEED`."""
+    """Refuse a seed that is not from 0 to `MAX_SEED`."""
     if not 0 <= seed <= MAX_SEED:
         raise UsageRefused(f"seed must be from 0 to {MAX_SEED}, got {seed}")
 

@@ -1,6 +1,6 @@
-"""The one table of operations: names, graphs, and the tensors that go in and come out.
+"""The table of operations: names, graphs, input and output tensors.
 
-Exports, parity, requests and Parquet columns derive from it. Axis 0 of every tensor is `batch`.
+Export, parity, requests and Parquet columns all use it. Axis 0 of every tensor is `batch`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A pure row-wise function of arrays: one graph, named inputs and outputs."""
+    """A function of arrays that computes each row apart: a graph with named inputs and outputs."""
 
     name: OperationName
     graph: str
@@ -30,14 +30,14 @@ class Operation:
     outputs: tuple[Tensor, ...]
 
     def graph_inputs(self) -> tuple[str, ...]:
-        """Names of the graph's own inputs, in order: `sample` feeds `eps` to `z`."""
+        """Return the names of the graph's own inputs, in order: `sample` feeds `eps` to `z`."""
         return ("z",) if self.name == "sample" else tuple(tensor.name for tensor in self.inputs)
 
 
 def operation_table(
     x_shape: tuple[int, ...], x_dtype: str, latent_dim: int
 ) -> Mapping[str, Operation]:
-    """All operations of a model that takes `x` as (batch, *x_shape) of `x_dtype`."""
+    """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name."""
     x = Tensor("x", x_dtype, ("batch", *x_shape))
     x_loc = Tensor("x_loc", "float32", ("batch", *x_shape))
     z, z_loc, z_scale, eps = (

@@ -1,10 +1,11 @@
-"""The MLflow pyfunc of a registered version, logged as code: numpy and onnxruntime only.
+"""The MLflow pyfunc of a registered version, logged as code; it needs only numpy and onnxruntime.
 
-It stands alone, without an import from this project, because MLflow loads this file into processes
-that have the version and not the package. `params` choose the operation:
+It imports nothing from this project, because MLflow loads this file into processes that have the
+version but not the package. `params` choose the operation:
 `{"operation": "score", "num_samples": 8, "seed": 7}`. A version is logged without a schema of its
-inputs: MLflow's refuses float64 for float32 and a table of columns, wraps 300 to the byte 44, and
-knows no input that depends on the operation; here rows are taken if they mean the same, or refused.
+inputs: a schema of MLflow refuses float64 for float32 and refuses a table of columns, turns 300
+into the byte 44, and cannot depend on the operation. Here rows of another type are converted if
+that changes no value, and refused otherwise.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any
 import mlflow
 import numpy as np
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it at its import
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 import onnxruntime
 
 _MAX_BATCH = 1024
@@ -26,41 +27,43 @@ _MAX_SEED = 2**63 - 1
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Encode, reconstruct and score rows `x`; decode rows `z`; sample as many rows as come in.
+    """Encode, reconstruct and score rows `x`; decode rows `z`; sample one row for each input row.
 
-    A call draws its samples from the first of the seed on: on Spark, where a call is a batch of
-    rows, decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a
-    list, a dict of one array, or a DataFrame: a column of arrays, or a column for each value.
+    Every call starts at the first noise of its seed: on Spark, where each batch of rows is a call,
+    decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a list,
+    a dict of one array, or a DataFrame with a column of arrays or with a column for each value.
     """
 
     def load_context(self, context: Any) -> None:
-        """Verify the files; graphs are opened at their first use."""
+        """Verify the files; a graph is opened when it is first used."""
         self._folder = Path(context.artifacts["bundle"])
         self._manifest = _verified_manifest(self._folder)
         self._sessions: dict[str, Any] = {}
 
-    # mlflow warns of any other hint: it would make the signature from it, which is logged apart
+    # mlflow warns of any other type hint: it would derive the signature, which is logged separately
     def predict(
         self,
         context: Any,
         model_input: np.ndarray,
         params: Any = None,
     ) -> dict[str, Any]:
-        """Run the operation in `params`; return its outputs by name."""
+        """Run the operation in `params` and return its outputs by name."""
         params = {"operation": "reconstruct", "num_samples": 1, "seed": 0, **(params or {})}
         operations = self._manifest["operations"]
-        name, seed, draws = params["operation"], params["seed"], params["num_samples"]
+        name, seed, samples = params["operation"], params["seed"], params["num_samples"]
         if name not in operations:
             raise ValueError(f"operation must be one of {', '.join(operations)}, got {name!r}")
         if not 0 <= seed <= _MAX_SEED:
             raise ValueError(f"seed must be from 0 to {_MAX_SEED}, got {seed}")
-        if not 1 <= draws <= _MAX_DECODED:
-            raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {draws}")
+        if not 1 <= samples <= _MAX_DECODED:
+            raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
-        feeds = self._feeds(operation, _dense(self._in_order(model_input)), draws, seed)
-        return self._run(operation, feeds, _MAX_DECODED // draws if name == "score" else _MAX_BATCH)
+        rows = _as_array(self._order_columns(model_input))
+        feeds = self._feeds(operation, rows, samples, seed)
+        step = min(_MAX_BATCH, _MAX_DECODED // samples) if name == "score" else _MAX_BATCH
+        return self._run(operation, feeds, step)
 
-    def _feeds(self, operation: Any, rows: Any, draws: int, seed: int) -> dict[str, Any]:
+    def _feeds(self, operation: Any, rows: Any, samples: int, seed: int) -> dict[str, Any]:
         latent_dim = self._manifest["latent_dim"]
         feeds: dict[str, Any] = {}
         for tensor, graph_name in zip(operation["inputs"], operation["graph_inputs"], strict=True):
@@ -68,13 +71,13 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 feeds[graph_name] = self._cast(rows, tensor)
             elif len(tensor["shape"]) == 2:  # sample
                 feeds[graph_name] = _draw(seed, len(rows), latent_dim)
-            else:  # score: all rows share their draws
-                eps = _draw(seed, draws, latent_dim)
+            else:  # score: all rows share their noise
+                eps = _draw(seed, samples, latent_dim)
                 feeds[graph_name] = np.broadcast_to(eps, (len(rows), *eps.shape))
         return feeds
 
     def _cast(self, rows: Any, tensor: Any) -> Any:
-        """Rows in the shape and dtype of the table; refused where that would change a value."""
+        """Convert rows to the shape and dtype of the tensor; refuse what would change a value."""
         name, dtype, shape = tensor["name"], tensor["dtype"], tuple(tensor["shape"][1:])
         if rows.shape[1:] not in (shape, (int(np.prod(shape)),)):
             raise ValueError(f"{name} must be {('batch', *shape)}, got {rows.shape}")
@@ -86,14 +89,14 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite in float32")
-        coins = self._manifest["likelihood"].endswith("bernoulli")
-        unit = name == "x" and dtype == "float32" and coins
+        bernoulli = self._manifest["likelihood"].endswith("bernoulli")
+        unit = name == "x" and dtype == "float32" and bernoulli
         if unit and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name} must be from 0 to 1 for a bernoulli likelihood")
         return values
 
-    def _in_order(self, rows: Any) -> Any:
-        """The columns of a DataFrame as in training; one without any of their names is as it is."""
+    def _order_columns(self, rows: Any) -> Any:
+        """Order a DataFrame's columns as in training; rows without any of these stay unchanged."""
         names = self._manifest["data"].get("columns", [])
         missing = [name for name in names if name not in getattr(rows, "columns", ())]
         if len(missing) == len(names):
@@ -103,20 +106,21 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return rows[names]
 
     def _run(self, operation: Any, feeds: dict[str, Any], step: int) -> dict[str, Any]:
-        rows, step = len(next(iter(feeds.values()))), min(step, _MAX_BATCH)
+        rows = len(next(iter(feeds.values())))
         session = self._session(operation["graph"])
-        pieces = [
+        batches = [
             session.run(None, {key: value[start : start + step] for key, value in feeds.items()})
             for start in range(0, max(rows, 1), step)
         ]
         names = [output["name"] for output in operation["outputs"]]
-        return {n: np.concatenate(p) for n, p in zip(names, zip(*pieces, strict=True), strict=True)}
+        columns = zip(*batches, strict=True)
+        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
-            # int8 products must not overflow, on whatever processor this runs
+            # without it int8 products overflow on some processors
             options.add_session_config_entry("session.x64quantprecision", "1")
             self._sessions[graph] = onnxruntime.InferenceSession(
                 self._folder / graph, options, providers=["CPUExecutionProvider"]
@@ -125,7 +129,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 def _verified_manifest(folder: Path) -> Any:
-    """The manifest, if it and every file are those that were sealed."""
+    """Read the manifest and check that it and every file are those that were sealed."""
     content = json.loads((folder / "manifest.json").read_bytes())
     rest = {key: value for key, value in content.items() if key != "digest"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -137,8 +141,8 @@ def _verified_manifest(folder: Path) -> Any:
     return content
 
 
-def _dense(rows: Any) -> Any:
-    """One array of what mlflow hands over; Spark and JSON give arrays inside arrays."""
+def _as_array(rows: Any) -> Any:
+    """Make one array of mlflow's input; Spark and JSON give arrays inside arrays."""
     if isinstance(rows, dict):
         if len(rows) != 1:
             raise ValueError(f"the input must be one array, got {', '.join(rows) or 'none'}")
@@ -147,14 +151,14 @@ def _dense(rows: Any) -> Any:
         rows = rows.iloc[:, 0]  # a DataFrame of one column of arrays
     array = np.asarray(rows)
     if array.dtype.kind == "O" and array.ndim == 1 and len(array) and not np.isscalar(array[0]):
-        array = np.stack([_dense(row) for row in array])
+        array = np.stack([_as_array(row) for row in array])
     if array.ndim == 0:
         raise ValueError("the input must be rows of numbers, got one value")
     return array
 
 
 def _draw(seed: int, rows: int, width: int) -> Any:
-    """The noise of `serving.noise.draw_rows`, from its first row on."""
+    """Draw the noise of `serving.noise.draw_rows`, from its first row on."""
     blocks = [np.empty((0, width), np.float32)]
     for block, start in enumerate(range(0, rows, _NOISE_BLOCK)):
         generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, block]))

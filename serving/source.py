@@ -1,8 +1,9 @@
-"""Find a bundle: a folder, or a version in the MLflow registry. Only this file imports mlflow here.
+"""Open a bundle from a folder, or from a version in the MLflow registry.
 
-`models:/vae@champion` and `models:/vae/3` are fetched into a cache named by the bundle's digest, by
-temporary folder and rename, and verified each time. Raises `VerificationFailed` when the files are
-not those that were registered, `VaeError` when the store cannot be reached.
+`models:/vae@champion` and `models:/vae/3` are fetched into a cache, where the bundle's digest names
+the folder. A download is complete before it takes its place there, and the files are verified at
+every opening. Raises `VerificationFailed` when the files are not those that were registered, and
+`VaeError` when the store cannot be reached.
 """
 
 import contextlib
@@ -24,7 +25,6 @@ from serving.mlflow_store import (
     download_bundle,
     list_aliases,
     registered_version,
-    store_errors,
     store_name,
     tracking_uri,
 )
@@ -47,7 +47,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What a `models:/` reference names: an alias of a model, or one version of it."""
+    """A parsed `models:/` reference: an alias of a model, or one version of it."""
 
     name: str
     alias: str | None
@@ -55,7 +55,7 @@ class Registered:
 
 
 def parse_reference(reference: str) -> Registered | None:
-    """Take `models:/NAME@ALIAS` or `models:/NAME/VERSION` apart; a path gives None."""
+    """Parse `models:/NAME@ALIAS` or `models:/NAME/VERSION`; return None for a path."""
     if not reference.startswith("models:"):
         return None
     match = _REFERENCE.fullmatch(reference)
@@ -75,8 +75,7 @@ def open_source(reference: str) -> Source:
     client = connect()
     name, version = registered.name, registered.version
     if registered.alias is not None:
-        with store_errors():
-            version = alias_version(client, name, registered.alias)
+        version = alias_version(client, name, registered.alias)
     if version is None:
         aliases = ", ".join(list_aliases(client, name))
         hint = f"it has {aliases}" if aliases else "run vae run, or promote a version"
@@ -85,27 +84,30 @@ def open_source(reference: str) -> Source:
 
 
 def open_cached(reference: str) -> Source | None:
-    """Open what `remember` noted for a reference, without asking the registry."""
+    """Open the version that `remember` stored for a reference, without asking the registry.
+
+    Return None if there is none, or its files are not whole.
+    """
     registered = parse_reference(reference)
     if registered is None:
         return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, VerificationFailed):
-        note = json.loads(_note(reference).read_bytes())
-        digest = str(note["digest"])
+        entry = json.loads(_entry_file(reference).read_bytes())
+        digest = str(entry["digest"])
         if re.fullmatch("[0-9a-f]{64}", digest):
             bundle = _open_sealed(_cache_folder() / digest, digest)
-            return Source(bundle, registered.name, str(note["version"]))
+            return Source(bundle, registered.name, str(entry["version"]))
     return None
 
 
 def remember(reference: str, source: Source) -> None:
-    """Note in the cache what a reference stands for, so that `open_cached` finds it."""
-    note = {"version": source.version, "digest": source.bundle.manifest.digest}
-    with staged_file(_note(reference)) as temporary:
-        temporary.write_text(json.dumps(note))
+    """Store in the cache which version a reference names now, for `open_cached`."""
+    entry = {"version": source.version, "digest": source.bundle.manifest.digest}
+    with staged_file(_entry_file(reference)) as temporary:
+        temporary.write_text(json.dumps(entry))
 
 
-def _note(reference: str) -> Path:
+def _entry_file(reference: str) -> Path:
     key = hashlib.sha256(f"{tracking_uri()}\n{reference}".encode()).hexdigest()
     folder = _cache_folder() / "references"
     folder.mkdir(exist_ok=True)
@@ -113,7 +115,7 @@ def _note(reference: str) -> Path:
 
 
 def open_version(client: "MlflowClient", name: str, version: str) -> Source:
-    """Open a version's bundle from the cache, or fetch it there; verified either way."""
+    """Open a version's bundle from the cache, or fetch it into the cache; verify it either way."""
     digest, model_uri = registered_version(client, name, version)
     import filelock
 
@@ -121,21 +123,21 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
     with filelock.FileLock(f"{folder}.lock"):
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
-        shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
+        shutil.rmtree(folder, ignore_errors=True)  # it is absent or damaged
         download_bundle(f"{name} version {version}", model_uri, folder)
         return Source(_open_sealed(folder, digest), name, version)
 
 
 def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
-    """Fetch a version's files past the cache into `folder` and verify them."""
+    """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     digest, model_uri = registered_version(client, name, version)
-    target = folder / f"{name}-{version}"
-    download_bundle(f"{name} version {version}", model_uri, target)
-    return Source(_open_sealed(target, digest), name, version)
+    fetched = folder / f"{name}-{version}"
+    download_bundle(f"{name} version {version}", model_uri, fetched)
+    return Source(_open_sealed(fetched, digest), name, version)
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:
-    if not folder.exists():  # of a user's path it would be a usage error
+    if not folder.exists():  # `open_bundle` would call it a usage error
         raise VerificationFailed(f"no folder {folder}")
     bundle = open_bundle(folder)
     if bundle.manifest.digest != digest:

@@ -1,4 +1,4 @@
-"""Click options from the config dataclasses, so that no default or help text is written twice."""
+"""Make click options from the config dataclasses, so that defaults and help stand only there."""
 
 import csv
 import math
@@ -9,16 +9,16 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from pipeline.config import PRESETS, Option, preset_settings, settings_of
+from pipeline.config import PRESETS, Option, PromoteConfig, preset_settings, settings_of
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _SPACE_AT_END = re.compile(r'("[^"]*")|\s+(?=,|$)')
-"""Quoted text as its group, else the space after a word, which the csv module keeps."""
+"""Matches quoted text, as its group; or the space after a word, which the csv module would keep."""
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
-    """Comma-separated layer widths; an empty string is no layer."""
+    """Comma-separated layer widths; an empty string means no layers."""
 
     name = "widths"
 
@@ -34,7 +34,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
 
 
 class Words(click.ParamType[tuple[str, ...]]):
-    """Comma-separated words without repetition, of a list where there is one."""
+    """Comma-separated words without repetition; if `known` has words, only these are allowed."""
 
     name = "words"
 
@@ -42,7 +42,7 @@ class Words(click.ParamType[tuple[str, ...]]):
         self.known = known
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        """Read `cpu, cuda`; a word with a comma or with outer spaces stands in double quotes."""
+        """Read `cpu, cuda`; a word that has a comma or outer spaces must be in double quotes."""
         trimmed = _SPACE_AT_END.sub(lambda found: found[1] or "", value)
         listed = next(csv.reader([trimmed], skipinitialspace=True)) if trimmed else []
         words = tuple(dict.fromkeys(listed))
@@ -52,7 +52,7 @@ class Words(click.ParamType[tuple[str, ...]]):
 
 
 class Number(click.FloatRange):
-    """A finite number within limits, which NaN passes unseen."""
+    """A finite number within limits; click's own check of limits lets NaN pass."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Read `0.1`."""
@@ -62,7 +62,7 @@ class Number(click.FloatRange):
         return number
 
     def _describe_range(self) -> str:
-        """What help shows; click shows a limit of None where there is none."""
+        """Return the range for the help text; click would show a missing limit as None."""
         return "" if self.min is self.max is None else super()._describe_range()
 
 
@@ -75,7 +75,7 @@ class NumberOrNone(Number):
 
 
 def settings_options(*sections: type) -> Decorator:
-    """Add an option for every setting of the sections; one not given is None: the preset's."""
+    """Add an option for every setting of the sections; None means that the preset decides."""
     settings = [setting for section in sections for setting in settings_of(section)]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,25 +98,31 @@ preset_option = click.option(
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="A named set of settings; options given beside it win",
+    help="A named set of settings; options that are given too override it",
 )
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were given; a path to data is made whole, for use from other folders."""
+    """Return the settings that were given; a path to data becomes absolute, for use elsewhere."""
     given = {name: value for name, value in settings.items() if value is not None}
     source = given.get("data", "mnist")
     path = Path(source).expanduser()
-    if source != "mnist" and path.exists():  # the name stays a name, whatever lies here
+    if source != "mnist" and path.exists():  # a folder called mnist does not hide the name
         given["data"] = str(path.absolute())
     return given
 
 
+def gate_config(settings: dict[str, Any]) -> PromoteConfig:
+    """Remove the gate's settings from `settings` and return them as a config."""
+    names = [name for name, *_ in settings_of(PromoteConfig)]
+    return PromoteConfig(**chosen({name: settings.pop(name) for name in names}))
+
+
 def given_beside(option: str, *allowed: str) -> dict[str, Any]:
-    """The value of each `allowed` option, None where it was not given beside `option`.
+    """Return the values of the `allowed` options; None for one that was not given.
 
     Raises:
-        click.UsageError: another option was given, which is named.
+        click.UsageError: an option was given that is neither `option` nor allowed.
     """
     context = click.get_current_context()
     values: dict[str, Any] = {}
@@ -150,7 +156,7 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
         item = get_args(kind)[0]
         return Widths() if item is int else Words(get_args(item))
     if kind is int:
-        return click.IntRange(_whole(option.min), _whole(option.max))
+        return click.IntRange(_as_int(option.min), _as_int(option.max))
     if kind is bool:
         return click.BOOL
     if kind == float | None:
@@ -160,5 +166,5 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
     return click.STRING
 
 
-def _whole(bound: float | None) -> int | None:
+def _as_int(bound: float | None) -> int | None:
     return None if bound is None else int(bound)

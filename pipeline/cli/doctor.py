@@ -1,7 +1,7 @@
-"""Look at this machine: what works, what is missing, and the command that mends it.
+"""Look at this machine: what works, what is missing, and the command that fixes it.
 
-In: nothing. Out: findings. One that fails keeps from working what is installed; one that warns says
-what this machine does not do.
+In: nothing. Out: findings. A failed one means that something installed does not work; a warning
+says what this machine cannot do.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,32 +25,26 @@ from serving.errors import VaeError
 MIN_DISK_GB = 2.0
 _ROOT = Path(__file__).parents[2]
 _EXTRAS = {
-    "files": ("pyarrow", "reads or writes Parquet and pictures"),
-    "registry": ("mlflow", "takes models:/ references, registers or promotes"),
-    "train": ("torch", "trains, exports or checks"),
+    "files": ("pyarrow", "Parquet and picture files cannot be read or written"),
+    "registry": ("mlflow", "models:/ references, vae register and vae promote do not work"),
+    "train": ("torch", "vae train, vae export and vae check do not work"),
 }
-"""Of each extra the package that nothing of it goes without, and what it does."""
+"""For each extra a package that all of it needs, and what does not work without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, how it is, and how to mend it."""
+    """The subject, its status, and how to fix it."""
 
     subject: str
     status: Literal["ok", "warning", "failed"]
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
     """Look at Python, packages, devices, store and disk."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python,
-        _packages,
-        _cuda,
-        _store,
-        _disk,
-    )
+    checks = (_python, _packages, _cuda, _store, _disk)
     return [finding for check in checks for finding in check()]
 
 
@@ -60,39 +54,39 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     wanted: list[str] = []
-    for extra, (package, use) in _EXTRAS.items():
+    for extra, (package, effect) in _EXTRAS.items():
         if _version(package) is not None:
             wanted.append(extra)
         else:
-            detail = f"{package} is not installed: nothing here {use}"
+            detail = f"{package} is not installed: {effect}"
             yield Finding(f"[{extra}]", "warning", detail, f"pip install 'vae-pipeline[{extra}]'")
-    for requirement in map(Requirement, _requirements()):
+    for requirement in map(Requirement, list_requirements()):
         marker = requirement.marker
         if requirement.name == "vae-pipeline" or (
             marker is not None and not any(marker.evaluate({"extra": e}) for e in ("", *wanted))
         ):
             continue
-        mend = f"pip install '{requirement.name}{requirement.specifier}'"
+        fix = f"pip install '{requirement.name}{requirement.specifier}'"
         version = _version(requirement.name)
         if version is None:
-            yield Finding(requirement.name, "failed", "is not installed", mend)
+            yield Finding(requirement.name, "failed", "is not installed", fix)
         elif requirement.specifier.contains(version, prereleases=True):
             yield Finding(requirement.name, "ok", version)
         else:
             detail = f"{version}, wanted {requirement.specifier}"
-            yield Finding(requirement.name, "failed", detail, mend)
+            yield Finding(requirement.name, "failed", detail, fix)
 
 
 def _version(package: str) -> str | None:
-    """The version of a package that is installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _requirements() -> list[str]:
-    """From the installed package's metadata or, in a checkout, from pyproject.toml."""
+def list_requirements() -> list[str]:
+    """Read them from the installed package's metadata or, in a checkout, from pyproject.toml."""
     try:
         return importlib.metadata.requires("vae-pipeline") or []
     except importlib.metadata.PackageNotFoundError:
@@ -108,13 +102,13 @@ def _cuda() -> Iterator[Finding]:
 
         from serving.engine import require_cuda
     except ImportError:
-        return  # the packages say so
+        return  # the findings on packages say so
     yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))
     try:
         require_cuda()
     except VaeError as err:
-        mend = "for a GPU: install its driver and pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        yield Finding("CUDA", "warning", str(err), mend)
+        fix = "for a GPU: install its driver and pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        yield Finding("CUDA", "warning", str(err), fix)
     else:
         yield Finding("CUDA", "ok", "driver and libraries load")
 
@@ -123,23 +117,24 @@ def _store() -> Iterator[Finding]:
     from serving.mlflow_store import connect, store_name
 
     if _version("mlflow") is None:
-        return  # the packages say so
-    mend = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
+        return  # the findings on packages say so
+    fix = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
         connect()
     except VaeError as err:
         if not store_name().startswith("sqlite:"):
-            mend = f"start the server of {store_name()}, or set MLFLOW_TRACKING_URI to another"
-        yield Finding("MLflow store", "failed", str(err), mend)
+            fix = f"start the server of {store_name()}, or set MLFLOW_TRACKING_URI to another"
+        yield Finding("MLflow store", "failed", str(err), fix)
         return
     path = store_name().removeprefix("sqlite:///").removeprefix("file:").split("?")[0]
-    if store_name().startswith("sqlite:") and not _writable(Path(path)):
-        yield Finding("MLflow store", "failed", f"cannot write to {store_name()}", mend)
+    if store_name().startswith("sqlite:") and not can_write(Path(path)):
+        yield Finding("MLflow store", "failed", f"cannot write to {store_name()}", fix)
     else:
         yield Finding("MLflow store", "ok", store_name())
 
 
-def _writable(database: Path) -> bool:
+def can_write(database: Path) -> bool:
+    """Whether an sqlite database can be written now."""
     try:
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -150,7 +145,8 @@ def _writable(database: Path) -> bool:
 
 
 def _disk() -> Iterator[Finding]:
-    for subject, folder in (("working folder", Path.cwd()), ("temporary folder", _temporary())):
+    folders = {"working folder": Path.cwd(), "temporary folder": Path(tempfile.gettempdir())}
+    for subject, folder in folders.items():
         free = shutil.disk_usage(folder).free / 1e9
         detail = f"{free:.1f} GB free in {folder}"
         if free < MIN_DISK_GB:
@@ -159,7 +155,3 @@ def _disk() -> Iterator[Finding]:
             yield Finding(subject, "failed", f"cannot write to {folder}", f"chmod u+w {folder}")
         else:
             yield Finding(subject, "ok", detail)
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir())

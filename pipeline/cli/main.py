@@ -1,7 +1,7 @@
-"""The command line `vae`: wires the stages, and is the only place that does.
+"""The command line `vae`: the commands of the stages, and the group that holds all commands.
 
-Every command is an entry point of the same name in MLproject. Imports that take time stand inside
-the commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
+Every command is an entry point of the same name in MLproject. Slow imports stand inside the
+commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
 """
 
 import time
@@ -11,7 +11,14 @@ from typing import Any, Literal
 import click
 
 from pipeline.cli import registry, results, stages
-from pipeline.cli.config_options import chosen, given_beside, preset_option, settings_options
+from pipeline.cli.config_options import (
+    chosen,
+    gate_config,
+    given_beside,
+    preset_option,
+    settings_options,
+)
+from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
 from pipeline.config import (
     DataConfig,
     EvaluateConfig,
@@ -35,9 +42,9 @@ from serving.errors import VaeError
 @click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(package_name="vae-pipeline")
 def cli() -> None:
-    """Train a VAE, prove that its ONNX files are the same model, promote it, use it.
+    """Train a VAE, prove that its ONNX files are the same model, promote it and use it.
 
-    The main job is `vae run`. Each command ends stdout with one JSON line.
+    The main job is `vae run`. The last line that a command writes to stdout is JSON.
     """
 
 
@@ -50,9 +57,9 @@ def cli() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder of the bundle  [default: bundles/RUN_ID]",
+    help="Folder for the bundle  [default: bundles/RUN_ID]",
 )
-@click.option("--no-promote", is_flag=True, help="Stop when the version is registered")
+@click.option("--no-promote", is_flag=True, help="Stop after registering the version")
 def run(
     preset: str,
     device: str,
@@ -62,7 +69,7 @@ def run(
     no_promote: bool,
     **settings: Any,
 ) -> None:
-    """Train, evaluate, export, check, register and promote.
+    """Train, evaluate, export, check, register and promote a model.
 
     Example: vae run --epochs 10
     """
@@ -71,29 +78,28 @@ def run(
     from serving.files import check_output_folder
 
     started = time.perf_counter()
-    gate = stages.gate_settings(settings)
+    gate = gate_config(settings)
     config = configure(preset, **chosen(settings))
     check_output_folder(out or Path("bundles", "new"))
     state, dataset = stages.prepare(config, device, threads)
-    decision = None
     with tracked_run(run_id=stages.project_run()) as tracked:
-        trained = stages.train(tracked, state, dataset)
+        checkpoint, metrics = stages.train(tracked, state, dataset)
         out = out or Path("bundles", tracked.run_id)
-        bundle = stages.export(out, trained.checkpoint, trained.metrics, trained.dataset)
-        bundle, report = stages.check(bundle, trained.checkpoint, trained.dataset, "cpu", threads)
+        bundle = stages.export(out, checkpoint, metrics, dataset)
+        bundle, report = stages.check(bundle, checkpoint, dataset, "cpu", threads)
         stages.log_report(tracked.run_id, report, f"bundle {out.name}")
-        results.raise_unless_equal(report)
+        results.raise_unless_parity_passed(report)
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
-        if not no_promote:
-            decision = stages.promote(name, version, gate, threads, trained.dataset.test)
-        figures = tracked.artifact_place(FIGURES)
-    tracked.delete_folder(RESUME)  # now that the run has ended well
-    x_shape = trained.dataset.x_shape
-    results.say_summary(name, version, x_shape, trained.metrics, decision, figures)
+        decision = (
+            None if no_promote else stages.promote(name, version, gate, threads, dataset.test)
+        )
+        pictures = tracked.artifact_place(FIGURES)
+    tracked.delete_folder(RESUME)  # only now that the run has ended well
+    results.say_summary(name, version, dataset.x_shape, metrics, decision, pictures)
     finish(
         {
-            **results.figures(tracked.run_id, trained.metrics, started),
+            **results.metrics_summary(tracked.run_id, metrics, started),
             "version": version,
             "parity": "passed",
             "decision": decision.decision if decision else None,
@@ -109,7 +115,7 @@ def run(
 @click.option(
     "--resume",
     metavar="RUN_ID",
-    help="Go on with a run that broke off; its settings stay as they are",
+    help="Continue a run that broke off, with its own settings",
 )
 @device_option
 @threads_option
@@ -128,15 +134,15 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
         given = given_beside("--resume", "--device", "--threads", "--learning-rate")
         state, dataset = stages.prepare_resume(resume, **given)
     with tracked_run(run_id=resume or stages.project_run()) as tracked:
-        metrics = stages.train(tracked, state, dataset).metrics
-    tracked.delete_folder(RESUME)  # now that the run has ended well
+        _, metrics = stages.train(tracked, state, dataset)
+    tracked.delete_folder(RESUME)  # only now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
-    finish(results.figures(tracked.run_id, metrics, started))
+    finish(results.metrics_summary(tracked.run_id, metrics, started))
 
 
 @cli.command()
 @click.argument("model", default="")
-@click.option("--run-id", help="The training run, where there is no MODEL")
+@click.option("--run-id", help="A training run, instead of MODEL")
 @settings_options(EvaluateConfig)
 @seed_option
 @click.option(
@@ -156,10 +162,10 @@ def evaluate(
     device: str,
     threads: int,
 ) -> None:
-    """Evaluate a trained model on held-out or on other rows.
+    """Evaluate a trained model on its held-out rows, or on other data.
 
-    MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. Of --data it takes the
-    test set; where that has none, all rows.
+    MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. If --data has a test set
+    its rows are used, otherwise all rows.
 
     Example: vae evaluate models:/vae@champion --nll-samples 1000
     """
@@ -173,17 +179,17 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = stages.rows_to_evaluate(checkpoint, source)
+    test = rows_to_evaluate(checkpoint, source)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
-    finish(results.figures(checkpoint.run_id, metrics, started))
+    finish(results.metrics_summary(checkpoint.run_id, metrics, started))
 
 
 @cli.command()
 @click.option("--run-id", required=True, help="The training run")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create")
 @settings_options(ExportConfig)
-@stages.data_option
+@data_option
 def export(run_id: str, out: Path, precision: Precision | None, source: str | None) -> None:
     """Export a run's model as a bundle of ONNX graphs.
 
@@ -193,7 +199,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 
     check_output_folder(out)
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
-    dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
+    dataset = load_data(checkpoint.config, checkpoint.data, source)
     bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
     say(f"next: vae check {out}")
     manifest = bundle.manifest
@@ -202,16 +208,16 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 
 @cli.command()
 @click.argument("bundle")
-@stages.data_option
+@data_option
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "all"]),
     default="cpu",
     show_default=True,
-    help="Where the graphs must be the model; all is both, and neither stands in for the other",
+    help="Where the graphs must agree with torch; all checks both devices separately",
 )
 @click.option(
-    "--report", "page", type=click.Path(path_type=Path), help="HTML file to write besides"
+    "--report", "page", type=click.Path(path_type=Path), help="Also write an HTML page to this file"
 )
 @threads_option
 def check(
@@ -223,44 +229,33 @@ def check(
 ) -> None:
     """Compare every output of BUNDLE's graphs with torch, and keep the report.
 
-    BUNDLE is a folder, which the report is sealed into; or a version, models:/NAME/VERSION, which
-    stays as it is: there the report is added beside it, for vae promote --require.
+    BUNDLE is a folder, into which the report is sealed; or a version, models:/NAME/VERSION, which
+    is not changed: its report is stored beside it, for vae promote --require.
 
     Example: vae check bundle --report parity.html
     """
     from pipeline.model.checkpoint import checkpoint_of
-    from pipeline.parity.bundle_report import add_report
     from pipeline.parity.html_report import write_page
-    from pipeline.registry.device_checks import add_check
-    from serving.bundle import CARD, PARITY, open_bundle
     from serving.files import check_output_file
-    from serving.source import Source, open_source, parse_reference
 
     if page is not None:
         check_output_file(page, (".html",), option="--report")
-    if parse_reference(bundle):
-        opened = open_source(bundle)
-    else:
-        opened = Source(open_bundle(Path(bundle), unsealed=(PARITY, CARD)))
+    opened = stages.open_to_check(bundle)
     checkpoint = checkpoint_of(opened.bundle)
-    dataset = stages.load_data(checkpoint.config, checkpoint.data, source)
+    dataset = load_data(checkpoint.config, checkpoint.data, source)
     report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
-    digest, place = opened.bundle.manifest.digest, str(Path(bundle) / PARITY)
-    if opened.version is None:
-        digest = add_report(opened.bundle, report).manifest.digest
-    else:
-        place = add_check(opened, report.to_json()).artifact_place(PARITY)
+    digest, place = stages.keep_report(opened, report)
     if page is not None:
         write_page(page, report, bundle)
     stages.log_report(stages.project_run(), report, bundle)
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
-    results.raise_unless_equal(report)
+    results.raise_unless_parity_passed(report)
 
 
 @cli.command()
 def doctor() -> None:
-    """Look at this machine: what is missing, and the command that mends it.
+    """Show what is missing on this machine, and the command that fixes it.
 
     Example: vae doctor
     """
@@ -271,22 +266,15 @@ def doctor() -> None:
     for finding in findings:
         mark = {"ok": " ok ", "warning": "warn", "failed": "FAIL"}[finding.status]
         say(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
-        if finding.mend:
-            say(f"      {'':<{width}}  → {finding.mend}")
+        if finding.fix:
+            say(f"      {'':<{width}}  → {finding.fix}")
     failed = [finding.subject for finding in findings if finding.status == "failed"]
     finish({"ok": not failed, "failed": failed})
     if failed:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (
-    *registry.COMMANDS,
-    sample,
-    reconstruct,
-    score,
-    serve,
-    deploy,
-):
+for command in (*registry.COMMANDS, sample, reconstruct, score, serve, deploy):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands of the registry: `vae register`, `promote`, `history`, `delete` and their like."""
+"""The commands of the registry: register, promote, rollback, history, verify and delete."""
 
 import re
 import tempfile
@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from pipeline.cli import results, stages
-from pipeline.cli.config_options import settings_options
+from pipeline.cli.config_options import gate_config, settings_options
+from pipeline.cli.data_loading import data_option
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import threads_option
@@ -18,9 +19,9 @@ from serving.console import finish, say
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
-    """MLflow takes other characters for a model and then refuses them for its versions."""
+    """Refuse characters that MLflow accepts for a model and then refuses for its versions."""
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise click.BadParameter(f"must be of letters, digits, _ and -, got {name!r}")
+        raise click.BadParameter(f"must consist of letters, digits, _ and -, got {name!r}")
     return name
 
 
@@ -29,7 +30,7 @@ name_option = click.option(
     default="vae",
     show_default=True,
     callback=_check_name,
-    help="Registered model in MLflow",
+    help="The registered model in MLflow",
 )
 
 
@@ -37,7 +38,7 @@ name_option = click.option(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @name_option
 def register(bundle: Path, name: str) -> None:
-    """Register a checked bundle as a new version, the candidate.
+    """Register a checked bundle as a new version and make it the candidate.
 
     Example: vae register bundle
     """
@@ -57,10 +58,10 @@ def register(bundle: Path, name: str) -> None:
 @click.argument("version", default="@candidate")
 @name_option
 @settings_options(PromoteConfig)
-@click.option("--dry-run", is_flag=True, help="Decide, but move and record nothing")
-@click.option("--force", is_flag=True, help="Override a judgement of the gate; needs --reason")
-@click.option("--reason", help="Why --force is right, for the record")
-@stages.data_option
+@click.option("--dry-run", is_flag=True, help="Decide, but do not move or record anything")
+@click.option("--force", is_flag=True, help="Override the gate's judgement; needs --reason")
+@click.option("--reason", help="Why the gate is overridden, for the record")
+@data_option
 @threads_option
 def promote(
     version: str,
@@ -72,11 +73,11 @@ def promote(
     threads: int,
     **settings: Any,
 ) -> None:
-    """Make VERSION (a number or an alias) champion if it is no worse than the champion is.
+    """Make VERSION, a number or an alias, the champion if it is no worse than the present one.
 
-    Both are scored now, on the held-out rows of VERSION and with the same noise. The difference,
-    less its error, may be --margin nats to the bad. --force overrides that and the limits, not a
-    failed verification, parity or data check.
+    Both are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
+    unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
+    the limits, but no failed verification, parity or data check.
 
     Example: vae promote @candidate --margin 0.1
     """
@@ -85,7 +86,7 @@ def promote(
     if force != bool(reason and reason.strip()):
         raise click.UsageError("--force and --reason TEXT go together")
     number = resolve_version(name, version)
-    gate = stages.gate_settings(settings)
+    gate = gate_config(settings)
     decision = stages.promote(
         name, number, gate, threads, source=source, force=reason, dry_run=dry_run
     )
@@ -96,7 +97,7 @@ def promote(
 @name_option
 @threads_option
 def rollback(name: str, threads: int) -> None:
-    """Make the previous champion the champion again, after its files were verified.
+    """Make the previous champion the champion again, after verifying its files.
 
     Example: vae rollback
     """
@@ -110,25 +111,25 @@ def rollback(name: str, threads: int) -> None:
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @name_option
-@click.option("--at", "when", help="Say who was champion at this ISO 8601 time; no zone: local")
+@click.option("--at", "when", help="Show the champion at this ISO 8601 time, local without a zone")
 def history(name: str, when: str | None) -> None:
-    """List every decision on a model, the newest first; or say who was champion at a time.
+    """List every decision on a model, the newest first; or show the champion at some time.
 
     Example: vae history --at 2026-11-22T14:30
     """
     from pipeline.registry import audit_log
 
     if when is not None:
-        _say_champion(name, _parse_time(when))
+        _show_champion(name, _parse_time(when))
         return
-    rows = audit_log.history(name)
+    rows = audit_log.list_decisions(name)
     for row in rows:
         say(
             f"{row['time']}  {row['action']:<8} {row['version']:>4}  {row['decision']:<10} "
             f"{row['operator']}: {row['reasons']}"
         )
     if not rows:
-        say(f"nothing was decided on {name} yet")
+        say(f"there is no decision on {name} yet")
     finish({"name": name, "decisions": rows})
 
 
@@ -137,19 +138,20 @@ def _parse_time(text: str) -> datetime:
         time = datetime.fromisoformat(text)
     except ValueError as err:
         raise click.UsageError(
-            f"--at must be a time as 2026-11-22T14:30 or 2026-11-22T14:30:00+01:00, got {text!r}"
+            "--at must be a time such as 2026-11-22T14:30 or 2026-11-22T14:30:00+01:00, "
+            f"got {text!r}"
         ) from err
-    return time.astimezone(UTC)  # one without a zone is local
+    return time.astimezone(UTC)  # a time without a zone is local
 
 
-def _say_champion(name: str, when: datetime) -> None:
+def _show_champion(name: str, when: datetime) -> None:
     from pipeline.registry import audit_log
 
     tenure = audit_log.champion_at(name, when)
-    who = "no version" if tenure.version is None else f"version {tenure.version}"
-    say(f"{who} was champion of {name} at {when.isoformat()}, since {tenure.since}")
+    champion = "no version" if tenure.version is None else f"version {tenure.version}"
+    say(f"{champion} was champion of {name} at {when.isoformat()}, since {tenure.since}")
     if not tenure.certain:
-        say("the alias was moved by hand after that, nobody knows when: it may be another version")
+        say("a person moved the alias later, at an unknown time: it may have been another version")
     finish({"name": name, "at": when.isoformat(), **asdict(tenure)})
 
 
@@ -177,7 +179,7 @@ def verify(version: str, name: str) -> None:
 @click.argument("version")
 @name_option
 def delete(version: str, name: str) -> None:
-    """Delete VERSION, unless an alias names it; `mlflow gc` then removes its files.
+    """Delete VERSION unless it has an alias; `mlflow gc` then removes its files.
 
     Example: vae delete 3
     """

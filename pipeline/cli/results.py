@@ -1,6 +1,6 @@
-"""What a command says and returns at its end: figures, next steps, and the exit code of a verdict.
+"""The end of a command: metrics for the JSON line, a summary, and the exit code of a verdict.
 
-In: what the stages gave. Out: a part of the JSON line, words on stderr, or an error.
+In: the results of the stages. Out: a part of the JSON line, a summary on stderr, or an error.
 """
 
 import os
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.registry.audit_log import Decision
 
 
-def figures(run_id: str | None, metrics: "Metrics", started: float) -> dict[str, Any]:
-    """What `run`, `train` and `evaluate` print."""
+def metrics_summary(run_id: str | None, metrics: "Metrics", started: float) -> dict[str, Any]:
+    """Return the part of the JSON line that `run`, `train` and `evaluate` have in common."""
     return {
         "run_id": run_id,
         "rows": metrics.rows,
@@ -44,50 +44,50 @@ def say_summary(
     decision: "Decision | None",
     pictures: str,
 ) -> None:
-    """The end of the main job: what is live now, how good it is, what to do next."""
+    """Print the summary of the main job: the champion, how good it is, and what to do next."""
     promoted = decision is not None and decision.decision == "promoted"
     model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
-    of_name = "" if name == "vae" else f" --name {name}"
+    name_option = "" if name == "vae" else f" --name {name}"
     out = "grid.png" if is_picture(x_shape) else "samples.parquet"
-    following = f"vae history{of_name}"
+    next_command = f"vae history{name_option}"
     if promoted:
-        live = f"is now champion of {name}"
+        status = f"is now champion of {name}"
     elif decision is None:
-        live = f"of {name} is registered as candidate"
-        following = f"vae promote @candidate{of_name}"
+        status = f"of {name} is registered as candidate"
+        next_command = f"vae promote @candidate{name_option}"
     else:
         champion = f"champion is version {decision.previous}"
-        live = f"of {name} was {decision.decision}; "
-        live += champion if decision.previous else "there is no champion"
-    # a virtual environment that started this without being activated
+        status = f"of {name} was {decision.decision}; "
+        status += champion if decision.previous else "there is no champion"
+    # this runs in a virtual environment that is not activated in the shell
     hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
     activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
     say(
         f"""
-version {version} {live}
+version {version} {status}
   held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
   parity        passed
   pictures      {pictures}
 
 try next:
 {activate}  vae sample --model {model} --count 64 --seed 7 --out {out}
-  {following}
+  {next_command}
   vae doctor
 """
     )
 
 
-def raise_unless_equal(report: "ParityReport") -> None:
-    """End with exit code 4 where parity failed."""
+def raise_unless_parity_passed(report: "ParityReport") -> None:
+    """Raise the error of exit code 4 if parity failed."""
     if not report.passed:
         raise ParityFailed(f"parity failed: {report.faults()[0]}")
 
 
 def raise_unless_promoted(decision: "Decision | None") -> None:
-    """End with exit code 5 or 6 where the champion did not move."""
+    """Raise the error of exit code 5 or 6 if the gate refused or the decision was stale."""
     if decision is None or decision.decision not in ("refused", "stale"):
         return
-    said, reasons = f"version {decision.version} of {decision.name}", "; ".join(decision.reasons)
+    subject, reasons = f"version {decision.version} of {decision.name}", "; ".join(decision.reasons)
     if decision.decision == "stale":
-        raise Stale(f"{said} came too late: {reasons}")
-    raise GateRefused(f"{said} was refused: {reasons}")
+        raise Stale(f"{subject} came too late: {reasons}")
+    raise GateRefused(f"{subject} was refused: {reasons}")

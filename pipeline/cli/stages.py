@@ -1,20 +1,19 @@
-"""The stages as the command line runs them: with tracking, progress and words for a person.
+"""The stages as the commands run them: with tracking, and with progress and messages on stderr.
 
-Each function takes what the one before it gave. Imports that take time stand inside.
+Each function takes what the stage before it returned. Slow imports stand inside the functions.
 """
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
+from pipeline.cli.data_loading import load_data
+from pipeline.cli.devices import missing_cuda, torch_device
 from pipeline.config import Config, Precision, PromoteConfig
 from serving.console import progress, say
-from serving.errors import DataRefused, DeviceUnavailable, UsageRefused
+from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -27,38 +26,24 @@ if TYPE_CHECKING:
     from pipeline.tracking import TrackedRun
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
+    from serving.source import Source
+
 
 EVALUATION_SEED = 0
 """The same for every training, so that models are compared on the same noise."""
 
-data_option = click.option(
-    "--data",
-    "source",
-    default=None,
-    help="Where the model's data is now  [default: where it was in training]",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What training hands on."""
-
-    checkpoint: "Checkpoint"
-    metrics: "Metrics"
-    dataset: "Dataset"
-
 
 def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
-    """Refuse what cannot be trained, before a run is opened for it."""
+    """Load the data and begin the training, so that an error comes before a run is opened."""
     from pipeline.training.state import begin_training
 
     device = torch_device(device, threads)
     dataset = load_data(config)
-    return begin_training(dataset, _settle(config, dataset), device), dataset
+    return begin_training(dataset, _resolve_config(config, dataset), device), dataset
 
 
-def _settle(config: Config, dataset: "Dataset") -> Config:
-    """The config with what follows from the data, and words on it."""
+def _resolve_config(config: Config, dataset: "Dataset") -> Config:
+    """Return the config with the settings that follow from the data, and print the likelihood."""
     from pipeline.model.likelihoods import choose_likelihood, resolve_model_config
 
     reason = ""
@@ -74,11 +59,11 @@ def _settle(config: Config, dataset: "Dataset") -> Config:
 def prepare_resume(
     run_id: str, device: str | None, threads: int | None, learning_rate: float | None = None
 ) -> "tuple[TrainState, Dataset]":
-    """Read the state of a run that broke off; what is None stays the run's own.
+    """Read the state of a run that broke off; a setting of None stays what it was in that run.
 
     Raises:
-        UsageRefused: another device was asked for.
-        DeviceUnavailable: the run's device is not here.
+        UsageRefused: `device` is not the one that the run was training on.
+        DeviceUnavailable: this machine does not have the run's device.
     """
     from pipeline.training.resumable_run import fetch_state
     from pipeline.training.state import restore_training
@@ -86,13 +71,13 @@ def prepare_resume(
     saved = fetch_state(run_id)
     if device not in (None, "auto", saved["device"]):
         raise UsageRefused(
-            f"run {run_id} was training on {saved['device']}, and goes on nowhere else; "
+            f"run {run_id} was training on {saved['device']}, so it can only continue there; "
             f"got --device {device}"
         )
-    if saved["device"] == "cuda" and (missing := _missing_cuda()):
+    if saved["device"] == "cuda" and (missing := missing_cuda()):
         raise DeviceUnavailable(
-            f"run {run_id} was training on cuda, which is not here: {missing}; go on with it where "
-            "there is a GPU, or begin anew with vae train"
+            f"run {run_id} was training on cuda, which this machine lacks: {missing}; continue it "
+            "where there is a GPU, or start again with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))
@@ -103,8 +88,10 @@ def prepare_resume(
     return state, dataset
 
 
-def train(run: "TrackedRun", state: "TrainState", dataset: "Dataset") -> Trained:
-    """Train, evaluate and draw, logging all of it to the run."""
+def train(
+    run: "TrackedRun", state: "TrainState", dataset: "Dataset"
+) -> "tuple[Checkpoint, Metrics]":
+    """Train, evaluate and draw figures, and log all of it to the run."""
     import torch
 
     from pipeline.evaluation.figures import draw_figures
@@ -144,16 +131,16 @@ def train(run: "TrackedRun", state: "TrainState", dataset: "Dataset") -> Trained
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
-            figures = Path(temporary)
-            draw_figures(figures, result.model, result.history, dataset.test, metrics.held_out)
-            run.log_folder(Path(temporary), FIGURES)
-    return Trained(checkpoint, metrics, dataset)
+            folder = Path(temporary)
+            draw_figures(folder, result.model, result.history, dataset.test, metrics.held_out)
+            run.log_folder(folder, FIGURES)
+    return checkpoint, metrics
 
 
 def evaluate(
     model: "VAE", test: "Split", nll_samples: int, seed: int, device: str, threads: int
 ) -> "Metrics":
-    """Evaluate on held-out rows and say the figures."""
+    """Evaluate a model on held-out rows and print the metrics."""
     from pipeline.evaluation.evaluate import evaluate as evaluate_rows
 
     device = torch_device(device, threads)
@@ -170,27 +157,6 @@ def evaluate(
     return metrics
 
 
-def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
-    """The held-out rows of the model's data, or those of `source`, which must fit the model."""
-    from pipeline.data.dataset import load_rows
-
-    data = checkpoint.config.data
-    if source is None:
-        return load_data(checkpoint.config, checkpoint.data).test
-    known = checkpoint.data["splits"]["test"]["sha256"]
-    names = ("test_fraction", "label", "binarize")
-    columns = data.columns or checkpoint.data.get("columns", ())  # in the order of the training
-    settings = {name: getattr(data, name) for name in names}
-    split = load_rows(source, known, columns=columns, **settings)
-    wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
-    if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
-        raise DataRefused(f"{source} has rows of {found}, the model takes {wanted}")
-    checkpoint.model.px.check(split.x)
-    same = "the model's own held-out rows" if split.sha256 == known else "rows of other data"
-    say(f"{source}: {same}")
-    return split
-
-
 def export(
     out: Path,
     checkpoint: "Checkpoint",
@@ -198,22 +164,22 @@ def export(
     dataset: "Dataset",
     precision: Precision = "float32",
 ) -> "Bundle":
-    """Write the bundle; int8 is calibrated on the training rows."""
+    """Write the bundle; int8 takes its ranges from the training rows."""
     from pipeline.export.bundle_export import export_bundle
     from pipeline.export.quantization import calibrate
 
     say(f"exporting {precision} to {out}")
     ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
-    rows = metrics.to_json(), dataset.test.x
-    return export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
+    content, x = metrics.to_json(), dataset.test.x
+    return export_bundle(out, checkpoint, content, x, precision=precision, ranges=ranges)
 
 
 def check(
     bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "tuple[Bundle, ParityReport]":
-    """Compare, and seal the report into the bundle.
+    """Compare a bundle with torch and seal the report into it.
 
-    Where a device is not there nothing is written: an earlier report stays.
+    If a device is missing nothing is written, and an earlier report stays.
     """
     from pipeline.parity.bundle_report import add_report
 
@@ -224,7 +190,7 @@ def check(
 def compare(
     bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "ParityReport":
-    """Compare a bundle's graphs with torch, and print the table; the bundle stays as it is."""
+    """Compare a bundle's graphs with torch and print the table; the bundle is not changed."""
     from pipeline.parity.check import DEVICES, check_parity
     from pipeline.parity.first_divergence import find_difference
     from pipeline.parity.quantization_loss import measure_cost
@@ -232,7 +198,7 @@ def compare(
 
     if "cuda" in DEVICES[device]:
         require_cuda()
-    torch_device("cpu", threads)  # the reference; only the engine goes to the device
+    torch_device("cpu", threads)  # torch is the reference; only the engine uses the device
     say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
@@ -246,8 +212,30 @@ def compare(
     return report
 
 
+def open_to_check(reference: str) -> "Source":
+    """Open a version or a bundle folder; a folder's report and card may have changed."""
+    from serving.bundle import CARD, PARITY, open_bundle
+    from serving.source import Source, open_source, parse_reference
+
+    if parse_reference(reference):
+        return open_source(reference)
+    return Source(open_bundle(Path(reference), unsealed=(PARITY, CARD)))
+
+
+def keep_report(source: "Source", report: "ParityReport") -> tuple[str, str]:
+    """Seal a report into a folder, or add it to a version; return the digest and its place."""
+    from pipeline.parity.bundle_report import add_report
+    from pipeline.registry.device_checks import add_check
+    from serving.bundle import PARITY
+
+    bundle = source.bundle
+    if source.version is None:
+        return add_report(bundle, report).manifest.digest, str(bundle.path / PARITY)
+    return bundle.manifest.digest, add_check(source, report.to_json()).artifact_place(PARITY)
+
+
 def log_report(run_id: str | None, report: "ParityReport", subject: str) -> None:
-    """Log a parity report and its page to a run, if there is one."""
+    """Log a parity report and its HTML page to a run, if there is one."""
     from pipeline.parity.html_report import PAGE, render_page
     from pipeline.tracking import TrackedRun
     from serving.bundle import PARITY
@@ -269,7 +257,7 @@ def promote(
     force: str | None = None,
     dry_run: bool = False,
 ) -> "Decision":
-    """Put a version through the gate; `test` are its held-out rows if they are loaded already."""
+    """Put a version through the gate; `test` holds its held-out rows if they are loaded already."""
     from pipeline.registry import promotion
 
     def load_test(manifest: "Manifest") -> "Split":
@@ -279,30 +267,13 @@ def promote(
     decision = promotion.promote(
         name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
     )
-    if decision.decision in ("promoted", "accepted"):  # else the command ends with the reasons
+    if decision.decision in ("promoted", "accepted"):  # otherwise the error gives the reasons
         say(f"{decision.decision}: {'; '.join(decision.reasons)}")
     return decision
 
 
-def load_data(
-    config: Config, known: Mapping[str, Any] | None = None, source: str | None = None
-) -> "Dataset":
-    """Load the data of a config; where digests are `known`, data that differs is refused."""
-    from pipeline.data.dataset import load_dataset
-
-    data = replace(config.data, data=source) if source else config.data
-    settings = {item.name: getattr(data, item.name) for item in fields(data)}
-    dataset = load_dataset(settings.pop("data"), **settings)
-    if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
-        raise DataRefused(
-            f"{data.data} is not the data that the model was trained with: its test split is "
-            f"{dataset.test.sha256[:12]}, the model's {known['splits']['test']['sha256'][:12]}"
-        )
-    return dataset
-
-
 def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
-    """The model that a training run logged, and its held-out metrics."""
+    """Return the model that a training run logged, and its held-out metrics."""
     from pipeline.evaluation.evaluate import Metrics
     from pipeline.model.checkpoint import load_checkpoint
     from pipeline.tracking import CHECKPOINT, fetch_artifact, fetch_json
@@ -312,39 +283,6 @@ def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
     return checkpoint, Metrics.from_json(fetch_json(run_id, "metrics.json"))
 
 
-def torch_device(device: str, threads: int) -> str:
-    """`cpu` or `cuda`; `auto` takes CUDA where there is one. Either computes in float32."""
-    import torch
-
-    torch.set_num_threads(threads)
-    if device == "cpu":
-        return device
-    if torch.cuda.is_available():
-        # torch lets convolutions round to ten bits, and matrix products not
-        torch.backends.cudnn.allow_tf32 = False
-        return "cuda"
-    if device == "auto":
-        return "cpu"
-    raise DeviceUnavailable(f"device cuda is not available: {_missing_cuda()}; use --device cpu")
-
-
-def _missing_cuda() -> str:
-    """Why torch has no CUDA here; empty where it has."""
-    import torch
-
-    if torch.cuda.is_available():
-        return ""
-    missing = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
-    return f"torch {torch.__version__} {missing}"
-
-
 def project_run() -> str | None:
-    """Id of the run that `mlflow run` made for this process."""
+    """Return the id of the run that `mlflow run` made for this process, if it did."""
     return os.environ.get("MLFLOW_RUN_ID")
-
-
-def gate_settings(settings: dict[str, Any]) -> PromoteConfig:
-    """Take the gate's settings out of `settings`."""
-    names = [item.name for item in fields(PromoteConfig)]
-    given = {name: settings.pop(name) for name in names}
-    return PromoteConfig(**{name: value for name, value in given.items() if value is not None})

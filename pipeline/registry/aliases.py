@@ -1,26 +1,26 @@
-"""Move the champion: the aliases follow the ledger, whoever dies on the way.
+"""Move the champion, so that the aliases follow the ledger even if a process dies on the way.
 
 In: a registered model and a move. Out: aliases, audit record and tags that agree with the ledger.
-Every step can be done again, by another process too: that is how a move that was left undone is
-finished before the next one is decided.
+Every step can be repeated, by another process too. So the next process finishes a move that was
+left undone, before it decides on its own.
 """
 
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Stale
-from pipeline.registry.audit_log import Outcome, close_record, iso_time
+from pipeline.registry.audit_log import DecisionStatus, close_record, iso_time
 from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
 from pipeline.registry.versions import CHAMPION, PREVIOUS
-from serving.mlflow_store import alias_version, store_errors, unless_missing
+from serving.mlflow_store import GONE, MISSING, alias_version, ignoring, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def settle(client: "MlflowClient", name: str) -> tuple[int, Move | None]:
-    """Finish the last move, if its process died; return its number.
+def finish_last_move(client: "MlflowClient", name: str) -> tuple[int, Move | None]:
+    """Finish the last move if its process died.
 
-    And return the move itself, if it was finished just now.
+    Return its number, 0 where there is no move; and the move itself if it was carried out just now.
     """
     with store_errors():
         moves = list_moves(client, name)
@@ -33,10 +33,10 @@ def settle(client: "MlflowClient", name: str) -> tuple[int, Move | None]:
 
 
 def make_move(client: "MlflowClient", name: str, move: Move) -> None:
-    """Enter a move in the ledger and finish it.
+    """Enter a move into the ledger and carry it out.
 
     Raises:
-        Stale: the champion is not the one that was decided against.
+        Stale: the champion is no longer the one that the decision was made against.
     """
     with store_errors():
         if alias_version(client, name, CHAMPION) != move.base:
@@ -45,56 +45,59 @@ def make_move(client: "MlflowClient", name: str, move: Move) -> None:
             raise Stale("the champion was moved by hand at the same time: run the gate again")
 
 
-def tag_version(client: "MlflowClient", name: str, version: str, outcome: Outcome) -> None:
-    """Say on a version what the gate last said of it."""
-    with unless_missing():
-        client.set_model_version_tag(name, version, "gate.status", outcome)
+def tag_version(client: "MlflowClient", name: str, version: str, status: DecisionStatus) -> None:
+    """Tag a version with the gate's latest decision on it."""
+    with ignoring(*GONE):
+        client.set_model_version_tag(name, version, "gate.status", status)
 
 
 def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
-    """Do all that follows from a move that counts; False where it cannot be carried out."""
-    run_id, carried = move.run_id, True
+    """Carry out a move that counts; return False if that is no longer possible.
+
+    A person may have deleted the version or the record meanwhile; then the rest is still done.
+    """
+    run_id, moved = move.run_id, True
     if move.action == "delete":
-        with unless_missing():
+        with ignoring(*GONE):
             client.delete_model_version(name, move.version)
-        with unless_missing():
+        with ignoring(*GONE):
             close_record(client, run_id, "deleted")
-    elif carried := _lead_aliases(client, name, move):
-        with unless_missing():
+    elif moved := _set_aliases(client, name, move):
+        with ignoring(*GONE):
             close_record(client, run_id, "promoted", moved_ms=move.time_ms)
-        with unless_missing():
+        with ignoring(*GONE):
             tag_version(client, name, move.version, "promoted")
             client.set_model_version_tag(name, move.version, "promoted.at", iso_time(move.time_ms))
     else:
-        with unless_missing():
+        with ignoring(*GONE):
             close_record(client, run_id, "stale", reasons=("the champion was moved by hand",))
     mark_done(client, name, move)
-    return carried
+    return moved
 
 
-def _lead_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
-    """Move the aliases as a move says; False where a person moved them, or deleted the version.
+def _set_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
+    """Set the aliases for a move; return False if a person moved them or deleted the version.
 
-    A process that slept meanwhile may find newer moves, or put its own over theirs: the newest has
-    the last word.
+    A process that slept may find newer moves, or may just have overwritten their aliases. So it
+    repeats until the aliases are those of the newest move.
     """
     champion = alias_version(client, name, CHAMPION)
-    if _last_move(client, name).number != move.number:
-        return True  # who came after has finished this one first
+    if _last_alias_move(client, name).number != move.number:
+        return True  # the process that made the next move has finished this one first
     if champion not in (move.base, move.version):
         return False
-    with unless_missing():
+    with ignoring(MISSING):
         while True:
             if move.action == "promote" and move.base is not None:
                 client.set_registered_model_alias(name, PREVIOUS, move.base)
             client.set_registered_model_alias(name, CHAMPION, move.version)
-            last = _last_move(client, name)
+            last = _last_alias_move(client, name)
             if last.number == move.number:
                 return True
             move = last
     return False
 
 
-def _last_move(client: "MlflowClient", name: str) -> Move:
-    """The last move of the aliases."""
+def _last_alias_move(client: "MlflowClient", name: str) -> Move:
+    """Return the last move that is not a deletion."""
     return [move for move in list_moves(client, name) if move.action != "delete"][-1]

@@ -1,11 +1,13 @@
-"""The audit: every decision on a registered model as a run in the experiment `NAME-promotions`.
+"""The audit: every decision on a registered model is a run in the experiment `NAME-promotions`.
 
 In: a `Decision`. Out: a run whose tags say what was decided, when and why, with the whole decision
-as `decision.json`; and `history` and `champion_at`, which read the runs. A record is opened before
-anything moves. One that stays `unfinished` is of a process that died before it moved anything.
+as `decision.json`; `list_decisions` and `champion_at` read these runs. A record is opened before
+anything moves. If it stays `unfinished`, its process died before it moved anything.
 """
 
+import getpass
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,29 +24,28 @@ from serving.mlflow_store import alias_version, connect, store_errors
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Outcome = Literal["promoted", "refused", "stale", "accepted", "deleted"]
+DecisionStatus = Literal["promoted", "refused", "stale", "accepted", "deleted"]
 
-_SHOWN = ("time", "action", "version", "previous", "decision", "moved_at", "operator", "reasons")
-_NOBODY = "none"
-"""In a tag: there was no champion."""
+_TAGS = ("time", "action", "version", "previous", "decision", "moved_at", "operator", "reasons")
+_NO_CHAMPION = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided, about which versions, and why."""
+    """What was decided on which version, and why."""
 
     name: str
     action: Action
     version: str
     previous: str | None
     """The champion when the decision was made."""
-    decision: Outcome
-    """`accepted`: the gate is passed, and nothing moved yet."""
+    decision: DecisionStatus
+    """`accepted`: the version passed the gate, and nothing has moved yet."""
     reasons: tuple[str, ...]
     judgement: Judgement | None = None
     gate: PromoteConfig | None = None
     force: str | None = None
-    """Why the gate's judgement was to be overridden."""
+    """The reason given for overriding the gate's judgement."""
     test_sha256: str | None = None
     """Digest of the rows that both versions were scored on."""
     time: str = ""
@@ -53,18 +54,18 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenure:
-    """Which version was champion at a time, as far as the audit knows."""
+    """The version that was champion at some time, as far as the audit knows."""
 
     version: str | None
     since: str
-    """When it was moved there or, if that was by hand, first seen there."""
+    """When it became champion or, if a person moved the alias, when that was first seen."""
     certain: bool
-    """Whether the next record, or the alias now, agrees that nobody moved it by hand since."""
+    """Whether the next record, or the alias now, shows that no person moved it since."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """The champion at a time; `moved` where it became champion just then."""
+    """The champion at some time; `moved` says that it became champion just then."""
 
     time: datetime
     version: str | None
@@ -72,12 +73,12 @@ class _Sighting:
 
 
 def open_record(client: "MlflowClient", decision: Decision) -> str:
-    """Open the record of a decision that is not made yet; return the run's id."""
+    """Open the record of a decision that is about to be made; return the run's id."""
     experiment = open_experiment(client, audit_experiment(decision.name))
     tags = {
         "action": decision.action,
         "version": decision.version,
-        "previous": decision.previous or _NOBODY,
+        "previous": decision.previous or _NO_CHAMPION,
         "time": decision.time,
         "operator": decision.operator,
         "decision": "unfinished",
@@ -88,23 +89,23 @@ def open_record(client: "MlflowClient", decision: Decision) -> str:
 
 
 def write_report(client: "MlflowClient", run_id: str, decision: Decision) -> None:
-    """Put what the gate found into the record, before anything moves."""
-    client.log_dict(run_id, _plain(asdict(decision)), "decision.json")
+    """Write the whole decision into its record, before anything moves."""
+    client.log_dict(run_id, _json_value(asdict(decision)), "decision.json")
     client.set_tag(run_id, "reasons", "; ".join(decision.reasons))
 
 
 def close_record(
     client: "MlflowClient",
     run_id: str,
-    outcome: Outcome,
+    status: DecisionStatus,
     *,
     reasons: tuple[str, ...] | None = None,
     moved_ms: int | None = None,
 ) -> None:
-    """Say what came of a decision; closing a record again does no harm."""
+    """Write the result of a decision into its record; a record may be closed twice."""
     from mlflow.entities import RunTag
 
-    tags: dict[str, str] = {"decision": outcome}
+    tags: dict[str, str] = {"decision": status}
     if reasons is not None:
         tags["reasons"] = "; ".join(reasons)
     if moved_ms is not None:
@@ -114,36 +115,37 @@ def close_record(
 
 
 def drop_record(client: "MlflowClient", run_id: str) -> None:
-    """Take the record of what came to no decision out of the history."""
+    """Delete the record of an attempt that ended without a decision."""
     client.delete_run(run_id)
 
 
-def history(name: str) -> list[dict[str, Any]]:
-    """Every decision on `name`, the newest first."""
+def list_decisions(name: str) -> list[dict[str, Any]]:
+    """Return every decision on `name`, the newest first."""
     client = connect()
     with store_errors():
         experiment = client.get_experiment_by_name(audit_experiment(name))
-        runs = (
-            client.search_runs([experiment.experiment_id], max_results=50_000) if experiment else []
-        )
-    rows = [{key: run.data.tags.get(key) for key in _SHOWN} for run in runs]
-    return [
-        row
-        | {"run_id": run.info.run_id}
-        | {"previous": None if row["previous"] == _NOBODY else row["previous"]}
-        for row, run in zip(rows, runs, strict=True)
+        if experiment is None:
+            return []
+        runs = client.search_runs([experiment.experiment_id], max_results=50_000)
+    rows = [
+        {**{tag: run.data.tags.get(tag) for tag in _TAGS}, "run_id": run.info.run_id}
+        for run in runs
     ]
+    for row in rows:
+        if row["previous"] == _NO_CHAMPION:
+            row["previous"] = None
+    return rows
 
 
 def champion_at(name: str, when: datetime) -> Tenure:
-    """Which version was champion of `name` at a time with a zone.
+    """Return the version that was champion of `name` at a time with a zone.
 
-    Each record says who was champion when its decision began, and whether it moved the alias. What
-    is moved by hand shows only in the record after it, or in the alias now: then the answer is the
-    last that was known, and not certain.
+    Each record says which version was champion when its decision began, and whether the decision
+    moved the alias. If a person moved the alias, only the next record, or the alias now, shows it:
+    then the answer is the last version that was known, and `certain` is False.
 
     Raises:
-        UsageRefused: the time is yet to come, or before the first record.
+        UsageRefused: the time lies in the future, or before the first record.
     """
     now = datetime.now(UTC)
     if when > now:
@@ -151,7 +153,7 @@ def champion_at(name: str, when: datetime) -> Tenure:
     client = connect()
     with store_errors():
         champion = alias_version(client, name, CHAMPION)
-    known = [*_sightings(history(name)), _Sighting(now, champion)]
+    known = [*_sightings(list_decisions(name)), _Sighting(now, champion)]
     before = [sighting for sighting in known if sighting.time <= when]
     after = known[len(before)]
     if not before:
@@ -167,13 +169,21 @@ def champion_at(name: str, when: datetime) -> Tenure:
 
 
 def audit_experiment(name: str) -> str:
-    """Where the decisions on a registered model are recorded."""
+    """Return the name of the experiment that records the decisions on a registered model."""
     return f"{name}-promotions"
 
 
 def iso_time(milliseconds: float) -> str:
-    """A time stamp of the store in UTC."""
+    """Return a time stamp of the store in ISO 8601 and UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def operator_name() -> str:
+    """Return the name of this process's user, or its number if it has no name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _sightings(rows: list[dict[str, Any]]) -> list[_Sighting]:
@@ -186,10 +196,10 @@ def _sightings(rows: list[dict[str, Any]]) -> list[_Sighting]:
     return sorted(found, key=lambda sighting: sighting.time)
 
 
-def _plain(value: Any) -> Any:
-    """In JSON's own types: it has no number for nan and the infinities."""
+def _json_value(value: Any) -> Any:
+    """Convert a value to JSON's types, which have no number for NaN and the infinities."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

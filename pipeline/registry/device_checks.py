@@ -1,9 +1,9 @@
-"""Parity checks made elsewhere, such as on a machine with a GPU, added to a registered version.
+"""Parity checks that are added to a registered version, for example from a machine with a GPU.
 
 The version's bundle never changes. A check is a run in `NAME-checks` that holds `parity.json` and
-its page, and a tag `parity.DEVICE` on the version for each device; the latest check of a device
-stands. A failed one is added too. `check_faults` is what a gate asks: it believes no tag, but
-fetches the report and holds it against the bundle's files.
+its page, and for each device a tag `parity.DEVICE` on the version; the latest check of a device
+counts. Failed checks are added too. The gate calls `check_faults`, which does not trust the tag: it
+fetches the report and compares it with the bundle's files.
 """
 
 import hashlib
@@ -29,25 +29,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What the tag of one device says of its latest check."""
+class DeviceCheck:
+    """The latest check on one device, as its tag describes it."""
 
     verdict: str
     run_id: str
     digest: str
-    """Of the bundle that was checked."""
+    """Digest of the bundle that was checked."""
     sha256: str
-    """Of the report."""
+    """Digest of the report."""
     time: str
 
 
-def check_experiment(name: str) -> str:
-    """Where the checks of a registered model are kept."""
-    return f"{name}-checks"
-
-
 def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
-    """Add a report to the version that it was made of, passed or not; return the run it is in."""
+    """Add a report, passed or failed, to its version; return the run that holds it."""
     name, version, digest = str(source.name), str(source.version), source.bundle.manifest.digest
     client = connect()
     tags = {
@@ -58,12 +53,12 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
         "parity.devices": ",".join(report["devices"]),
     }
     with store_errors():
-        # not an active run: under `mlflow run` that would be the project's own
-        experiment = open_experiment(client, check_experiment(name))
+        # not by tracked_run: under `mlflow run` that would take the project's own run
+        experiment = open_experiment(client, f"{name}-checks")
         opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
     run, status = TrackedRun(client, opened.info.run_id), "FAILED"
     text = json.dumps(report, indent=1, allow_nan=False)
-    check = Check(
+    check = DeviceCheck(
         verdict=report["verdict"],
         run_id=run.run_id,
         digest=digest,
@@ -74,8 +69,8 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
         run.log_text(PARITY, text)
         run.log_text(PAGE, render_page(ParityReport.from_json(report), f"{name} version {version}"))
         with store_errors():
-            for device in report["devices"]:  # last: a tag never speaks of a report not there yet
-                value = json.dumps(asdict(check))
+            value = json.dumps(asdict(check))
+            for device in report["devices"]:  # last, so that every tag's report exists
                 client.set_model_version_tag(name, version, _tag(device), value)
         status = "FINISHED"
     finally:
@@ -85,9 +80,9 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
 
 
 def check_faults(source: Source, devices: Sequence[str]) -> Iterator[str]:
-    """Why a version does not count as checked on every one of `devices`, a line each.
+    """Say why a version does not count as checked on each of `devices`, one line a device.
 
-    The report that is sealed into the bundle counts for its own devices, unless a later check of
+    The report that is sealed into the bundle counts for its own devices, unless a later check on
     such a device failed.
     """
     if not devices:
@@ -111,7 +106,7 @@ def _tag(device: str) -> str:
 
 
 def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
-    """The devices that the bundle's own report speaks for, if it passed for these files."""
+    """Return the devices for which the bundle's own report shows that its files passed."""
     if PARITY not in bundle.manifest.files:
         return ()
     report = bundle.read_json(PARITY)
@@ -121,9 +116,9 @@ def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
 def _check_fault(
     client: "MlflowClient", bundle: Bundle, device: str, tag: str, sealed: bool
 ) -> str | None:
-    """Why the check that a tag names does not count."""
+    """Say why the check in a tag does not count; None if it does."""
     try:
-        check = Check(**json.loads(tag))
+        check = DeviceCheck(**json.loads(tag))
     except (ValueError, TypeError):
         return f"the tag {_tag(device)} cannot be read"
     if check.verdict != "passed":
@@ -132,28 +127,29 @@ def _check_fault(
         return None
     if check.digest != bundle.manifest.digest:
         return (
-            f"the report of {device} is of bundle {check.digest[:12]}, "
-            f"not of {bundle.manifest.digest[:12]}"
+            f"the report for {device} is about bundle {check.digest[:12]}, "
+            f"not about {bundle.manifest.digest[:12]}"
         )
+    subject = f"the report for {device} in run {check.run_id}"
     try:
         text = _fetch_report(client, check.run_id)
     except VaeError as err:
-        return f"the report of {device} is gone ({err})"
+        return f"the report for {device} is gone ({err})"
     if hashlib.sha256(text).hexdigest() != check.sha256:
-        return f"the report of {device} in run {check.run_id} was changed"
+        return f"{subject} was changed"
     try:
         report = json.loads(text)
     except ValueError:
-        return f"the report of {device} in run {check.run_id} cannot be read"
+        return f"{subject} cannot be read"
     if fault := _report_fault(report, bundle):
-        return f"the report of {device} in run {check.run_id} {fault}"
+        return f"{subject} {fault}"
     if device not in report.get("devices", ()):
-        return f"the report in run {check.run_id} does not speak of {device}"
+        return f"the report in run {check.run_id} does not cover {device}"
     return None
 
 
 def _fetch_report(client: "MlflowClient", run_id: str) -> bytes:
-    """Read the report of a run that is there and was not deleted; raises `VaeError`."""
+    """Read the report in a run; raise `VaeError` if the run is deleted or has no report."""
     with store_errors(), tempfile.TemporaryDirectory() as folder:
         if client.get_run(run_id).info.lifecycle_stage != "active":
             raise VaeError(f"run {run_id} was deleted")
@@ -161,12 +157,12 @@ def _fetch_report(client: "MlflowClient", run_id: str) -> bytes:
 
 
 def _report_fault(report: Any, bundle: Bundle) -> str | None:
-    """Why a report does not show that the bundle's graphs are its model."""
+    """Say why a report does not show that the bundle's graphs are its model; None if it does."""
     if not isinstance(report, dict) or report.get("verdict") != "passed":
         return "has failed"
     rows = [*report.get("comparisons", ()), *report.get("elbo", ())]
     if not rows or not all(row.get("passed") is True for row in rows):
         return "says that it passed, but not every comparison did"
     if report.get("files") != checked_files(bundle):
-        return "speaks of other files"
+        return "is about other files"
     return provider_fault(report)

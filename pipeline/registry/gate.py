@@ -1,20 +1,21 @@
 """The gate's rule: is the candidate sound, good enough, and no worse than the champion?
 
 In: the ELBO of each held-out row under both models, in nats, and the candidate's sealed metrics.
-Out: faults, which nothing overrides, and a `Judgement`, which `--force` does.
+Out: faults, which nothing overrides, and a `Judgement`, which `--force` overrides.
 
-The comparison is a test of non-inferiority. Both models score the same rows with the same noise
-now. With d the mean over rows of candidate less champion, and se its standard error, paired over
-rows, the candidate passes if `d - z * se >= -margin`, z being the normal quantile of `confidence`.
-The burden is on the candidate: one that is worse by more than the margin passes with a probability
-of at most 1 - confidence, and where the rows are too few to tell, it is refused. Pairing removes
-what makes a row hard for both models; every row has its own noise, so that se contains it.
+The comparison is a test of non-inferiority. Both models score the same rows with the same noise.
+Let d be the mean over rows of the candidate's ELBO minus the champion's, and se the standard error
+of d, paired over rows. The candidate passes if `d - z * se >= -margin`, where z is the normal
+quantile of `confidence`. The burden is on the candidate: one that is worse by more than the margin
+passes with a probability of at most 1 - confidence, and it is refused where the rows are too few to
+tell. Pairing removes what makes a row hard for both models. Every row has its own noise, so se
+contains the error of the noise too.
 
-The margin is what may be given up for a renewed model. Trainings that differ in the seed alone
-differ as well, and by more than se: on MNIST (preset seed, 15 epochs, 5 seeds) pairs are 0.2 to 1.4
-nats apart, with a paired se of 0.06 (0.45 unpaired). So a margin of 0 refuses half of all
-retrainings. The default is about 1 % of MNIST's ELBO; other data needs its own. Each promotion may
-give up the margin anew: `min_elbo` is the limit to all of them together.
+The margin is the loss in ELBO that is accepted for a retrained model. Models that differ only in
+the seed of their training differ by more than se: on MNIST (preset seed, 15 epochs, 5 seeds) pairs
+are 0.2 to 1.4 nats apart, with a paired se of 0.06 (0.45 unpaired). So a margin of 0 refuses half
+of all retrained models. The default is about 1 % of MNIST's ELBO; other data needs its own. Each
+promotion may lose the margin again; `min_elbo` limits the sum of these losses.
 """
 
 import math
@@ -31,29 +32,31 @@ from pipeline.config import PromoteConfig
 Array = NDArray[Any]
 
 MIN_ROWS = 30
-"""Below, the mean of the differences is not normal enough for the quantile."""
+"""With fewer rows the mean of the differences is not close enough to normal for the quantile."""
 _METRICS = ("elbo", "nll", "active_units")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Means over rows in nats, and why the candidate is refused, if it is."""
+    """Means over rows in nats, and the reasons to refuse the candidate, if there are any."""
 
     rows: int
     elbo: float
     champion_elbo: float | None = None
     difference: float | None = None
-    """Candidate less champion."""
+    """The candidate's ELBO minus the champion's."""
     difference_se: float | None = None
     """Standard error of the difference, paired over rows."""
     lower_bound: float | None = None
-    """What the true difference exceeds, with the configured confidence."""
+    """The true difference is larger than this, with the configured confidence."""
     refusals: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Describe the comparison in one line."""
         if self.champion_elbo is None:
-            return f"ELBO {self.elbo:.3f}; there is no champion to compare with, only limits held"
+            return (
+                f"ELBO {self.elbo:.3f}; there is no champion to compare with, only the limits apply"
+            )
         return (
             f"ELBO {self.elbo:.3f}, {self.difference:+.3f} ± {self.difference_se:.3f} nats from "
             f"the champion's {self.champion_elbo:.3f}, at worst {self.lower_bound:+.3f}"
@@ -63,13 +66,13 @@ class Judgement:
 def judge(
     candidate: Array, champion: Array | None, *, active_units: float, config: PromoteConfig
 ) -> Judgement:
-    """Compare ELBOs of rows, (rows,) each; without a champion only the limits are held."""
+    """Compare ELBOs of shape `(rows,)`; without a champion only the limits apply."""
     elbo = float(candidate.mean())
     limits = tuple(_limit_refusals(elbo, active_units, config))
     if champion is None:
         return Judgement(rows=len(candidate), elbo=elbo, refusals=limits)
     rows = len(candidate)
-    with np.errstate(invalid="ignore"):  # inf - inf is nan, which is refused
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is refused below
         differences = candidate - champion
         spread = float(differences.std(ddof=1)) if rows > 1 else math.nan
     difference, error = float(differences.mean()), spread / math.sqrt(rows)
@@ -85,7 +88,7 @@ def judge(
 
 
 def score_faults(scores: Array) -> Iterator[str]:
-    """Why a model's ELBOs cannot be averaged."""
+    """Say why the candidate's ELBOs cannot be averaged."""
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         yield f"the candidate's ELBO is not finite on {bad} of {len(scores)} held-out rows"
@@ -94,7 +97,7 @@ def score_faults(scores: Array) -> Iterator[str]:
 
 
 def metric_faults(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Which of the sealed metrics are missing, or no numbers."""
+    """Name the sealed metrics that are missing or not finite."""
     for name in _METRICS:
         value = metrics.get(name)
         if not isinstance(value, int | float):

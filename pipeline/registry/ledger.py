@@ -1,82 +1,82 @@
-"""The ledger: which move of the champion came first, said by the store once and for all.
+"""The ledger: a list of the champion's moves, in an order that the store decides once and for all.
 
 A move is a version of the registered model `NAME--promotions`; its source is the audit record. The
-store hands out version numbers once each and in order. A move says which move it follows; of those
-that follow the same one, the one with the lowest number counts, the others came too late. So two
-promotions that were decided against the same champion cannot both win, whatever dies, sleeps or is
-retried in between: there is no lease that could expire, and no clock.
+store gives out each version number once, in rising order. A move names the move that it follows. If
+several follow the same one, the one with the lowest number counts and the others came too late. So
+two promotions that were decided against the same champion cannot both win, whichever process dies,
+sleeps or retries in between: there is no lease that could expire, and no clock.
 
-MLflow cannot move an alias on a condition. Therefore the alias follows the ledger (`champion`),
-and a move is marked as done when it has.
+MLflow cannot move an alias on a condition. Therefore `aliases` moves the aliases after the ledger,
+and then marks the move as done.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import Stale
-from serving.mlflow_store import create_model
+from serving.mlflow_store import EXISTS, ignoring
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Action = Literal["promote", "rollback", "delete"]
 
-_ALL = 200_000
-"""As many as the store gives at once."""
-_ABOUT = (
-    "What moved the champion, in order: written by vae promote, rollback and delete, which need it "
-    "to keep two of them apart."
+_MAX_RESULTS = 200_000
+"""The most that the store returns at once."""
+_DESCRIPTION = (
+    "The moves of the champion in their order. vae promote, rollback and delete write them, so "
+    "that of two at the same time only one takes effect."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One entry; `number` and `time_ms` are the store's."""
+    """One entry; the store sets `number` and `time_ms`."""
 
     action: Action
     version: str
-    """The champion from now on; of a deletion the version to delete."""
+    """The new champion or, for a deletion, the version to delete."""
     base: str | None
-    """The champion that it was decided against."""
+    """The champion at the time of the decision."""
     run_id: str
-    """The audit record."""
+    """Id of the audit record."""
     after: int
-    """Number of the move that it follows; 0 for the first."""
+    """Number of the move before it; 0 for the first move."""
     number: int = 0
     time_ms: int = 0
     done: bool = False
 
 
 def ledger_name(name: str) -> str:
-    """The registered model that holds the moves of `name`."""
+    """Return the name of the registered model that holds the moves of `name`."""
     return f"{name}--promotions"
 
 
 def list_moves(client: "MlflowClient", name: str) -> list[Move]:
-    """The moves that count, the oldest first."""
+    """Return the moves that count, the oldest first."""
     query = f"name='{ledger_name(name)}'"
-    entries = [_read(version) for version in client.search_model_versions(query, max_results=_ALL)]
-    first: dict[int, Move] = {}
-    for move in sorted(entries, key=lambda move: move.number):
-        first.setdefault(move.after, move)
+    entries = client.search_model_versions(query, max_results=_MAX_RESULTS)
+    winners: dict[int, Move] = {}
+    for move in sorted(map(_parse_move, entries), key=lambda move: move.number):
+        winners.setdefault(move.after, move)
     chain: list[Move] = []
-    while (following := first.get(chain[-1].number if chain else 0)) is not None:
+    while (following := winners.get(chain[-1].number if chain else 0)) is not None:
         chain.append(following)
     return chain
 
 
 def claim_move(client: "MlflowClient", name: str, move: Move) -> Move:
-    """Enter a move; return it with its number.
+    """Enter a move into the ledger and return it with its number.
 
     Raises:
-        Stale: another move follows the same one already.
+        Stale: another move followed the same one before.
     """
     from mlflow.exceptions import MlflowException
 
     failure: MlflowException | None = None
     try:
-        _enter(client, name, move)
-    except MlflowException as err:  # which the store may have carried out all the same
+        _create_entry(client, name, move)
+    except MlflowException as err:  # the store may have made the entry all the same
         failure = err
     winner = next((row for row in list_moves(client, name) if row.after == move.after), None)
     if winner is None:
@@ -87,12 +87,13 @@ def claim_move(client: "MlflowClient", name: str, move: Move) -> Move:
 
 
 def mark_done(client: "MlflowClient", name: str, move: Move) -> None:
-    """Note that the aliases have followed a move."""
+    """Mark a move as carried out."""
     client.set_model_version_tag(ledger_name(name), str(move.number), "done", "true")
 
 
-def _enter(client: "MlflowClient", name: str, move: Move) -> None:
-    create_model(client, ledger_name(name), _ABOUT)
+def _create_entry(client: "MlflowClient", name: str, move: Move) -> None:
+    with ignoring(EXISTS):
+        client.create_registered_model(ledger_name(name), description=_DESCRIPTION)
     client.create_model_version(
         ledger_name(name),
         f"runs:/{move.run_id}/decision.json",
@@ -107,7 +108,7 @@ def _enter(client: "MlflowClient", name: str, move: Move) -> None:
     )
 
 
-def _read(entry: Any) -> Move:
+def _parse_move(entry: Any) -> Move:
     base = entry.tags["base"]
     return Move(
         action=entry.tags["action"],

@@ -1,8 +1,8 @@
-"""The MLflow registry: one registered model, one version a bundle.
+"""The MLflow registry: every bundle is one version of a registered model.
 
 In: a sealed bundle whose parity passed on this machine. Out: a version with the alias `candidate`.
-Its tags carry the lineage, so that it outlives the run. Raises `ParityFailed`, and then nothing is
-registered.
+Its tags hold its lineage, which is thus still known when the training run is deleted. Raises
+`ParityFailed` without registering anything.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
 from serving.errors import VaeError
-from serving.mlflow_store import ARTIFACT, DIGEST_TAG, create_model, store_errors
+from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
 from serving.source import Source, fetch_version
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 
-_CODE = Path(serving.__file__).parent / "pyfunc_model.py"
+PYFUNC_MODEL = Path(serving.__file__).parent / "pyfunc_model.py"
 
 
 def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
@@ -39,7 +39,8 @@ def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
     if faults := parity_faults(bundle, on_this_machine=True):
         raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
     with store_errors():
-        create_model(run.client, name)
+        with ignoring(EXISTS):
+            run.client.create_registered_model(name)
         version = _find_version(run, name, bundle.manifest.digest)
         if version is None:
             version = _create_version(run, bundle, name)
@@ -48,24 +49,24 @@ def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
 
 
 def fetch_verified(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
-    """Fetch a version's files past the cache into `folder`, and verify them."""
+    """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     with version_errors(name, version, folder / f"{name}-{version}"):
         return fetch_version(client, name, version, folder)
 
 
 @contextmanager
-def version_errors(name: str | None, version: str | None, place: Path) -> Iterator[None]:
-    """Say `version 2 of vae: decoder.onnx` of a file in a temporary place, which soon is gone."""
+def version_errors(name: str | None, version: str | None, folder: Path) -> Iterator[None]:
+    """Name a file `version 2 of vae: decoder.onnx` in errors, not by its temporary path."""
     try:
         yield
     except VaeError as err:
         subject = f"version {version} of {name}"
-        said = str(err).replace(f"{place}/", f"{subject}: ").replace(str(place), subject)
-        raise type(err)(said) from err
+        message = str(err).replace(f"{folder}/", f"{subject}: ").replace(str(folder), subject)
+        raise type(err)(message) from err
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
-    """What a version must still say when its run is gone."""
+    """Return the tags that still describe a version's origin when its run is deleted."""
     manifest = bundle.manifest
     splits = manifest.data["splits"]
     return {
@@ -92,13 +93,13 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
     import mlflow
 
     with tempfile.TemporaryDirectory() as temporary:
-        # the artifact is stored under its folder's own name
+        # mlflow stores an artifact under the name of its folder
         folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
         info = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(_CODE),
+            python_model=str(PYFUNC_MODEL),
             artifacts={"bundle": str(folder)},
-            signature=_signature(),
+            signature=predict_signature(),
             input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
             pip_requirements=_requirements(),
             metadata={DIGEST_TAG: bundle.manifest.digest},
@@ -115,13 +116,13 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
 
 
 def _description(bundle: Bundle) -> str:
-    """The card without its pictures, which the registry's page would not find."""
+    """Return the model card without its pictures, which the registry's page would not find."""
     lines = (bundle.path / CARD).read_text().splitlines()
     return "\n".join(line for line in lines if "![" not in line)
 
 
-def _signature() -> Any:
-    """What `predict` takes besides rows, which it checks itself: see `serving/pyfunc_model.py`."""
+def predict_signature() -> Any:
+    """Describe the parameters of `predict`; it checks the rows itself, see `pyfunc_model`."""
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec
 

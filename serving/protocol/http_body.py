@@ -1,7 +1,7 @@
-"""Bodies of REST requests and answers: JSON, and JSON followed by binary tensors.
+"""Read and write the bodies of REST: JSON, or JSON followed by binary tensors.
 
 Source: Open Inference Protocol, inference request and response JSON objects; the binary tensor data
-extension. A header `Inference-Header-Content-Length` says where the JSON ends; 0 means that the
+extension. The header `Inference-Header-Content-Length` tells where the JSON ends; 0 means that the
 body is one raw tensor.
 """
 
@@ -31,7 +31,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 class BinaryOutputs(NamedTuple):
-    """Which outputs a request wants in binary: those named, else what `default` says."""
+    """Which outputs a request wants in binary: `named` tells for some, `default` for the others."""
 
     default: bool = False
     named: Mapping[str, bool] | None = None
@@ -44,10 +44,10 @@ class BinaryOutputs(NamedTuple):
 def decode_request(
     operation: Operation, version: str, body: bytes, header_length: str | None
 ) -> tuple[InferRequest, BinaryOutputs]:
-    """Read the body of an infer request.
+    """Read the body of an inference request.
 
     Raises:
-        DataRefused: it is not what the protocol says, or its tensors do not add up.
+        DataRefused: it does not follow the protocol, or the sizes of its tensors do not match.
     """
     if header_length is None:
         head, tail = body, memoryview(b"")
@@ -56,7 +56,7 @@ def decode_request(
         if split == 0:
             return _raw_request(operation, version, body), BinaryOutputs(default=True)
         head, tail = body[:split], memoryview(body)[split:]
-    content = _load_object(head)
+    content = load_object(head)
     parameters = _parameters(content, "the request")
     binary = _binary_outputs(parameters, _list(content, "outputs"))
     request = InferRequest(
@@ -73,7 +73,7 @@ def decode_request(
 
 
 def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[bytes, int | None]:
-    """Write the body of an answer, and the length of its JSON if tensors follow."""
+    """Write the body of an answer; return it, and the length of its JSON if tensors follow."""
     outputs: list[dict[str, Any]] = []
     tail: list[memoryview] = []
     for name, array in response.outputs.items():
@@ -87,7 +87,9 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
             output["parameters"] = {"binary_data_size": array.nbytes}
         else:
             if not np.isfinite(array).all():
-                raise DataRefused(f"{name} is not finite, which JSON cannot say: ask for binary")
+                raise DataRefused(
+                    f"{name} is not finite, which JSON cannot express: ask for binary"
+                )
             output["data"] = np.ascontiguousarray(array).reshape(-1)
         outputs.append(output)
     content: dict[str, Any] = {
@@ -102,7 +104,7 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
 
 
 def encode_request(request: InferRequest) -> tuple[bytes, int]:
-    """Write a request with all tensors in binary, as the clients send it."""
+    """Write a request with all tensors in binary, and return the length of its JSON too."""
     inputs, tail = [], []
     for name, array in request.inputs.items():
         tail.append(array.tobytes())
@@ -124,9 +126,9 @@ def encode_request(request: InferRequest) -> tuple[bytes, int]:
 
 
 def decode_response(body: bytes, header_length: str | None) -> InferResponse:
-    """Read an answer, as the clients do."""
+    """Read the body of an answer."""
     split = len(body) if header_length is None else _header_length(header_length, len(body))
-    content = _load_object(body[:split])
+    content = load_object(body[:split])
     return InferResponse(
         model=content["model_name"],
         version=content["model_version"],
@@ -145,7 +147,7 @@ def _header_length(text: str, length: int) -> int:
 
 
 def _raw_request(operation: Operation, version: str, body: bytes) -> InferRequest:
-    """A body that is the first tensor and nothing else; rows follow from its length."""
+    """Read a body that is the first tensor alone; its length gives the number of rows."""
     tensor = operation.inputs[0]
     sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
     width = int(np.prod(sizes)) * np.dtype(tensor.dtype).itemsize
@@ -165,7 +167,7 @@ def _decode_tensors(
     for entry in entries:
         name = _text(_object(entry, "an input").get("name"), "name of an input")
         if name in arrays:
-            raise DataRefused(f"{name} is there twice")
+            raise DataRefused(f"{name} is given twice")
         size = _parameters(entry, name).get("binary_data_size")
         if size is None:
             if "data" not in entry:
@@ -204,11 +206,16 @@ def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any])
     return BinaryOutputs(default, named)
 
 
-def _load_object(head: bytes) -> dict[str, Any]:
+def load_object(head: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        DataRefused: it is not JSON, or not an object.
+    """
     try:
         content = orjson.loads(head)
     except orjson.JSONDecodeError as err:
-        raise DataRefused(f"the body is no JSON: {err}") from err
+        raise DataRefused(f"the body is not JSON: {err}") from err
     return _object(content, "the body")
 
 

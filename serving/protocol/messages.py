@@ -1,8 +1,8 @@
-"""The Open Inference Protocol, version 2, apart from any transport: requests, answers, datatypes.
+"""The Open Inference Protocol, version 2, without a transport: requests, answers, datatypes.
 
-A transport makes an `InferRequest` of what came, gives it to `serving.server.service`, and writes
-the `InferResponse`. What does not fit raises `DataRefused` or `UsageRefused`. Both are named
-tuples: frozen dataclasses cost several times more to make, for each request.
+A transport reads an `InferRequest`, gives it to `serving.server.service`, and writes the
+`InferResponse`. Tensors that do not follow the protocol raise `DataRefused`. Both messages are
+named tuples: each request makes them, and a frozen dataclass takes several times longer to make.
 Source: the Open Inference Protocol specification, required API and tensor data sections.
 """
 
@@ -22,21 +22,21 @@ from serving.operations import Tensor
 
 Array = NDArray[Any]
 MAX_VALUES = 2**28
-"""In one tensor; also where another size is 0, since numpy multiplies the others."""
+"""Values of one tensor. A size of 0 counts as 1 here, since numpy multiplies the other sizes."""
 Parameter = str | int | float | bool
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
-"""Names of the protocol for the dtypes of graphs."""
+"""The protocol's names of the dtypes that graphs have."""
 _FROM_LIST: Mapping[np.dtype[Any], Callable[[list[Any]], Any]] = {
     np.dtype("<f4"): lambda values: array("f", values),
     np.dtype("u1"): bytes,
 }
-"""A flat list of fitting numbers to bytes, several times faster than numpy; else an error."""
+"""Convert a flat list of numbers to bytes, several times faster than numpy, or raise."""
 
 
 class InferRequest(NamedTuple):
-    """Tensors for one operation; `outputs` names those to answer with, none for all."""
+    """A request of one operation; `outputs` names the outputs wanted, and is empty for all."""
 
     model: str
     inputs: Mapping[str, Array]
@@ -47,7 +47,7 @@ class InferRequest(NamedTuple):
 
 
 class InferResponse(NamedTuple):
-    """What one version made of a request."""
+    """The outputs that one version computed for a request."""
 
     model: str
     version: str
@@ -56,25 +56,27 @@ class InferResponse(NamedTuple):
 
 
 def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
-    """The little-endian dtype of a datatype that any graph takes."""
+    """Return the little-endian dtype of a datatype; refuse one that no graph takes."""
     if not isinstance(datatype, str) or datatype not in _DTYPES:
         raise DataRefused(f"datatype of {name} must be {' or '.join(_DTYPES)}, got {datatype!r}")
     return _DTYPES[datatype]
 
 
 def wire_shape(name: str, shape: object) -> tuple[int, ...]:
-    """A shape of whole numbers that are not negative."""
+    """Return a shape as a tuple; refuse all but whole numbers from 0, and too many values."""
     if not isinstance(shape, (list, tuple)):
         raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
     if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
-        raise DataRefused(f"shape of {name} must be at most 8 sizes from 0 on, got {list(shape)}")
+        raise DataRefused(f"shape of {name} must be at most 8 sizes from 0, got {list(shape)}")
     if math.prod(size or 1 for size in shape) > MAX_VALUES:
-        raise DataRefused(f"{name} may hold {MAX_VALUES} values, its shape is {list(shape)}")
+        raise DataRefused(
+            f"{name} may hold at most {MAX_VALUES} values, got the shape {list(shape)}"
+        )
     return tuple(shape)
 
 
 def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:
-    """Row-major little-endian bytes to an array, without a copy where they lie aligned."""
+    """Make an array from row-major little-endian bytes, without a copy if they are aligned."""
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
     wanted = math.prod(sizes) * dtype.itemsize
     if wanted != len(content):
@@ -88,9 +90,9 @@ def from_bytes(name: str, datatype: object, shape: object, content: memoryview) 
 def from_values(
     name: str, datatype: object, shape: object, values: object, *, booleans: bool = True
 ) -> Array:
-    """A list of numbers, flat or nested, to an array; a number that does not fit is refused.
+    """Make an array from a list of numbers, flat or nested; refuse a number that does not fit.
 
-    `booleans` says whether there may be any among them, which takes as long to see as all the rest.
+    `booleans` tells whether booleans may be among them: to look for them takes as long as the rest.
     """
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
     if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):
@@ -107,7 +109,7 @@ def from_values(
 
 
 def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, ...]]:
-    """The numbers of a list, flat or nested, and its shape; nothing but numbers may be in it."""
+    """Return the numbers of a list, flat or nested, and its shape; refuse other values."""
     if not isinstance(values, list):
         raise DataRefused(f"data of {name} must be a list of numbers")
     sizes = [len(values)]
@@ -122,7 +124,7 @@ def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, .
 
 
 def exact(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
-    """Cast to `dtype`; whole numbers must stay what they are."""
+    """Cast to `dtype`; a cast to integers must not change a value."""
     if array.dtype == dtype:
         return array
     with np.errstate(invalid="ignore", over="ignore"):
@@ -134,7 +136,7 @@ def exact(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def match_tensor(tensor: Tensor, array: Array) -> Array:
-    """The array in the graph's dtype: floats stand for bytes where nothing is lost."""
+    """Return the array in the graph's dtype; floats become uint8 only where no value changes."""
     if array.dtype == tensor.dtype:
         return array
     if tensor.dtype == "uint8":
@@ -145,12 +147,12 @@ def match_tensor(tensor: Tensor, array: Array) -> Array:
 
 
 def datatype_of(tensor: Tensor) -> str:
-    """The protocol's name for the dtype of a tensor."""
+    """Return the protocol's name for the dtype of a tensor."""
     return DATATYPES[np.dtype(tensor.dtype)]
 
 
 def wire_tensor(tensor: Tensor) -> dict[str, Any]:
-    """A tensor of the operation table as metadata has it; -1 stands for a free size."""
+    """Describe a tensor of the operation table as metadata does, with -1 for a free axis."""
     return {
         "name": tensor.name,
         "datatype": datatype_of(tensor),

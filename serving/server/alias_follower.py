@@ -1,7 +1,8 @@
-"""Which version the workers of a server should serve: a file that the parent writes, they watch.
+"""Follow an alias of the registry: name the version that the workers of a server should serve.
 
-`Follower` runs in the parent. It looks where the alias points, fetches and verifies a new version,
-and only then names it as the target; a version that fails is noted and never served.
+`AliasFollower` runs in the parent process. It asks which version the alias names, fetches and
+verifies a new one, and only then writes it to the file that the workers watch, as a
+`ServedVersion`. A version that fails is reported as refused and is never served.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from serving.server.shared_counters import SharedCounters
 from serving.source import Registered, Source, open_version, remember
 
 LOG = logging.getLogger(__name__)
-TICK_S = 0.2
-"""How often hints, the file and the parent are looked at."""
+WATCH_INTERVAL_S = 0.2
+"""Time between two checks of the file, of requests to poll, and of the parent process."""
 RETRY_S = 60.0
-"""A refused version is tried again after this time, or at a hint."""
+"""A refused version is tried again after this time, or when a poll is requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A version to serve; `refused` says which one was not taken up, and why."""
+    """A version to serve; `refused` holds the `version` that was not taken up, and the `reason`."""
 
     path: str
     name: str | None
@@ -41,131 +42,119 @@ class ServedVersion:
 
     @classmethod
     def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "ServedVersion":
-        """The target for an open source."""
+        """Name the version of an open source."""
         bundle = source.bundle
         path, digest = str(bundle.path.absolute()), bundle.manifest.digest
         return cls(path, source.name, source.version, digest, refused)
 
     def write(self, file: Path) -> None:
-        """Put it in place in one step."""
+        """Replace the file in one step."""
         with staged_file(file) as temporary:
             temporary.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, file: Path) -> "ServedVersion":
-        """What the parent wrote last."""
+        """Read what the parent wrote last."""
         return cls(**json.loads(file.read_bytes()))
 
 
-class Follower:
-    """Keeps the target at the version that an alias names.
+@dataclass(slots=True)
+class AliasFollower:
+    """Keeps a server at the version that an alias names."""
 
-    Args:
-        reference: the reference as the user gave it, under which versions are remembered.
-        registered: the same, taken apart.
-        source: the version that is served now.
-        file: the target file.
-        check: opens a source's graphs and compares them with torch's outputs.
-        counters: where hints come in and failures are counted.
-        poll_s: mean seconds between two looks.
-    """
-
-    def __init__(
-        self,
-        reference: str,
-        registered: Registered,
-        source: Source,
-        file: Path,
-        check: Callable[[Source], None],
-        counters: SharedCounters,
-        poll_s: float,
-    ) -> None:
-        self._reference = reference
-        self._registered = registered
-        self._source = source
-        self._file = file
-        self._check = check
-        self._counters = counters
-        self._poll_s = poll_s
-        self._client: Any = None
-        self._refused: str | None = None
-        self._retry_at = 0.0
-        self._reachable = True
+    reference: str
+    """The reference as the user gave it, under which versions are remembered."""
+    registered: Registered
+    """The parsed reference."""
+    source: Source
+    """The version that is served now."""
+    file: Path
+    """Where to write the version to serve."""
+    check: Callable[[Source], None]
+    """Opens a source's graphs and compares their outputs with torch's."""
+    counters: SharedCounters
+    """Hold the requests to poll, and count failures."""
+    poll_s: float
+    """Mean seconds between two polls."""
+    _client: Any = field(default=None, init=False)
+    _refused: str | None = field(default=None, init=False)
+    _retry_at: float = field(default=0.0, init=False)
+    _reachable: bool = field(default=True, init=False)
 
     def run(self) -> None:
-        """Look again and again; ends with the process."""
-        # on the cores of the workers, so last in turn
-        with contextlib.suppress(OSError):  # a thread has a priority of its own on Linux only
+        """Poll until the process ends."""
+        # a low priority, since it shares the workers' cores; only Linux has one for each thread
+        with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while True:
-            hints = self._counters.get("hints")
-            self.look()
-            self._wait(hints)
+            requests = self.counters.get("poll_requests")
+            self.poll()
+            self._wait(requests)
 
-    def look(self) -> None:
-        """Look once where the alias points, and take up what is new."""
+    def poll(self) -> None:
+        """Ask once which version the alias names, and take up a new one."""
         try:
             version = self._resolve()
-        except Exception as err:  # noqa: BLE001 - whatever it is, the version goes on
-            self._unreachable(err)
+        except Exception as err:  # noqa: BLE001 - whatever fails, the old version is still served
+            self._count_registry_failure(err)
             return
         try:
-            if version is None or version == self._source.version:
+            if version is None or version == self.source.version:
                 self._accept_current()
             elif version != self._refused or time.monotonic() >= self._retry_at:
-                LOG.info("%s now names version %s", self._reference, version)
+                LOG.info("%s now names version %s", self.reference, version)
                 self._take_up(version)
-        except Exception as err:  # noqa: BLE001 - the same
+        except Exception as err:  # noqa: BLE001 - as above
             self._refuse(str(version), err)
 
     def _resolve(self) -> str | None:
         if self._client is None:
             self._client = connect()
-        alias = self._registered.alias
+        alias = self.registered.alias
         assert alias is not None
         with store_errors():
-            version = alias_version(self._client, self._registered.name, alias)
+            version = alias_version(self._client, self.registered.name, alias)
         if not self._reachable:
-            LOG.info("the registry answers again")
+            LOG.info("the registry can be reached again")
             self._reachable = True
         return version
 
     def _take_up(self, version: str) -> None:
-        source = open_version(self._client, self._registered.name, version)
-        self._check(source)
-        self._source, self._refused = source, None
-        ServedVersion.of(source).write(self._file)
+        source = open_version(self._client, self.registered.name, version)
+        self.check(source)
+        self.source, self._refused = source, None
+        ServedVersion.of(source).write(self.file)
         self._remember()
 
     def _remember(self) -> None:
         try:
-            remember(self._reference, self._source)
+            remember(self.reference, self.source)
         except (VaeError, OSError) as err:
-            LOG.warning("a restart will need the registry: %s", err)
+            LOG.warning("cannot cache the version, so a restart will need the registry: %s", err)
 
     def _accept_current(self) -> None:
         if self._refused is not None:
             self._refused = None
-            ServedVersion.of(self._source).write(self._file)
+            ServedVersion.of(self.source).write(self.file)
 
     def _refuse(self, version: str, err: Exception) -> None:
-        LOG.error("version %s is refused, %s goes on: %s", version, self._source.version, err)
-        self._counters.add("reload_failures")
+        LOG.error("version %s is refused, still serving %s: %s", version, self.source.version, err)
+        self.counters.add("reload_failures")
         self._refused, self._retry_at = version, time.monotonic() + RETRY_S
         refused = {"version": version, "reason": str(err)}
-        ServedVersion.of(self._source, refused).write(self._file)
+        ServedVersion.of(self.source, refused).write(self.file)
 
-    def _unreachable(self, err: Exception) -> None:
-        self._counters.add("registry_failures")
+    def _count_registry_failure(self, err: Exception) -> None:
+        self.counters.add("registry_failures")
         if self._reachable:
-            LOG.warning("version %s goes on: %s", self._source.version, err)
+            LOG.warning("still serving version %s: %s", self.source.version, err)
         self._reachable = False
 
-    def _wait(self, hints: float) -> None:
-        """Wait for the next look: the interval, a little more or less, or one hint more."""
-        until = time.monotonic() + self._poll_s * random.uniform(0.8, 1.2)
+    def _wait(self, requests: float) -> None:
+        """Wait about the interval, at random 20 % more or less, or until a poll is requested."""
+        until = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
         while time.monotonic() < until:
-            time.sleep(TICK_S)
-            if self._counters.get("hints") != hints:
+            time.sleep(WATCH_INTERVAL_S)
+            if self.counters.get("poll_requests") != requests:
                 self._retry_at = 0.0
                 return

@@ -1,4 +1,4 @@
-"""Who may ask: an API key for all but health and pages, and the signature of MLflow's webhooks."""
+"""Check the API key of requests, and the signature of MLflow's webhooks."""
 
 import base64
 import hashlib
@@ -11,21 +11,21 @@ from typing import Any
 from serving.errors import Unauthorized
 
 MAX_AGE_S = 300
-"""A signed webhook that is older may be a copy."""
+"""An older webhook is refused, since it may be a replay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The secrets of one server; without a key, everyone may ask."""
+    """The secrets of one server; without an API key it answers everyone."""
 
     api_key: str = ""
     webhook_secret: str = ""
 
     def check(self, authorization: str | None, api_key: str | None) -> None:
-        """Compare `Authorization: Bearer KEY`, or `X-API-Key: KEY`, with the key.
+        """Compare the key in `Authorization: Bearer KEY` or `X-API-Key: KEY` with the server's.
 
         Raises:
-            Unauthorized: neither is the key.
+            Unauthorized: the server has a key, and the request does not hold it.
         """
         if not self.api_key:
             return
@@ -35,10 +35,10 @@ class Access:
             raise Unauthorized("this server needs an API key: send Authorization: Bearer KEY")
 
     def check_webhook(self, headers: Any, body: bytes) -> None:
-        """Check MLflow's signature, or the API key where no webhook secret is set.
+        """Check MLflow's signature, or the API key if the server has no webhook secret.
 
         Raises:
-            Unauthorized: the body was not signed with the secret, or long ago.
+            Unauthorized: the body was not signed with the secret, or too long ago.
         """
         if not self.webhook_secret:
             self.check(headers.get("authorization"), headers.get("x-api-key"))
@@ -51,4 +51,4 @@ class Access:
         fresh = re.fullmatch("[0-9]{1,12}", stamp or "") is not None
         fresh = fresh and abs(time.time() - int(stamp)) <= MAX_AGE_S
         if not (fresh and hmac.compare_digest(given.encode(), expected.encode())):
-            raise Unauthorized("the webhook is not signed with this server's secret, or is old")
+            raise Unauthorized("the webhook is not signed with this server's secret, or is too old")

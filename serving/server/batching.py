@@ -1,8 +1,8 @@
 """Put requests that wait into one run of a graph.
 
-Nothing is delayed for a fuller batch: requests that were read in one turn of the event loop, or
-that came while a run was under way, go together (the rule of Triton's batcher with no delay).
-What waits is bounded in rows; what waited too long, or whose client left, is dropped unrun.
+No request is delayed for a fuller batch: those read in one turn of the event loop, or during the
+previous run, go together (the rule of Triton's batcher with no delay). The queue is bounded in
+rows; a request whose deadline passed or whose client left is dropped before its run.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from serving.errors import DeadlineExceeded, Overloaded
 from serving.protocol.messages import Array
 from serving.server.shared_counters import SharedCounters
 
-TOGETHER = 128
-"""Rows times draws that are put together; in larger runs they leave the cache and take longer."""
+MAX_BATCH_ROWS = 128
+"""Rows times draws of one batch; larger runs do not fit the cache and take longer for each row."""
 INLINE_S = 0.001
-"""Runs that take no longer hold the event loop; a change of threads would cost more. While a longer
-one is under way the loop answers others, and refuses those that are too many."""
+"""Shorter runs take place on the event loop, since a change of threads would cost more. During a
+longer run, in a thread, the loop reads and refuses other requests."""
 
 Key = tuple[str, int]
-"""Operation and draws a row: what may share a batch."""
+"""Operation, and draws of each row; requests of one key may share a batch."""
 Outputs = Mapping[str, Array]
 
 
-class Waiting(NamedTuple):
-    """A request's rows in the queue."""
+class QueuedRequest(NamedTuple):
+    """The inputs of one request in the queue."""
 
     inputs: Mapping[str, Array]
     rows: int
@@ -41,7 +41,7 @@ class Waiting(NamedTuple):
 
 
 class Admission:
-    """Counts the requests under way, and lets no more in than there may be."""
+    """Counts the requests in progress, and admits no more than `most`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -49,21 +49,21 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether no more may come in."""
+        """Whether no more are admitted."""
         return self.under_way >= self.most
 
     def __enter__(self) -> None:
-        """Let a request in.
+        """Admit a request.
 
         Raises:
-            Overloaded: as many are under way as may be.
+            Overloaded: the most that may be are in progress.
         """
         if self.full:
-            raise Overloaded(f"{self.most} requests are under way: try again in a moment")
+            raise Overloaded(f"{self.most} requests are in progress: try again in a moment")
         self.under_way += 1
 
     def __exit__(self, *error: object) -> None:
-        """A request has its answer."""
+        """Count a request as answered."""
         self.under_way -= 1
 
 
@@ -72,10 +72,10 @@ class Batcher:
 
     Args:
         compute: runs one operation on checked inputs.
-        row_s: seconds that a row of an operation takes, as the warm-up measured them.
-        executor: one thread, for runs too long for the event loop.
-        max_rows: rows times draws that may wait; beyond it requests are refused.
-        counters: where queue and runs are counted.
+        row_s: seconds that one row of each operation takes, as the warm-up measured them.
+        executor: one thread, for runs that are too long for the event loop.
+        max_rows: rows times draws that may wait; more are refused.
+        counters: count the requests queued and the runs.
     """
 
     def __init__(
@@ -91,32 +91,37 @@ class Batcher:
         self._executor = executor
         self._max_rows = max_rows
         self._counters = counters
-        self._queues: dict[Key, deque[Waiting]] = {}
+        self._queues: dict[Key, deque[QueuedRequest]] = {}
         self.queued = 0
         """Rows times draws that wait."""
         self.full = False
-        """Whether one was refused with little room left, and nothing has left the queue since."""
+        """Whether a request was refused with little room left, and none was taken out since."""
         self.running = False
-        """Whether a long run is under way, in the thread."""
+        """Whether a run is in progress in the thread."""
         self._scheduled = False
 
     def submit(
-        self, operation: str, inputs: Mapping[str, Array], rows: int, draws: int, deadline: float
+        self,
+        operation: str,
+        inputs: Mapping[str, Array],
+        rows: int,
+        num_samples: int,
+        deadline: float,
     ) -> asyncio.Future[Outputs]:
-        """Queue checked inputs; the future holds their outputs.
+        """Queue checked inputs; return a future of their outputs.
 
         Raises:
-            Overloaded: as many rows wait as may.
+            Overloaded: the rows in the queue reach their limit.
         """
-        cost = rows * draws
+        cost = rows * num_samples
         if self.queued and self.queued + cost > self._max_rows:
             self.full = self._max_rows - self.queued <= self._max_rows // 4
             raise Overloaded(
                 f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
             )
         loop = asyncio.get_running_loop()
-        waiting = Waiting(inputs, rows, deadline, time.perf_counter(), loop.create_future())
-        self._queues.setdefault((operation, draws), deque()).append(waiting)
+        waiting = QueuedRequest(inputs, rows, deadline, time.perf_counter(), loop.create_future())
+        self._queues.setdefault((operation, num_samples), deque()).append(waiting)
         self.queued += cost
         if not (self._scheduled or self.running):
             self._scheduled = True
@@ -124,7 +129,7 @@ class Batcher:
         return waiting.result
 
     def _next(self) -> None:
-        """Run one batch; come back in the next turn of the loop if more waits."""
+        """Run one batch; run the next in the next turn of the event loop."""
         self._scheduled = False
         if not self._queues:
             return
@@ -132,21 +137,21 @@ class Batcher:
         queue = self._queues.pop(key)
         batch = self._take(key, queue)
         if queue:
-            self._queues[key] = queue  # last in turn now
+            self._queues[key] = queue  # its next batch comes after those of the other keys
         if batch:
             self._run(key, batch)
         elif self._queues:
             self._schedule()
 
-    def _take(self, key: Key, queue: deque[Waiting]) -> list[Waiting]:
-        most = max(1, TOGETHER // key[1])
-        batch: list[Waiting] = []
+    def _take(self, key: Key, queue: deque[QueuedRequest]) -> list[QueuedRequest]:
+        most = max(1, MAX_BATCH_ROWS // key[1])
+        batch: list[QueuedRequest] = []
         rows, now = 0, time.perf_counter()
         self.full = False
         while queue and (not batch or rows + queue[0].rows <= most):
             waiting = queue.popleft()
             self.queued -= waiting.rows * key[1]
-            if waiting.result.done():  # its client left
+            if waiting.result.done():  # its client closed the connection
                 continue
             if now > waiting.deadline:
                 waited = now - waiting.arrived
@@ -158,14 +163,14 @@ class Batcher:
             rows += waiting.rows
         return batch
 
-    def _run(self, key: Key, batch: list[Waiting]) -> None:
-        operation, draws = key
+    def _run(self, key: Key, batch: list[QueuedRequest]) -> None:
+        operation, num_samples = key
         rows = sum(waiting.rows for waiting in batch)
         started = time.perf_counter()
-        if rows * draws * self._row_s.get(operation, math.inf) <= INLINE_S:
+        if rows * num_samples * self._row_s.get(operation, math.inf) <= INLINE_S:
             try:
                 outputs = self._join_and_compute(operation, batch)
-            except Exception as err:  # noqa: BLE001 - goes to each request
+            except Exception as err:  # noqa: BLE001 - raised to each request
                 self._finish(operation, batch, started, rows, err)
             else:
                 self._finish(operation, batch, started, rows, outputs)
@@ -179,7 +184,7 @@ class Batcher:
             )
         )
 
-    def _join_and_compute(self, operation: str, batch: list[Waiting]) -> Outputs:
+    def _join_and_compute(self, operation: str, batch: list[QueuedRequest]) -> Outputs:
         if len(batch) == 1:
             return self._compute(operation, batch[0].inputs)
         names = batch[0].inputs
@@ -189,27 +194,27 @@ class Batcher:
     def _finish(
         self,
         operation: str,
-        batch: list[Waiting],
+        batch: list[QueuedRequest],
         started: float,
         rows: int,
-        outcome: Outputs | BaseException,
+        result: Outputs | BaseException,
     ) -> None:
         self.running = False
         counters = self._counters
         counters.observe("compute", operation, time.perf_counter() - started)
         counters.observe("batch_rows", operation, rows)
         counters.add("rows", operation, value=rows)
-        counters.put("last_inference", operation, value=time.time())
+        counters.set("last_inference", operation, value=time.time())
         start = 0
         for waiting in batch:
             counters.observe("queue", operation, started - waiting.arrived)
             stop = start + waiting.rows
             if waiting.result.done():
                 pass
-            elif isinstance(outcome, BaseException):
-                waiting.result.set_exception(outcome)
+            elif isinstance(result, BaseException):
+                waiting.result.set_exception(result)
             else:
-                waiting.result.set_result({n: y[start:stop] for n, y in outcome.items()})
+                waiting.result.set_result({n: y[start:stop] for n, y in result.items()})
             start = stop
         if self._queues and not self._scheduled:
             self._schedule()

@@ -1,15 +1,16 @@
-"""The one place that knows the inside of granian: what we override and read of its server.
+"""Granian, the HTTP server, behind one adapter: it runs the workers, and drains before it stops.
 
-Granian offers no public way to number its workers, to start them with signals blocked, or to drain
-before they stop. `tests/serving/server/test_granian_adapter.py` fails, in words, if a new granian
-has another inside.
+Granian listens, restarts workers that die, and kills those that do not stop in time. It has no
+public hook for a worker's index, for the signals that a new process blocks, or for the moment
+before workers stop, so four of its private methods are overridden here, and nowhere else.
+tests/serving/server/test_granian_adapter.py checks that the installed granian still has them.
 """
 
 import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
@@ -19,7 +20,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
-from serving.server import logging_config
+from serving.server.logging_config import granian_config
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 
@@ -28,7 +29,7 @@ HEADER_TIMEOUT_MS = 30_000
 
 
 class GranianServer(MPServer):  # type: ignore[misc]
-    """Granian with our settings, a number for each worker, and a drain before it stops."""
+    """Granian with our settings, an index for each worker, and a drain before it stops."""
 
     def __init__(self, settings: Settings, counters: SharedCounters) -> None:
         chain, key = settings.tls or (None, None)
@@ -46,7 +47,7 @@ class GranianServer(MPServer):  # type: ignore[misc]
             backpressure=settings.max_connections,
             http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
             log_level=LogLevels.warning,
-            log_dictconfig=logging_config.granian_config(settings.log_format),
+            log_dictconfig=granian_config(settings.log_format),
             ssl_cert=chain,
             ssl_key=key,
             ssl_protocol_min=SSLProtocols.tls12,
@@ -56,46 +57,53 @@ class GranianServer(MPServer):  # type: ignore[misc]
         self._settings = settings
         self._counters = counters
 
-    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
-        with _signals_held():
-            super()._spawn_workers(spawn_target, target_loader)
+    def run_workers(self, load: Callable[[int], Any]) -> None:
+        """Run until a signal stops the server.
 
-    def _respawn_workers(self, *args: Any, **kwargs: Any) -> None:
-        with _signals_held():
-            super()._respawn_workers(*args, **kwargs)
-
-    def _stop_workers(self) -> None:
-        self._counters.tell("stopping", value=1)
-        super()._stop_workers()
-
-    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
-        return super()._spawn_worker(idx, target, partial(callback_loader, idx))
-
-    def signal_handler_reload(self, *args: Any, **kwargs: Any) -> None:
-        """Drain, since the terminal was closed."""
-        self.signal_handler_interrupt()
+        In each process, `load` makes the RSGI application from the worker's index, 0 for the first.
+        """
+        self.serve(target_loader=load, wrap_loader=False)
 
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        """Announce the drain, let clients turn away, then stop; a second signal stops at once."""
+        """Announce that the server drains, then stop it; a second signal stops it at once."""
         if self._counters.get("draining"):
             super().signal_handler_interrupt()
             for worker in self.wrks:
                 worker.kill()
             return
-        self._counters.tell("draining", value=1)
+        self._counters.set_flag("draining", value=1)
         LOG.info("draining")
-        # clients that keep a connection are told to close it with their next answer
+        # in the meantime, answers tell clients that keep a connection to close it
         timer = threading.Timer(min(1.0, self._settings.drain_s), super().signal_handler_interrupt)
         timer.daemon = True
         timer.start()
 
+    def signal_handler_reload(self, *args: Any, **kwargs: Any) -> None:
+        """Drain, since the terminal was closed."""
+        self.signal_handler_interrupt()
+
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        with _block_signals():
+            super()._spawn_workers(spawn_target, target_loader)
+
+    def _respawn_workers(self, *args: Any, **kwargs: Any) -> None:
+        with _block_signals():
+            super()._respawn_workers(*args, **kwargs)
+
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
+        return super()._spawn_worker(idx, target, partial(callback_loader, idx))
+
+    def _stop_workers(self) -> None:
+        self._counters.set_flag("stopping", value=1)
+        super()._stop_workers()
+
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
+def _block_signals() -> Iterator[None]:
     """Start processes with these signals blocked: their parent decides when they end."""
-    resource_tracker.ensure_running()  # its start would unblock both signals again
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    resource_tracker.ensure_running()  # starting it inside would unblock SIGINT and SIGTERM
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The gRPC side of the server: messages in, `Service` calls, messages out.
+"""The gRPC side of the server: read messages, call `Service`, answer with messages.
 
 Source: Open Inference Protocol gRPC API; Triton's extensions; the gRPC health checking protocol.
 """
@@ -11,14 +11,7 @@ from typing import Any
 
 import grpc
 
-from serving.errors import (
-    DataRefused,
-    NotFound,
-    NotReady,
-    Unauthorized,
-    UsageRefused,
-    VaeError,
-)
+from serving.errors import DataRefused, NotFound, NotReady, Unauthorized, UsageRefused, VaeError
 from serving.protocol import open_inference_pb2 as pb
 from serving.protocol.messages import (
     DATATYPES,
@@ -30,6 +23,7 @@ from serving.protocol.messages import (
     from_values,
 )
 from serving.server.auth import Access
+from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
 
@@ -40,21 +34,21 @@ DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11}
 """Triton's numbers for datatypes in a model configuration."""
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 MAX_MESSAGE = 1000
-"""Characters of an error; clients refuse metadata beyond some kilobytes."""
+"""Characters of an error message; clients refuse metadata of more than some kilobytes."""
 _SERVING, _NOT_SERVING = 1, 2
 
 Call = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
 
 
 class GrpcServer:
-    """Answers the calls of gRPC clients on the event loop that it is started on.
+    """Answers gRPC calls on the event loop that starts it.
 
     Args:
-        service: what all transports share.
+        service: the inference service that all transports share.
         access: the API key, if there is one.
-        max_bytes: largest message that comes in.
-        max_calls: calls under way at a time; more are refused.
-        tracer: where spans go.
+        tracer: makes the spans.
+        max_bytes: largest message that is read.
+        max_calls: calls in progress at a time; more are refused.
         access_log: whether to log every call.
     """
 
@@ -80,14 +74,14 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=max_calls,
         )
-        for name, calls in ((SERVICE, _CALLS), (HEALTH, _HEALTH_CALLS)):
+        for name, calls in ((SERVICE, CALLS), (HEALTH, HEALTH_CALLS)):
             handlers = {call: self._handler(call, *parts) for call, parts in calls.items()}
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
 
     async def start(self, address: str, certificate: tuple[bytes, bytes] | None) -> None:
-        """Listen at `host:port`; with a (key, certificate chain) pair, over TLS."""
+        """Listen at `host:port`, over TLS if given a private key and a certificate chain."""
         if certificate is None:
             self._server.add_insecure_port(address)
         else:
@@ -96,7 +90,7 @@ class GrpcServer:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls; give those under way time to end."""
+        """Refuse new calls, and give those in progress time to end."""
         await self._server.stop(grace_s)
 
     def _handler(self, name: str, call: Call, request: Any, needs_key: bool) -> Any:
@@ -122,38 +116,27 @@ class GrpcServer:
                 await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
             finally:
                 if self.access_log:
-                    _log_call(name, message, context, started)
+                    code = context.code() or grpc.StatusCode.OK.name
+                    text = f"{name} {getattr(message, 'model_name', '')} {code}"
+                    log_answer(LOG, text, getattr(message, "id", ""), started)
 
         return grpc.unary_unary_rpc_method_handler(
             answer, request.FromString, lambda reply: reply.SerializeToString()
         )
 
 
-def _log_call(name: str, message: Any, context: Any, started: float) -> None:
-    LOG.info(
-        "%s %s %s",
-        name,
-        getattr(message, "model_name", ""),
-        context.code() or grpc.StatusCode.OK.name,
-        extra={
-            "request_id": getattr(message, "id", ""),
-            "ms": round((time.perf_counter() - started) * 1e3, 3),
-        },
-    )
-
-
 async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Whether the process answers."""
+    """Answer, which shows that the process lives."""
     return pb.ServerLiveResponse(live=True)
 
 
 async def server_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Whether requests should be sent here."""
+    """Tell whether the server takes requests."""
     return pb.ServerReadyResponse(ready=server.service.ready)
 
 
 async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Whether the operation is loaded."""
+    """Tell whether the operation is loaded."""
     service = server.service
     try:
         service.operation(message.name, message.version)
@@ -163,19 +146,19 @@ async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 async def server_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Name, version and extensions of the server."""
+    """Tell the name, version and extensions of the server."""
     return pb.ServerMetadataResponse(**server.service.server_metadata())
 
 
 async def model_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Names, datatypes and shapes of the tensors."""
+    """Describe the tensors: names, datatypes and shapes."""
     content = server.service.model_metadata(message.name, message.version)
     del content["parameters"]
     return pb.ModelMetadataResponse(**content)
 
 
 async def model_config(server: GrpcServer, message: Any, context: Any) -> Any:
-    """The operation as Triton's configuration has it."""
+    """Describe the operation as a Triton model configuration."""
     content = server.service.model_config(message.name, message.version)
     for side in ("input", "output"):
         for tensor in content[side]:
@@ -184,7 +167,7 @@ async def model_config(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 async def model_statistics(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Counts and times since the start."""
+    """Report counts and times since the start."""
     content = server.service.statistics(message.name, message.version)
     for entry in content["model_stats"]:
         del entry["batch_stats"]
@@ -192,12 +175,12 @@ async def model_statistics(server: GrpcServer, message: Any, context: Any) -> An
 
 
 async def repository_index(server: GrpcServer, message: Any, context: Any) -> Any:
-    """The operations and whether each is loaded."""
+    """List the operations, and whether each is loaded."""
     return pb.RepositoryIndexResponse(models=server.service.index(only_ready=message.ready))
 
 
 async def repository_load(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Take an operation in again, and look at the registry now."""
+    """Load an operation, on all workers, and poll the registry now."""
     if message.parameters:
         raise DataRefused("load takes no parameters: versions come from the registry")
     server.service.set_loaded(message.model_name, True)
@@ -205,13 +188,13 @@ async def repository_load(server: GrpcServer, message: Any, context: Any) -> Any
 
 
 async def repository_unload(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Take an operation out, on all workers."""
+    """Unload an operation, on all workers."""
     server.service.set_loaded(message.model_name, False)
     return pb.RepositoryModelUnloadResponse()
 
 
 async def check_health(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Health of the server, or of the service that is named."""
+    """Tell the health of the server, or of the service that the request names."""
     if message.service not in ("", SERVICE):
         raise NotFound(f"no service {message.service!r}: there is {SERVICE}")
     return pb.HealthCheckResponse(status=_SERVING if server.service.ready else _NOT_SERVING)
@@ -228,7 +211,7 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
             request = decode_request(message)
             with server.tracer.span(context.invocation_metadata(), operation.name) as span:
                 response = await service.infer(request, context.time_remaining())
-                span.tell(response.version, request)
+                span.annotate(response.version, request)
             encoded = time.perf_counter()
             typed = message.inputs and not message.raw_input_contents
             reply = encode_response(response, raw=not typed)
@@ -246,10 +229,10 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 def decode_request(message: Any) -> InferRequest:
-    """Read a ModelInferRequest; its tensors are all raw, or all typed.
+    """Read a ModelInferRequest, whose tensors are all raw or all typed.
 
     Raises:
-        DataRefused: the tensors do not add up.
+        DataRefused: the sizes of its tensors do not match.
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -258,7 +241,7 @@ def decode_request(message: Any) -> InferRequest:
     for place, tensor in enumerate(message.inputs):
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
         if name in inputs:
-            raise DataRefused(f"{name} is there twice")
+            raise DataRefused(f"{name} is given twice")
         if raw:
             inputs[name] = from_bytes(name, datatype, shape, memoryview(raw[place]))
         else:
@@ -276,7 +259,7 @@ def decode_request(message: Any) -> InferRequest:
 
 
 def encode_response(response: InferResponse, *, raw: bool) -> Any:
-    """Write a ModelInferResponse, its tensors raw or typed."""
+    """Write a ModelInferResponse with raw or typed tensors."""
     reply = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
@@ -300,7 +283,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:
     return parameters
 
 
-_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
+CALLS: Mapping[str, tuple[Call, Any, bool]] = {
     "ServerLive": (server_live, pb.ServerLiveRequest, False),
     "ServerReady": (server_ready, pb.ServerReadyRequest, False),
     "ModelReady": (model_ready, pb.ModelReadyRequest, False),
@@ -313,7 +296,7 @@ _CALLS: Mapping[str, tuple[Call, Any, bool]] = {
     "RepositoryModelLoad": (repository_load, pb.RepositoryModelLoadRequest, True),
     "RepositoryModelUnload": (repository_unload, pb.RepositoryModelUnloadRequest, True),
 }
-"""Each call, its request message, and whether it needs the API key."""
-_HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
-    "Check": (check_health, pb.HealthCheckRequest, False),
+"""The function of each call, its request message, and whether it needs the API key."""
+HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
+    "Check": (check_health, pb.HealthCheckRequest, False)
 }

@@ -1,8 +1,9 @@
-"""Log lines of the server: plain for a person, JSON for a collector; both with request ids."""
+"""Format the server's log lines: plain for people, or JSON for a collector of logs."""
 
 import json
 import logging
 import sys
+import time
 from typing import Literal
 
 LogFormat = Literal["plain", "json"]
@@ -10,10 +11,10 @@ _EXTRAS = ("request_id", "ms")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Writes each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level, logger, message, and what the caller added."""
+        """Return time, level, logger, message, and the request's id and milliseconds if given."""
         content = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
@@ -27,13 +28,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level and message, and what the caller added."""
+    """Writes each record as one line of text, followed by a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback of an error that nobody expected."""
+        """Return time and message, and the request's id and milliseconds if given."""
         extras = [f"{n}={v}" for n in _EXTRAS if (v := getattr(record, n, None))]
         message = " ".join([self.formatTime(record, "%H:%M:%S"), record.getMessage(), *extras])
-        # a request may not write lines of its own
+        # escape line breaks, so that a request cannot forge log lines
         line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
@@ -41,7 +42,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def configure(log_format: LogFormat) -> None:
-    """Send the server's log lines to stderr, and the warnings of libraries in the same form."""
+    """Send the server's log lines, and the warnings of libraries, to stderr in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else PlainFormatter())
     logging.getLogger().handlers[:] = [handler]
@@ -49,14 +50,16 @@ def configure(log_format: LogFormat) -> None:
 
 
 def granian_config(log_format: LogFormat) -> dict[str, object]:
-    """The same for granian's own lines, which would go to stdout."""
+    """Return a configuration that does the same for granian, whose lines would go to stdout."""
     formatter = JsonFormatter if log_format == "json" else PlainFormatter
-    handler = {
-        "class": "logging.StreamHandler",
-        "formatter": "line",
-        "stream": "ext://sys.stderr",
-    }
+    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
     return {
         "formatters": {"line": {"()": formatter}},
         "handlers": {"console": handler, "access": handler},
     }
+
+
+def log_answer(logger: logging.Logger, text: str, request_id: str, started: float) -> None:
+    """Log an answer, with the id of its request and the milliseconds since `started`."""
+    ms = round((time.perf_counter() - started) * 1e3, 3)
+    logger.info("%s", text, extra={"request_id": request_id, "ms": ms})

@@ -1,4 +1,4 @@
-"""The shared counters as Prometheus metrics, and as the statistics of Triton's extension."""
+"""Show the shared counters as Prometheus metrics, and as Triton's model statistics."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,26 +21,26 @@ from serving.server.shared_counters import (
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 _HELP = {
-    "request": "From the end of a request's body to its answer",
-    "queue": "From the arrival of a request to the run that takes it",
-    "compute": "A run of a graph",
-    "encode": "Writing an answer",
+    "request": "Seconds from the end of a request's body to its answer",
+    "queue": "Seconds from the arrival of a request to its run",
+    "compute": "Seconds of a run of a graph",
+    "encode": "Seconds to write an answer",
     "batch_rows": "Rows in a run of a graph",
 }
 
 
 class CountersCollector:
-    """Turns the cells of all processes into metric families."""
+    """Makes metric families from the counters of all processes."""
 
     def __init__(self, counters: SharedCounters, versions: Mapping[str, str]) -> None:
         self._counters = counters
         self._versions = versions
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; what never happened is left out."""
+        """Yield every family; counts of answers that are 0 are left out."""
         counters = self._counters
         requests = CounterMetricFamily(
-            "vae_requests", "Answers by status", labels=["operation", "transport", "status"]
+            "vae_requests", "Answers, by HTTP status", labels=["operation", "transport", "status"]
         )
         for operation in OPERATIONS:
             for transport in TRANSPORTS:
@@ -55,15 +55,15 @@ class CountersCollector:
         for name, bounds in HISTOGRAMS.items():
             yield _histogram(counters, name, bounds)
         for name, text in (
-            ("reloads", "Versions taken up, by each worker"),
+            ("reloads", "New versions that workers took up, counted by each worker"),
             ("reload_failures", "Versions refused"),
-            ("registry_failures", "Looks at the registry that failed"),
+            ("registry_failures", "Polls of the registry that failed"),
         ):
             yield CounterMetricFamily(f"vae_{name}", text, value=counters.total(name))
         for name, text in (
             ("ready", "Workers that are ready"),
-            ("queued_rows", "Rows that wait"),
-            ("queued_bytes", "Bytes of requests in memory"),
+            ("queued_rows", "Rows times draws in the queues"),
+            ("queued_bytes", "Bytes of request bodies in memory"),
         ):
             yield GaugeMetricFamily(f"vae_{name}", text, value=counters.total(name))
         info = GaugeMetricFamily("vae_model_info", "The version served", labels=[*self._versions])
@@ -72,14 +72,14 @@ class CountersCollector:
 
 
 def render(counters: SharedCounters, versions: Mapping[str, str]) -> bytes:
-    """The exposition that Prometheus scrapes, summed over all workers."""
+    """Return the text that Prometheus scrapes, summed over all workers."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(CountersCollector(counters, versions))
     return generate_latest(registry)
 
 
 def statistics(counters: SharedCounters, operation: str, version: str) -> dict[str, Any]:
-    """Counts and nanoseconds since the start, as perf_analyzer reads them."""
+    """Return counts and nanoseconds since the start, as Triton's perf_analyzer reads them."""
 
     def duration(name: str, count: float) -> dict[str, int]:
         return {"count": int(count), "ns": round(counters.total(name, operation, "sum") * 1e9)}
@@ -91,7 +91,7 @@ def statistics(counters: SharedCounters, operation: str, version: str) -> dict[s
     return {
         "name": operation,
         "version": version,
-        "last_inference": int(counters.top("last_inference", operation) * 1000),
+        "last_inference": int(counters.maximum("last_inference", operation) * 1000),
         "inference_count": int(counters.total("rows", operation)),
         "execution_count": int(runs),
         "inference_stats": {

@@ -1,25 +1,23 @@
-"""The OpenAPI document of a served model: the table of routes, and the shapes of its tensors."""
+"""The OpenAPI document of a served model, made from the table of routes and its tensors."""
 
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.operations import Tensor
 from serving.protocol.messages import wire_tensor
-
-if TYPE_CHECKING:
-    from serving.server.rest_messages import Route
-    from serving.server.service import Served
+from serving.server.rest_messages import Route
+from serving.server.service import LoadedVersion
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _REFUSALS = {
-    "400": "The request does not fit",
+    "400": "The request does not fit the operation",
     "401": "No valid API key",
-    "403": "Not from a page of another site",
+    "403": "A page of another site may not do this",
     "404": "No such model or version",
-    "405": "The address takes another method",
-    "408": "The body did not come in time",
+    "405": "The path takes another method",
+    "408": "The body did not arrive in time",
     "411": "The body has no content-length",
     "413": "The body is too large",
     "429": "The queue is full: try again after Retry-After seconds",
@@ -29,8 +27,8 @@ _REFUSALS = {
 }
 
 
-def openapi_document(routes: "Sequence[Route]", served: "Served") -> dict[str, Any]:
-    """An OpenAPI 3.1 document; examples run as they stand."""
+def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str, Any]:
+    """Return an OpenAPI 3.1 document, whose example is a request that can be sent as it is."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
@@ -59,7 +57,7 @@ def openapi_document(routes: "Sequence[Route]", served: "Served") -> dict[str, A
     }
 
 
-def _operation(route: "Route", served: "Served") -> dict[str, Any]:
+def _operation(route: Route, served: LoadedVersion) -> dict[str, Any]:
     names = re.findall(r"\{(\w+)\}", route.path)
     content: dict[str, Any] = {
         "summary": route.summary,
@@ -72,7 +70,9 @@ def _operation(route: "Route", served: "Served") -> dict[str, Any]:
         "security": [{}] if route.open else [{}, {"bearer": []}, {"key": []}],
     }
     if route.path.startswith("/webhooks"):
-        content["responses"]["202"] = {"description": "The registry will be looked at"}
+        content["responses"]["202"] = {
+            "description": "The server will ask the registry for a new version"
+        }
     if route.method == "POST":
         infer = route.path.endswith("/infer")
         schema = {"$ref": "#/components/schemas/InferRequest"} if infer else {"type": "object"}
@@ -84,7 +84,7 @@ def _operation(route: "Route", served: "Served") -> dict[str, Any]:
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:
-    """As metadata has it, but with the names of free sizes: two of -1 need not be equal."""
+    """Describe a tensor with names for its free axes: two axes of -1 need not be equal."""
     return {**wire_tensor(tensor), "shape": tensor.shape}
 
 
@@ -93,17 +93,13 @@ def _refusal(text: str) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _path_parameter(name: str, served: "Served") -> dict[str, Any]:
+def _path_parameter(name: str, served: LoadedVersion) -> dict[str, Any]:
     values = [served.version] if name == "version" else [*served.engine.operations]
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "enum": values},
-    }
+    schema = {"type": "string", "enum": values}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _infer_request(served: "Served") -> dict[str, Any]:
+def _infer_request(served: LoadedVersion) -> dict[str, Any]:
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
@@ -115,6 +111,7 @@ def _infer_request(served: "Served") -> dict[str, Any]:
             "parameters": {"type": "object"},
         },
     }
+    output = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
     parameters = {
         "seed": {"type": "integer", "minimum": 0},
         "num_samples": {"type": "integer", "minimum": 1, "maximum": 4096},
@@ -127,14 +124,7 @@ def _infer_request(served: "Served") -> dict[str, Any]:
             "id": {"type": "string"},
             "parameters": {"type": "object", "properties": parameters},
             "inputs": {"type": "array", "items": tensor},
-            "outputs": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {"name": {"type": "string"}},
-                },
-            },
+            "outputs": {"type": "array", "items": output},
         },
         "example": {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []},
     }

@@ -1,4 +1,4 @@
-"""The page at `/docs`: what the model takes and gives, samples to look at, all addresses."""
+"""The page at `/docs`: it lists operations and routes, and draws samples."""
 
 from pathlib import Path
 

@@ -1,22 +1,14 @@
-"""The values of REST: an address, a request whose address is known, and an answer."""
+"""The values of the REST side: a route, a request whose route is known, an answer, and limits."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from serving.protocol.http_body import JSON
 
 
-class Scope(Protocol):
-    """What RSGI says of a request."""
-
-    method: str
-    path: str
-    headers: Any
-
-
 class Answer(NamedTuple):
-    """Status, body and its type; further headers."""
+    """Body, its content type, status, and further headers."""
 
     body: bytes = b""
     content_type: str = JSON
@@ -24,27 +16,21 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler = Callable[[Any, "Request"], Awaitable[Answer]]
-"""Takes the `RestServer` and a request."""
-
-
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One line of the table of addresses, which the OpenAPI document is made of too."""
+class Limits:
+    """Limits of the body of one request, and of all bodies together."""
 
-    method: str
-    path: str
-    handler: Handler
-    summary: str
-    open: bool = False
-    """Answers without an API key."""
-    counted: bool = False
-    """An inference: counted, and refused at once where too many are under way."""
+    body_bytes: int = 16 * 2**20
+    """Largest body."""
+    total_bytes: int = 256 * 2**20
+    """Bytes of all bodies in memory at a time."""
+    body_s: float = 30.0
+    """Seconds within which a body must arrive."""
 
 
 @dataclass(slots=True)
 class Request:
-    """A request whose address is known: path parameters, headers, body."""
+    """A request whose route is known: granian's headers and protocol, and path parameters."""
 
     headers: Any
     protocol: Any
@@ -53,16 +39,22 @@ class Request:
     id: str = ""
     started: float = 0.0
     held: int = 0
-    """Bytes of its body, as counted."""
+    """Bytes of its body that are counted as in memory."""
+
+
+Handler = Callable[[Any, Request], Awaitable[Answer]]
+"""Answers a request with the help of its `RestServer`, the first argument."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request, and all of them together, may take."""
+class Route:
+    """One line of the table of routes, from which the OpenAPI document is made too."""
 
-    body_bytes: int = 16 * 2**20
-    """Largest body."""
-    total_bytes: int = 256 * 2**20
-    """Bodies in memory at a time."""
-    body_s: float = 30.0
-    """Seconds in which a body must come."""
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    open: bool = False
+    """Whether it answers without an API key."""
+    counted: bool = False
+    """Whether it is an inference: counted, and refused at once when the server is full."""

@@ -1,4 +1,4 @@
-"""The addresses of REST, one line each, and what each answers."""
+"""The routes of REST, one line each, and the function that answers each."""
 
 import contextlib
 import time
@@ -7,7 +7,13 @@ from typing import Any
 import orjson
 
 from serving.errors import DataRefused, Forbidden, NotReady, TooLarge
-from serving.protocol.http_body import BINARY, HEADER_LENGTH, decode_request, encode_response
+from serving.protocol.http_body import (
+    BINARY,
+    HEADER_LENGTH,
+    decode_request,
+    encode_response,
+    load_object,
+)
 from serving.server import metrics
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
@@ -25,7 +31,7 @@ async def infer(server: RestServer, request: Request) -> Answer:
         decoded, binary = decode_request(operation, request.version, body, header_length)
         with server.tracer.span(request.headers, operation.name) as span:
             response = await server.infer(decoded, request.protocol)
-            span.tell(response.version, decoded)
+            span.annotate(response.version, decoded)
         started = time.perf_counter()
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
@@ -35,12 +41,12 @@ async def infer(server: RestServer, request: Request) -> Answer:
 
 
 async def server_live(server: RestServer, request: Request) -> Answer:
-    """Whether the process answers."""
+    """Answer, which shows that the process lives."""
     return _json({"live": True})
 
 
 async def server_ready(server: RestServer, request: Request) -> Answer:
-    """Whether requests should be sent here, which version answers, and what was refused."""
+    """Tell whether the server takes requests, which version answers, and which was refused."""
     service = server.service
     content: dict[str, Any] = {"ready": service.ready}
     with contextlib.suppress(NotReady):
@@ -51,12 +57,12 @@ async def server_ready(server: RestServer, request: Request) -> Answer:
 
 
 async def server_metadata(server: RestServer, request: Request) -> Answer:
-    """Name, version and extensions of the server."""
+    """Tell the name, version and extensions of the server."""
     return _json(server.service.server_metadata())
 
 
 async def model_ready(server: RestServer, request: Request) -> Answer:
-    """Whether the operation is loaded."""
+    """Tell whether the operation is loaded."""
     service = server.service
     service.operation(request.name, request.version)
     ready = service.ready and service.is_loaded(request.name)
@@ -64,92 +70,92 @@ async def model_ready(server: RestServer, request: Request) -> Answer:
 
 
 async def model_metadata(server: RestServer, request: Request) -> Answer:
-    """Names, datatypes and shapes of the tensors."""
+    """Describe the tensors: names, datatypes and shapes."""
     return _json(server.service.model_metadata(request.name, request.version))
 
 
 async def model_config(server: RestServer, request: Request) -> Answer:
-    """The operation as Triton's configuration has it."""
+    """Describe the operation as a Triton model configuration."""
     return _json(server.service.model_config(request.name, request.version))
 
 
 async def model_statistics(server: RestServer, request: Request) -> Answer:
-    """Counts and times since the start."""
+    """Report counts and times since the start."""
     return _json(server.service.statistics(request.name, request.version))
 
 
 async def repository_index(server: RestServer, request: Request) -> Answer:
-    """The operations and whether each is loaded."""
-    content = _optional_object(await server.read_body(request))
+    """List the operations, and whether each is loaded."""
+    content = load_object(await server.read_body(request) or b"{}")
     return _json(server.service.index(only_ready=content.get("ready") is True))
 
 
 async def repository_load(server: RestServer, request: Request) -> Answer:
-    """Take an operation in again, and look at the registry now."""
+    """Load an operation, on all workers, and poll the registry now."""
     _check_origin(request)
-    if _optional_object(await server.read_body(request)).get("parameters"):
+    if load_object(await server.read_body(request) or b"{}").get("parameters"):
         raise DataRefused("load takes no parameters: versions come from the registry")
     server.service.set_loaded(request.name, True)
     return Answer()
 
 
 async def repository_unload(server: RestServer, request: Request) -> Answer:
-    """Take an operation out, on all workers."""
+    """Unload an operation, on all workers."""
     _check_origin(request)
-    _optional_object(await server.read_body(request))
+    load_object(await server.read_body(request) or b"{}")
     server.service.set_loaded(request.name, False)
     return Answer()
 
 
 async def webhook(server: RestServer, request: Request) -> Answer:
-    """MLflow says that an alias moved: look at the registry now."""
-    if int(request.headers.get("content-length") or 0) > MAX_HOOK:
-        raise TooLarge(f"a webhook may have {MAX_HOOK} bytes")  # anyone may send one
+    """Poll the registry now, since MLflow tells that an alias was moved."""
+    # checked before the signature: anyone may send a webhook
+    if int(request.headers.get("content-length") or 0) > MAX_WEBHOOK_BYTES:
+        raise TooLarge(f"a webhook may have {MAX_WEBHOOK_BYTES} bytes")
     server.access.check_webhook(request.headers, await server.read_body(request))
-    server.service.hint()
+    server.service.request_poll()
     return Answer(status=202)
 
 
 async def prometheus(server: RestServer, request: Request) -> Answer:
-    """Metrics over all workers."""
+    """Report metrics, summed over all workers."""
     service = server.service
-    return Answer(metrics.render(service.counters, service.names()), metrics.CONTENT_TYPE)
+    return Answer(metrics.render(service.counters, service.labels()), metrics.CONTENT_TYPE)
 
 
 async def openapi(server: RestServer, request: Request) -> Answer:
-    """The OpenAPI document of this model."""
+    """Return the OpenAPI document of this model."""
     return _json(openapi_document(ROUTES, server.service.served))
 
 
 async def docs(server: RestServer, request: Request) -> Answer:
-    """A page to read and try."""
+    """Return the page that documents the server and draws samples."""
     return Answer(PAGE, "text/html; charset=utf-8")
 
 
-MAX_HOOK = 2**14
-"""Bytes of a webhook."""
+MAX_WEBHOOK_BYTES = 2**14
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
 
 ROUTES = (
     Route("POST", f"{_MODEL}/infer", infer, "Run an operation", counted=True),
     Route("POST", f"{_VERSION}/infer", infer, "Run an operation in one version", counted=True),
-    Route("GET", "/v2/health/live", server_live, "Is the process alive", open=True),
-    Route("GET", "/v2/health/ready", server_ready, "Should requests be sent here", open=True),
+    Route("GET", "/v2/health/live", server_live, "Whether the process is alive", open=True),
+    Route("GET", "/v2/health/ready", server_ready, "Whether the server takes requests", open=True),
     Route("GET", "/v2", server_metadata, "Server metadata"),
     Route("GET", "/v2/models/stats", model_statistics, "Statistics of all operations"),
     Route("GET", _MODEL, model_metadata, "Model metadata"),
     Route("GET", _VERSION, model_metadata, "Model metadata of one version"),
-    Route("GET", f"{_MODEL}/ready", model_ready, "Is the operation loaded", open=True),
-    Route("GET", f"{_VERSION}/ready", model_ready, "Is this version loaded", open=True),
+    Route("GET", f"{_MODEL}/ready", model_ready, "Whether the operation is loaded", open=True),
+    Route("GET", f"{_VERSION}/ready", model_ready, "Whether this version is loaded", open=True),
     Route("GET", f"{_MODEL}/config", model_config, "Triton model configuration"),
     Route("GET", f"{_VERSION}/config", model_config, "Triton model configuration"),
     Route("GET", f"{_MODEL}/stats", model_statistics, "Statistics"),
     Route("GET", f"{_VERSION}/stats", model_statistics, "Statistics of one version"),
     Route("POST", "/v2/repository/index", repository_index, "List the operations"),
-    Route("POST", "/v2/repository/models/{name}/load", repository_load, "Take an operation in"),
-    Route("POST", "/v2/repository/models/{name}/unload", repository_unload, "Take it out"),
-    Route("POST", "/webhooks/mlflow", webhook, "An alias moved: look now", open=True),
+    Route("POST", "/v2/repository/models/{name}/load", repository_load, "Load an operation"),
+    Route("POST", "/v2/repository/models/{name}/unload", repository_unload, "Unload an operation"),
+    Route("POST", "/webhooks/mlflow", webhook, "Poll the registry: an alias was moved", open=True),
     Route("GET", "/metrics", prometheus, "Prometheus metrics"),
     Route("GET", "/openapi.json", openapi, "This document", open=True),
     Route("GET", "/docs", docs, "A page to read and try", open=True),
@@ -157,7 +163,7 @@ ROUTES = (
 
 
 def _check_origin(request: Request) -> None:
-    """Refuse what the page of another site sends: a browser asks nobody before such a POST."""
+    """Refuse a page of another site: browsers send such a POST without asking the server first."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise Forbidden(f"a page of {origin[:100]!r} may not change this server")
@@ -165,13 +171,3 @@ def _check_origin(request: Request) -> None:
 
 def _json(content: Any, status: int = 200) -> Answer:
     return Answer(orjson.dumps(content), status=status)
-
-
-def _optional_object(body: bytes) -> dict[str, Any]:
-    try:
-        content = orjson.loads(body or b"{}")
-    except orjson.JSONDecodeError as err:
-        raise DataRefused(f"the body is no JSON: {err}") from err
-    if not isinstance(content, dict):
-        raise DataRefused(f"the body must be a JSON object, got {type(content).__name__}")
-    return content

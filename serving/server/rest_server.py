@@ -1,4 +1,4 @@
-"""The REST side of the server, as an RSGI application: HTTP in, `Service` calls, HTTP out.
+"""The REST side of the server, an RSGI application: read HTTP, call `Service`, answer over HTTP.
 
 RSGI is granian's own interface; over ASGI the same application answers a third fewer requests.
 """
@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -27,7 +27,8 @@ from serving.errors import (
 from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
-from serving.server.rest_messages import Answer, Limits, Request, Route, Scope
+from serving.server.logging_config import log_answer
+from serving.server.rest_messages import Answer, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 from serving.server.tracing import Tracer
@@ -37,15 +38,14 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 Headers = list[tuple[str, str]]
 
-
 _SMALL_BODY = 2**16
-_SMALL_DIGITS = 4  # of a Content-Length: below 10,000 bytes
-_REFUSAL = orjson.dumps({"error": "too many requests are under way: try again in a moment"})
+_SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
+_REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
 _REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
 
 
 class _Done:
-    """An awaitable that has nothing to wait for."""
+    """An awaitable that is done."""
 
     def __await__(self) -> Generator[None]:
         yield from ()
@@ -54,15 +54,23 @@ class _Done:
 _DONE = _Done()
 
 
+class Scope(Protocol):
+    """What granian tells of a request, by RSGI."""
+
+    method: str
+    path: str
+    headers: Any
+
+
 class RestServer:
-    """Answers HTTP requests; the callable that granian is given.
+    """Answers HTTP requests: the RSGI application that granian calls.
 
     Args:
-        service: what all transports share.
-        routes: which addresses there are.
+        service: the inference service that all transports share.
+        routes: the table of routes.
         access: the API key, if there is one.
-        limits: sizes and times.
-        tracer: where spans go.
+        limits: limits of sizes and times.
+        tracer: makes the spans.
         access_log: whether to log every request.
     """
 
@@ -87,10 +95,10 @@ class RestServer:
         """Bytes of bodies in memory."""
 
     def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
-        """Answer one request; refuse in a few microseconds where too many are under way."""
+        """Answer one request; refuse an inference within microseconds when the server is full."""
         if self.service.full and not (self.access.api_key or self.access_log):
             length = scope.headers.get("content-length")
-            # a small body is in a buffer already; a larger one must be read before an answer
+            # a small body has been buffered already; a larger one must be read before an answer
             if scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
                 for pattern in self._counted:
                     if match := pattern.fullmatch(scope.path):
@@ -125,7 +133,8 @@ class RestServer:
         if route is not None and route.counted:
             self.service.record("rest", request.name, answer.status, request.started)
         if self.access_log:
-            self._log(scope, request, answer)
+            text = f"{scope.method} {scope.path} {answer.status}"
+            log_answer(LOG, text, request.id, request.started)
         protocol.response_bytes(answer.status, self._headers(request, answer), answer.body)
 
     def _find(self, scope: Scope, request: Request) -> Route:
@@ -143,7 +152,7 @@ class RestServer:
         if methods:
             allowed = ", ".join(dict.fromkeys(methods))
             raise MethodNotAllowed(f"{scope.path} takes {allowed}, got {scope.method}", allowed)
-        raise NotFound(f"no address {scope.path!r}: see /docs")
+        raise NotFound(f"no path {scope.path!r}: see /docs")
 
     def _refusal(self, request: Request, err: VaeError) -> Answer:
         if err.status == 500:
@@ -158,26 +167,14 @@ class RestServer:
             headers.append(("connection", "close"))
         return headers
 
-    def _log(self, scope: Scope, request: Request, answer: Answer) -> None:
-        LOG.info(
-            "%s %s %d",
-            scope.method,
-            scope.path,
-            answer.status,
-            extra={
-                "request_id": request.id,
-                "ms": round((time.perf_counter() - request.started) * 1e3, 3),
-            },
-        )
-
     async def infer(self, decoded: InferRequest, protocol: Any) -> InferResponse:
-        """Run a request; drop it from the queue where its client leaves.
+        """Run a request; take it out of the queue when its client closes the connection.
 
         Raises:
-            ClientLeft: it did.
+            ClientLeft: the client closed the connection.
         """
         answer = self.service.infer(decoded)
-        if not self.service.served.batcher.running:  # it will not wait
+        if not self.service.served.batcher.running:  # it will not be queued
             return await answer
         task = asyncio.ensure_future(answer)
         left = asyncio.ensure_future(protocol.client_disconnect())
@@ -186,24 +183,24 @@ class RestServer:
             left.cancel()
             return task.result()
         task.cancel()
-        raise ClientLeft("the client left")
+        raise ClientLeft("the client closed the connection")
 
     async def read_body(self, request: Request) -> bytes:
-        """Give the body; it counts as in memory until the request is answered.
+        """Read the body; it counts as in memory until the request is answered.
 
         Raises:
-            LengthRequired: it comes in chunks; granian does not say where such a body broke off.
-            TooLarge: it is longer than a body may be.
-            Overloaded: bodies take all the memory they may.
-            BodyTimeout: it did not come in time.
-            ClientLeft: it broke off.
+            LengthRequired: it comes in chunks; granian does not tell whether such a body is whole.
+            TooLarge: it is longer than the limit.
+            Overloaded: the bodies in memory reach their limit.
+            BodyTimeout: it did not arrive in time.
+            ClientLeft: the connection ended before the whole body had arrived.
         """
         headers = request.headers
         if headers.get("content-encoding", "identity") != "identity":
-            raise DataRefused("a body must come as it is, without a content-encoding")
+            raise DataRefused("a body must be sent without a content-encoding")
         given = headers.get("content-length")
         if given is None and "transfer-encoding" in headers:
-            raise LengthRequired("a body must have a content-length: it may not come in chunks")
+            raise LengthRequired("a body must have a content-length: chunks are not read")
         length = int(given or 0)
         if length > self.limits.body_bytes:
             raise TooLarge(f"a body may have {self.limits.body_bytes} bytes: send fewer rows")
@@ -214,7 +211,7 @@ class RestServer:
         try:
             body = await self._read(request, length)
         except asyncio.CancelledError:
-            raise BodyTimeout(f"the body did not come within {self.limits.body_s:g} s") from None
+            raise BodyTimeout(f"the body did not arrive within {self.limits.body_s:g} s") from None
         finally:
             late.cancel()
         request.started = time.perf_counter()
@@ -225,20 +222,20 @@ class RestServer:
             self._hold(request, length)
             try:
                 whole: bytes = await request.protocol()
-            except RuntimeError as err:  # granian's errors of a connection that ended
-                raise ClientLeft("the body broke off") from err
+            except RuntimeError as err:  # granian raises it when the connection ended
+                raise ClientLeft("the connection ended within the body") from err
             return whole
         chunks: list[bytes] = []
         async for chunk in request.protocol:
-            self._hold(request, len(chunk))  # as it comes: who declares much need not send it
+            self._hold(request, len(chunk))  # counted as it arrives, not as declared
             chunks.append(chunk)
         if request.held != length:
-            raise ClientLeft("the body broke off")
+            raise ClientLeft("the connection ended within the body")
         return b"".join(chunks)
 
     def _hold(self, request: Request, size: int) -> None:
         if self.held + size > self.limits.total_bytes:
-            raise Overloaded("requests take all the memory they may: try again in a moment")
+            raise Overloaded("the bodies in memory reach their limit: try again in a moment")
         request.held += size
         self.held += size
 

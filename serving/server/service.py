@@ -1,7 +1,8 @@
-"""The inference service that all transports share: one version of the model, swapped while it runs.
+"""The inference service that all transports share: one version of the model at a time.
 
-Transports convert, call `Service.infer`, and convert. A request is answered by the version that was
-there when it came; a swap is one assignment, and the old version ends its queue.
+Transports convert a request, call `Service.infer`, and convert its answer. A request is answered by
+the version that served when it arrived: a swap is one assignment, and the old version still answers
+the requests in its queue.
 """
 
 import time
@@ -31,7 +32,7 @@ from serving.server.shared_counters import OPERATIONS, SharedCounters
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 WARM_UP_ROWS = (1, 64)
 MAX_ROWS = 4096
-"""Rows times draws of one request; what is more belongs in several, or in a batch job."""
+"""Rows times draws of one request; more need several requests, or a batch job."""
 _NOISE = {"seed", "num_samples"}
 _PARAMETERS: Mapping[str, set[str]] = {
     name: {"timeout", "binary_data_output", *(_NOISE if name in ("sample", "score") else ())}
@@ -40,8 +41,8 @@ _PARAMETERS: Mapping[str, set[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A version that is open, checked and warm."""
+class LoadedVersion:
+    """A version whose graphs are open, checked and warmed up."""
 
     engine: Engine
     batcher: Batcher
@@ -50,7 +51,7 @@ class Served:
 
     @property
     def bundle(self) -> Bundle:
-        """The files it was opened from."""
+        """The bundle it was opened from."""
         return self.engine.bundle
 
 
@@ -58,10 +59,10 @@ class Service:
     """Answers requests with the version that is loaded.
 
     Args:
-        counters: where everything is counted, and where flags of all workers stand.
-        max_requests: requests that may be under way.
+        counters: the counters and flags that all workers share.
+        max_requests: requests that may be in progress at a time.
         max_rows: rows times draws that may wait for one version.
-        timeout_s: deadline of a request that names none.
+        timeout_s: deadline of a request that gives none.
     """
 
     def __init__(
@@ -72,35 +73,37 @@ class Service:
         self.max_rows = max_rows
         self.timeout_s = timeout_s
         self.refused: Mapping[str, str] | None = None
-        """Version that was not taken up, and the reason."""
-        self._served: Served | None = None
+        """The `version` that was not taken up, and the `reason`."""
+        self._served: LoadedVersion | None = None
         self._executor = ThreadPoolExecutor(1, "engine")
 
-    def open(self, engine: Engine, name: str | None, version: str | None) -> Served:
-        """Check and warm up a version, without serving it yet; takes a moment, in any thread.
+    def load(self, engine: Engine, name: str | None, version: str | None) -> LoadedVersion:
+        """Check and warm up a version without serving it yet; slow, and safe in any thread.
 
         Raises:
-            VerificationFailed: its outputs are not those of torch.
+            VerificationFailed: its outputs differ from torch's by more than the tolerance.
         """
         engine.self_check()
         batcher = Batcher(
             engine.compute, _warm_up(engine), self._executor, self.max_rows, self.counters
         )
         digest = engine.bundle.manifest.digest
-        return Served(engine, batcher, name or engine.bundle.path.name, version or digest[:12])
+        return LoadedVersion(
+            engine, batcher, name or engine.bundle.path.name, version or digest[:12]
+        )
 
-    def serve(self, served: Served) -> None:
-        """Answer with this version from now on; what the old one has queued, it ends."""
+    def serve(self, loaded: LoadedVersion) -> None:
+        """Answer with this version from now on; the old one still answers its queue."""
         if self._served is not None:
             self.counters.add("reloads")
-        self._served = served
+        self._served = loaded
 
     @property
-    def served(self) -> Served:
+    def served(self) -> LoadedVersion:
         """The version that answers.
 
         Raises:
-            NotReady: there is none yet.
+            NotReady: no version is loaded yet.
         """
         if self._served is None:
             raise NotReady("no version is loaded yet")
@@ -108,12 +111,12 @@ class Service:
 
     @property
     def full(self) -> bool:
-        """Whether to refuse what comes before it is read."""
+        """Whether to refuse a new request before it is read."""
         return self.admission.full or (self._served is not None and self._served.batcher.full)
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here."""
+        """Whether the server takes requests."""
         return self._served is not None and not self.draining
 
     @property
@@ -121,19 +124,20 @@ class Service:
         """Whether the server is about to stop."""
         return self.counters.get("draining") > 0
 
-    def names(self) -> dict[str, str]:
-        """What is served: model, version and digest."""
+    def labels(self) -> dict[str, str]:
+        """Return the model, version and digest that is served; empty before the first is loaded."""
         if self._served is None:
             return {"model": "", "version": "", "digest": ""}
         served = self._served
         digest = served.bundle.manifest.digest
         return {"model": served.name, "version": served.version, "digest": digest}
 
-    def operation(self, name: str, version: str = "") -> tuple[Served, Operation]:
-        """Find what a request names.
+    def operation(self, name: str, version: str = "") -> tuple[LoadedVersion, Operation]:
+        """Find the operation that a request names.
 
         Raises:
             NotFound: there is no such operation, or another version is served.
+            NotReady: no version is loaded yet.
         """
         served = self.served
         operation = served.engine.operations.get(name)
@@ -145,31 +149,31 @@ class Service:
         return served, operation
 
     def is_loaded(self, name: str) -> bool:
-        """Whether the operation was not unloaded."""
+        """Whether the operation is loaded: they all are, until they are unloaded."""
         return not self.counters.get(f"unloaded.{name}")
 
     def set_loaded(self, name: str, loaded: bool) -> None:
-        """Take an operation in or out, on all workers; taking it in looks at the registry too."""
+        """Load or unload an operation, on all workers; to load one polls the registry too."""
         self.operation(name)
-        self.counters.tell(f"unloaded.{name}", value=float(not loaded))
+        self.counters.set_flag(f"unloaded.{name}", value=float(not loaded))
         if loaded:
-            self.hint()
+            self.request_poll()
 
-    def hint(self) -> None:
-        """Have the parent look at the registry now."""
-        self.counters.tell("hints", value=self.counters.get("hints") + 1)
+    def request_poll(self) -> None:
+        """Ask the parent process to poll the registry now."""
+        self.counters.set_flag("poll_requests", value=self.counters.get("poll_requests") + 1)
 
     async def infer(self, request: InferRequest, deadline_s: float | None = None) -> InferResponse:
         """Run one operation.
 
         Args:
-            request: what a transport has read.
-            deadline_s: seconds that the transport gives, if it knows.
+            request: the request that a transport has read.
+            deadline_s: seconds until the transport's own deadline, if it has one.
 
         Raises:
             DataRefused, UsageRefused: the request does not fit the operation.
-            NotFound, NotReady: the model, or this version, is not here.
-            Overloaded, DeadlineExceeded: too much waits.
+            NotFound, NotReady: the operation, or this version of it, is not served.
+            Overloaded, DeadlineExceeded: too many requests wait.
         """
         served, operation = self.operation(request.model, request.version)
         if not self.is_loaded(operation.name):
@@ -178,20 +182,21 @@ class Service:
         timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
         inputs = _complete(served.engine, operation, request)
         rows = served.engine.check(operation.name, inputs)
-        draws = inputs["eps"].shape[1] if operation.name == "score" else 1
-        if rows * draws > MAX_ROWS:
+        num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
+        if rows * num_samples > MAX_ROWS:
             raise UsageRefused(
-                f"a request may hold {MAX_ROWS} rows times draws, got {rows * draws}: send several"
+                f"a request may hold {MAX_ROWS} rows times draws, got {rows * num_samples}: "
+                "send several"
             )
         outputs = await served.batcher.submit(
-            operation.name, inputs, rows, draws, time.perf_counter() + timeout_s
+            operation.name, inputs, rows, num_samples, time.perf_counter() + timeout_s
         )
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
         return InferResponse(operation.name, served.version, outputs, request.id)
 
     def record(self, transport: str, operation: str, status: int, started: float) -> None:
-        """Count an answer, and the time since its request was read."""
+        """Count an answer, and the seconds since its request was read."""
         if operation not in OPERATIONS:
             return
         self.counters.add("requests", operation, transport, status)
@@ -199,7 +204,7 @@ class Service:
             self.counters.observe("request", operation, time.perf_counter() - started)
 
     def server_metadata(self) -> dict[str, Any]:
-        """Name, version and extensions of the server."""
+        """Return the name, version and extensions of the server."""
         return {
             "name": "vae-pipeline",
             "version": installed_version("vae-pipeline"),
@@ -207,7 +212,7 @@ class Service:
         }
 
     def model_metadata(self, name: str, version: str = "") -> dict[str, Any]:
-        """Names, datatypes and shapes of an operation's tensors."""
+        """Describe an operation's tensors: names, datatypes and shapes."""
         served, operation = self.operation(name, version)
         return {
             "name": name,
@@ -219,7 +224,7 @@ class Service:
         }
 
     def model_config(self, name: str, version: str = "") -> dict[str, Any]:
-        """An operation as Triton's configuration has it, for its tools."""
+        """Describe an operation as a Triton model configuration, which Triton's tools read."""
         _, operation = self.operation(name, version)
 
         def tensors(side: Any) -> list[dict[str, Any]]:
@@ -243,12 +248,12 @@ class Service:
         }
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """Counts and times of one operation, or of all."""
+        """Return counts and times of one operation, or of all."""
         names = [self.operation(name, version)[1].name] if name else self.served.engine.operations
         return {"model_stats": [statistics(self.counters, n, self.served.version) for n in names]}
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
-        """The operations and whether each is loaded."""
+        """List the operations, and whether each is loaded."""
         served = self.served
         return [
             {"name": name, "version": served.version, "state": "READY", "reason": ""}
@@ -259,12 +264,12 @@ class Service:
         ]
 
     def _timeout(self, request: InferRequest) -> float:
-        """The deadline that a request names, in microseconds as Triton has it."""
+        """Return the timeout of a request in seconds; it is given in microseconds, as in Triton."""
         timeout = request.parameters.get("timeout")
         if timeout is None:
             return self.timeout_s
         if type(timeout) is not int or timeout < 0:
-            raise UsageRefused(f"timeout must be microseconds from 0 on, got {timeout!r}")
+            raise UsageRefused(f"timeout must be whole microseconds, at least 0, got {timeout!r}")
         return min(timeout / 1e6, self.timeout_s) if timeout else self.timeout_s
 
 
@@ -282,7 +287,7 @@ def _check_names(operation: Operation, request: InferRequest) -> None:
 
 
 def _complete(engine: Engine, operation: Operation, request: InferRequest) -> dict[str, Array]:
-    """The operation's inputs: those sent, in the graph's dtypes, and noise that was left out."""
+    """Return the inputs in the graph's dtypes; draw the noise if the request holds none."""
     tensors = {tensor.name: tensor for tensor in operation.inputs}
     inputs = {
         name: match_tensor(tensors[name], array) if name in tensors else array
@@ -312,12 +317,12 @@ def _complete(engine: Engine, operation: Operation, request: InferRequest) -> di
 def _whole_number(parameters: Mapping[str, Parameter], name: str, default: int, least: int) -> int:
     value = parameters.get(name, default)
     if type(value) is not int or value < least:
-        raise UsageRefused(f"{name} must be a whole number from {least} on, got {value!r}")
+        raise UsageRefused(f"{name} must be a whole number, at least {least}, got {value!r}")
     return value
 
 
 def _warm_up(engine: Engine) -> dict[str, float]:
-    """Run every operation at a small and a larger batch; return the seconds a row takes."""
+    """Run every operation on a small and a larger batch; return its seconds for one row."""
     golden = engine.bundle.golden()
     seconds: dict[str, float] = {}
     for name, operation in engine.operations.items():
@@ -326,11 +331,11 @@ def _warm_up(engine: Engine) -> dict[str, float]:
                 tensor.name: _repeat(golden[f"{name}.{tensor.name}"], rows)
                 for tensor in operation.inputs
             }
-            draws = inputs["eps"].shape[1] if name == "score" else 1
+            num_samples = inputs["eps"].shape[1] if name == "score" else 1
             engine.compute(name, inputs)
             started = time.perf_counter()
             engine.compute(name, inputs)
-            seconds[name] = (time.perf_counter() - started) / (rows * draws)
+            seconds[name] = (time.perf_counter() - started) / (rows * num_samples)
     return seconds
 
 

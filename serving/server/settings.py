@@ -1,23 +1,23 @@
-"""What the processes of a server are told at their start."""
+"""The settings of a server, which the parent process hands to its workers."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.engine import Device
-from serving.server import logging_config
 from serving.server.auth import Access
+from serving.server.logging_config import LogFormat
 from serving.server.rest_messages import Limits
 from serving.server.shared_counters import SharedCounters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the parent tells its workers."""
+    """What the parent process tells its workers."""
 
     folder: Path
-    """Where the counters and the version to serve are kept."""
+    """Folder of the files that the processes share."""
     parent: int
-    """Process id: workers end with it."""
+    """Process id of the parent; workers end when it has ended."""
     host: str
     port: int
     grpc_port: int
@@ -32,20 +32,15 @@ class Settings:
     limits: Limits
     access: Access
     tls: tuple[Path, Path] | None
-    """Certificate chain and key."""
-    log_format: logging_config.LogFormat
+    """Files of the certificate chain and the key."""
+    log_format: LogFormat
     access_log: bool
 
     @property
-    def counters(self) -> Path:
-        """The shared counters."""
-        return self.folder / "counters"
-
-    @property
-    def target(self) -> Path:
-        """The version to serve."""
-        return self.folder / "target.json"
+    def version_file(self) -> Path:
+        """The file that names the version to serve."""
+        return self.folder / "served_version.json"
 
     def open_counters(self, row: int) -> SharedCounters:
-        """Open the counters, which have a row for each worker and one for the parent."""
-        return SharedCounters(self.counters, self.workers + 1, row)
+        """Open the shared counters, to write this row: 0 for the parent, from 1 for workers."""
+        return SharedCounters(self.folder / "counters", self.workers + 1, row)

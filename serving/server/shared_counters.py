@@ -1,7 +1,7 @@
-"""What the processes of one server share: counters and flags in a memory-mapped file.
+"""Counters and flags that the processes of one server share, in a memory-mapped file.
 
-Each process writes its own row of float64 cells and reads all of them, so that no lock is needed
-and nothing is lost when a worker dies. Row 0 belongs to the parent.
+Each process writes its own row of float64 cells and reads all rows, so that no lock is needed
+and no count is lost when a worker dies. Row 0 belongs to the parent.
 """
 
 import mmap
@@ -15,24 +15,8 @@ from serving.operations import OperationName
 OPERATIONS: tuple[str, ...] = get_args(OperationName)
 TRANSPORTS = ("rest", "grpc")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 411, 413, 429, 499, 500, 503, 504)
-"""Answers that are counted; gRPC's are counted under the status of REST. 499: the client left."""
-SECONDS = (
-    1e-4,
-    2.5e-4,
-    5e-4,
-    1e-3,
-    2.5e-3,
-    5e-3,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    10.0,
-)
+"""Answers are counted by HTTP status, those of gRPC too. 499: the client closed the connection."""
+SECONDS = (1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     "request": SECONDS,
@@ -41,10 +25,15 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     "encode": SECONDS,
     "batch_rows": ROWS,
 }
-"""Distributions of each operation, by name, with the upper bounds of their buckets."""
+"""Upper bounds of the buckets of each operation's histograms."""
 GAUGES = ("ready", "queued_rows", "queued_bytes")
 COUNTERS = ("reloads", "reload_failures", "registry_failures")
-FLAGS = ("draining", "stopping", "hints", *(f"unloaded.{operation}" for operation in OPERATIONS))
+FLAGS = (
+    "draining",
+    "stopping",
+    "poll_requests",
+    *(f"unloaded.{operation}" for operation in OPERATIONS),
+)
 
 
 def _fields() -> Iterator[tuple[object, ...]]:
@@ -66,12 +55,12 @@ CELLS: Mapping[tuple[object, ...], int] = {field: place for place, field in enum
 
 
 class SharedCounters:
-    """A view on the shared file; `row` is the one that this process writes.
+    """The shared file, as one process sees it.
 
     Args:
-        path: the file, made where it is missing.
+        path: the file, made if it is missing.
         rows: one for the parent and one for each worker.
-        row: 0 for the parent, from 1 on for workers.
+        row: the row that this process writes: 0 for the parent, from 1 for workers.
     """
 
     def __init__(self, path: Path, rows: int, row: int) -> None:
@@ -91,7 +80,7 @@ class SharedCounters:
         """Add to a cell of this process."""
         self._cells[self._first + CELLS[field]] += value
 
-    def put(self, *field: object, value: float) -> None:
+    def set(self, *field: object, value: float) -> None:
         """Set a cell of this process."""
         self._cells[self._first + CELLS[field]] = value
 
@@ -102,17 +91,17 @@ class SharedCounters:
         self._cells[place + len(bounds) + 1] += value
 
     def total(self, *field: object) -> float:
-        """Sum of a cell over all processes."""
+        """Return the sum of a cell over all processes."""
         return sum(self._cells[CELLS[field] :: len(CELLS)])
 
-    def top(self, *field: object) -> float:
-        """Largest value of a cell over all processes."""
+    def maximum(self, *field: object) -> float:
+        """Return the largest value of a cell over all processes."""
         return max(self._cells[CELLS[field] :: len(CELLS)])
 
     def get(self, *field: object, row: int = 0) -> float:
-        """A cell of one process; the parent's where none is named."""
+        """Return a cell of one process, by default the parent's, which holds the flags."""
         return self._cells[row * len(CELLS) + CELLS[field]]
 
-    def tell(self, *field: object, value: float) -> None:
-        """Set a flag, which stands in the parent's row and which any process may set."""
+    def set_flag(self, *field: object, value: float) -> None:
+        """Set a flag; any process may, and it is kept in the parent's row."""
         self._cells[CELLS[field]] = value

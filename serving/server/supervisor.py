@@ -1,7 +1,4 @@
-"""The parent process of `vae serve`: opens the model, starts workers, follows the alias, drains.
-
-Granian listens, restarts workers that die, and ends those that do not stop in time.
-"""
+"""The parent process of `vae serve`: open the model, start workers, follow the alias, drain."""
 
 import errno
 import logging
@@ -16,7 +13,7 @@ from functools import partial
 from serving.engine import Engine
 from serving.errors import UsageRefused
 from serving.server import logging_config
-from serving.server.alias_follower import TICK_S, Follower, ServedVersion
+from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
 from serving.server.granian_adapter import GranianServer
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
@@ -30,32 +27,34 @@ START_S = 60.0
 def run_server(
     reference: str, settings: Settings, *, poll_s: float, started: Callable[[Source], None]
 ) -> None:
-    """Serve until a signal comes; `started` is called when all workers are ready.
+    """Serve until a signal comes; call `started` when all workers are ready.
 
     Raises:
         VerificationFailed, DeviceUnavailable: the model cannot be served.
         VaeError: the registry cannot be reached and nothing is cached, or a worker cannot start.
     """
     logging_config.configure(settings.log_format)
-    multiprocessing.set_start_method("spawn", force=True)  # threads run here; a fork is not safe
+    multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe where threads run
     source = open_first(reference)
     check = partial(self_check, settings)
     check(source)
-    ServedVersion.of(source).write(settings.target)
+    ServedVersion.of(source).write(settings.version_file)
     counters = settings.open_counters(0)
     registered = parse_reference(reference)
     if registered is not None and registered.alias is not None:
-        follower = Follower(reference, registered, source, settings.target, check, counters, poll_s)
+        follower = AliasFollower(
+            reference, registered, source, settings.version_file, check, counters, poll_s
+        )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
     server = GranianServer(settings, counters)
     threading.Thread(
         target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
-    server.serve(target_loader=partial(Worker, settings), wrap_loader=False)
+    server.run_workers(partial(Worker, settings))
 
 
 def open_first(reference: str) -> Source:
-    """What to serve first: what the cache remembers, so that a start needs no registry."""
+    """Open the cached version if there is one, so that a start needs no registry."""
     source = open_cached(reference)
     if source is not None:
         LOG.info("starting with version %s from the cache", source.version)
@@ -72,7 +71,7 @@ def self_check(settings: Settings, source: Source) -> None:
 
 
 def resolve_host(host: str) -> str:
-    """The address of a name: granian takes no names."""
+    """Return the address of a host name, since granian takes addresses only."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as err:
@@ -80,7 +79,7 @@ def resolve_host(host: str) -> str:
 
 
 def free_port(host: str, port: int, option: str) -> int:
-    """Check that a port is free before workers share it; 0 chooses one."""
+    """Check that a port is free before workers share it; choose a free one for port 0."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
@@ -99,22 +98,22 @@ def free_port(host: str, port: int, option: str) -> int:
 
 
 def runtime_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the files that the processes share, gone when the server ends."""
+    """Make a folder for the files that the processes share; it is removed when the server ends."""
     return tempfile.TemporaryDirectory(prefix="vae-serve-")
 
 
 def _announce(counters: SharedCounters, settings: Settings, started: Callable[[], None]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and not counters.get("draining"):
-        if counters.total("ready") >= settings.workers and _answers(settings):
+        if counters.total("ready") >= settings.workers and _accepts_connections(settings):
             started()
             return
-        time.sleep(TICK_S / 10)
+        time.sleep(WATCH_INTERVAL_S / 10)
     if not counters.get("draining"):
         LOG.error("not all workers were ready within %d s", START_S)
 
 
-def _answers(settings: Settings) -> bool:
+def _accepts_connections(settings: Settings) -> bool:
     try:
         socket.create_connection((settings.host, settings.port), 1).close()
     except OSError:

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests, when an OTLP endpoint is configured; nothing otherwise."""
+"""Make OpenTelemetry spans of requests, if an OTLP endpoint is configured."""
 
 import contextlib
 import os
@@ -10,18 +10,18 @@ from serving.errors import UsageRefused
 from serving.protocol.messages import InferRequest
 
 CLOSE_S = 1.0
-"""How long the end of a worker waits for its last spans to be sent."""
+"""Seconds that a worker, when it ends, waits until its last spans are sent."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class Span:
-    """A span, or nothing where there is no tracing."""
+    """A span of one request; without tracing it does nothing."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
-    def tell(self, version: str, request: InferRequest) -> None:
-        """Note which version answered, and the request's id and parameters."""
+    def annotate(self, version: str, request: InferRequest) -> None:
+        """Add the version that answered, and the request's id and parameters."""
         if self._span is None:
             return
         self._span.set_attribute("vae.version", version)
@@ -34,18 +34,19 @@ _NO_SPAN = contextlib.nullcontext(Span())
 
 
 class Tracer:
-    """Makes spans that continue the caller's `traceparent`."""
+    """Makes spans, as children of the span in the caller's `traceparent`."""
 
     def __init__(self, provider: Any = None) -> None:
         self._provider = provider
 
     def span(self, headers: Any, operation: str) -> contextlib.AbstractContextManager[Span]:
-        """A span around one inference; `headers` are those of HTTP, or gRPC's metadata."""
+        """Return a span around one inference; `headers` are HTTP headers, or gRPC's metadata."""
         return _NO_SPAN if self._provider is None else self._span(headers, operation)
 
     def close(self) -> None:
-        """Send what is left."""
-        if self._provider is not None:  # which tries for long to reach a collector that is gone
+        """Send the spans that have not been sent yet."""
+        if self._provider is not None:
+            # in a thread: the provider tries for a long time to reach a collector that is down
             closing = threading.Thread(target=self._provider.shutdown, daemon=True)
             closing.start()
             closing.join(CLOSE_S)
@@ -66,10 +67,10 @@ class Tracer:
 
 
 def open_tracer() -> Tracer:
-    """A tracer that exports where the standard OTLP variables say, if they say.
+    """Return a tracer that exports to the endpoint of the OTLP variables, if one is set.
 
     Raises:
-        UsageRefused: they do, and the exporter is not installed.
+        UsageRefused: an endpoint is set, and the exporter is not installed.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return Tracer()

@@ -237,7 +237,7 @@ def served_rate(folder: Path) -> float:
     """Rows a second of a loop over batches through `mlflow models serve`, as JSON."""
     import mlflow
 
-    from pipeline.registry.versions import _CODE, _signature
+    from pipeline.registry.versions import PYFUNC_MODEL, predict_signature
     from serving.bundle import open_bundle
 
     bundle = open_bundle(folder / "bundle")
@@ -245,9 +245,9 @@ def served_rate(folder: Path) -> float:
     warnings.filterwarnings("ignore", module="mlflow")  # of an example that is not needed
     mlflow.pyfunc.save_model(
         str(folder / "model"),
-        python_model=str(_CODE),
+        python_model=str(PYFUNC_MODEL),
         artifacts={"bundle": str(bundle.path)},
-        signature=_signature(),
+        signature=predict_signature(),
         pip_requirements=[],
     )
     with socket.create_server(("127.0.0.1", 0)) as probe:

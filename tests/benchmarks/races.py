@@ -1,8 +1,8 @@
-"""Eight promotions at once, round after round: `make soak`, minutes.
+"""Let eight promotions race, round after round (`make soak`; it takes minutes).
 
-Each round, eight processes decide on a version each against the same champion, and move together.
-It ends with an error at the first round that has not exactly one winner, or whose alias, ledger and
-audit do not agree.
+In each round, eight processes each decide on a version against the same champion, and move it at
+the same time. It ends with an error at the first round that does not have exactly one winner, or
+whose alias, ledger and audit do not agree.
 """
 
 import os
@@ -31,7 +31,7 @@ ROUNDS = {"sqlite": 50, "server": 10}
 
 
 def main(names: list[str]) -> None:
-    """Race on the named stores, or on all; `sqlite=3` changes the number of rounds."""
+    """Race on the named stores, or on all of them; `sqlite=3` sets the number of rounds."""
     chosen = dict(name.split("=") for name in names) if names else ROUNDS
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -44,7 +44,7 @@ def main(names: list[str]) -> None:
 
 
 def soak(store: str, rounds: int, folder: Path, bundle: Path, test: Split) -> None:
-    """Race on one store and say how it went."""
+    """Race on one store and print the result."""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     if store == "sqlite":
         race_on(f"sqlite:///{folder / 'mlflow.db'}", store, rounds, folder, bundle, test)
@@ -54,7 +54,7 @@ def soak(store: str, rounds: int, folder: Path, bundle: Path, test: Split) -> No
 
 
 def race_on(uri: str, store: str, rounds: int, folder: Path, bundle: Path, test: Split) -> None:
-    """Register the racers and run all rounds."""
+    """Register the versions and run all rounds."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     versions = register_racers(bundle, folder, RACERS)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What tracking costs a training."""
+"""The time that tracking adds to a training."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ EPOCHS = 2
 
 
 def measure() -> Iterator[Row]:
-    """Two epochs on MNIST with metrics logged to sqlite, beside the same without."""
+    """Train two epochs on MNIST with metrics logged to sqlite, and the same without."""
     torch.set_num_threads(available_cores())
     config = configure(epochs=EPOCHS)
     mnist = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
@@ -36,6 +36,6 @@ def measure() -> Iterator[Row]:
 
 
 def log_epochs(run: TrackedRun) -> None:
-    """What a training logs."""
+    """Log as many metrics as a training does."""
     for _ in range(EPOCHS):
         run.log_metrics({f"metric_{index}": 1.0 for index in range(6)})

@@ -9,7 +9,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -386,6 +386,15 @@ def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path:
     assert tree(tmp_path) == before
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Let programs that are started here react to SIGINT, even if the tests run in background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize(
     ("number", "exit_code", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],

@@ -1,4 +1,4 @@
-"""A server that follows an alias: moves, bad versions, a registry that goes away."""
+"""A server follows an alias: through moves, bad versions, and the loss of the registry."""
 
 import json
 import os
@@ -31,9 +31,9 @@ from tests.serving.server.asking import asking, metrics, ready, wait_for
 REFERENCE = "models:/vae@champion"
 SECRET = "a secret of the webhook"
 NO_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""MLflow asks a server that is gone for a quarter of a minute, by default."""
+"""By default, MLflow tries for 15 s to reach a server that is down."""
 ALL_LOOK = 12
-"""Connections of which some reach each of two workers."""
+"""So many connections that both of two workers get some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Store:
         self.client.set_registered_model_alias("vae", "champion", version)
 
     def add(self, name: str, spoil: Callable[[Path], str | None]) -> str:
-        """Add a version whose bundle `spoil` has spoilt; it gives the digest to register."""
+        """Add a version whose bundle `spoil` changes; `spoil` returns the digest to register."""
         folder = self.folder / name / "artifacts" / "bundle"
         shutil.copytree(SEALED, folder)
         digest = spoil(folder)
@@ -68,7 +68,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("store")
     bundles = [open_bundle(SEALED), other_model(SEALED, folder / "other")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # artifacts go below it
+        patch.chdir(folder)  # artifacts are stored in it
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         # parity was checked where the bundle was made
         patch.setattr(versions, "parity_faults", lambda *_, **__: [])
@@ -96,7 +96,7 @@ def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 def all_ready(server: Running) -> list[dict[str, Any]]:
-    """What several connections are told, so that every worker is asked."""
+    """Return the answers over several connections, so that both workers answer."""
     return [ready(server) for _ in range(ALL_LOOK)]
 
 
@@ -114,23 +114,23 @@ def move(store: Store, server: Running, version: str) -> None:
     )
 
 
-@pytest.mark.usefixtures("far")  # it starts while this runs
+@pytest.mark.usefixtures("far")  # the load starts while this runs
 def test_moves_under_load_lose_no_request_and_mix_no_versions(
     store: Store, server: Running
 ) -> None:
     move(store, server, "1")
     before = metrics(server)["vae_reloads_total"]
-    with asking(server, store.engines) as tally:
+    with asking(server, store.engines) as counts:
         for number, version in enumerate(("2", "1", "2", "1"), 1):
             move(store, server, version)
             told = {"ready": True, "name": "vae", "version": version}
             assert all_ready(server) == [told] * ALL_LOOK
             assert metrics(server)["vae_reloads_total"] == before + 2 * number
-            answered = partial(tally.more_than, tally.answers.copy(), version)
-            wait_for("all doors answer with it", answered, server)
-    assert tally.failed == []
-    assert tally.wrong == []
-    assert tally.answers.total() > 100
+            answered = partial(counts.more_than, counts.answers.copy(), version)
+            wait_for("all transports answer with it", answered, server)
+    assert counts.failed == []
+    assert counts.wrong == []
+    assert counts.answers.total() > 100
 
 
 def test_metrics_and_metadata_name_the_version(store: Store, server: Running) -> None:
@@ -145,7 +145,7 @@ def test_metrics_and_metadata_name_the_version(store: Store, server: Running) ->
 
 
 def damage(folder: Path) -> str:
-    """One byte of a graph changes after the bundle was registered."""
+    """Change one byte of a graph after the bundle was registered."""
     bundle = reseal(folder, seed=1001)
     content = bytearray((folder / "decoder.onnx").read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,7 +154,7 @@ def damage(folder: Path) -> str:
 
 
 def put_golden_off(folder: Path) -> str:
-    """All digests fit, and the outputs are not torch's."""
+    """Make a bundle whose digests fit, and whose outputs differ from torch's."""
     with np.load(folder / GOLDEN) as arrays:
         golden = dict(arrays)
     golden["decode.x_loc"] = golden["decode.x_loc"] + 1
@@ -163,12 +163,12 @@ def put_golden_off(folder: Path) -> str:
 
 
 def replace(folder: Path) -> str:
-    """A bundle that is whole, but another than was registered."""
+    """Make a valid bundle that is not the registered one."""
     return "0" * len(reseal(folder, seed=1002).manifest.digest)
 
 
 def untag(folder: Path) -> None:
-    """Something that `vae register` did not register."""
+    """Make a version that `vae register` did not register."""
 
 
 BAD = [
@@ -180,14 +180,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spoil", "reason"), BAD, ids=[spoil.__name__ for spoil, _ in BAD])
-def test_a_bad_version_is_refused_and_said_until_the_alias_moves_on(
+def test_a_bad_version_is_refused_and_reported_until_the_alias_moves_on(
     store: Store, server: Running, spoil: Callable[[Path], str | None], reason: str
 ) -> None:
     current = ready(server)["version"]
     other = {"1": "2", "2": "1"}[current]
     bad = store.add(spoil.__name__, spoil)
     before = metrics(server)
-    with asking(server, store.engines, ["binary"]) as tally:
+    with asking(server, store.engines, ["binary"]) as counts:
         store.point(bad)
         wait_for(
             "all workers tell of it",
@@ -202,10 +202,10 @@ def test_a_bad_version_is_refused_and_said_until_the_alias_moves_on(
         assert reason in told["refused"]["reason"]
         move(store, server, other)
     assert all("refused" not in told for told in all_ready(server))
-    assert (tally.failed, tally.wrong) == ([], [])
-    assert tally.by("binary") <= {current, other}
+    assert (counts.failed, counts.wrong) == ([], [])
+    assert counts.by("binary") <= {current, other}
     after = metrics(server)
-    # it was tried once, though looked at again and again
+    # it was tried once, although the alias was polled several times
     assert after["vae_reload_failures_total"] == before["vae_reload_failures_total"] + 1
     said = [json.loads(line) for line in server.log.read_text().splitlines()]
     (line,) = [line for line in said if f"version {bad} is refused" in line["message"]]
@@ -235,19 +235,19 @@ def test_an_alias_that_is_deleted_leaves_the_version_and_comes_back(
 ) -> None:
     current = ready(server)["version"]
     other = {"1": "2", "2": "1"}[current]
-    with asking(server, store.engines, ["json"]) as tally:
+    with asking(server, store.engines, ["json"]) as counts:
         store.client.delete_registered_model_alias("vae", "champion")
-        looked = len(tally.answers), tally.answers.total()
-        wait_for("it is asked for long", lambda: tally.answers.total() > looked[1] + 100, server)
-        assert tally.by("json") == {current}
+        looked = len(counts.answers), counts.answers.total()
+        wait_for("it is asked for long", lambda: counts.answers.total() > looked[1] + 100, server)
+        assert counts.by("json") == {current}
         assert ready(server) == {"ready": True, "name": "vae", "version": current}
         move(store, server, other)
-    assert (tally.failed, tally.wrong) == ([], [])
+    assert (counts.failed, counts.wrong) == ([], [])
 
 
 @dataclass(slots=True)
 class Remote:
-    """An MLflow server with a store of its own, version 1 and the alias on it."""
+    """An MLflow server with its own store, whose alias names version 1."""
 
     uri: str
     client: MlflowClient
@@ -266,7 +266,7 @@ class Remote:
 def far(
     store: Store, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]", Path]]:
-    """`mlflow server` with a copy of the store; it may send webhooks to this machine."""
+    """Run `mlflow server` on a copy of the store; it may send webhooks to this machine."""
     folder = tmp_path_factory.mktemp("remote")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -295,7 +295,7 @@ def far(
 
 @pytest.fixture(scope="module")
 def remote(store: Store, far: tuple[str, "subprocess.Popen[bytes]", Path]) -> Remote:
-    """Versions 1 and 2 of `far`, whose artifacts come over HTTP."""
+    """Versions 1 and 2 of `far`, whose artifacts are fetched over HTTP."""
     uri, process, log = far
     wait_for("MLflow answers", lambda: httpx.get(f"{uri}/health").status_code == 200)
     client = MlflowClient(uri)
@@ -312,7 +312,7 @@ def remote(store: Store, far: tuple[str, "subprocess.Popen[bytes]", Path]) -> Re
 
 @pytest.fixture(scope="module")
 def patient(remote: Remote, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that looks only every ten minutes by itself."""
+    """A server that polls only every ten minutes by itself."""
     folder = tmp_path_factory.mktemp("patient")
     variables = {"MLFLOW_TRACKING_URI": remote.uri, "VAE_WEBHOOK_SECRET": SECRET, **NO_PATIENCE}
     arguments = ("--poll", "600", "--drain", "0.5", "--log-format", "json")
@@ -320,7 +320,9 @@ def patient(remote: Remote, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield running
 
 
-def test_a_webhook_of_mlflow_has_the_server_look_at_once(remote: Remote, patient: Running) -> None:
+def test_a_webhook_of_mlflow_makes_the_server_poll_at_once(
+    remote: Remote, patient: Running
+) -> None:
     assert patient.version == ready(patient)["version"] == "1"
     asked = "GET /api/2.0/mlflow/registered-models/alias"
     wait_for("it has looked once", lambda: asked in remote.log.read_text(), patient)
@@ -330,13 +332,15 @@ def test_a_webhook_of_mlflow_has_the_server_look_at_once(remote: Remote, patient
         ["model_version_alias.created"],
         secret=SECRET,
     )
-    with asking(patient, remote.engines, ["binary"]) as tally:
+    with asking(patient, remote.engines, ["binary"]) as counts:
         remote.client.set_registered_model_alias("far", "champion", "2")
         wait_for("it follows", lambda: ready(patient)["version"] == "2", patient)
-    assert (tally.failed, tally.wrong) == ([], [])
+    assert (counts.failed, counts.wrong) == ([], [])
 
 
-def test_loading_an_operation_has_the_server_look_at_once(remote: Remote, patient: Running) -> None:
+def test_loading_an_operation_makes_the_server_poll_at_once(
+    remote: Remote, patient: Running
+) -> None:
     current = ready(patient)["version"]
     other = {"1": "2", "2": "1"}[current]
     for hook in remote.client.list_webhooks():
@@ -351,21 +355,21 @@ def has_failed(server: Running, times: int) -> bool:
     return metrics(server)["vae_registry_failures_total"] == times
 
 
-def test_a_registry_that_goes_away_is_counted_and_changes_nothing(
+def test_a_registry_that_is_down_is_counted_and_changes_nothing(
     remote: Remote, patient: Running
 ) -> None:
-    """The last of these three: the registry stays away."""
+    """This test is the last of three, since the registry is not started again."""
     current = ready(patient)["version"]
     remote.kill()
-    with asking(patient, remote.engines, ["binary"]) as tally:
+    with asking(patient, remote.engines, ["binary"]) as counts:
         for times in (1, 2):
             httpx.post(f"{patient.rest}/v2/repository/models/encode/load").raise_for_status()
-            wait_for("it has looked", partial(has_failed, patient, times), patient)
-    assert (tally.failed, tally.wrong) == ([], [])
+            wait_for("it has polled", partial(has_failed, patient, times), patient)
+    assert (counts.failed, counts.wrong) == ([], [])
     assert ready(patient) == {"ready": True, "name": "far", "version": current}
     assert metrics(patient)["vae_reload_failures_total"] == 0
     said = [json.loads(line) for line in patient.log.read_text().splitlines()]
-    (line,) = [line for line in said if f"version {current} goes on" in line["message"]]
+    (line,) = [line for line in said if f"still serving version {current}" in line["message"]]
     assert line["level"] == "warning"
     assert remote.uri in line["message"]
 
@@ -380,10 +384,10 @@ def test_without_the_registry_a_server_starts_with_what_it_served_last(
     with serve(tmp_path, "models:/far@champion", "--drain", "0.2", **variables) as running:
         assert running.version == current
         assert running.digest == remote.engines[current].bundle.manifest.digest
-        with asking(running, remote.engines, ["binary"]) as tally:
-            wait_for("it answers", lambda: tally.answers.total() > 20)
-        assert (tally.failed, tally.wrong) == ([], [])
-        assert tally.by("binary") == {current}
+        with asking(running, remote.engines, ["binary"]) as counts:
+            wait_for("it answers", lambda: counts.answers.total() > 20)
+        assert (counts.failed, counts.wrong) == ([], [])
+        assert counts.by("binary") == {current}
 
 
 def test_without_registry_and_cache_the_start_ends_with_one_line(

@@ -1,4 +1,4 @@
-"""Following an alias, one look at a time: what is taken up, refused, remembered and tried again."""
+"""Follow an alias, poll by poll: which versions are taken up, refused, cached and tried again."""
 
 import shutil
 import threading
@@ -17,9 +17,7 @@ from serving.bundle import GOLDEN, open_bundle
 from serving.errors import VaeError, VerificationFailed
 from serving.mlflow_store import DIGEST_TAG, connect
 from serving.server import alias_follower
-from serving.server.alias_follower import Follower, ServedVersion
-from serving.server.auth import Access
-from serving.server.rest_messages import Limits
+from serving.server.alias_follower import AliasFollower, ServedVersion
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import open_first, self_check
@@ -27,6 +25,7 @@ from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
 from tests.serving.server.asking import wait_for
+from tests.serving.server.settings import make_settings
 
 REFERENCE = "models:/vae@champion"
 
@@ -60,46 +59,27 @@ class Place:
 
     def follower(
         self, *, poll_s: float = 600, check: Callable[[Source], None] | None = None
-    ) -> Follower:
+    ) -> AliasFollower:
         """A follower of a server that has just started."""
         registered = parse_reference(REFERENCE)
         assert registered is not None
         source = open_first(REFERENCE)
-        ServedVersion.of(source).write(self.settings.target)
-        file, given = self.settings.target, check or self.check
-        return Follower(REFERENCE, registered, source, file, given, self.counters, poll_s)
+        ServedVersion.of(source).write(self.settings.version_file)
+        file, given = self.settings.version_file, check or self.check
+        return AliasFollower(REFERENCE, registered, source, file, given, self.counters, poll_s)
 
     def check(self, source: Source) -> None:
         self.checked.append(str(source.version))
         self_check(self.settings, source)
 
     @property
-    def target(self) -> ServedVersion:
-        return ServedVersion.read(self.settings.target)
+    def served(self) -> ServedVersion:
+        return ServedVersion.read(self.settings.version_file)
 
 
 @pytest.fixture
 def place(store: Path, tmp_path: Path) -> Place:
-    settings = Settings(
-        folder=tmp_path,
-        host="127.0.0.1",
-        port=0,
-        grpc_port=0,
-        workers=1,
-        device="cpu",
-        threads=1,
-        max_queue=1,
-        max_connections=1,
-        timeout_s=1,
-        drain_s=1,
-        limits=Limits(),
-        access=Access(),
-        tls=None,
-        log_format="plain",
-        access_log=False,
-        max_requests=8,
-        parent=0,
-    )
+    settings = make_settings(tmp_path)
     client = connect()
     client.create_registered_model("vae")
     place = Place(tmp_path, client, settings, SharedCounters(tmp_path / "counters", 2, 0))
@@ -167,33 +147,33 @@ def test_whatever_is_wrong_with_a_version_it_is_refused_and_the_next_is_taken_up
     follower = place.follower()
     bad = place.add("bad", spoil)
     place.point(bad)
-    follower.look()
-    assert (place.target.version, place.counters.get("reload_failures")) == ("1", 1)
-    assert place.target.refused is not None
-    assert place.target.refused["version"] == bad
-    assert place.target.refused["reason"]
+    follower.poll()
+    assert (place.served.version, place.counters.get("reload_failures")) == ("1", 1)
+    assert place.served.refused is not None
+    assert place.served.refused["version"] == bad
+    assert place.served.refused["reason"]
     place.point("2")
-    follower.look()
-    assert place.target.version == "2"
-    assert place.target.refused is None
+    follower.poll()
+    assert place.served.version == "2"
+    assert place.served.refused is None
 
 
-def test_a_version_is_checked_before_workers_hear_of_it(place: Place) -> None:
+def test_a_version_is_checked_before_workers_are_told_of_it(place: Place) -> None:
     known: list[str | None] = []
 
     def check(source: Source) -> None:
         place.check(source)
-        known.append(place.target.version)
+        known.append(place.served.version)
 
     follower = place.follower(check=check)
-    before = place.settings.target.stat().st_mtime_ns
-    follower.look()
-    assert place.settings.target.stat().st_mtime_ns == before
+    before = place.settings.version_file.stat().st_mtime_ns
+    follower.poll()
+    assert place.settings.version_file.stat().st_mtime_ns == before
     place.point("2")
-    follower.look()
+    follower.poll()
     assert (place.checked, known) == (["2"], ["1"])
-    assert place.target.version == "2"
-    assert open_bundle(Path(place.target.path)).manifest.seed == 2
+    assert place.served.version == "2"
+    assert open_bundle(Path(place.served.path)).manifest.seed == 2
 
 
 def test_a_refused_version_is_tried_again_after_a_while(
@@ -209,25 +189,25 @@ def test_a_refused_version_is_tried_again_after_a_while(
     follower = place.follower(check=check)
     place.point("2")
     for _ in range(3):
-        follower.look()
+        follower.poll()
     assert place.checked == ["2"]
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
     faults.clear()
-    follower.look()
+    follower.poll()
     assert place.checked == ["2", "2"]
-    assert (place.target.version, place.target.refused) == ("2", None)
+    assert (place.served.version, place.served.refused) == ("2", None)
 
 
 def test_an_alias_that_is_deleted_changes_nothing(place: Place) -> None:
     follower = place.follower()
     place.client.delete_registered_model_alias("vae", "champion")
-    follower.look()
-    assert (place.target.version, place.target.refused) == ("1", None)
+    follower.poll()
+    assert (place.served.version, place.served.refused) == ("1", None)
     assert place.counters.get("registry_failures") == place.counters.get("reload_failures") == 0
     place.point("2")
-    follower.look()
-    assert place.target.version == "2"
+    follower.poll()
+    assert place.served.version == "2"
 
 
 def test_a_store_that_fails_is_counted_and_said_once(
@@ -237,15 +217,15 @@ def test_a_store_that_fails_is_counted_and_said_once(
     follower = place.follower()
     monkeypatch.setattr(alias_follower, "alias_version", fail)
     for _ in range(3):
-        follower.look()
+        follower.poll()
     assert place.counters.get("registry_failures") == 3
-    assert (place.target.version, place.target.refused) == ("1", None)
-    assert caplog.messages == ["version 1 goes on: no store today"]
+    assert (place.served.version, place.served.refused) == ("1", None)
+    assert caplog.messages == ["still serving version 1: no store today"]
     monkeypatch.undo()
     place.point("2")
-    follower.look()
-    assert place.target.version == "2"
-    assert "the registry answers again" in caplog.messages
+    follower.poll()
+    assert place.served.version == "2"
+    assert "the registry can be reached again" in caplog.messages
 
 
 def fail(*_: object) -> None:
@@ -255,7 +235,7 @@ def fail(*_: object) -> None:
 def test_a_cache_that_cannot_be_written_does_not_end_the_following(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk: the next look tries again."""
+    """The disk is full; the next poll tries again."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -264,24 +244,24 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_following(
     with monkeypatch.context() as patch:
         patch.setattr(alias_follower, "remember", full)
         place.point("2")
-        follower.look()
-    follower.look()
-    assert place.target.version == "2"
+        follower.poll()
+    follower.poll()
+    assert place.served.version == "2"
 
 
-def test_a_hint_that_comes_during_a_look_is_not_lost(place: Place) -> None:
-    """A second move, told of by a webhook, while the first is still being fetched."""
+def test_a_request_to_poll_during_a_poll_is_not_lost(place: Place) -> None:
+    """A webhook tells of a second move while the first version is still being fetched."""
 
     def check(source: Source) -> None:
         if source.version == "2":
             place.point("3")
-            place.counters.tell("hints", value=place.counters.get("hints") + 1)
+            place.counters.set_flag("poll_requests", value=place.counters.get("poll_requests") + 1)
 
     place.add("third", partial(reseal, seed=3))
     follower = place.follower(check=check, poll_s=600)
     place.point("2")
     threading.Thread(target=follower.run, daemon=True).start()
-    wait_for("version 3 is the target", lambda: place.target.version == "3", patience_s=5)
+    wait_for("version 3 is to be served", lambda: place.served.version == "3", patience_s=5)
 
 
 def test_a_start_needs_no_registry_once_the_version_was_served(place: Place) -> None:
@@ -296,21 +276,19 @@ def test_a_start_needs_no_registry_once_the_version_was_served(place: Place) -> 
         open_first("models:/vae/1")  # not asked for in this form before
 
 
-def test_a_start_serves_what_the_alias_named_when_it_was_looked_at_last(place: Place) -> None:
+def test_a_start_serves_the_version_that_the_last_poll_found(place: Place) -> None:
     follower = place.follower()
     place.point("2")
-    follower.look()
+    follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
     assert open_first(REFERENCE).version == "2"
 
 
 def test_a_refused_version_is_not_remembered(place: Place) -> None:
-    follower = place.follower()
-    follower.look()
+    follower = place.follower(check=fail_verification)
+    follower.poll()
     place.point(place.add("bad", golden_that_is_no_archive))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(follower, "_check", fail_verification)
-        follower.look()
+    follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
     assert open_first(REFERENCE).version == "1"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyarrow import dataset as parts
 
-from pipeline.cli.stages import torch_device
+from pipeline.cli.devices import torch_device
 from pipeline.config import configure
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.parity.check import check_parity

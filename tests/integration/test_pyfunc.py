@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def load_model(bundle: Bundle) -> Any:
-    """The model as mlflow has it after a load, without a store."""
+    """Load the model as mlflow does, but from a folder instead of a store."""
     from serving.pyfunc_model import BundleModel
 
     model = BundleModel()
@@ -67,7 +67,7 @@ def test_predicts_what_the_engine_does(registered: str, sealed: Bundle, trained:
     assert model.predict(x[:0], params={"operation": "sample"})["x_loc"].shape == (0, 6, 5)
 
 
-def test_more_draws_than_a_block_of_noise(
+def test_more_samples_than_a_block_of_noise(
     registered: str, sealed: Bundle, trained: Trained
 ) -> None:
     import mlflow
@@ -125,7 +125,7 @@ def test_a_table_is_scored_from_a_data_frame(trained_table: Trained, sealed_tabl
 BLACK = np.zeros((1, 6, 5), np.uint8)
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an operation": (BLACK, {"operation": "x"}, "operation must be one of encode, decode, rec"),
-    "no draws": (BLACK, {"num_samples": 0}, "num_samples must be from 1 to 4096, got 0"),
+    "no samples": (BLACK, {"num_samples": 0}, "num_samples must be from 1 to 4096, got 0"),
     "a seed": (BLACK, {"seed": -1}, "seed must be from 0 to 9223372036854775807, got -1"),
     "a shape": (np.zeros((1, 5, 6), np.uint8), {}, r"x must be \('batch', 6, 5\), got \(1, 5, 6\)"),
     "one image": (BLACK[0], {}, r"x must be \('batch', 6, 5\), got \(6, 5\)"),

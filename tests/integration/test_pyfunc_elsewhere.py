@@ -1,4 +1,4 @@
-"""A version where mlflow itself runs it: in its own server, and on Spark."""
+"""A version that mlflow itself runs: in its own server, and on Spark."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def champion(sealed: Bundle, store: Path) -> None:
 
 @pytest.fixture
 def invocations(champion: None, tmp_path: Path) -> Iterator[str]:
-    """The address of `mlflow models serve`, once it says that it runs."""
+    """The address of a running `mlflow models serve`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -43,7 +43,7 @@ def invocations(champion: None, tmp_path: Path) -> Iterator[str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     env |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "NO_PROXY": "127.0.0.1"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    # a group of its own: the command starts the server through a shell
+    # in a process group of its own, since the command starts the server through a shell
     process = subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 from sklearn.datasets import load_breast_cancer, load_wine
 
-from pipeline.cli.stages import rows_to_evaluate
+from pipeline.cli.data_loading import rows_to_evaluate
 from pipeline.data.dataset import load_dataset
 from pipeline.evaluation.evaluate import score_rows
 from serving.batch.scorer import Scorer, provenance_of

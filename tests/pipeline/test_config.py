@@ -151,7 +151,7 @@ def test_columns_come_back_from_json() -> None:
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_a_config_of_old_has_today_s_defaults_for_what_it_lacks() -> None:
+def test_a_setting_that_an_older_bundle_lacks_has_its_default() -> None:
     content = configure().to_json()
     for name in ("columns", "label", "binarize"):
         del content["data"][name]

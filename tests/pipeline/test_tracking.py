@@ -53,7 +53,9 @@ def test_a_run_keeps_what_is_logged(tmp_path: Path) -> None:
         pytest.param(VaeError, "FAILED", id="refusal"),
     ],
 )
-def test_a_run_that_breaks_off_says_how(error: type[BaseException], expected: str) -> None:
+def test_a_run_that_breaks_off_has_the_right_status(
+    error: type[BaseException], expected: str
+) -> None:
     run_id = ""
     with pytest.raises(error), tracked_run("vae") as run:  # noqa: PT012  the id must come out
         run_id = run.run_id
@@ -72,7 +74,7 @@ def test_params_that_mlflow_run_has_logged_keep_their_spelling() -> None:
     assert client.get_run(run_id).data.params == {"learning_rate": "1e-3", "epochs": "2"}
 
 
-def test_artifacts_lie_beside_the_store_whatever_the_working_folder(
+def test_artifacts_lie_beside_the_store_in_any_working_folder(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -93,7 +95,7 @@ def test_the_store_is_by_default_in_the_working_folder(
     assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_a_run_without_the_artifact_is_named() -> None:
+def test_a_run_without_the_artifact_is_refused_by_name() -> None:
     with tracked_run("vae") as run:
         pass
     with pytest.raises(UsageRefused, match=f"run {run.run_id} has no checkpoint: no training has"):
@@ -117,7 +119,7 @@ def test_git_state_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert git_state() == {"sha": clean["sha"], "dirty": True}
 
 
-def _use_store(uri: str, results: Any) -> None:
+def log_one_metric(uri: str, results: Any) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:
         with tracked_run("vae") as run:
@@ -132,7 +134,7 @@ def test_four_processes_at_once_can_begin_a_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'fresh.db'}"
     context = forks()
     results = context.Queue()
-    workers = [context.Process(target=_use_store, args=(uri, results)) for _ in range(4)]
+    workers = [context.Process(target=log_one_metric, args=(uri, results)) for _ in range(4)]
     for worker in workers:
         worker.start()
     run_ids = [results.get(timeout=180) for _ in workers]

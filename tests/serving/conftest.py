@@ -10,6 +10,7 @@ from pyarrow import parquet
 from serving.batch import job
 from serving.bundle import Bundle, open_bundle
 from serving.engine import Engine
+from serving.source import Source
 from tests.serving.batch.jobs import PART_ROWS, Array, read, run, table
 from tests.serving.running import Running, serve
 
@@ -21,6 +22,12 @@ def bundle(tmp_path: Path) -> Bundle:
     """A copy of the bundle in this folder; tests/make_serving_bundle.py made it."""
     shutil.copytree(SEALED, tmp_path / "bundle")
     return open_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def registered(bundle: Bundle) -> Source:
+    """The same bundle, as version 7 of the registered model `vae`."""
+    return Source(bundle, "vae", "7")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A server in a process of its own, as a user starts it."""
+"""Start a server in a process of its own, as a user does."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ STOP_S = 30
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that said it is ready."""
+    """A server that has announced that it is ready."""
 
     process: "subprocess.Popen[bytes]"
     rest: str
@@ -24,15 +24,15 @@ class Running:
     version: str
     digest: str
     log: Path
-    """What it wrote to stderr."""
+    """File of what it writes to stderr."""
 
     @property
     def port(self) -> int:
-        """The port of REST."""
+        """Return the port of REST."""
         return int(self.rest.rsplit(":", 1)[1])
 
     def children(self) -> list[int]:
-        """Its worker processes."""
+        """Return the ids of its worker processes."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         pids = [int(pid) for task in tasks for pid in task.read_text().split()]
         return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -22,7 +22,7 @@ FILES = (
 
 
 def rewrite_manifest(path: Path, **changes: object) -> None:
-    """Change the manifest and its digest, as one who can write it would."""
+    """Change the manifest and its digest, as anyone who can write the file could."""
     content = json.loads((path / "manifest.json").read_text()) | changes
     content["digest"] = manifest_digest(content)
     (path / "manifest.json").write_text(json.dumps(content))
@@ -116,7 +116,7 @@ def test_a_manifest_that_lacks_a_field_is_refused(bundle: Bundle) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(VerificationFailed, match=r"is no bundle: it has no manifest.json"):
+    with pytest.raises(VerificationFailed, match=r"is not a bundle: it has no manifest.json"):
         open_bundle(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
         open_bundle(tmp_path / "none")
 
 
-def test_files_to_be_sealed_anew_may_differ(bundle: Bundle) -> None:
+def test_unsealed_files_may_differ(bundle: Bundle) -> None:
     (bundle.path / "parity.json").write_text("half-written")
     assert open_bundle(bundle.path, unsealed=("parity.json",)).manifest == bundle.manifest
 

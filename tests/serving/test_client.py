@@ -1,4 +1,4 @@
-"""The clients against a running server: the engine's own bytes, and errors by name."""
+"""The clients of a running server return the engine's own bytes, and raise errors by status."""
 
 import asyncio
 import sys
@@ -21,7 +21,7 @@ def client(server: Running) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("name", ["Client", "AsyncClient"])
-def test_what_is_missing_for_a_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_package_of_a_client_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delitem(sys.modules, "serving.client")
     monkeypatch.delattr(serving, "client")
     monkeypatch.setitem(sys.modules, "httpx", None)
@@ -80,7 +80,7 @@ def test_another_version_is_not_found(server: Running) -> None:
         client.sample(1)
 
 
-def test_what_the_server_refuses_is_the_error_it_stands_for(client: Client) -> None:
+def test_a_refusal_raises_the_error_of_its_status(client: Client) -> None:
     with pytest.raises(UsageRefused, match=r"x must be \(batch, 6, 5\), got \(2, 3\)"):
         client.reconstruct(np.zeros((2, 3), np.uint8))
 

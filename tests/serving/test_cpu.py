@@ -7,7 +7,7 @@ from serving.cpu import available_cores, limit_spinning
 
 
 def set_machine(monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None) -> None:
-    """A machine with so many cores to run on, and this in the cgroup's cpu.max."""
+    """Simulate a machine: its cores by affinity, and the content of the cgroup's cpu.max."""
 
     def read_text(path: Path) -> str:
         assert path == Path("/sys/fs/cgroup/cpu.max")
@@ -50,7 +50,7 @@ def test_cores_are_the_affinity_capped_by_the_quota(
 
 
 @pytest.mark.parametrize(("count", "cores"), [(3, 3), (None, 1)], ids=["known", "unknown"])
-def test_where_there_is_no_affinity_all_cores_count(
+def test_without_affinity_all_cores_count(
     monkeypatch: pytest.MonkeyPatch, count: int | None, cores: int
 ) -> None:
     set_machine(monkeypatch, 8, None)
@@ -66,7 +66,7 @@ def test_this_machine_has_a_core() -> None:
 @pytest.mark.parametrize(
     ("before", "after"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")], ids=["unset", "chosen"]
 )
-def test_spinning_is_limited_unless_the_user_chose(
+def test_spinning_is_limited_unless_the_user_has_set_it(
     monkeypatch: pytest.MonkeyPatch, before: dict[str, str], after: str
 ) -> None:
     monkeypatch.setattr(os, "environ", before)

@@ -118,7 +118,7 @@ def test_an_unknown_operation_lists_the_known(engine: Engine) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1], ids=str)
 def test_floats_outside_a_bernoulli_support_are_refused(value: float) -> None:
     with pytest.raises(DataRefused, match="from 0 to 1 for a bernoulli likelihood"):
-        engines._check_values("x", np.array([[value]], np.float32), unit_range=True)
+        engines.check_values("x", np.array([[value]], np.float32), unit_range=True)
 
 
 def test_self_check_passes_and_sees_a_changed_output(
@@ -166,7 +166,7 @@ def test_cuda_that_is_not_there_is_refused_and_named(bundle: Bundle) -> None:
 def test_a_session_that_fell_back_to_the_cpu_is_refused(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime only warns when it takes the CPU instead: the engine looks where nodes are."""
+    """onnxruntime only warns when it uses the CPU instead, so the engine reads each placement."""
     if has_cuda():
         pytest.skip("this machine has CUDA")
     options = engines.session_options(1, "all")
@@ -193,15 +193,15 @@ def test_the_bundle_of_these_tests_is_sealed() -> None:
     assert open_bundle(Path(__file__).parent / "bundle").manifest.x_shape == (6, 5)
 
 
-def test_many_draws_are_cut_into_runs_of_bounded_size(engine: Engine, x: Any) -> None:
+def test_many_draws_are_split_into_runs_of_bounded_size(engine: Engine, x: Any) -> None:
     noise = draw_rows(0, 0, 3000, 3)
-    pieces = list(engines._pieces(5, {"eps": np.broadcast_to(noise, (5, 3000, 3))}))
-    assert pieces == [slice(row, row + 1) for row in range(5)]
-    assert list(engines._pieces(1500, {"x": x})) == [slice(0, 1024), slice(1024, 1500)]
+    runs = list(engines.split_rows(5, {"eps": np.broadcast_to(noise, (5, 3000, 3))}))
+    assert runs == [slice(row, row + 1) for row in range(5)]
+    assert list(engines.split_rows(1500, {"x": x})) == [slice(0, 1024), slice(1024, 1500)]
     assert engine.score(x[:5], 3000, 0)["elbo"].shape == (5,)
 
 
 def test_one_bad_value_in_broadcast_noise_is_found() -> None:
     eps = np.broadcast_to(np.array([[np.nan]], np.float32), (5, 1, 1))
     with pytest.raises(DataRefused, match="eps must be finite, row 0 is not"):
-        engines._check_values("eps", eps, unit_range=False)
+        engines.check_values("eps", eps, unit_range=False)

@@ -1,8 +1,8 @@
-"""Our server beside others, in one run: `make bench-serve`.
+"""Compare our server with others in one run: `make bench-serve`.
 
-The same graph, machine and client for all; every server alone on the first core, the load on the
-second. Machines are noisy: the servers take turns, and the best of each cell is compared. Nothing
-here is a test.
+All have the same graph, machine and client; each server runs alone on the first core, the load on
+the second. Machines are noisy: the servers take turns, and the best of each cell is compared.
+This is a benchmark, not a test.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NAMES = (*PEERS, "rates", "overload")
 
 
 def main() -> None:
-    """Install, measure in turns, print."""
+    """Install the servers, measure them in turns, and print the report."""
     given = parse()
     server_core, load_core = two_cores()
     unknown = set(given.only) - set(NAMES)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The arguments."""
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(description="Our server beside others")
     parser.add_argument("--seconds", type=int, default=3, help="of each cell  [default: 3]")
     parser.add_argument("--turns", type=int, default=2, help="of each server  [default: 2]")
@@ -92,12 +92,12 @@ def parse() -> argparse.Namespace:
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def show(title: str, lines: Iterable[str]) -> None:
-    """One section."""
+    """Print one section."""
     if title:
         print(f"\n{title}", flush=True)
     for line in lines:

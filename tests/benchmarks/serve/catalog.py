@@ -1,4 +1,4 @@
-"""The servers, each as a competent user of it would set it up, with the better of its settings.
+"""The servers, each set up as a competent user of it would do, with the better of its settings.
 
 `{bin}`, `{port}` and the like are filled in at the start. Every server has one worker process,
 because it has one core; every session has one thread.
@@ -11,12 +11,12 @@ from tests.benchmarks.serve.wires import MODEL, V2_BINARY, V2_GRPC, V2_JSON, Wir
 
 ONNXRUNTIME = "onnxruntime==1.31.1"
 FAST_HTTP = ("uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")
-"""uvicorn uses the last two where they are installed: what `uvicorn[standard]` brings."""
+"""uvicorn uses the last two if they are installed; `uvicorn[standard]` installs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """How to install, start and ask one server."""
+    """How to install one server, start it, and send it requests."""
 
     name: str
     requirements: tuple[str, ...]
@@ -26,18 +26,18 @@ class Peer:
     setting: str
     env: Mapping[str, str] = field(default_factory=dict)
     prepare: tuple[str, ...] = ()
-    """A command to run before, once."""
+    """A command to run once before."""
     announces: bool = False
     """Whether it prints a line to stdout when it is ready."""
 
     @property
     def folder(self) -> str:
-        """Of its environment."""
+        """Its environment variables."""
         return self.name.split()[0]
 
 
 AT_PEAK = 32
-"""Connections at which the peak is measured."""
+"""Numbers of connections at which the peak is measured."""
 
 OURS = Peer(
     name="vae",

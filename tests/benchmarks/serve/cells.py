@@ -1,4 +1,4 @@
-"""What is measured of each server, and the best of several turns."""
+"""Measure the cells of the table, and keep the best of several turns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -29,24 +29,24 @@ class Cell:
 
 @dataclass(slots=True)
 class Results:
-    """The best load of every cell, or why there is none."""
+    """The best load of every cell, or the reason why there is none."""
 
     best: dict[Cell, Load] = field(default_factory=dict)
     failed: dict[Cell, str] = field(default_factory=dict)
 
     def add(self, cell: Cell, load: Load) -> None:
-        """Keep the faster."""
+        """Keep the faster load."""
         if cell not in self.best or load.requests_s > self.best[cell].requests_s:
             self.best[cell] = load
 
     def rate(self, server: str, wire: str, rows: int, connections: int) -> float:
-        """Requests a second; NaN where not measured."""
+        """Return the requests a second; NaN if they were not measured."""
         found = self.best.get(Cell(server, wire, rows, connections))
         return found.requests_s if found else float("nan")
 
 
 def cells_of(peer: Peer) -> Iterator[tuple[Wire, Cell]]:
-    """Every wire, number of rows and number of connections."""
+    """List every wire format, number of rows and number of connections."""
     for wire in peer.wires:
         for rows in ROWS:
             for connections in CONNECTIONS:
@@ -56,7 +56,7 @@ def cells_of(peer: Peer) -> Iterator[tuple[Wire, Cell]]:
 def measure(
     peer: Peer, server: Server, inputs: Inputs, seconds: int, results: Results, quiet: Quiet
 ) -> None:
-    """Check one answer of each kind, then load; what fails is kept as such."""
+    """Check one answer of each kind, then measure the load; keep each failure's reason."""
     for wire, cell in cells_of(peer):
         try:
             request, answer_bytes = checked_request(server, wire, inputs, cell.rows)
@@ -71,7 +71,7 @@ def measure(
 
 
 def checked_request(server: Server, wire: Wire, inputs: Inputs, rows: int) -> tuple[Request, int]:
-    """The request, once its answer is right, and the bytes of that answer."""
+    """Return the request, once its answer is correct, and the size of that answer."""
     request = wire.encode(inputs.x[:rows])
     answer = ask(server.port_of(wire), request, grpc=wire.grpc)
     if answer.status != 200:
@@ -83,7 +83,7 @@ def checked_request(server: Server, wire: Wire, inputs: Inputs, rows: int) -> tu
 def peak(
     server: Server, wire: Wire, request: Request, connections: int, seconds: int, answer_bytes: int
 ) -> Load:
-    """As many requests as it can take."""
+    """Measure the most requests that the server can answer."""
     port = server.port_of(wire)
     if wire.grpc:
         return run_h2load(port, request, connections, seconds, answer_bytes)

@@ -1,6 +1,6 @@
 """A server that computes nothing: `python echo.py PORT BYTES` answers whatever comes with BYTES.
 
-Its latency is that of the machine and the client. It takes requests of one packet, as the load's.
+Its latency is that of the machine and the client. A request must fit into one packet.
 """
 
 import select

@@ -1,7 +1,7 @@
-"""One connection's side of HTTP/1.1 and of gRPC, without sockets: bytes out, bytes in.
+"""The client's side of one connection of HTTP/1.1 or gRPC, as bytes, without sockets.
 
-Only what a load needs: one request under way at a time, and answers with a known length. Written
-out because a client library would cost more time than the servers that it measures.
+It has what a load needs: one request at a time, and answers of a known length. A client library
+would take more time than the servers that it measures.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Protocol
 from tests.benchmarks.serve.wires import Request
 
 REFUSED_GRPC = 429
-"""Given to a gRPC answer without a message; its grpc-status would take a decoder of HPACK."""
+"""The status of a gRPC answer without a message; its grpc-status would need a HPACK decoder."""
 _DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _FRAME = 16384
@@ -19,7 +19,7 @@ _FRAME = 16384
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, the head's bytes (HTTP/1.1 only), and the body."""
+    """Status, bytes of the head (HTTP/1.1 only), and body."""
 
     status: int
     head: bytes
@@ -27,26 +27,26 @@ class Answer:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Names in lower case."""
+        """Return the headers, with names in lower case."""
         lines = [line.partition(": ") for line in self.head.decode("latin-1").split("\r\n")[1:]]
         return {name.lower(): value for name, _, value in lines}
 
 
 class Exchange(Protocol):
-    """What the client does on one connection."""
+    """The client's side of one connection."""
 
     opening: bytes
-    """To be sent first."""
+    """Return the bytes to send first."""
 
     def request(self) -> bytes:
-        """The next request; only after the answer to the last."""
+        """Return the next request, after the answer to the last one."""
 
     def feed(self, data: bytes) -> tuple[bytes, Answer | None]:
-        """Take bytes: what to send back at once, and the answer when it is complete."""
+        """Read bytes; return the bytes to send at once, and the answer when it is complete."""
 
 
 class Http1:
-    """HTTP/1.1, kept alive."""
+    """HTTP/1.1 with a connection that is kept open."""
 
     opening = b""
 
@@ -80,18 +80,18 @@ class Http1:
 
 
 class Grpc:
-    """gRPC over HTTP/2 without TLS; requests below the 64 KB that any server takes unasked."""
+    """gRPC over HTTP/2 without TLS; requests stay below the initial window of 64 KB."""
 
     opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
     def __init__(self, request: Request) -> None:
         if len(request.body) >= 2**16 - 1:
             raise ValueError("a request over 64 KB would have to wait for the server's window")
-        # windows as large as they get: answers are never held back, nor windows counted here
+        # the largest windows: answers are never held back, and windows need not be counted here
         settings = (4).to_bytes(2, "big") + (2**31 - 1).to_bytes(4, "big")
         window = (2**31 - 2**16).to_bytes(4, "big")
         self.opening += _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW, 0, 0, window)
-        # HPACK, of the static table and literals alone: the same bytes for every request
+        # HPACK of the static table and literals only: the same bytes for every request
         block = b"\x83\x86\x04" + _text(request.path) + b"\x01" + _text("127.0.0.1")
         for name, value in request.headers.items():
             block += b"\0" + _text(name) + _text(value)
@@ -131,7 +131,7 @@ class Grpc:
 
 
 def open_exchange(request: Request, *, grpc: bool) -> Exchange:
-    """A new connection's side."""
+    """Return the client's side of a new connection."""
     return Grpc(request) if grpc else Http1(request)
 
 

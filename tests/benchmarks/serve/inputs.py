@@ -1,4 +1,4 @@
-"""What every server gets: one graph, real MNIST rows, and onnxruntime's own answers to them."""
+"""The inputs of every server: one graph, real MNIST rows, and onnxruntime's answers to them."""
 
 import os
 import shutil
@@ -31,11 +31,11 @@ class Inputs:
 
     @property
     def graph(self) -> Path:
-        """The file that all servers run."""
+        """Return the graph that all servers run."""
         return self.bundle / GRAPH
 
     def session(self) -> onnxruntime.InferenceSession:
-        """One thread, as every server has."""
+        """Open a session with one thread, as every server has."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         providers = ["CPUExecutionProvider"]
@@ -43,12 +43,12 @@ class Inputs:
 
 
 def prepare_inputs(preset: str) -> Inputs:
-    """Train one epoch and export, unless this code has done so before."""
+    """Train one epoch and export, unless the same code has done so before."""
     config = configure(preset, epochs=1)
     dataset = load_dataset(config.data.data, valid_fraction=0.1, test_fraction=0.1)
     folder = CACHE / f"bundle-{preset}-{_digest_of_sources()}"
     if not folder.exists():
-        # imported here, because it brings torch
+        # imported here, because it imports torch
         from tests.trained_models import make_bundle, train_checkpoint
 
         for old in CACHE.glob(f"bundle-{preset}-*"):
@@ -60,7 +60,7 @@ def prepare_inputs(preset: str) -> Inputs:
 
 
 def floor(inputs: Inputs, rows: int, seconds: float, core: int) -> float:
-    """Runs a second of onnxruntime in a loop, on this thread and the given core."""
+    """Measure onnxruntime's runs a second in a loop, on this thread and the given core."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     session, feeds = inputs.session(), {"x": inputs.x[:rows]}
@@ -74,7 +74,7 @@ def floor(inputs: Inputs, rows: int, seconds: float, core: int) -> float:
 
 
 def check_answer(inputs: Inputs, rows: int, answer: Array) -> None:
-    """Refuse what is not the graph's answer."""
+    """Refuse an answer that is not the graph's."""
     (right,) = inputs.session().run(None, {"x": inputs.x[:rows]})
     if answer.shape != right.shape:
         raise ValueError(f"wrong answer: shape {answer.shape}, should be {right.shape}")

@@ -22,7 +22,7 @@ PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
 
 
 def two_cores() -> tuple[int, int]:
-    """A core for the server and one for the load; exits with 2 where something is missing."""
+    """Return a core for the server and one for the load; exit with 2 if something is missing."""
     for program, package in PACKAGES.items():
         if shutil.which(program) is None:
             print(f"{program} is missing: apt install {package}", file=sys.stderr)
@@ -36,17 +36,17 @@ def two_cores() -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one load reached."""
+    """The result of one load."""
 
     requests_s: float
     p50_ms: float
     p99_ms: float
     others: float = 0.0
-    """Cores that other programs took meanwhile."""
+    """Cores that other programs used meanwhile."""
 
 
 def run_wrk(port: int, request: Request, connections: int, seconds: float) -> Load:
-    """POST over `connections` kept open, each with one request under way; 0 if none came back."""
+    """POST over open `connections`, each with one request at a time; 0 if no answer came."""
     with tempfile.NamedTemporaryFile() as body:
         Path(body.name).write_bytes(request.body)
         headers = [f"{name}: {value}" for name, value in request.headers.items()]
@@ -63,7 +63,7 @@ def run_wrk(port: int, request: Request, connections: int, seconds: float) -> Lo
 def run_h2load(
     port: int, request: Request, connections: int, seconds: float, answer_bytes: int
 ) -> Load:
-    """As `run_wrk`. An error in gRPC is a 200 without a message, so the bytes are counted too."""
+    """Do the same over gRPC. Its errors are a 200 without a message, so bytes are counted too."""
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(request.body)

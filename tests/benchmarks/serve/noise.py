@@ -1,4 +1,4 @@
-"""What other programs take of the two cores, from /proc: a busy core makes any number wrong."""
+"""Measure, from /proc, how much other programs use the two cores: a busy core spoils figures."""
 
 import os
 import time
@@ -11,11 +11,11 @@ from typing import TypeVar
 from tests.benchmarks.serve.servers import Server, stat_of
 
 QUIET = 0.1
-"""Cores that others may take."""
+"""Cores that other programs may use."""
 TRIES = 3
 WAIT_S = 10
 BUDGET_S = 300
-"""For waits and repetitions, all together; a machine that is never quiet has to do as it is."""
+"""Seconds for all waits and repetitions; on a machine that is never quiet, go on then."""
 LOOK_S = 0.3
 
 T = TypeVar("T")
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Quiet:
-    """Repeats a measurement that others disturbed."""
+    """Repeats measurements that other programs disturbed."""
 
     cores: tuple[int, int]
     budget_s: float = BUDGET_S
 
     def measure(self, work: Callable[[], T], server: Server | None = None) -> tuple[T, float]:
-        """What the least disturbed of a few tries gave, and the cores that others took of it."""
+        """Return the least disturbed of a few results, and the cores that others used."""
         found: list[tuple[T, float]] = []
         for _ in range(TRIES):
             self._wait(server)
@@ -41,14 +41,14 @@ class Quiet:
         return min(found, key=lambda pair: pair[1])
 
     def once(self, work: Callable[[], T], server: Server | None = None) -> tuple[T, float]:
-        """What it gave, and the cores that others took meanwhile."""
+        """Return the result, and the cores that others used meanwhile."""
         before, started = self._others(server), time.perf_counter()
         result = work()
         taken = (self._others(server) - before) / (time.perf_counter() - started)
         return result, max(taken, 0.0)
 
     def _wait(self, server: Server | None) -> None:
-        """Until others leave the cores alone, though not for ever."""
+        """Wait until others leave the cores alone, up to a limit."""
         look, started = partial(time.sleep, LOOK_S), time.perf_counter()
         limit_s = min(WAIT_S, self.budget_s)
         while self.once(look, server)[1] > QUIET and time.perf_counter() - started < limit_s:
@@ -56,7 +56,7 @@ class Quiet:
         self.budget_s -= max(time.perf_counter() - started - LOOK_S, 0)
 
     def _others(self, server: Server | None) -> float:
-        """Busy seconds of the cores, less those of the server, this process and its loads."""
+        """Return the busy seconds of the cores, without the server, this process and its loads."""
         busy = 0
         for line in Path("/proc/stat").read_text().splitlines():
             name, *ticks = line.split()
@@ -65,6 +65,6 @@ class Quiet:
                 busy += user + nice + system + steal
         if server:
             busy -= sum(sum(stat_of(pid)[11:13]) for pid in server.processes())
-        own = os.times()  # with what it waited for: wrk, h2load
+        own = os.times()  # with its children: wrk, h2load
         spent = own.user + own.system + own.children_user + own.children_system
         return busy / os.sysconf("SC_CLK_TCK") - spent

@@ -1,4 +1,4 @@
-"""Load at a fixed rate, open loop: requests leave when they are due, whatever the answers do.
+"""Open-loop load at a fixed rate: requests are sent when they are due, answered or not.
 
 wrk has no fixed rate, and `h2load --rps` sends by a timer of 10 ms, in bursts. This is a plain
 loop over epoll on its own core, which stays awake for the last 0.1 ms before a request is due,
@@ -28,15 +28,15 @@ AWAKE_S = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What became of the requests; times in ms, one entry for each answer."""
+    """The results of the requests; times in ms, one entry for each answer."""
 
     seconds: float
     status: Array
     latency_ms: Array
     late_ms: Array
-    """How late the client sent the request, though a connection was free."""
+    """How late the client sent the request although a connection was free."""
     unsent: int
-    """Due while no connection was free, and dropped."""
+    """Requests that were dropped, since no connection was free when they were due."""
     broken: int
     """Connections that ended, or gave no answer in time."""
 
@@ -47,17 +47,17 @@ class Offered:
 
     @property
     def accepted(self) -> Array:
-        """Which answers are a 200."""
+        """Tell which answers are a 200."""
         return np.equal(self.status, 200)
 
     @property
     def refused(self) -> Array:
-        """Which answers say that there is too much to do."""
+        """Tell which answers say that the server is overloaded."""
         return np.isin(self.status, (429, 503))
 
 
 class Connection:
-    """A socket, its exchange, and what is under way on it."""
+    """A socket, its exchange, and the request in progress on it."""
 
     def __init__(self, port: int, request: Request, *, grpc: bool) -> None:
         self.exchange: Exchange = open_exchange(request, grpc=grpc)
@@ -69,17 +69,17 @@ class Connection:
         self.send(self.exchange.opening)
 
     def send(self, data: bytes) -> None:
-        """Send what the socket takes, and keep the rest."""
+        """Send as much as the socket takes, and keep the rest."""
         data = self.unsent + data if self.unsent else data
         try:
             self.unsent = data[self.socket.send(data) :] if data else b""
         except BlockingIOError:
             self.unsent = data
-        except ConnectionError:  # closed by the server; its last words are still to be read
+        except ConnectionError:  # the server has closed it, but its last bytes must still be read
             self.unsent = b""
 
     def receive(self) -> Answer | None:
-        """Read what there is; `ConnectionError` if the server closed."""
+        """Read what has arrived; raise `ConnectionError` if the server has closed it."""
         data = self.socket.recv(2**16)
         if not data:
             raise ConnectionResetError("closed")
@@ -90,7 +90,7 @@ class Connection:
 
 
 class _Pool:
-    """The connections of one load: which are idle, and what came back."""
+    """The connections of one load: which are idle, and their results."""
 
     def __init__(self, count: int, port: int, request: Request, *, grpc: bool) -> None:
         self._open = partial(Connection, port, request, grpc=grpc)
@@ -102,7 +102,7 @@ class _Pool:
         self.rows: list[tuple[int, float, float]] = []
         self.broken = 0
         self._free_at = 0.0
-        """When the last wait for a connection ended."""
+        """Time when the last wait for a connection ended."""
         for _ in range(count):
             self._add()
 
@@ -116,7 +116,7 @@ class _Pool:
             self._stuck.add(one)
 
     def turn(self, start: float, wait_s: float) -> None:
-        """Send what was left over, and take what has come within `wait_s`."""
+        """Send what was left over, and read what arrives within `wait_s`."""
         for one in [*self._stuck]:
             one.send(b"")
             if not one.unsent:
@@ -138,7 +138,7 @@ class _Pool:
                 self.idle.append(one)
 
     def close(self) -> None:
-        """Close all; who is still busy had no answer in time."""
+        """Close all connections; those still busy got no answer in time."""
         self.broken += len(self.busy)
         self._poll.close()
         for one in self._by_fd.values():
@@ -176,7 +176,7 @@ def offer(
 ) -> Offered:
     """Send `rate` requests a second.
 
-    Where no connection is free a request waits, or is not sent if `drop`.
+    If no connection is free, a request waits, or is not sent if `drop`.
     """
     count = max(round(rate * seconds), 1)
     gaps = np.ones(count) if arrivals == "even" else np.random.default_rng(0).exponential(1, count)
@@ -184,7 +184,7 @@ def offer(
     pool = _Pool(connections, port, request, grpc=grpc)
     at = unsent = 0
     gc.collect()
-    gc.disable()  # a collection takes longer than an answer
+    gc.disable()  # a garbage collection takes longer than an answer
     now, start = 0.0, perf_counter()
     while (at < count or pool.busy) and now < seconds + PATIENCE_S:
         now = perf_counter() - start
@@ -203,7 +203,7 @@ def offer(
 
 
 def ask(port: int, request: Request, *, grpc: bool) -> Answer:
-    """One request, and its answer."""
+    """Send one request, and return its answer."""
     one = Connection(port, request, grpc=grpc)
     one.socket.settimeout(PATIENCE_S)
     with one.socket:

@@ -1,4 +1,4 @@
-"""Our server under ten times the load that it can take: who is served, who is refused, and after.
+"""Load our server with ten times its peak: count answers and refusals, then measure it again.
 
 `python -m tests.benchmarks.serve.overload [--seconds N | --full]`. The flood is open loop: a
 request that is due while all connections wait for an answer is not sent, and counted. One core in
@@ -41,32 +41,32 @@ from tests.benchmarks.serve.wires import (
 
 FACTOR = 10
 WORST = 3
-"""What the p99 of accepted requests may be, in that of calm."""
+"""Limit of the p99 of accepted requests, as a multiple of the calm p99."""
 CONNECTIONS = 1000
-"""Below the 1,024 that our server holds, so that it has to refuse requests, not connections."""
+"""Below the 1,024 that our server holds, so that it refuses requests, not connections."""
 CALM_CONNECTIONS = 32
 CALM_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What is asked for, and of which server."""
+    """The request, and the server that gets it."""
 
     wire: Wire
     draws: int
-    """Of `score`; 0 asks for `reconstruct`."""
+    """Draws of `score`; 0 stands for `reconstruct`."""
     most: int
-    """Requests that the server lets under way; the connections of its peak."""
+    """Requests that the server admits at a time; the connections of its peak."""
 
     @property
     def name(self) -> str:
-        """Operation and wire."""
+        """Return operation and wire format."""
         what = f"score of {self.draws} draws" if self.draws else "reconstruct"
         return f"{what}, one row, {self.wire.name}"
 
     @property
     def server(self) -> Peer:
-        """Ours, bounded."""
+        """Return our server, with this limit of requests."""
         return replace(OURS, command=(*OURS.command, "--max-requests", str(self.most)))
 
 
@@ -77,7 +77,7 @@ FLOODS = (
 
 
 def measure(inputs: Inputs, quiet: Quiet, seconds: float) -> Iterator[str]:
-    """A few lines for each flood, each on a fresh server."""
+    """Return a few lines for each overload, each on a new server."""
     for flood in FLOODS:
         yield f"{flood.name}; --max-requests {flood.most}"
         with running(flood.server, inputs, quiet.cores[0]) as server:
@@ -90,7 +90,7 @@ def measure(inputs: Inputs, quiet: Quiet, seconds: float) -> Iterator[str]:
 def lines(
     server: Server, flood: Flood, inputs: Inputs, quiet: Quiet, seconds: float
 ) -> Iterator[str]:
-    """Calm, flood, and calm again."""
+    """Measure calm, overload, and calm again."""
     wire = flood.wire
     if flood.draws:
         request, size = checked_score(server, wire, inputs, flood.draws)
@@ -139,7 +139,7 @@ def lines(
 
 
 def checked_score(server: Server, wire: Wire, inputs: Inputs, draws: int) -> tuple[Request, int]:
-    """The request, once its answer is the engine's to the last byte, and the answer's size."""
+    """Return the request, once its answer has the engine's bytes, and the answer's size."""
     x = inputs.x[:1]
     request = score_request(wire, x, draws)
     answer = ask(server.port_of(wire), request, grpc=wire.grpc)
@@ -152,7 +152,7 @@ def checked_score(server: Server, wire: Wire, inputs: Inputs, draws: int) -> tup
 
 
 def score_request(wire: Wire, x: Array, draws: int) -> Request:
-    """Rows of bytes, to be scored with as many draws each."""
+    """Return a request to score rows of bytes with so many draws each."""
     parameters = {"num_samples": draws}
     if wire.grpc:
         message = pb.ModelInferRequest(model_name="score", raw_input_contents=[x.tobytes()])

@@ -25,7 +25,7 @@ from tests.benchmarks.serve.wires import Request
 
 CONNECTIONS = 32
 SECONDS = 10
-"""So that one stall of the machine, of some 50 ms, is not the p99."""
+"""Seconds of one rate, so that one stall of the machine of some 50 ms is not the p99."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Rate:
     p50_ms: float
     p99_ms: float
     late_ms: float
-    """By how much the client itself was late, p99."""
+    """Delay of the client itself, p99."""
     failed: int
     others: float
-    """Cores that other programs took meanwhile."""
+    """Cores that other programs used meanwhile."""
     echo_spread: float
     """p99 / p50 of the server that only echoes."""
 
@@ -52,11 +52,11 @@ class Rate:
 
 
 def ideal_spread() -> float:
-    """p99 / p50 at half of the peak where every request takes just as long and arrivals are random.
+    """p99 / p50 at half of the peak if all requests take the same time and arrivals are random.
 
-    The best that any server can do which takes one request after the other (a queue M/D/1).
+    No server that takes one request after the other can do better (an M/D/1 queue).
     """
-    gaps = np.random.default_rng(0).exponential(2, 10**6)  # in times of service
+    gaps = np.random.default_rng(0).exponential(2, 10**6)  # in units of the service time
     ahead = np.cumsum(1 - gaps)
     p50, p99 = np.percentile(1 + ahead - np.minimum.accumulate(np.minimum(ahead, 0)), (50, 99))
     return float(p99 / p50)
@@ -65,7 +65,7 @@ def ideal_spread() -> float:
 def measure(
     peer: Peer, server: Server, inputs: Inputs, results: Results, quiet: Quiet
 ) -> list[Rate]:
-    """One row a request, each wire that has a peak."""
+    """Measure requests of one row, over each wire format that has a peak."""
     found = []
     for wire in peer.wires:
         half = results.rate(peer.name, wire.name, 1, CONNECTIONS) / 2
@@ -97,7 +97,7 @@ def _percentiles(got: Offered) -> tuple[float, float]:
 
 @contextmanager
 def echoing(size: int, core: int) -> Iterator[int]:
-    """The port of a server that answers with so many bytes."""
+    """Run a server that answers with so many bytes; give its port."""
     (port,) = free_ports(1)
     program = [sys.executable, str(Path(__file__).with_name("echo.py")), str(port), str(size)]
     process = subprocess.Popen(["taskset", "-c", str(core), *program])

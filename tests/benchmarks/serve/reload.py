@@ -34,27 +34,27 @@ from tests.serving.running import Running, serve
 
 CONNECTIONS = 32
 SHARE = 0.7
-"""Of the peak."""
+"""Share of the peak."""
 APART_S = 0.8
-"""Between two moves; looking, fetching and taking up fit into it."""
+"""Seconds between two moves, enough to poll, fetch and take up a version."""
 REFERENCE = "models:/vae@champion"
 
 
 @dataclass(slots=True)
 class Seen:
-    """What became of the requests of one load."""
+    """The results of the requests of one load."""
 
     latency_ms: list[float] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     failed: int = 0
     mixed: int = 0
-    """Answers that are nearer to another version than to the one they name."""
+    """Answers that are nearer to another version than to the version that they name."""
     inexact: int = 0
-    """Answers that are not the bytes of a run alone, though the right version's."""
+    """Answers of the right version whose bytes differ from those of a run without a batch."""
 
     @property
     def moves(self) -> int:
-        """How often the answers changed their version."""
+        """Number of changes of the version between answers."""
         return sum(a != b for a, b in zip(self.versions, self.versions[1:], strict=False))
 
     def take(self, answer: Answer, due: float, now: float, right: Mapping[str, Array]) -> None:
@@ -76,14 +76,14 @@ class Seen:
 
 
 def measure(inputs: Inputs, moves: int) -> Iterator[str]:
-    """Start, memory, and moves under load; each line a figure."""
+    """Measure start, memory, and moves under load; return one line for each figure."""
     server_core, load_core = two_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         other = other_model(inputs.bundle, folder / "other")
         database = register(folder, [inputs.bundle, other.path])
         variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
-        os.sched_setaffinity(0, {server_core})  # what is started inherits it
+        os.sched_setaffinity(0, {server_core})  # processes started here inherit it
         with timed(folder, inputs.bundle) as (_, seconds):
             yield f"ready from a bundle folder                {seconds:.2f} s"
         with timed(folder, REFERENCE, **variables) as (_, seconds):
@@ -110,14 +110,14 @@ def measure(inputs: Inputs, moves: int) -> Iterator[str]:
 
 @contextmanager
 def timed(folder: Path, model: str | Path, **variables: str) -> Iterator[tuple[Running, float]]:
-    """A server, and the seconds until it said that it is ready."""
+    """Start a server; give it, and the seconds until it announced that it is ready."""
     started = time.perf_counter()
     with serve(folder, model, "--poll", "0.2", "--drain", "0.5", **variables) as running:
         yield running, time.perf_counter() - started
 
 
 def register(folder: Path, bundles: list[Path]) -> Path:
-    """An sqlite store with a version of each, and the alias on the first."""
+    """Make an sqlite store with a version of each bundle, and the alias on the first."""
     database = folder / "mlflow.db"
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
     client = connect()
@@ -132,7 +132,7 @@ def register(folder: Path, bundles: list[Path]) -> Path:
 
 
 def move(database: Path, moves: int) -> None:
-    """Point the alias elsewhere, by SQL: MLflow's client would take the load's core."""
+    """Move the alias by SQL, since MLflow's client would use the load's core."""
     query = "UPDATE registered_model_aliases SET version = ? WHERE alias = 'champion'"
     start = time.perf_counter()
     for number in range(moves):
@@ -145,7 +145,7 @@ def move(database: Path, moves: int) -> None:
 def offer(
     port: int, request: Request, rate: float, seconds: float, right: Mapping[str, Array]
 ) -> Seen:
-    """Send requests when they are due, whatever the answers do; keep and judge every answer."""
+    """Send requests when they are due, answered or not; keep and judge every answer."""
     count = round(rate * seconds)
     seen = Seen()
     pool = {
@@ -187,7 +187,7 @@ def offer(
 
 
 def show(what: str, seen: Seen) -> str:
-    """One line of the report."""
+    """Return one line of the report."""
     p50, p99, most = np.percentile(seen.latency_ms, (50, 99, 100))
     return (
         f"{what:<16} {len(seen.latency_ms) + seen.failed} requests, {seen.failed} failed, "
@@ -197,14 +197,14 @@ def show(what: str, seen: Seen) -> str:
 
 
 def memory(running: Running) -> Iterator[str]:
-    """Resident memory of each process."""
+    """Return the resident memory of each process."""
     for name, pid in (("parent", running.process.pid), ("worker", running.children()[0])):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         yield f"memory of the {name}                      {pages * 4096 / 2**20:.0f} MiB"
 
 
 def answer_of(bundle: Path, inputs: Inputs) -> Array:
-    """What a version makes of the request alone."""
+    """Return the answer of a version to the request in a batch of its own."""
     return Engine(open_bundle(bundle)).reconstruct(inputs.x[:1])
 
 

@@ -1,4 +1,4 @@
-"""The tables and the lines with goals, as text."""
+"""Write the tables, and the lines with goals, as text."""
 
 import platform
 import re
@@ -16,7 +16,7 @@ from tests.benchmarks.serve.rates import Rate, ideal_spread
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """How soon a server was ready, and its memory."""
+    """The time until a server was ready, and its memory."""
 
     ready_s: float
     announced_s: float | None
@@ -25,7 +25,7 @@ class Footprint:
 
 
 def header(peers: Sequence[Peer], server_core: int, load_core: int, what: str) -> Iterator[str]:
-    """What was measured, on what, by what."""
+    """Describe what was measured, on which machine, and by which programs."""
     pins = [pin.replace("==", " ") for peer in peers for pin in peer.requirements[:1]]
     wrk = _first_line("wrk", "-v").split(" [")[0]
     load_average = " ".join(Path("/proc/loadavg").read_text().split()[:3])
@@ -42,7 +42,7 @@ def header(peers: Sequence[Peer], server_core: int, load_core: int, what: str) -
 def loads(
     peers: Sequence[Peer], results: Results, absent: Mapping[str, str], floor: Mapping[int, Load]
 ) -> Iterator[str]:
-    """Every cell, and beside it MLServer's JSON at the same rows and connections."""
+    """Return every cell, beside MLServer's JSON at the same rows and connections."""
     yield "others: cores that other programs took meanwhile; what was disturbed was tried again"
     yield (
         f"{'server':<20} {'wire':<6} {'rows':>4} {'conns':>5} {'req/s':>8} {'rows/s':>9}"
@@ -72,7 +72,7 @@ def loads(
 
 
 def footprints(found: Mapping[str, Footprint]) -> Iterator[str]:
-    """Readiness and memory."""
+    """Return the table of readiness and memory."""
     yield f"{'server':<20} {'ready s':>8} {'JSON line s':>12} {'RSS MiB':>8} {'after':>6}"
     for name, one in found.items():
         line = f"{one.announced_s:>12.2f}" if one.announced_s is not None else f"{'-':>12}"
@@ -81,7 +81,7 @@ def footprints(found: Mapping[str, Footprint]) -> Iterator[str]:
 
 
 def rates(found: Sequence[Rate]) -> Iterator[str]:
-    """Latency at half of the peak."""
+    """Return the table of latency at half of the peak."""
     yield (
         f"{'wire':<6} {'arrivals':<8} {'req/s':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99/p50':>8}"
         f" {'of an echo':>11} {'failed':>7} {'others':>7} {'client late, p99 ms':>20}"
@@ -95,7 +95,7 @@ def rates(found: Sequence[Rate]) -> Iterator[str]:
 
 
 def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) -> Iterator[str]:
-    """What must hold, and what was reached."""
+    """Return the goals, and the figures that were reached."""
     rate = results.rate
     theirs = rate(MLSERVER.name, "JSON", 1, 32)
     their_grpc = rate(MLSERVER.name, "gRPC", 1, 32)
@@ -125,7 +125,7 @@ def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) ->
 
 
 def ratio(one: float, beside: float) -> str:
-    """Three digits."""
+    """Return a number with three digits."""
     return f"{one / beside:#.3g}x" if one == one and beside == beside else "-"
 
 

@@ -34,25 +34,25 @@ class Server:
     port: int
     grpc_port: int
     ready_s: float
-    """From the start to the first 200 of its health route."""
+    """Seconds from the start to the first 200 of its health route."""
     announced_s: float | None
-    """From the start to a line of JSON on stdout, which only ours prints."""
+    """Seconds from the start to a line of JSON on stdout, which only our server prints."""
 
     def port_of(self, wire: Wire) -> int:
-        """Where it takes such requests."""
+        """URL or address of such requests."""
         return self.grpc_port if wire.grpc else self.port
 
     def processes(self) -> list[int]:
-        """All that it consists of now."""
+        """Return the processes that it consists of now."""
         return list(_family(self.pid))
 
     def rss_mib(self) -> float:
-        """Resident memory of all its processes."""
+        """Return the resident memory of all its processes."""
         return sum(_resident(pid) for pid in self.processes()) / 2**20
 
 
 def install(peer: Peer) -> Path:
-    """The folder of the peer's programs; made on first use, and again when its pins change."""
+    """Return the folder of a peer's programs; it is made on first use and when its pins change."""
     if not peer.requirements:
         return Path(sys.executable).parent
     folder, wanted = CACHE / peer.folder, "\n".join(peer.requirements)
@@ -99,7 +99,7 @@ def running(peer: Peer, inputs: Inputs, core: int) -> Iterator[Server]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
+    """Return ports on which nothing listens."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -111,7 +111,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for_port(port: int) -> None:
-    """Until something listens there."""
+    """Wait until something listens there."""
     deadline = time.perf_counter() + READY_TIMEOUT_S
     while True:
         try:
@@ -140,7 +140,7 @@ def _wait(
     err: Path,
     started: float,
 ) -> tuple[float, float | None]:
-    """Seconds to the first 200, and to the line of JSON."""
+    """Return the seconds to the first 200, and to the line of JSON."""
     ready_s: float | None = None
     announced_s: float | None = None
     while (now := time.perf_counter() - started) < READY_TIMEOUT_S:
@@ -166,15 +166,15 @@ def _healthy(url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end, and make those end who outlive it."""
+    """Ask the server to end, and kill the processes that outlive it."""
     family = _family(process.pid)
     _signal(process.pid, signal.SIGTERM)
     deadline = time.perf_counter() + STOP_TIMEOUT_S
     while time.perf_counter() < deadline and any(_born(pid) == at for pid, at in family.items()):
-        process.poll()  # or it would stay, as a zombie
+        process.poll()  # otherwise it would stay as a zombie
         time.sleep(0.05)
     for pid, at in family.items():
-        if _born(pid) == at:  # not another process with its number
+        if _born(pid) == at:  # not another process that has its number now
             _signal(pid, signal.SIGKILL)
     process.wait()
 
@@ -187,21 +187,21 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _family(pid: int) -> dict[int, int]:
-    """A process and its descendants, with when they were born."""
+    """Return a process and its descendants, with their start times."""
     parents = {int(path.name): stat_of(int(path.name))[1] for path in Path("/proc").glob("[0-9]*")}
     found = [pid]
-    for parent in found:  # which grows as it is read
+    for parent in found:  # the list grows while it is read
         found += [child for child, its_parent in parents.items() if its_parent == parent]
     return {each: _born(each) for each in found}
 
 
 def _born(pid: int) -> int:
-    """Clock ticks from boot to its start; 0 if it is gone."""
+    """Return the clock ticks from boot to its start; 0 if it has ended."""
     return stat_of(pid)[19]
 
 
 def stat_of(pid: int) -> list[int]:
-    """The numbers of /proc/pid/stat from the state on, which is 0; all 0 if it is gone."""
+    """Return the numbers of /proc/PID/stat after the state; all are 0 if it has ended."""
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,6 +1,6 @@
-"""The wire formats: rows to a request, an answer's bytes to rows.
+"""The wire formats: make a request from rows, and read rows from an answer.
 
-Bodies are what a usual client sends: compact JSON, flat data in V2 and nested lists elsewhere.
+Bodies are those of usual clients: compact JSON, with flat data in V2 and nested lists elsewhere.
 """
 
 import json
@@ -28,17 +28,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """One way to ask a server."""
+    """One format of requests and answers."""
 
     name: str
     encode: Callable[[Array], Request]
     decode: Callable[[Mapping[str, str], bytes], Array]
-    """Headers in lower case and the body, to rows."""
+    """Reads rows from headers, in lower case, and a body."""
     grpc: bool = False
 
 
 def plain_json(path: str, key_in: str, key_out: str | None) -> Wire:
-    """`{key_in: rows}` to `{key_out: rows}`, or to bare rows."""
+    """A format of `{key_in: rows}` and `{key_out: rows}`, or of rows alone."""
 
     def encode(x: Array) -> Request:
         return Request(path, _dumps({key_in: x.tolist()}), {"content-type": "application/json"})
@@ -76,7 +76,7 @@ def _decode_binary(headers: Mapping[str, str], body: bytes) -> Array:
 
 
 def _encode_grpc(x: Array) -> Request:
-    """A ModelInferRequest; written out, to need no generated code."""
+    """Write a ModelInferRequest without generated code."""
     shape = b"".join(_varint(size) for size in x.shape)
     tensor = _bytes_field(1, b"x") + _bytes_field(2, b"UINT8") + _bytes_field(3, shape)
     message = _bytes_field(1, MODEL.encode()) + _bytes_field(5, tensor)
@@ -85,13 +85,13 @@ def _encode_grpc(x: Array) -> Request:
 
 
 def grpc_request(message: bytes) -> Request:
-    """A ModelInferRequest as a call of its own."""
+    """Write a ModelInferRequest as a gRPC message."""
     headers = {"content-type": "application/grpc", "te": "trailers"}
     return Request(GRPC_PATH, b"\0" + len(message).to_bytes(4, "big") + message, headers)
 
 
 def _decode_grpc(headers: Mapping[str, str], body: bytes) -> Array:
-    message = dict(_fields(body[5:]))  # the only output, and its bytes
+    message = dict(_fields(body[5:]))  # the bytes of the only output
     tensor = [value for number, value in _fields(message[5]) if number == 3]
     shape = [size for part in tensor for size in _varints(part)]
     return np.frombuffer(message[6], np.float32).reshape(shape)
@@ -124,7 +124,7 @@ def _bytes_field(number: int, value: bytes) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Length-delimited fields; the answer has no others."""
+    """Yield the length-delimited fields; the answer has no others."""
     at = 0
 
     def take() -> int:

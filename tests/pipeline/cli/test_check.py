@@ -1,4 +1,4 @@
-"""`vae check` on a folder and on a version, and what `vae promote --require` makes of it."""
+"""`vae check` on a folder and on a version, and its effect on `vae promote --require`."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def vae(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """Run a command; what its last line of stdout says."""
+    """Run a command and return its JSON line."""
     cli.main(arguments, standalone_mode=False)
     content: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return content
@@ -37,7 +37,7 @@ def register(bundle: Bundle) -> str:
         return register_bundle(run, bundle, "vae")
 
 
-def demand(trained: Trained, *devices: Any) -> tuple[str, tuple[str, ...]]:
+def promote_requiring(trained: Trained, *devices: Any) -> tuple[str, tuple[str, ...]]:
     def load_test(manifest: Manifest) -> Split:
         return trained[1].test
 
@@ -46,9 +46,9 @@ def demand(trained: Trained, *devices: Any) -> tuple[str, tuple[str, ...]]:
 
 
 @pytest.fixture
-def lying(sealed: Bundle, tmp_path: Path) -> Bundle:
-    """A bundle whose graphs are not the model, and whose report says that they are."""
-    bundle = other_model(sealed.path, tmp_path / "lying")
+def falsely_passed(sealed: Bundle, tmp_path: Path) -> Bundle:
+    """A bundle whose graphs differ from the model, with a report that says they agree."""
+    bundle = other_model(sealed.path, tmp_path / "falsely_passed")
     return change_report(bundle, files=checked_files(bundle))
 
 
@@ -85,25 +85,25 @@ def test_a_version_gets_a_report_beside_it(
     said = vae(capsys, "check", "models:/vae@candidate", "--threads", "1")
     assert (said["parity"], said["digest"]) == ("passed", sealed.manifest.digest)
     assert json.loads(Path(said["report"]).read_bytes())["verdict"] == "passed"
-    assert demand(trained, "cpu", "cuda") == (
+    assert promote_requiring(trained, "cpu", "cuda") == (
         "refused",
         ("parity was not checked on cuda: run vae check models:/vae/1 --device cuda",),
     )
     assert alias_version(connect(), "vae", "champion") is None
-    assert demand(trained, "cpu")[0] == "promoted"
+    assert promote_requiring(trained, "cpu")[0] == "promoted"
     fetched = fetch_version(connect(), "vae", "1", tmp_path)
     assert fetched.bundle.manifest == sealed.manifest
 
 
-def test_a_failed_check_is_added_too(lying: Bundle, trained: Trained) -> None:
-    register(lying)
+def test_a_failed_check_is_added_too(falsely_passed: Bundle, trained: Trained) -> None:
+    register(falsely_passed)
     with pytest.raises(ParityFailed, match=r"^parity failed: .*\(rule: weights\)$"):
         cli.main(["check", "models:/vae/1", "--threads", "1"], standalone_mode=False)
     check = json.loads(connect().get_model_version("vae", "1").tags["parity.cpu"])
     assert check["verdict"] == "failed"
     artifacts = {item.path for item in connect().list_artifacts(check["run_id"])}
     assert artifacts == {"parity.json", "parity.html"}
-    decision, reasons = demand(trained, "cpu")
+    decision, reasons = promote_requiring(trained, "cpu")
     assert decision == "refused"
     assert f"parity failed on cpu: see run {check['run_id']}" in reasons[0]
 
@@ -119,7 +119,7 @@ def test_without_a_gpu_nothing_is_added(sealed: Bundle) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"), [("gpu", "'gpu' is not one of cpu, cuda"), ("cpu,", "'' is not one of")]
 )
-def test_only_devices_can_be_demanded(text: str, reason: str) -> None:
+def test_only_devices_can_be_required(text: str, reason: str) -> None:
     import click
 
     with pytest.raises(click.BadParameter, match=reason):

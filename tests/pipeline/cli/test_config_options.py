@@ -55,7 +55,7 @@ Given = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    """What a command was called with, in place of running it."""
+    """The settings that a command was called with; the command itself does not run."""
     values: Given = {}
     for command in cli.commands.values():
         monkeypatch.setattr(command, "callback", lambda **settings: values.update(settings))
@@ -67,7 +67,7 @@ def call(*arguments: str) -> None:
 
 
 def refusal(*arguments: str) -> str:
-    """What the command line says to a usage error."""
+    """Run a command that must end with a usage error, and return its message."""
     result = CliRunner().invoke(cli, list(arguments))
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -110,7 +110,7 @@ def test_a_closed_choice_offers_what_its_type_allows() -> None:
 
 
 def bounds() -> Iterator[Any]:
-    """A value just beyond each limit of `vae run`'s settings, and one just within."""
+    """For each limit of `vae run`'s settings yield a value just beyond it and one just within."""
     for section in SECTIONS["run"]:
         for name, kind, limits, _ in settings_of(section):
             option = f"--{name.replace('_', '-')}"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.cli import doctor
-from pipeline.cli.doctor import Finding, examine
+from pipeline.cli.doctor import Finding, can_write, examine, list_requirements
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -28,7 +27,7 @@ def test_a_good_machine_has_no_failure() -> None:
     assert find("MLflow store").detail == os.environ["MLFLOW_TRACKING_URI"]
 
 
-def test_a_missing_or_old_package_comes_with_the_command_that_mends_it(
+def test_a_missing_or_old_package_comes_with_the_command_that_fixes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = metadata.version
@@ -40,12 +39,14 @@ def test_a_missing_or_old_package_comes_with_the_command_that_mends_it(
 
     monkeypatch.setattr(metadata, "version", version)
     assert find("onnxscript").detail == "is not installed"
-    assert find("onnxscript").mend.startswith("pip install 'onnxscript")
+    assert find("onnxscript").fix.startswith("pip install 'onnxscript")
     assert find("mlflow").status == "failed"
     assert find("mlflow").detail.startswith("1.0, wanted ")
 
 
-def test_what_an_install_for_serving_lacks_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_for_serving_alone_has_warnings_and_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = metadata.version
     lacking = {"torch", "onnx", "onnxscript", "matplotlib", "mlflow", "filelock"}
 
@@ -62,7 +63,7 @@ def test_what_an_install_for_serving_lacks_is_no_failure(monkeypatch: pytest.Mon
     assert not subjects & {*lacking, "MLflow store"}
     for extra in ("train", "registry"):
         finding = find(f"[{extra}]")
-        assert (finding.status, finding.mend) == ("warning", f"pip install 'vae-pipeline[{extra}]'")
+        assert (finding.status, finding.fix) == ("warning", f"pip install 'vae-pipeline[{extra}]'")
 
 
 def test_a_full_disk_and_a_broken_store_fail(
@@ -72,18 +73,18 @@ def test_a_full_disk_and_a_broken_store_fail(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     assert find("working folder").status == "failed"
     assert find("MLflow store").status == "failed"
-    assert find("MLflow store").mend.startswith("export MLFLOW_TRACKING_URI=")
+    assert find("MLflow store").fix.startswith("export MLFLOW_TRACKING_URI=")
 
 
 def test_a_store_that_cannot_be_written_fails(store: Path) -> None:
     with sqlite3.connect(store) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert not doctor._writable(store)
-    assert doctor._writable(store)
-    assert not doctor._writable(store.parent / "no" / "mlflow.db")
+        assert not can_write(store)
+    assert can_write(store)
+    assert not can_write(store.parent / "no" / "mlflow.db")
 
 
-def test_a_server_that_is_away_is_named_without_its_password(
+def test_a_server_that_cannot_be_reached_is_named_without_its_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
@@ -92,18 +93,18 @@ def test_a_server_that_is_away_is_named_without_its_password(
     assert finding.status == "failed"
     assert "http://127.0.0.1:9" in finding.detail
     assert "secret" not in finding.detail
-    assert finding.mend.startswith("start the server of http://127.0.0.1:9, or set MLFLOW_TRACK")
+    assert finding.fix.startswith("start the server of http://127.0.0.1:9, or set MLFLOW_TRACK")
 
 
 def test_requirements_are_read_from_a_checkout_that_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    installed = {Requirement(line).name for line in doctor._requirements()}
+    installed = {Requirement(line).name for line in list_requirements()}
 
     def requires(name: str) -> None:
         raise metadata.PackageNotFoundError
 
     monkeypatch.setattr(metadata, "requires", requires)
-    plain = {Requirement(line).name for line in doctor._requirements()}
+    plain = {Requirement(line).name for line in list_requirements()}
     assert plain <= installed
     assert {"torch", "numpy", "pillow"} <= plain

@@ -1,4 +1,4 @@
-"""The registry's commands: options, words, exit codes."""
+"""The registry's commands: their options, messages and exit codes."""
 
 import json
 from datetime import datetime
@@ -12,10 +12,16 @@ import pytest
 from pipeline.cli.main import cli
 from pipeline.cli.results import say_summary
 from pipeline.evaluation.evaluate import Metrics
-from pipeline.registry.audit_log import Decision, Outcome, history
+from pipeline.registry.audit_log import Decision, DecisionStatus, list_decisions
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
-from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -38,7 +44,7 @@ FILES = (
 
 @pytest.fixture
 def vae(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line; give the JSON line, raise what it ends with."""
+    """A function that runs the command line and returns its JSON line, or raises its error."""
 
     def run(*arguments: str) -> Any:
         capsys.readouterr()
@@ -51,21 +57,21 @@ def vae(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_dry_run_force_and_at(
     vae: Any, sealed: Bundle, worse: Bundle, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(trained, register(sealed))
+    promote_with(trained, register(sealed))
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
     with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
-        vae("promote", "--dry-run", "true")  # as mlflow writes a flag
+        vae("promote", "--dry-run", "true")  # mlflow writes a flag like this
     assert caught.value.exit_code == 5
     printed = capsys.readouterr()
     assert json.loads(printed.out)["decision"] == "refused"
-    assert "not shown" not in printed.err  # the error says it, and once is enough
+    assert "not shown" not in printed.err  # only the error says it
     assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
-    assert len(history("vae")) == 1
+    assert len(list_decisions("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
     assert (forced["decision"], forced["previous"]) == ("promoted", "1")
     assert forced["reasons"][0] == "forced: for a test"
-    moved_at = history("vae")[0]["moved_at"]
+    moved_at = list_decisions("vae")[0]["moved_at"]
     answer = vae("history", "--at", moved_at)
     assert (answer["version"], answer["certain"]) == ("2", True)
     local = datetime.fromisoformat(moved_at).astimezone().replace(tzinfo=None)
@@ -90,10 +96,10 @@ def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     assert caught.value.exit_code == 2
 
 
-def decided_on(name: str, outcome: Outcome) -> Decision:
+def decided_on(name: str, status: DecisionStatus) -> Decision:
     """A decision on a model's first version."""
     return Decision(
-        name=name, action="promote", version="1", previous=None, decision=outcome, reasons=()
+        name=name, action="promote", version="1", previous=None, decision=status, reasons=()
     )
 
 
@@ -149,13 +155,13 @@ def test_rows_that_cannot_be_read_are_no_decision(vae: Any, sealed: Bundle, tmp_
     for name, message in (("nope.npy", "nope.npy"), ("other.npy", "is not the data that")):
         with pytest.raises(DataRefused, match=message):
             vae("promote", "1", "--data", str(tmp_path / name))
-    assert history("vae") == []
+    assert list_decisions("vae") == []
     assert champion() is None
     assert vae("promote", "1")["decision"] == "promoted"
 
 
 def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     register(sealed)
     with pytest.raises(UsageRefused, match="version 1 of vae is champion: promote another"):
         vae("delete", "1")
@@ -168,7 +174,7 @@ def test_delete(vae: Any, sealed: Bundle, worse: Bundle, trained: Trained) -> No
 def test_one_changed_byte_stops_everything(
     vae: Any, sealed: Bundle, tmp_path: Path, name: str
 ) -> None:
-    """Promote, verify, load and serve refuse with exit code 7, and name the file."""
+    """Promote, verify, sample and serve refuse with exit code 7 and name the file."""
     flip_byte(stored_files(register(sealed)) / name)
     out = tmp_path / "y.npy"
     for arguments in (

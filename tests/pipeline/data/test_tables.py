@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import feather, parquet
 
-from pipeline.cli.stages import load_data
+from pipeline.cli.data_loading import load_data
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import LabelledRows, read_source

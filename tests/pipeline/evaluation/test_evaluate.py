@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cli.results import figures
+from pipeline.cli.results import metrics_summary
 from pipeline.errors import TrainingDiverged
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import evaluate
@@ -96,6 +96,6 @@ def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:
 
 def test_the_json_line_holds_the_number_of_rows_and_the_standard_error(trained: Trained) -> None:
     metrics = evaluate(trained[0].model, trained[1].test.x[:7], nll_samples=2, seed=0)
-    line = figures("id", metrics, 0.0)
+    line = metrics_summary("id", metrics, 0.0)
     assert (line["rows"], line["nll_se"]) == (7, metrics.nll_se)
     assert metrics.nll_se > 0

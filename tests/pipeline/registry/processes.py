@@ -1,4 +1,4 @@
-"""Promotions in processes of their own, which can be held at one point, or killed at any."""
+"""Promotions in separate processes, which can be held at one point, or killed at any point."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import mlflow
 
 from pipeline.config import PromoteConfig
 from pipeline.data.dataset import Split
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.ledger import list_moves
 from pipeline.registry.promotion import promote, rollback
 from pipeline.registry.versions import register_bundle
@@ -23,12 +23,12 @@ from tests.e2e.versions import reseal
 from tests.forks import forks
 
 READS = ("get_", "search_", "list_", "download_", "_")
-"""How those methods of mlflow's client begin that change nothing."""
+"""Methods of mlflow's client whose names begin like this change nothing."""
 TIMEOUT_S = 60.0
 
 
 def use_store(uri: str, folder: Path) -> None:
-    """In a fork, which has the environment of the first."""
+    """Use a store in a fork, which starts with the environment of the first process."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     mlflow.set_tracking_uri(uri)
@@ -65,7 +65,10 @@ def roll_back_and_die(uri: str, folder: Path, step: int) -> None:
 
 
 def race(uri: str, folder: Path, test: Split, start: Any, results: Any, rounds: Any) -> None:
-    """Promote what `rounds` gives, until it gives None, when all others have read the champion."""
+    """Promote each version from `rounds`, until it is None.
+
+    Every promotion waits until all other processes have read the champion too.
+    """
     use_store(uri, folder)
 
     def load_test(manifest: Manifest) -> Split:
@@ -84,18 +87,20 @@ def race(uri: str, folder: Path, test: Split, start: Any, results: Any, rounds: 
 
 
 class Race:
-    """Processes that promote a version each, at once, against the same champion.
+    """Processes that each promote a version, all at once and against the same champion.
 
     Args:
-        uri: the store, with one more version of `vae` than processes.
-        folder: where to cache.
+        uri: a store with one more version of `vae` than there are processes.
+        folder: the folder for the cache.
         test: the held-out rows of all versions.
-        racers: number of processes.
+        racers: the number of processes.
     """
 
     def __init__(self, uri: str, folder: Path, test: Split, racers: int) -> None:
         context = forks()
-        self._start = context.Barrier(racers)  # kept, for it ends with its last reference here
+        self._start = context.Barrier(
+            racers
+        )  # keeps it alive: it ends with its last reference in this process
         self._rounds = [context.Queue() for _ in range(racers)]
         self._results = context.Queue()
         common = (uri, folder, test, self._start, self._results)
@@ -106,16 +111,16 @@ class Race:
             process.start()
 
     def run(self, versions: list[str]) -> dict[str, str]:
-        """One round: what came of each version."""
+        """Run one round; return the status of the decision on each version."""
         for rounds, version in zip(self._rounds, versions, strict=True):
             rounds.put(version)
         rows = [self._results.get(timeout=3 * TIMEOUT_S) for _ in versions]
-        for version, outcome, reasons in rows:
-            assert outcome in ("promoted", "stale"), (version, outcome, reasons)
-        return {version: outcome for version, outcome, _ in rows}
+        for version, status, reasons in rows:
+            assert status in ("promoted", "stale"), (version, status, reasons)
+        return {version: status for version, status, _ in rows}
 
     def close(self) -> None:
-        """Let the processes end."""
+        """End the processes."""
         for rounds in self._rounds:
             rounds.put(None)
         for process in self._processes:
@@ -123,7 +128,7 @@ class Race:
 
 
 def run_rounds(rounds: int, uri: str, folder: Path, test: Split, versions: list[str]) -> None:
-    """Let all versions but the champion race, round after round, and check each."""
+    """In each round let all versions but the champion race, and check the result."""
     contest = Race(uri, folder, test, len(versions) - 1)
     try:
         champion: str | None = None
@@ -134,14 +139,14 @@ def run_rounds(rounds: int, uri: str, folder: Path, test: Split, versions: list[
         contest.close()
 
 
-def check_round(outcomes: dict[str, str], before: str | None) -> str:
-    """Exactly one has won; alias, ledger and audit say the same. Return the champion."""
-    (winner,) = (version for version, outcome in outcomes.items() if outcome == "promoted")
+def check_round(statuses: dict[str, str], before: str | None) -> str:
+    """Assert that one version won, and that alias, ledger and audit agree; return the champion."""
+    (winner,) = (version for version, status in statuses.items() if status == "promoted")
     client = connect()
     assert alias_version(client, "vae", "champion") == winner
     assert alias_version(client, "vae", "previous") == before
-    records = history("vae")[: len(outcomes)]
-    assert {row["version"]: row["decision"] for row in records} == outcomes
+    records = list_decisions("vae")[: len(statuses)]
+    assert {row["version"]: row["decision"] for row in records} == statuses
     assert {row["previous"] for row in records} == {before}
     move = list_moves(client, "vae")[-1]
     assert (move.version, move.base, move.done) == (winner, before, True)
@@ -151,7 +156,7 @@ def check_round(outcomes: dict[str, str], before: str | None) -> str:
 
 
 def register_racers(source: Path, folder: Path, racers: int) -> list[str]:
-    """One version more than racers: the same model under other digests."""
+    """Register one version more than racers: the same model, each time with another digest."""
     versions = []
     for number in range(racers + 1):
         shutil.copytree(source, folder / f"bundle-{number}")

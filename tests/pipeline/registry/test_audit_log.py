@@ -1,14 +1,15 @@
+import os
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.registry.audit_log import Tenure, champion_at, history, iso_time
+from pipeline.registry.audit_log import Tenure, champion_at, iso_time, list_decisions, operator_name
 from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
 from serving.mlflow_store import connect
-from tests.pipeline.registry.versions import put, register
+from tests.pipeline.registry.versions import promote_with, register
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -17,8 +18,8 @@ STEP = timedelta(milliseconds=1)
 
 
 def moves() -> list[datetime]:
-    """When the champion moved, the first move first."""
-    times = [row["moved_at"] for row in history("vae") if row["moved_at"]]
+    """The times at which the champion moved, the first move first."""
+    times = [row["moved_at"] for row in list_decisions("vae") if row["moved_at"]]
     return [datetime.fromisoformat(time) for time in reversed(times)]
 
 
@@ -28,11 +29,11 @@ def at(when: datetime) -> tuple[str | None, bool]:
 
 
 def test_who_was_champion_when(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
-    """Just before and at each move: none, 1, 2, and 1 again."""
+    """Asked just before and at each move, the champion is none, 1, 2, and 1 again."""
     register(worse)
     register(sealed)
-    put(trained, "1")
-    put(trained, "2")
+    promote_with(trained, "1")
+    promote_with(trained, "2")
     rollback("vae", threads=1)
     first, second, third = moves()
     assert at(first - STEP) == (None, True)
@@ -43,48 +44,56 @@ def test_who_was_champion_when(sealed: Bundle, worse: Bundle, trained: Trained) 
     assert at(third) == ("1", True)
     now = datetime.now(UTC)
     assert champion_at("vae", now) == Tenure(version="1", since=third.isoformat(), certain=True)
-    began = datetime.fromisoformat(history("vae")[-1]["time"])
+    began = datetime.fromisoformat(list_decisions("vae")[-1]["time"])
     with pytest.raises(UsageRefused, match=r"nothing is recorded of vae before 20"):
         champion_at("vae", began - STEP)
     with pytest.raises(UsageRefused, match="--at must be a time in the past"):
         champion_at("vae", now + timedelta(hours=1))
 
 
-def test_a_move_by_hand_is_seen_by_the_next_record_or_by_the_alias_now(
+def test_a_move_by_hand_shows_in_the_next_record_or_in_the_alias_now(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
     register(worse)
     register(sealed)
-    put(trained, "1")
+    promote_with(trained, "1")
     (first,) = moves()
     connect().set_registered_model_alias("vae", "champion", "2")
-    assert at(first) == ("1", False)  # it is 2 now, and nobody knows since when
+    assert at(first) == ("1", False)  # it is 2 now, and the audit does not know since when
     wait_past(first)
-    put(trained, "1")  # refused, but it sees who is champion
-    seen = datetime.fromisoformat(history("vae")[0]["time"])
-    assert history("vae")[0]["decision"] == "refused"
+    promote_with(trained, "1")  # refused, but its record says which version is champion
+    seen = datetime.fromisoformat(list_decisions("vae")[0]["time"])
+    assert list_decisions("vae")[0]["decision"] == "refused"
     assert at(seen - STEP) == ("1", False)
     assert champion_at("vae", seen) == Tenure(version="2", since=seen.isoformat(), certain=True)
 
 
 def wait_past(when: datetime) -> None:
-    """Until the clock, which is read in milliseconds, shows another time."""
+    """Wait until the clock, read in milliseconds, shows a later time."""
     while iso_time(time.time() * 1000) <= when.isoformat(timespec="milliseconds"):
         pass
 
 
-def test_a_refused_decision_says_nothing_against_its_champion(
+def test_a_refused_decision_leaves_the_champion_certain(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
+    promote_with(trained, register(sealed))
     (first,) = moves()
     wait_past(first)
-    put(trained, register(worse))
-    seen = datetime.fromisoformat(history("vae")[0]["time"])
+    promote_with(trained, register(worse))
+    seen = datetime.fromisoformat(list_decisions("vae")[0]["time"])
     assert champion_at("vae", seen) == Tenure(version="1", since=first.isoformat(), certain=True)
 
 
-def test_nothing_is_known_of_a_model_that_nobody_decided_on() -> None:
-    assert history("vae") == []
+def test_a_model_without_decisions_has_no_known_champion() -> None:
+    assert list_decisions("vae") == []
     with pytest.raises(UsageRefused, match="nothing is recorded of vae before"):
         champion_at("vae", datetime.now(UTC) - STEP)
+
+
+def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    assert operator_name() == str(os.getuid())

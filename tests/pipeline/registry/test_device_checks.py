@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline.registry.device_checks import Check, add_check, check_faults
+from pipeline.registry.device_checks import DeviceCheck, add_check, check_faults
 from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
@@ -20,7 +20,7 @@ Report = dict[str, Any]
 
 
 def report_of(bundle: Bundle, *devices: str, **changes: Any) -> Report:
-    """The sealed report, as if each of `devices` had computed it."""
+    """The sealed report, changed as if it had been made on `devices`."""
     report: Report = bundle.read_json("parity.json")
     rows = [
         {**row, "provider": PROVIDERS[device]}
@@ -33,9 +33,9 @@ def report_of(bundle: Bundle, *devices: str, **changes: Any) -> Report:
     return {**report, **made, **changes}
 
 
-def cuda_check() -> Check:
+def cuda_check() -> DeviceCheck:
     tags = connect().get_model_version("vae", "1").tags
-    return Check(**json.loads(tags["parity.cuda"]))
+    return DeviceCheck(**json.loads(tags["parity.cuda"]))
 
 
 def set_check(device: str = "cuda", **changes: str) -> None:
@@ -47,7 +47,7 @@ def set_check(device: str = "cuda", **changes: str) -> None:
 def checked_store(
     empty_store: Path, sealed: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A store with version 1, to which a check on cuda was added."""
+    """A store whose version 1 has an added check on cuda."""
     path = Path(shutil.copy(empty_store, tmp_path_factory.mktemp("checked") / "mlflow.db"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
@@ -61,7 +61,7 @@ def checked_store(
 def version(
     checked_store: Path, sealed: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Source:
-    """Version 1 in a copy of that store; its runs' artifacts are shared, and not to be changed."""
+    """Version 1 in a copy of that store; artifacts of runs are shared and must not be changed."""
     path = shutil.copy(checked_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     return Source(sealed, "vae", "1")
@@ -85,11 +85,11 @@ def test_an_added_report_is_kept_beside_the_bundle(version: Source, tmp_path: Pa
     assert fetched.bundle.manifest == version.bundle.manifest
 
 
-def test_without_a_device_nothing_is_asked() -> None:
+def test_without_required_devices_the_store_is_not_asked() -> None:
     assert [*check_faults(Source(Bundle(Path(), None), "none", "9"), ())] == []  # type: ignore[arg-type]
 
 
-def test_the_latest_check_stands(version: Source) -> None:
+def test_the_latest_check_counts(version: Source) -> None:
     add_check(version, report_of(version.bundle, "cuda", verdict="failed"))
     (fault,) = check_faults(version, ("cpu", "cuda"))
     assert fault.startswith(f"parity failed on cuda: see run {cuda_check().run_id}: run vae check")
@@ -97,14 +97,14 @@ def test_the_latest_check_stands(version: Source) -> None:
     assert [*check_faults(version, ("cuda",))] == []
 
 
-def test_a_failed_check_elsewhere_speaks_against_the_sealed_report(version: Source) -> None:
+def test_a_later_failed_check_overrides_the_sealed_report(version: Source) -> None:
     assert [*check_faults(version, ("cpu",))] == []
     add_check(version, report_of(version.bundle, "cpu", verdict="failed"))
     (fault,) = check_faults(version, ("cpu",))
     assert "parity failed on cpu" in fault
 
 
-def test_one_report_may_speak_for_two_devices(version: Source) -> None:
+def test_one_report_may_cover_two_devices(version: Source) -> None:
     connect().delete_model_version_tag("vae", "1", "parity.cuda")
     (fault,) = check_faults(version, ("cuda",))
     assert fault == ("parity was not checked on cuda: run vae check models:/vae/1 --device cuda")
@@ -170,8 +170,11 @@ REFUSED: dict[str, tuple[Callable[[Source], None], str]] = {
     "report gone": (delete_report, "is gone (the MLflow store"),
     "report changed": (change_report, "was changed"),
     "report replaced": (replace_report, "cannot be read"),
-    "other bundle": (lambda _: set_check(digest="0" * 64), "is of bundle 000000000000, not of"),
-    "other files": (check_other_files, "speaks of other files"),
+    "other bundle": (
+        lambda _: set_check(digest="0" * 64),
+        "is about bundle 000000000000, not about",
+    ),
+    "other files": (check_other_files, "is about other files"),
     "tag forged": (lambda v: add(v, "cuda", verdict="failed"), "in run {run} has failed"),
     "verdict forged": (fail_one, "says that it passed, but not every comparison did"),
     "nothing compared": (lambda v: add(v, "cuda", comparisons=[], elbo=[]), "not every comparison"),
@@ -179,7 +182,7 @@ REFUSED: dict[str, tuple[Callable[[Source], None], str]] = {
         run_on_the_cpu,
         "in run {run} is of cuda, but CPUExecutionProvider computed",
     ),
-    "other device": (check_on_cpu, "the report in run {run} does not speak of cuda"),
+    "other device": (check_on_cpu, "the report in run {run} does not cover cuda"),
     "tag spoiled": (spoil_tag, "the tag parity.cuda cannot be read"),
 }
 

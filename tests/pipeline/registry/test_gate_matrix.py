@@ -1,4 +1,4 @@
-"""The gate fails closed: whatever is wrong with a candidate, it is refused, and says what."""
+"""The gate fails closed: it refuses a candidate whatever is wrong with it, and says what is."""
 
 import contextlib
 import json
@@ -15,12 +15,19 @@ import pytest
 from pipeline.cli.results import raise_unless_promoted
 from pipeline.config import PromoteConfig
 from pipeline.registry import promotion
-from pipeline.registry.audit_log import Decision, history
+from pipeline.registry.audit_log import Decision, list_decisions
+from pipeline.registry.scoring import score_version
 from serving.bundle import Bundle
 from serving.errors import VaeError
 from serving.mlflow_store import connect
 from tests.e2e.versions import reseal
-from tests.pipeline.registry.versions import champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained
 
 
@@ -33,13 +40,13 @@ def with_champion(
     shutil.copy(empty_store, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        put(trained, register(sealed))
+        promote_with(trained, register(sealed))
     return path
 
 
 @pytest.fixture
 def store(with_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, whose files are shared."""
+    """A copy of that store; both share the files of version 1."""
     path = Path(shutil.copy(with_champion, tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
     return path
@@ -47,14 +54,14 @@ def store(with_champion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is spoiled before the second version goes through the gate, and what is said to it."""
+    """What is spoiled before version 2 goes through the gate, and how it must be refused."""
 
     exit_code: int
     message: str
     bundle: Callable[[Bundle], Bundle] = lambda bundle: bundle
-    """Before it is registered."""
+    """Changes the bundle before it is registered."""
     stored: Callable[[Path], object] = lambda folder: None
-    """Among the files of the version."""
+    """Changes the registered files."""
     store: Callable[[sqlite3.Connection], object] = lambda database: None
     score: Callable[[np.ndarray], np.ndarray] = lambda elbo: elbo
     gate: dict[str, Any] = field(default_factory=dict)
@@ -65,15 +72,15 @@ class Fault:
 def promote_version(
     trained: Trained, version: str, fault: Fault, force: str | None = None
 ) -> Decision:
-    """As the command line does, which ends with an error where the champion did not move."""
+    """Promote as the command line does, which raises if the champion did not move."""
     gate = PromoteConfig(**fault.gate)
-    decision = put(trained, version, gate, force=force, **fault.rows)
+    decision = promote_with(trained, version, gate, force=force, **fault.rows)
     raise_unless_promoted(decision)
     return decision
 
 
 def edit_json(name: str, **changes: Any) -> Callable[[Bundle], Bundle]:
-    """Change a JSON file and seal the bundle anew; None takes a key away."""
+    """Change a JSON file and seal the bundle again; None removes a key."""
 
     def edit(bundle: Bundle) -> Bundle:
         content = {**bundle.read_json(name), **changes}
@@ -219,19 +226,18 @@ def test_fault(
     fault.stored(stored_files(version))
     with contextlib.closing(sqlite3.connect(store)) as database, database:
         fault.store(database)
-    real = promotion._score
 
     def score(source: Any, *arguments: Any) -> Any:
-        elbo = real(source, *arguments)
+        elbo = score_version(source, *arguments)
         return fault.score(elbo) if source.version == version else elbo
 
-    monkeypatch.setattr(promotion, "_score", score)
+    monkeypatch.setattr(promotion, "score_version", score)
     with pytest.raises(VaeError, match=fault.message) as caught:
         promote_version(trained, version, fault)
     assert caught.value.exit_code == fault.exit_code
-    outcome = "stale" if fault.exit_code == 6 else "refused"
-    row = history("vae")[0]
-    assert row["decision"] == outcome
+    status = "stale" if fault.exit_code == 6 else "refused"
+    row = list_decisions("vae")[0]
+    assert row["decision"] == status
     assert fault.exit_code != 7 or row["reasons"] == str(caught.value)
     assert champion() == (None if fault.exit_code == 6 else "1")
     if fault.force_helps:
@@ -244,7 +250,7 @@ def test_fault(
 
 @pytest.mark.usefixtures("store")
 def test_without_a_fault_it_passes(bundle: Bundle, trained: Trained) -> None:
-    assert put(trained, register(reseal(bundle.path, seed=1))).decision == "promoted"
+    assert promote_with(trained, register(reseal(bundle.path, seed=1))).decision == "promoted"
     assert champion() == "2"
 
 
@@ -252,5 +258,5 @@ def test_without_a_fault_it_passes(bundle: Bundle, trained: Trained) -> None:
 def test_new_data_is_accepted_on_request(bundle: Bundle, trained: Trained) -> None:
     version = register(other_rows(reseal(bundle.path, seed=1)))
     gate = PromoteConfig(allow_new_data=True)
-    assert put(trained, version, gate, sha256="1" * 64).decision == "promoted"
+    assert promote_with(trained, version, gate, sha256="1" * 64).decision == "promoted"
     assert champion() == "2"

@@ -1,6 +1,7 @@
-"""kill -9 at every step: the champion is always a whole version, and running again heals.
+"""Kill a promotion or a rollback at every step: the champion stays whole, and a second run heals.
 
-Only what changes the store is a step: killed between two changes, a process leaves the same store.
+A step is a change to the store. A process leaves the same store wherever it is killed between two
+steps.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.ledger import Move, list_moves
 from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
@@ -19,12 +20,12 @@ from serving.mlflow_store import connect
 from serving.source import fetch_version
 from tests.forks import forks
 from tests.pipeline.registry.processes import promote_and_die, roll_back_and_die
-from tests.pipeline.registry.versions import GATE, alias, champion, put, register
+from tests.pipeline.registry.versions import GATE, alias, champion, promote_with, register
 from tests.trained_models import Trained
 
 
 def dies(target: Callable[..., None], folder: Path, *arguments: object) -> bool:
-    """Run a process to its end; whether it was killed, or came through."""
+    """Run a process to its end; return whether it was killed."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     process = forks().Process(target=target, args=(uri, folder, *arguments))
     process.start()
@@ -34,7 +35,7 @@ def dies(target: Callable[..., None], folder: Path, *arguments: object) -> bool:
 
 
 def check_whole(folder: Path) -> str:
-    """The champion is one of the two versions, and its files are whole."""
+    """Assert that the champion is one of the two versions, with whole files; return its number."""
     version = champion()
     assert version in ("1", "2")
     fetch_version(connect(), "vae", version, folder)
@@ -42,13 +43,13 @@ def check_whole(folder: Path) -> str:
 
 
 def check_agreement(version: str, action: str, number: int) -> None:
-    """Alias, ledger and audit say the same: the move was made, and made once."""
+    """Assert that alias, ledger and audit agree: the move was made, and made once."""
     assert champion() == version
     client = connect()
     moves = list_moves(client, "vae")
     assert len(moves) == number
     assert (moves[-1].version, moves[-1].action, moves[-1].done) == (version, action, True)
-    moved = [row for row in history("vae") if row["moved_at"] is not None]
+    moved = [row for row in list_decisions("vae") if row["moved_at"] is not None]
     assert [row["run_id"] for row in moved] == [move.run_id for move in reversed(moves)]
     assert {row["decision"] for row in moved} == {"promoted"}
     tags = client.get_model_version("vae", version).tags
@@ -56,7 +57,7 @@ def check_agreement(version: str, action: str, number: int) -> None:
 
 
 def roll_back_again() -> None:
-    """As a person does who saw it die; there is nothing to do if it died after its last step."""
+    """Repeat a rollback that was killed; after its last step there is nothing left to do."""
     last: Move = list_moves(connect(), "vae")[-1]
     if (last.action, last.done) == ("rollback", True):
         with pytest.raises(UsageRefused, match="no version before 1, its champion, to go back to"):
@@ -69,7 +70,7 @@ def roll_back_again() -> None:
 def test_a_death_at_any_step_leaves_a_champion_and_is_healed(
     sealed: Bundle, worse: Bundle, trained: Trained, tmp_path: Path
 ) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     register(sealed)
     deaths = {"promote": 0, "rollback": 0}
     left: dict[str, set[str]] = {"promote": set(), "rollback": set()}
@@ -88,7 +89,7 @@ def test_a_death_at_any_step_leaves_a_champion_and_is_healed(
             folder.mkdir()
             left[action].add(check_whole(folder))
             if action == "promote":
-                assert put(trained, "2", GATE).decision == "promoted"
+                assert promote_with(trained, "2", GATE).decision == "promoted"
                 assert alias("previous") == "1"
             else:
                 roll_back_again()

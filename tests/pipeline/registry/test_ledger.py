@@ -7,13 +7,13 @@ import pytest
 
 from pipeline.errors import Stale
 from pipeline.registry import aliases as moving
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
 from pipeline.registry.promotion import promote
 from serving.bundle import Bundle
 from serving.mlflow_store import connect
 from tests.pipeline.registry.processes import register_racers, run_rounds
-from tests.pipeline.registry.versions import GATE, alias, champion, put, register
+from tests.pipeline.registry.versions import GATE, alias, champion, promote_with, register
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -25,23 +25,23 @@ def new_move(run_id: str, after: int, version: str = "1") -> Move:
     return Move(action="promote", version=version, base=None, run_id=run_id, after=after)
 
 
-def test_the_first_that_follows_a_move_wins() -> None:
+def test_of_two_moves_that_follow_the_same_one_the_first_wins() -> None:
     client = connect()
     first = claim_move(client, "vae", new_move("a", 0))
     assert (first.number, first.run_id, first.done) == (1, "a", False)
     with pytest.raises(Stale, match="a promote of version 1 came first: run the gate again"):
         claim_move(client, "vae", new_move("b", 0, "2"))
     second = claim_move(client, "vae", new_move("c", 1))
-    assert (second.number, second.after) == (3, 1)  # 2 came too late, and counts for nothing
+    assert (second.number, second.after) == (3, 1)  # entry 2 came too late and does not count
     mark_done(client, "vae", second)
     assert list_moves(client, "vae") == [first, replace(second, done=True)]
     assert list_moves(client, "other") == []
 
 
-def test_a_move_whose_answer_was_lost_is_known_by_its_record(
+def test_a_move_whose_answer_was_lost_is_recognized_by_its_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A client that gets no answer does not know whether it has won, and may ask twice."""
+    """A client without an answer does not know whether it won, and may create an entry twice."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -69,7 +69,7 @@ def test_a_move_whose_answer_was_lost_is_known_by_its_record(
 def test_a_process_that_slept_does_not_undo_what_came_after(
     sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It won, slept before the aliases, and wakes when its move and another are done."""
+    """It won, slept before it set the aliases, and wakes when its move and another are done."""
     first, second = register(worse), register(sealed)
     asked: list[int] = []
 
@@ -79,9 +79,9 @@ def test_a_process_that_slept_does_not_undo_what_came_after(
     def sleep_before_the_aliases(client: Any, name: str) -> list[Move]:
         moves = list_moves(client, name)
         asked.append(len(asked))
-        if len(asked) == 1:  # it has seen that its move is the last, and sleeps
+        if len(asked) == 1:  # it sleeps after seeing that its move is the last
             look_with(list_moves)
-            assert put(trained, second, GATE).decision == "promoted"
+            assert promote_with(trained, second, GATE).decision == "promoted"
             assert (champion(), alias("previous")) == (second, first)
             look_with(sleep_before_the_aliases)
         return moves
@@ -93,58 +93,58 @@ def test_a_process_that_slept_does_not_undo_what_came_after(
     assert promote("vae", first, load_test, GATE, threads=1).decision == "promoted"
     assert len(asked) > 1
     assert (champion(), alias("previous")) == (second, first)
-    moved = [(row["version"], row["previous"]) for row in history("vae") if row["moved_at"]]
+    moved = [(row["version"], row["previous"]) for row in list_decisions("vae") if row["moved_at"]]
     assert sorted(moved) == [(first, None), (second, first)]
 
 
 def test_a_process_that_slept_finds_its_move_finished(
     sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It won, slept, and wakes when others have carried out its move and made another."""
+    """It won, slept, and wakes when another process has carried out its move and made a new one."""
     first, second = register(worse), register(sealed)
 
     def sleep_after_the_claim(client: Any, name: str, move: Move) -> Move:
         claimed = claim_move(client, name, move)
         monkeypatch.setattr(moving, "claim_move", claim_move)
-        assert put(trained, second, GATE).decision == "promoted"
+        assert promote_with(trained, second, GATE).decision == "promoted"
         return claimed
 
     monkeypatch.setattr(moving, "claim_move", sleep_after_the_claim)
-    assert put(trained, first, GATE).decision == "promoted"
+    assert promote_with(trained, first, GATE).decision == "promoted"
     assert (champion(), alias("previous")) == (second, first)
-    assert {row["decision"] for row in history("vae")} == {"promoted"}
+    assert {row["decision"] for row in list_decisions("vae")} == {"promoted"}
 
 
-def test_a_champion_that_a_person_moved_is_left_where_it_is(
-    sealed: Bundle, worse: Bundle, trained: Trained
-) -> None:
-    """A move that was never carried out does not come back over a person's own."""
-    client = connect()
+@pytest.fixture
+def two_versions(store: Path, sealed: Bundle, worse: Bundle, trained: Trained) -> None:
+    """Versions 1 and 2 of `vae`; 1 is champion."""
     for bundle in (worse, sealed):
         register(bundle)
-    put(trained, "1")
-    record = history("vae")[0]["run_id"]
+    promote_with(trained, "1")
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_a_champion_that_a_person_moved_is_left_where_it_is() -> None:
+    """A move that was never carried out does not overwrite the person's later change."""
+    client = connect()
+    record = list_decisions("vae")[0]["run_id"]
     move = Move(action="promote", version="2", base="1", run_id=record, after=1)
     claim_move(client, "vae", move)
     client.delete_registered_model_alias("vae", "champion")
-    assert moving.settle(client, "vae") == (2, None)
+    assert moving.finish_last_move(client, "vae") == (2, None)
     assert champion() is None
     assert list_moves(client, "vae")[-1].done
-    assert history("vae")[0]["decision"] == "stale"
-    assert moving.settle(client, "vae") == (2, None)
+    assert list_decisions("vae")[0]["decision"] == "stale"
+    assert moving.finish_last_move(client, "vae") == (2, None)
 
 
-def test_a_move_whose_version_or_record_is_gone_does_not_stop_the_next(
-    sealed: Bundle, worse: Bundle, trained: Trained
-) -> None:
+@pytest.mark.usefixtures("two_versions")
+def test_a_move_whose_version_or_record_is_gone_does_not_stop_the_next(trained: Trained) -> None:
     client = connect()
-    for bundle in (worse, sealed):
-        register(bundle)
-    put(trained, "1")
-    client.delete_run(history("vae")[0]["run_id"])
+    client.delete_run(list_decisions("vae")[0]["run_id"])
     gone = Move(action="promote", version="9", base="1", run_id="0" * 32, after=1)
     claim_move(client, "vae", gone)
-    assert put(trained, "2").decision == "promoted"
+    assert promote_with(trained, "2").decision == "promoted"
     assert (champion(), alias("previous")) == ("2", "1")
 
 
@@ -156,4 +156,4 @@ def test_of_eight_promotions_at_once_one_wins(
     run_rounds(ROUNDS, uri, tmp_path, trained[1].test, versions)
     moves = list_moves(connect(), "vae")
     assert len(moves) == ROUNDS
-    assert len(history("vae")) == ROUNDS * RACERS
+    assert len(list_decisions("vae")) == ROUNDS * RACERS

@@ -1,31 +1,36 @@
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.config import PromoteConfig
-from pipeline.model.objective import elbo_terms
 from pipeline.registry import promotion
-from pipeline.registry.audit_log import history
+from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.promotion import delete, rollback
+from pipeline.registry.scoring import score_version
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
-from tests.pipeline.registry.versions import alias, champion, flip_byte, put, register, stored_files
+from tests.pipeline.registry.versions import (
+    alias,
+    champion,
+    flip_byte,
+    promote_with,
+    register,
+    stored_files,
+)
 from tests.trained_models import Trained
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
 def report(run_id: str) -> dict[str, Any]:
-    """What the audit keeps of a decision."""
+    """The decision as the audit stores it."""
     path = connect().download_artifacts(run_id, "decision.json")
     content: dict[str, Any] = json.loads(Path(path).read_text())
     return content
@@ -38,7 +43,7 @@ def dump(store: Path) -> Iterator[str]:
 
 
 def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained: Trained) -> None:
-    decision = put(trained, register(sealed))
+    decision = promote_with(trained, register(sealed))
     assert decision.decision == "promoted"
     assert decision.previous is None
     assert "no champion to compare with" in decision.reasons[0]
@@ -50,15 +55,15 @@ def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained:
 def test_a_worse_candidate_is_refused_and_recorded(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
-    decision = put(trained, register(worse))
+    promote_with(trained, register(sealed))
+    decision = promote_with(trained, register(worse))
     assert decision.decision == "refused"
     assert decision.reasons[0].startswith("not shown to be as good: ELBO ")
     assert decision.judgement is not None
     assert decision.judgement.difference is not None
     assert decision.judgement.difference < 0
     assert champion() == "1"
-    rows = history("vae")
+    rows = list_decisions("vae")
     assert [(row["version"], row["decision"]) for row in rows] == [
         ("2", "refused"),
         ("1", "promoted"),
@@ -73,39 +78,28 @@ def test_a_worse_candidate_is_refused_and_recorded(
     assert record["test_sha256"] == trained[1].test.sha256
 
 
-def test_the_gate_scores_what_the_torch_model_scores(sealed: Bundle, trained: Trained) -> None:
-    """Against the model in float64 on noise of its own: within what the draws can differ by."""
-    decision = put(trained, register(sealed), PromoteConfig(gate_samples=200))
-    x = torch.from_numpy(trained[1].test.x)
-    eps = torch.randn(len(x), 2000, 3, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        rows = elbo_terms(trained[0].model, x, eps)
-    elbo = (rows.log_likelihood.mean(-1) - rows.kl).double()
-    noise = float(rows.log_likelihood.std(-1).double().pow(2).mean().sqrt()) / (200 * 100) ** 0.5
-    assert decision.judgement is not None
-    assert decision.judgement.elbo == pytest.approx(float(elbo.mean()), abs=5 * noise)
-
-
 def test_a_dry_run_decides_and_writes_nothing(
     sealed: Bundle, worse: Bundle, trained: Trained, store: Path
 ) -> None:
     register(worse)
     register(sealed)
-    put(trained, "1")
+    promote_with(trained, "1")
     before = [*dump(store)]
-    accepted = put(trained, "2", dry_run=True)
+    accepted = promote_with(trained, "2", dry_run=True)
     assert accepted.decision == "accepted"
     assert accepted.judgement is not None
-    assert put(trained, "2", PromoteConfig(min_elbo=0), dry_run=True).decision == "refused"
-    assert put(trained, "1", dry_run=True).reasons == ("version 1 is the champion already",)
+    assert promote_with(trained, "2", PromoteConfig(min_elbo=0), dry_run=True).decision == "refused"
+    assert promote_with(trained, "1", dry_run=True).reasons == (
+        "version 1 is the champion already",
+    )
     assert [*dump(store)] == before
 
 
 def test_force_overrides_the_judgement_and_is_recorded(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(sealed))
-    decision = put(
+    promote_with(trained, register(sealed))
+    decision = promote_with(
         trained, register(worse), PromoteConfig(min_elbo=0), force="the old one is cursed"
     )
     assert decision.decision == "promoted"
@@ -113,13 +107,13 @@ def test_force_overrides_the_judgement_and_is_recorded(
     assert decision.reasons[1].endswith("is below --min-elbo 0")
     assert decision.reasons[2].startswith("not shown to be as good: ")
     assert champion() == "2"
-    row = history("vae")[0]
+    row = list_decisions("vae")[0]
     assert row["reasons"] == "; ".join(decision.reasons)
     assert report(row["run_id"])["force"] == "the old one is cursed"
 
 
 def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Trained) -> None:
-    decision = put(trained, register(sealed), force="to be sure")
+    decision = promote_with(trained, register(sealed), force="to be sure")
     assert decision.decision == "promoted"
     assert "no champion to compare with" in decision.reasons[0]
     assert len(decision.reasons) == 1
@@ -128,13 +122,13 @@ def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Tr
 def test_a_damaged_champion_stops_promotion_until_it_is_forced(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     flip_byte(stored_files("1") / "decoder.onnx")
     version = register(sealed)
     with pytest.raises(VerificationFailed, match=r"champion 1 cannot .* vae rollback, or vae prom"):
-        put(trained, version)
+        promote_with(trained, version)
     assert champion() == "1"
-    decision = put(trained, version, force="it is damaged")
+    decision = promote_with(trained, version, force="it is damaged")
     assert decision.decision == "promoted"
     assert "champion 1 cannot be compared with: " in decision.reasons[1]
     assert champion() == "2"
@@ -143,51 +137,37 @@ def test_a_damaged_champion_stops_promotion_until_it_is_forced(
 def test_a_better_candidate_replaces_the_champion_and_rollback_returns_it(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
-    decision = put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    decision = promote_with(trained, register(sealed))
     assert decision.decision == "promoted"
     assert (champion(), alias_version(connect(), "vae", "previous")) == ("2", "1")
     back = rollback("vae", threads=1)
     assert (back.decision, back.version, back.previous) == ("promoted", "1", "2")
     assert champion() == "1"
-    assert [row["action"] for row in history("vae")] == ["rollback", "promote", "promote"]
+    assert [row["action"] for row in list_decisions("vae")] == ["rollback", "promote", "promote"]
     with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
         rollback("vae", threads=1)
 
 
-def test_where_there_is_nothing_to_go_back_to_it_says_what_there_is(
-    sealed: Bundle, trained: Trained
-) -> None:
+def test_a_rollback_without_a_previous_version_says_why(sealed: Bundle, trained: Trained) -> None:
     with pytest.raises(UsageRefused, match=r"^there is no model 'vae' in sqlite:.*: run vae run"):
         rollback("vae", threads=1)
     version = register(sealed)
     with pytest.raises(UsageRefused, match=r"^vae has no champion to go back from: run vae pro"):
         rollback("vae", threads=1)
-    put(trained, version)
+    promote_with(trained, version)
     with pytest.raises(UsageRefused, match=r"^vae has no version before 1, its champion, to go"):
         rollback("vae", threads=1)
 
 
 def test_promoting_the_champion_again_changes_nothing(sealed: Bundle, trained: Trained) -> None:
-    put(trained, register(sealed))
-    decision = put(trained, "1")
+    promote_with(trained, register(sealed))
+    decision = promote_with(trained, "1")
     assert decision.decision == "promoted"
     assert decision.reasons == ("version 1 is the champion already",)
-    assert len(history("vae")) == 1
+    assert len(list_decisions("vae")) == 1
     assert connect().get_model_version("vae", "1").tags["gate.status"] == "promoted"
     assert alias_version(connect(), "vae", "previous") is None
-
-
-def test_models_of_other_data_are_not_compared(
-    sealed: Bundle, trained: Trained, sealed_table: Bundle, trained_table: Trained
-) -> None:
-    put(trained, register(sealed))
-    decision = put(trained_table, register(sealed_table))
-    assert decision.decision == "refused"
-    kinds = [reason.split(" is ")[0] for reason in decision.reasons[:3]]
-    assert kinds == ["x_shape", "x_dtype", "likelihood"]
-    assert "was evaluated on other held-out rows" in decision.reasons[3]
-    assert put(trained_table, "2", force="no").decision == "refused"
 
 
 def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
@@ -195,17 +175,16 @@ def test_a_champion_that_moved_meanwhile_makes_the_decision_stale(
 ) -> None:
     register(worse)
     version = register(sealed)
-    real = promotion._score
 
     def move_then_score(*arguments: Any) -> Any:
         connect().set_registered_model_alias("vae", "champion", "1")
-        return real(*arguments)
+        return score_version(*arguments)
 
-    monkeypatch.setattr(promotion, "_score", move_then_score)
-    decision = put(trained, version)
+    monkeypatch.setattr(promotion, "score_version", move_then_score)
+    decision = promote_with(trained, version)
     assert decision.decision == "stale"
     assert champion() == "1"
-    assert history("vae")[0]["decision"] == "stale"
+    assert list_decisions("vae")[0]["decision"] == "stale"
 
 
 def test_nothing_moves_without_a_record(
@@ -216,34 +195,29 @@ def test_nothing_moves_without_a_record(
     client = connect()
     client.delete_experiment(client.create_experiment("vae-promotions"))
     with pytest.raises(VaeError, match="the MLflow store"):
-        put(trained, version)
+        promote_with(trained, version)
     assert champion() is None
 
 
 def test_a_refused_rollback_is_recorded(sealed: Bundle, worse: Bundle, trained: Trained) -> None:
-    put(trained, register(worse))
-    put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    promote_with(trained, register(sealed))
     (stored_files("1") / "decoder.onnx").write_bytes(b"rot")
     with pytest.raises(VerificationFailed, match=r"decoder.onnx"):
         rollback("vae", threads=1)
     assert champion() == "2"
-    assert (history("vae")[0]["action"], history("vae")[0]["decision"]) == ("rollback", "refused")
+    assert (list_decisions("vae")[0]["action"], list_decisions("vae")[0]["decision"]) == (
+        "rollback",
+        "refused",
+    )
 
 
-def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> str:
-        raise KeyError("uid not found")
-
-    monkeypatch.setattr("getpass.getuser", fail)
-    assert promotion._operator() == str(os.getuid())
-
-
-def test_the_champion_that_an_interrupt_comes_after_stays(
+def test_an_interrupt_leaves_the_champion_that_the_ledger_names(
     sealed: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the ledger nothing has moved; after it the move counts, and is finished."""
+    """Before the ledger entry nothing has moved; after it the move counts and is finished."""
     version = register(sealed)
-    for step, outcome in (("_score", "refused"), ("make_move", "promoted")):
+    for step, status in (("score_version", "refused"), ("make_move", "promoted")):
         real = getattr(promotion, step)
 
         def interrupted(*arguments: Any, real: Any = real) -> None:
@@ -253,18 +227,18 @@ def test_the_champion_that_an_interrupt_comes_after_stays(
         with monkeypatch.context() as patch:
             patch.setattr(promotion, step, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                put(trained, version)
-        row = history("vae")[0]
-        assert row["decision"] == outcome
-        assert champion() == (version if outcome == "promoted" else None)
-    assert history("vae")[1]["reasons"] == "interrupted"
+                promote_with(trained, version)
+        row = list_decisions("vae")[0]
+        assert row["decision"] == status
+        assert champion() == (version if status == "promoted" else None)
+    assert list_decisions("vae")[1]["reasons"] == "interrupted"
 
 
 def test_a_version_with_an_alias_is_not_deleted(
     sealed: Bundle, worse: Bundle, trained: Trained
 ) -> None:
-    put(trained, register(worse))
-    put(trained, register(sealed))
+    promote_with(trained, register(worse))
+    promote_with(trained, register(sealed))
     for version, names in (("1", "previous"), ("2", "candidate, champion")):
         with pytest.raises(UsageRefused, match=rf"version {version} of vae is {names}: promote"):
             delete("vae", version)
@@ -273,7 +247,7 @@ def test_a_version_with_an_alias_is_not_deleted(
     with pytest.raises(UsageRefused, match="vae has no version 1 in"):
         delete("vae", "1")
     assert (champion(), alias("previous")) == ("2", "2")
-    rows = [(row["action"], row["version"], row["decision"]) for row in history("vae")]
+    rows = [(row["action"], row["version"], row["decision"]) for row in list_decisions("vae")]
     assert rows == [
         ("delete", "1", "deleted"),
         ("promote", "2", "promoted"),
@@ -285,18 +259,17 @@ def test_a_version_that_is_deleted_meanwhile_is_not_promoted(
     sealed: Bundle, worse: Bundle, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger keeps a deletion and a promotion apart: the one that was decided first wins."""
-    put(trained, register(worse))
+    promote_with(trained, register(worse))
     version = register(sealed)
     connect().delete_registered_model_alias("vae", "candidate")
-    real = promotion._score
 
     def delete_then_score(*arguments: Any) -> Any:
-        monkeypatch.setattr(promotion, "_score", real)
+        monkeypatch.setattr(promotion, "score_version", score_version)
         assert delete("vae", version).decision == "deleted"
-        return real(*arguments)
+        return score_version(*arguments)
 
-    monkeypatch.setattr(promotion, "_score", delete_then_score)
-    decision = put(trained, version)
+    monkeypatch.setattr(promotion, "score_version", delete_then_score)
+    decision = promote_with(trained, version)
     assert decision.decision == "stale"
     assert decision.reasons == ("a delete of version 2 came first: run the gate again",)
     assert champion() == "1"

@@ -1,4 +1,4 @@
-"""Put bundles into a store and through the gate, as the stages do, and look at what came of it."""
+"""Register and promote bundles as the commands do, and read the aliases and files afterwards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ def register(bundle: Bundle, name: str = "vae") -> str:
         return register_bundle(run, bundle, name)
 
 
-def put(
+def promote_with(
     trained: Trained,
     version: str,
     gate: PromoteConfig = STRICT,
@@ -32,7 +32,7 @@ def put(
     dry_run: bool = False,
     **changes: Any,
 ) -> Decision:
-    """Promote with the held-out rows of `trained`, or with changes to that split."""
+    """Promote with the held-out split of `trained`, to which `changes` are made."""
 
     def load_test(manifest: Manifest) -> Split:
         return replace(trained[1].test, **changes)
@@ -49,7 +49,7 @@ def champion() -> str | None:
 
 
 def stored_files(version: str) -> Path:
-    """Where the store keeps the bundle of a version."""
+    """The folder in which the store keeps the bundle of a version."""
     client = connect()
     source = client.get_model_version("vae", version).source
     model = client.get_logged_model(source.removeprefix("models:/"))

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline.cli import stages
+from pipeline.cli.data_loading import load_data
 from pipeline.cli.main import cli
 from pipeline.config import configure
 from pipeline.data.dataset import Dataset
@@ -138,7 +139,7 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason_and_left_unchan
     message: str,
 ) -> None:
     np.save(tmp_path / "x.npy", draw_images(60))
-    dataset = stages.load_data(configure(data=str(tmp_path / "x.npy")))
+    dataset = load_data(configure(data=str(tmp_path / "x.npy")))
     run = interrupted_run(dataset)
     spoil(run)
     before = run.status()
@@ -149,14 +150,14 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason_and_left_unchan
 
 def test_a_run_on_a_gpu_is_resumed_only_there(images: Dataset) -> None:
     run = interrupted_run(images, device="cuda")
-    with pytest.raises(UsageRefused, match="was training on cuda, and goes on nowhere else"):
+    with pytest.raises(UsageRefused, match="was training on cuda, so it can only continue there"):
         stages.prepare_resume(run.run_id, "cpu", None)
     if torch.cuda.is_available():
         return
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
             stages.prepare_resume(run.run_id, device, None)
-        message = f"run {run.run_id} was training on cuda, which is not here: torch "
+        message = f"run {run.run_id} was training on cuda, which this machine lacks: torch "
         assert str(caught.value).startswith(message)
         assert "--device" not in str(caught.value)
         assert caught.value.exit_code == 8

@@ -1,4 +1,4 @@
-"""Bodies that nobody would write: they give a request or a refusal, and the server stays up."""
+"""Random and malformed bodies give a request or a refusal, and the server stays up."""
 
 import json
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ BODIES = st.one_of(
 
 @st.composite
 def requests(draw: Any) -> tuple[str, bytes, str | None]:
-    """An operation, a body and a header: often a whole message, sometimes cut or with a tail."""
+    """An operation, a body and a header: often a whole message, sometimes cut or extended."""
     body = draw(BODIES)
     tail = draw(st.binary(max_size=130))
     length = draw(st.one_of(st.just(str(len(body))), LENGTHS))
@@ -146,7 +146,7 @@ def test_the_server_answers_what_is_malformed(
     operation, body, length = case
     headers: Any = {} if length is None else {HEADER_LENGTH: length.strip().encode()}
     response = http.post(f"/v2/models/{operation}/infer", content=body, headers=headers)
-    # 504: the deadline that the request itself asked for
+    # 504: the request itself gave a deadline
     assert response.status_code in (200, 400, 504), response.text
     if response.status_code != 200:
         assert response.json().keys() == {"error"}
@@ -154,14 +154,14 @@ def test_the_server_answers_what_is_malformed(
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_the_openapi_document_is_what_the_server_does(http: httpx.Client, mode: Any) -> None:
-    """Requests from the document, valid and not: no 5xx, and answers as the document says."""
+    """Valid and invalid requests from the document get the answers that it lists, and no 5xx."""
     base = str(http.base_url)
     schema = schemathesis.openapi.from_url(f"{base}/openapi.json")
     schema.validate()
     checks = {check.__name__: check for check in CHECKS.get_all()}
-    # what a schema cannot say of a tensor, the operation's shape for one, is refused as well
+    # a request that fits the schema may be refused, since no schema can describe a tensor's shape
     always = [checks["positive_data_acceptance"]]
-    # a webhook is a signed hint: what it says is not read
+    # the content of a signed webhook is not read
     unread = [*always, checks["negative_data_rejection"]]
     asked = 0
     try:

@@ -1,4 +1,4 @@
-"""Bodies of REST: what is read, what is written, and what is refused, without a server."""
+"""Bodies of REST are read, written and refused, without a server."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def binary(name: str, datatype: str, shape: list[int], size: int) -> dict[str, A
     return {"name": name, "datatype": datatype, "shape": shape, "parameters": parameters}
 
 
-def test_a_request_keeps_what_it_says() -> None:
+def test_a_request_is_read_completely() -> None:
     content = {
         "id": "7",
         "inputs": [tensor()],
@@ -136,10 +136,10 @@ def test_json_floats_become_the_nearest_float32() -> None:
         ({"datatype": "INT64"}, "datatype of x must be FP32 or UINT8, got 'INT64'"),
         ({"datatype": None}, "datatype of x must be FP32 or UINT8, got None"),
         ({"datatype": ["FP32"]}, "datatype of x must be FP32 or UINT8, got ['FP32']"),
-        ({"shape": [-2, -1]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [2.0]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [True, 2]}, "shape of x must be at most 8 sizes from 0 on"),
-        ({"shape": [1] * 8 + [2]}, "shape of x must be at most 8 sizes from 0 on"),
+        ({"shape": [-2, -1]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [2.0]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [True, 2]}, "shape of x must be at most 8 sizes from 0, got"),
+        ({"shape": [1] * 8 + [2]}, "shape of x must be at most 8 sizes from 0, got"),
         ({"shape": 2}, "shape of x must be a list of numbers, got 2"),
         ({"shape": "2"}, "shape of x must be a list of numbers, got '2'"),
         ({"shape": {"2": 1}}, "shape of x must be a list of numbers"),
@@ -150,14 +150,14 @@ def test_json_floats_become_the_nearest_float32() -> None:
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
-def test_a_tensor_that_does_not_add_up(changes: Mapping[str, Any], text: str) -> None:
+def test_a_tensor_whose_parts_disagree_is_refused(changes: Mapping[str, Any], text: str) -> None:
     with pytest.raises(DataRefused) as caught:
         decode({"inputs": [tensor(**changes)]})
     assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [-1, 1.0, True, "4", [4], 5, 2**70], ids=str)
-def test_a_binary_size_that_does_not_fit(size: Any) -> None:
+def test_a_wrong_binary_size_is_refused(size: Any) -> None:
     with pytest.raises(DataRefused, match="binary_data_size of x must be from 0 to the 4 bytes"):
         decode({"inputs": [binary("x", "UINT8", [4], size)]}, b"1234")
 
@@ -169,7 +169,7 @@ def test_a_binary_size_that_does_not_fit(size: Any) -> None:
         ({"inputs": [binary("x", "FP32", [1], 3)]}, b"123", "needs 4 bytes, got 3"),
         ({"inputs": [binary("x", "UINT8", [3], 3)]}, b"1234", "1 bytes follow the last tensor"),
         ({"inputs": [tensor()]}, b"1", "1 bytes follow the last tensor"),
-        ({"inputs": [tensor(), tensor()]}, b"", "x is there twice"),
+        ({"inputs": [tensor(), tensor()]}, b"", "x is given twice"),
         ({"inputs": [{"name": "x"}]}, b"", "x has neither data nor a binary_data_size"),
         ({"inputs": [3]}, b"", "an input must be a JSON object, got int"),
         ({"inputs": "x"}, b"", "inputs must be a list, got str"),
@@ -179,21 +179,21 @@ def test_a_binary_size_that_does_not_fit(size: Any) -> None:
         ({"id": 1}, b"", "id must be text, got 1"),
         ({"parameters": 1}, b"", "parameters of the request must be a JSON object, got int"),
         ([], b"", "the body must be a JSON object, got list"),
-        (b"{", b"", "the body is no JSON"),
-        (b'{"id": "\xff"}', b"", "the body is no JSON"),
-        (b'{"id": NaN}', b"", "the body is no JSON"),
-        (b'{"a":' * 2000 + b"1" + b"}" * 2000, b"", "the body is no JSON"),
+        (b"{", b"", "the body is not JSON"),
+        (b'{"id": "\xff"}', b"", "the body is not JSON"),
+        (b'{"id": NaN}', b"", "the body is not JSON"),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, b"", "the body is not JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_body_that_does_not_add_up(content: Any, tail: bytes, text: str) -> None:
+def test_a_body_whose_parts_disagree_is_refused(content: Any, tail: bytes, text: str) -> None:
     with pytest.raises(DataRefused) as caught:
         decode(content, tail)
     assert text in str(caught.value)
 
 
-def test_no_body_is_no_json() -> None:
-    with pytest.raises(DataRefused, match="the body is no JSON"):
+def test_an_empty_body_is_refused() -> None:
+    with pytest.raises(DataRefused, match="the body is not JSON"):
         decode_request(BYTES["sample"], "", b"", None)
 
 
@@ -284,9 +284,9 @@ def test_a_response_in_binary_and_json() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
-def test_what_is_not_finite_needs_binary(value: float) -> None:
+def test_values_that_are_not_finite_need_binary(value: float) -> None:
     response = InferResponse("decode", "3", {"x_loc": np.array([1, value], np.float32)})
-    with pytest.raises(DataRefused, match="x_loc is not finite, which JSON cannot say"):
+    with pytest.raises(DataRefused, match="x_loc is not finite, which JSON cannot express"):
         encode_response(response, BinaryOutputs())
     body, length = encode_response(response, BinaryOutputs(True))
     assert body[length:] == response.outputs["x_loc"].tobytes()
@@ -302,7 +302,7 @@ def test_a_view_of_a_batch_is_written_row_major() -> None:
         assert json.loads(body)["outputs"][0]["data"] == view.reshape(-1).tolist()
 
 
-def test_a_request_of_ours_is_read_as_it_was() -> None:
+def test_a_written_request_is_read_unchanged() -> None:
     rng = np.random.default_rng(0)
     inputs: dict[str, np.ndarray] = {
         "x": rng.integers(0, 256, (3, 6, 5), dtype=np.uint8),
@@ -320,7 +320,7 @@ def test_a_request_of_ours_is_read_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("binary_output", [False, True])
-def test_a_response_of_ours_is_read_as_it_was(binary_output: bool) -> None:
+def test_a_written_response_is_read_unchanged(binary_output: bool) -> None:
     array = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
     written = InferResponse("encode", "3", {"z": array, "u": np.arange(2, dtype=np.uint8)}, "1")
     body, length = encode_response(written, BinaryOutputs(binary_output))

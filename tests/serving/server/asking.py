@@ -1,4 +1,4 @@
-"""Clients that ask a server again and again and compare every answer with the version it names."""
+"""Clients that send requests in a loop and compare every answer with the version it names."""
 
 import contextlib
 import http.client
@@ -23,9 +23,9 @@ from tests.serving.running import Running
 
 PATIENCE_S = 30
 PAUSE_S = 0.002
-"""Between two requests of a client: the server is asked, not drowned."""
+"""Seconds between two requests of a client, so that the server is not overloaded."""
 RENEW = 25
-"""Requests on a connection, so that each client meets all workers."""
+"""Requests on one connection; a new one may reach another worker."""
 
 Answer = tuple[str, Mapping[str, bytes]]
 """The version that an answer names, and the bytes of its outputs."""
@@ -40,7 +40,7 @@ class Case:
     parameters: Mapping[str, int] = field(default_factory=dict)
 
     def answer_of(self, engine: Engine) -> dict[str, bytes]:
-        """What a version must answer, to the byte."""
+        """Return the bytes that a version must answer."""
         if self.operation == "sample":
             outputs = {"x_loc": engine.sample(**self.parameters)}
         elif self.operation == "score":
@@ -64,7 +64,7 @@ Ask = Callable[[Case], Answer]
 
 @contextmanager
 def binary(server: Running) -> Iterator[Ask]:
-    """Ask over REST in binary, with our own client."""
+    """Send requests over REST in binary, with our own client."""
     with Client(server.rest) as client:
 
         def ask(case: Case) -> Answer:
@@ -76,7 +76,7 @@ def binary(server: Running) -> Iterator[Ask]:
 
 @contextmanager
 def plain(server: Running) -> Iterator[Ask]:
-    """Ask over REST in JSON, as anyone would."""
+    """Send requests over REST in JSON, with a client of HTTP."""
     with httpx.Client(base_url=server.rest, timeout=PATIENCE_S) as client:
 
         def ask(case: Case) -> Answer:
@@ -94,7 +94,7 @@ def plain(server: Running) -> Iterator[Ask]:
 
 @contextmanager
 def over_grpc(server: Running) -> Iterator[Ask]:
-    """Ask over gRPC with raw tensors."""
+    """Send requests over gRPC with raw tensors."""
     # a channel of its own: grpc shares connections between channels to one address
     options = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(server.grpc, options=options) as channel:
@@ -112,12 +112,12 @@ def over_grpc(server: Running) -> Iterator[Ask]:
         yield ask
 
 
-Door = Callable[[Running], AbstractContextManager[Ask]]
-DOORS: Mapping[str, Door] = {"binary": binary, "json": plain, "grpc": over_grpc}
+Transport = Callable[[Running], AbstractContextManager[Ask]]
+TRANSPORTS: Mapping[str, Transport] = {"binary": binary, "json": plain, "grpc": over_grpc}
 
 
 def body(case: Case) -> dict[str, Any]:
-    """The request in JSON."""
+    """Return the request in JSON."""
     inputs = [
         {
             "name": name,
@@ -131,7 +131,7 @@ def body(case: Case) -> dict[str, Any]:
 
 
 def message(case: Case) -> pb.ModelInferRequest:
-    """The request for gRPC."""
+    """Return the request for gRPC."""
     request = pb.ModelInferRequest(model_name=case.operation)
     for name, array in case.inputs.items():
         request.inputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
@@ -143,61 +143,61 @@ def message(case: Case) -> pb.ModelInferRequest:
 
 @dataclass(slots=True)
 class AnswerCounts:
-    """What became of the requests."""
+    """The results of the requests."""
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Right answers by door and version."""
+    """Correct answers, by transport and version."""
     wrong: list[str] = field(default_factory=list)
     """Answers whose bytes are not those of the version that they name."""
     failed: list[str] = field(default_factory=list)
-    """Requests that had no answer, or an error."""
+    """Requests that got no answer, or an error."""
 
     def more_than(self, before: Mapping[tuple[str, str], int], version: str) -> bool:
-        """Whether every door has answered with a version since `before`."""
-        keys = [(door, version) for door in DOORS]
+        """Whether a version has answered over every transport since `before`."""
+        keys = [(transport, version) for transport in TRANSPORTS]
         return all(self.answers[key] > before.get(key, 0) + 3 for key in keys)
 
-    def by(self, door: str) -> set[str]:
-        """The versions that answered at one door."""
-        return {version for name, version in self.answers if name == door}
+    def by(self, transport: str) -> set[str]:
+        """Return the versions that answered over one transport."""
+        return {version for name, version in self.answers if name == transport}
 
 
 @contextmanager
 def asking(
-    server: Running, engines: Mapping[str, Engine], doors: Sequence[str] = tuple(DOORS)
+    server: Running, engines: Mapping[str, Engine], transports: Sequence[str] = tuple(TRANSPORTS)
 ) -> Iterator[AnswerCounts]:
-    """Ask at every door at once while the block runs; `engines` are those of all versions."""
+    """Send requests over all transports while the block runs; `engines` has every version's."""
     expected = {
         version: [case.answer_of(engine) for case in CASES] for version, engine in engines.items()
     }
-    tally, stop = AnswerCounts(), threading.Event()
+    counts, stop = AnswerCounts(), threading.Event()
 
-    def ask_on(door: str) -> None:
+    def ask_on(transport: str) -> None:
         number = 0
         while not stop.is_set():
-            with DOORS[door](server) as ask:
+            with TRANSPORTS[transport](server) as ask:
                 for _ in range(RENEW):
                     number += 1
                     place = number % len(CASES)
                     try:
                         version, outputs = ask(CASES[place])
-                    except Exception as err:  # noqa: BLE001 - whatever it is, it failed
-                        tally.failed.append(f"{door}, {CASES[place].operation}: {err!r}")
+                    except Exception as err:  # noqa: BLE001 - every failure counts
+                        counts.failed.append(f"{transport}, {CASES[place].operation}: {err!r}")
                         break
                     if outputs == expected.get(version, [{}] * len(CASES))[place]:
-                        tally.answers[(door, version)] += 1
+                        counts.answers[(transport, version)] += 1
                     else:
-                        tally.wrong.append(f"{door}, {CASES[place].operation}, {version}")
+                        counts.wrong.append(f"{transport}, {CASES[place].operation}, {version}")
                     if stop.wait(PAUSE_S):
                         break
 
-    threads = [threading.Thread(target=ask_on, args=(door,)) for door in doors]
+    threads = [threading.Thread(target=ask_on, args=(transport,)) for transport in transports]
     with ExitStack() as stack:
         for thread in threads:
             thread.start()
             stack.callback(thread.join)
         stack.callback(stop.set)
-        yield tally
+        yield counts
 
 
 def wait_for(
@@ -207,7 +207,7 @@ def wait_for(
     *,
     patience_s: float = PATIENCE_S,
 ) -> None:
-    """Wait until the condition holds; where the server cannot be reached, it does not hold yet."""
+    """Wait until the condition holds; while the server cannot be reached, it does not."""
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
         with contextlib.suppress(httpx.TransportError, OSError):
@@ -219,14 +219,14 @@ def wait_for(
 
 
 def metrics(server: Running) -> dict[str, float]:
-    """Every sample of `/metrics` by name and labels."""
+    """Return every sample of `/metrics` by name and labels."""
     text = _get(server, "/metrics").decode()
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
 
 def ready(server: Running) -> dict[str, Any]:
-    """The body of the readiness route, over a connection of its own."""
+    """Return the body of the readiness route, over a new connection."""
     return dict(json.loads(_get(server, "/v2/health/ready")))
 
 
@@ -236,3 +236,13 @@ def _get(server: Running, path: str) -> bytes:
     with contextlib.closing(connection):
         connection.request("GET", path)
         return connection.getresponse().read()
+
+
+REQUEST = json.dumps(body(CASES[0])).encode()
+PATH = f"/v2/models/{CASES[0].operation}/infer"
+
+
+def head(length: int, *lines: str) -> bytes:
+    """Return the head of an inference request with a body of `length` bytes."""
+    lines = (f"POST {PATH} HTTP/1.1", "host: here", f"content-length: {length}", *lines)
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

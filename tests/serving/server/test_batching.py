@@ -1,4 +1,4 @@
-"""The batcher on an event loop of its own: what goes together, what is dropped, what is refused."""
+"""The batcher on an event loop: which requests share a batch, are dropped, or are refused."""
 
 import asyncio
 import math
@@ -14,19 +14,19 @@ import pytest
 
 from serving.engine import MAX_BATCH
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.server.batching import INLINE_S, TOGETHER, Batcher
+from serving.server.batching import INLINE_S, MAX_BATCH_ROWS, Batcher
 from serving.server.shared_counters import HISTOGRAMS, SharedCounters
 
 FAR = math.inf
 INLINE: Mapping[str, float] = {"encode": 0.0, "score": 0.0, "decode": 0.0}
-"""Seconds a row: such runs hold the event loop."""
+"""Seconds for each row; such short runs take place on the event loop."""
 THREADED: Mapping[str, float] = {}
-"""No measurement: such runs go to the thread."""
+"""Without a measurement runs take place in the thread."""
 Inputs = Mapping[str, np.ndarray]
 
 
 class Recorder:
-    """Stands for an engine: gives each row its double and its negative, and notes every run."""
+    """A stand-in for the engine: returns each row doubled and negated, and records every run."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[str, list[float]]] = []
@@ -115,7 +115,9 @@ def test_nothing_is_delayed_for_a_fuller_batch(make: Make, recorder: Recorder) -
     run(test())
 
 
-def test_what_comes_during_a_run_goes_together_after_it(make: Make, recorder: Recorder) -> None:
+def test_requests_that_arrive_during_a_run_share_the_next_batch(
+    make: Make, recorder: Recorder
+) -> None:
     async def test() -> None:
         batcher = make(THREADED)
         recorder.go.clear()
@@ -148,7 +150,7 @@ def test_operations_and_draws_never_share_a_batch(make: Make, recorder: Recorder
     run(test())
 
 
-def test_one_kind_of_request_does_not_keep_another_waiting(make: Make, recorder: Recorder) -> None:
+def test_operations_take_turns(make: Make, recorder: Recorder) -> None:
     async def test() -> None:
         batcher = make()
         many = [
@@ -170,12 +172,12 @@ def test_one_kind_of_request_does_not_keep_another_waiting(make: Make, recorder:
 @pytest.mark.parametrize(
     ("draws", "sizes", "expected"),
     [
-        (1, [TOGETHER - 1, 1, 1], [TOGETHER, 1]),
+        (1, [MAX_BATCH_ROWS - 1, 1, 1], [MAX_BATCH_ROWS, 1]),
         (1, [75, 75, 50], [75, 125]),
         (1, [3000, 1], [3000, 1]),
-        (TOGETHER // 8, [5, 3, 1], [8, 1]),
-        (TOGETHER, [1, 1], [1, 1]),
-        (TOGETHER + 1, [1, 1], [1, 1]),
+        (MAX_BATCH_ROWS // 8, [5, 3, 1], [8, 1]),
+        (MAX_BATCH_ROWS, [1, 1], [1, 1]),
+        (MAX_BATCH_ROWS + 1, [1, 1], [1, 1]),
     ],
     ids=str,
 )
@@ -223,7 +225,7 @@ def test_a_request_larger_than_the_queue_runs_when_nothing_waits(make: Make) -> 
     run(test())
 
 
-def test_what_waited_too_long_is_not_computed(make: Make, recorder: Recorder) -> None:
+def test_a_request_whose_deadline_passed_is_not_computed(make: Make, recorder: Recorder) -> None:
     async def test() -> None:
         batcher = make(THREADED)
         recorder.go.clear()
@@ -245,7 +247,7 @@ def test_what_waited_too_long_is_not_computed(make: Make, recorder: Recorder) ->
     run(test())
 
 
-def test_a_queue_of_nothing_but_late_requests_does_not_stop_the_rest(
+def test_a_queue_of_late_requests_does_not_block_the_other_queues(
     make: Make, recorder: Recorder
 ) -> None:
     async def test() -> None:
@@ -260,7 +262,7 @@ def test_a_queue_of_nothing_but_late_requests_does_not_stop_the_rest(
     run(test())
 
 
-def test_what_nobody_waits_for_is_not_computed(make: Make, recorder: Recorder) -> None:
+def test_a_request_whose_client_left_is_not_computed(make: Make, recorder: Recorder) -> None:
     async def test() -> None:
         batcher = make()
         futures = [batcher.submit("encode", rows(v), 1, 1, FAR) for v in (1, 2, 3)]
@@ -308,7 +310,7 @@ def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
     run(test())
 
 
-def test_it_is_full_from_a_refusal_with_little_room_until_something_leaves_the_queue(
+def test_the_queue_is_full_from_a_refusal_until_a_request_leaves_it(
     make: Make, recorder: Recorder
 ) -> None:
     async def test() -> None:
@@ -352,7 +354,7 @@ def test_the_loop_is_free_during_a_long_run(make: Make, recorder: Recorder) -> N
         recorder.go.clear()
         future = batcher.submit("encode", rows(1), 1, 1, FAR)
         await began(recorder)
-        # the run cannot end before the loop sets this: a blocked loop would never come here
+        # the run ends only after this: a blocked loop would never reach this line
         asyncio.get_running_loop().call_soon(recorder.go.set)
         assert (await future)["double"].tolist() == [2]
 
@@ -398,4 +400,4 @@ def test_runs_rows_and_waits_are_counted(make: Make, counters: SharedCounters) -
     assert counted("queue")[0] == 4
     assert counted("compute")[0] == 2
     assert 0 < counted("queue")[1] < 20
-    assert before <= counters.top("last_inference", "encode") <= time.time()
+    assert before <= counters.maximum("last_inference", "encode") <= time.time()

@@ -1,39 +1,29 @@
-"""gRPC against a running server, and the messages against Triton's and the .proto file."""
+"""gRPC against a running server, with the engine's own bytes as the reference."""
 
-import asyncio
-import contextlib
 import re
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import numpy as np
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from tritonclient.grpc import model_config_pb2, service_pb2  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
 
 from serving.engine import Engine
 from serving.protocol import open_inference_pb2 as pb
-from serving.protocol.messages import DATATYPES
-from serving.server.auth import Access
-from serving.server.batching import Batcher
-from serving.server.grpc_server import _CALLS, DATA_TYPES, SERVICE, GrpcServer
-from serving.server.service import Served, Service
-from serving.server.shared_counters import SharedCounters
-from serving.server.supervisor import free_port
-from serving.server.tracing import Tracer
+from serving.server.grpc_server import SERVICE
 from tests.serving.running import Running
-
-Arrays = Mapping[str, np.ndarray]
-Call = Callable[..., Any]
-PROTO = Path(pb.__file__).with_name("open_inference.proto")
-CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
-Status = grpc.StatusCode
+from tests.serving.server.grpc_requests import (
+    Call,
+    Status,
+    arrays_of,
+    method,
+    refused,
+    request_of,
+    same,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,81 +33,12 @@ def channel(server: Running) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def method(channel: Any, name: str, service: str = SERVICE) -> Any:
-    """A call by name; its messages are those of that name."""
-    reply = getattr(pb, f"{name}Response") if service == SERVICE else pb.HealthCheckResponse
-    return channel.unary_unary(
-        f"/{service}/{name}",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=reply.FromString,
-    )
-
-
 @pytest.fixture(scope="module")
 def call(channel: grpc.Channel) -> Call:
     def call(name: str, message: Any, **options: Any) -> Any:
         return method(channel, name)(message, timeout=30, **options)
 
     return call
-
-
-def parameter(value: object) -> Any:
-    kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
-    chosen: dict[str, Any] = {kinds[type(value)]: value}
-    return pb.InferParameter(**chosen)
-
-
-def request_of(
-    operation: str,
-    arrays: Arrays,
-    *,
-    raw: bool = True,
-    outputs: Sequence[str] = (),
-    parameters: Mapping[str, object] | None = None,
-    **more: Any,
-) -> Any:
-    message = pb.ModelInferRequest(
-        model_name=operation,
-        outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs],
-        parameters={name: parameter(value) for name, value in (parameters or {}).items()},
-        **more,
-    )
-    for name, array in arrays.items():
-        datatype = DATATYPES[array.dtype]
-        tensor = message.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        if raw:
-            message.raw_input_contents.append(array.tobytes())
-        else:
-            getattr(tensor.contents, CONTENTS[datatype]).extend(array.reshape(-1).tolist())
-    return message
-
-
-def arrays_of(reply: Any, *, raw: bool = True) -> dict[str, np.ndarray]:
-    assert len(reply.raw_output_contents) == (len(reply.outputs) if raw else 0)
-    arrays = {}
-    for place, tensor in enumerate(reply.outputs):
-        dtype = {"FP32": "<f4", "UINT8": "u1"}[tensor.datatype]
-        if raw:
-            array = np.frombuffer(reply.raw_output_contents[place], dtype)
-        else:
-            array = np.array(getattr(tensor.contents, CONTENTS[tensor.datatype]), dtype)
-        arrays[tensor.name] = array.reshape(tuple(tensor.shape))
-    return arrays
-
-
-def same(got: Arrays, expected: Arrays) -> None:
-    assert list(got) == list(expected)
-    for name, array in expected.items():
-        assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape), name
-        assert got[name].tobytes() == array.tobytes(), name
-
-
-def refused(call: Call, name: str, message: Any, code: grpc.StatusCode) -> str:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(name, message)
-    error: Any = caught.value
-    assert error.code() is code, error.details()
-    return str(error.details())
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
@@ -179,7 +100,7 @@ def test_whole_floats_stand_for_bytes(call: Call, engine: Engine, x: np.ndarray)
 
 
 def broken(**changes: Any) -> Any:
-    """A request of `encode` with one part of its tensor changed."""
+    """Return a request of `encode` with one part of its tensor changed."""
     message = request_of("encode", {"x": np.zeros((2, 6, 5), np.uint8)})
     for name, value in changes.items():
         if name == "raw":
@@ -207,7 +128,7 @@ def broken(**changes: Any) -> Any:
         (broken(typed=[300] * 60), "x must be whole numbers from 0 to 255, got 300"),
         (broken(datatype="INT64"), "datatype of x must be FP32 or UINT8, got 'INT64'"),
         (broken(datatype=""), "datatype of x must be FP32 or UINT8, got ''"),
-        (broken(shape=[-2, -6, 5]), "must be at most 8 sizes from 0 on"),
+        (broken(shape=[-2, -6, 5]), "must be at most 8 sizes from 0, got"),
         (broken(shape=[60]), "x must be (batch, 6, 5), got (60,)"),
         (broken(shape=[0, 2**62, 2**62], raw=[b""]), "x"),
         (broken(name="y"), "encode takes x, got y"),
@@ -231,11 +152,11 @@ def test_an_input_twice_is_refused(call: Call) -> None:
     message = broken(raw=[b"0" * 60] * 2)
     message.inputs.append(message.inputs[0])
     text = refused(call, "ModelInfer", message, Status.INVALID_ARGUMENT)
-    assert text == "x is there twice"
+    assert text == "x is given twice"
 
 
 def test_a_long_name_in_an_error_does_not_break_the_call(call: Call) -> None:
-    """Trailers of more than 16 KiB are what gRPC clients refuse."""
+    """gRPC clients refuse trailers of more than 16 KiB."""
     message = broken(datatype="Q" * 20_000)
     text = refused(call, "ModelInfer", message, Status.INVALID_ARGUMENT)
     assert text.startswith("datatype of x must be FP32 or UINT8")
@@ -356,230 +277,3 @@ def test_a_deadline_in_the_request_passes_in_the_queue(call: Call) -> None:
     message = request_of("sample", {}, parameters={"timeout": 1})
     text = refused(call, "ModelInfer", message, Status.DEADLINE_EXCEEDED)
     assert text.startswith("the deadline passed in the queue")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A server in this process whose runs begin, and then wait for `go`."""
-
-    infer: Any
-    counters: SharedCounters
-    batcher: Batcher
-    began: threading.Event
-    go: threading.Event
-    computed: list[int]
-    """Rows of each run that ended."""
-
-
-@contextlib.asynccontextmanager
-async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
-    began, go, computed = threading.Event(), threading.Event(), list[int]()
-
-    def compute(name: str, inputs: Arrays) -> Arrays:
-        began.set()
-        assert go.wait(30)
-        computed.append(len(next(iter(inputs.values()))))
-        return engine.compute(name, inputs)
-
-    counters = SharedCounters(folder / "counters", 2, 1)
-    service = Service(counters, max_requests=4, max_rows=100, timeout_s=30)
-    with ThreadPoolExecutor(1) as executor:
-        batcher = Batcher(compute, {}, executor, 100, counters)
-        service.serve(Served(engine, batcher, "bundle", "1"))
-        server = GrpcServer(service, Access(), Tracer(), max_bytes=2**20, max_calls=64)
-        address = f"127.0.0.1:{free_port('127.0.0.1', 0, '--grpc-port')}"
-        await server.start(address, None)
-        try:
-            async with grpc.aio.insecure_channel(address) as channel:
-                infer = method(channel, "ModelInfer")
-                yield Held(infer, counters, batcher, began, go, computed)
-        finally:
-            go.set()
-            await server.stop(1)
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not reached():
-            await asyncio.sleep(0.001)
-
-
-def decode_rows(rows: int) -> Any:
-    return request_of("decode", {"z": np.zeros((rows, 3), np.float32)})
-
-
-@pytest.mark.parametrize("leave", ["cancel", "deadline"])
-def test_a_client_that_leaves_is_counted_and_not_computed(
-    engine: Engine, tmp_path: Path, leave: str
-) -> None:
-    async def run() -> None:
-        async with held(engine, tmp_path) as there:
-            first = there.infer(decode_rows(1), timeout=30)
-            await until(there.began.is_set)
-            left = there.infer(decode_rows(7), timeout=1 if leave == "deadline" else 30)
-            last = there.infer(decode_rows(2), timeout=30)
-            await until(lambda: there.batcher.queued == 9)
-            if leave == "cancel":
-                left.cancel()
-            code = await left.code()
-            assert code is (Status.CANCELLED if leave == "cancel" else Status.DEADLINE_EXCEEDED)
-            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
-            there.go.set()
-            assert [(await answer).outputs[0].shape[0] for answer in (first, last)] == [1, 2]
-            assert there.computed == [1, 2]
-            assert there.batcher.queued == 0
-
-    asyncio.run(run())
-
-
-def test_a_full_queue_refuses_at_once(engine: Engine, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with held(engine, tmp_path) as there:
-            first = there.infer(decode_rows(1), timeout=30)
-            await until(there.began.is_set)
-            second = there.infer(decode_rows(60), timeout=30)
-            await until(lambda: there.batcher.queued == 60)
-            refused = there.infer(decode_rows(41), timeout=30)
-            assert await refused.code() is Status.RESOURCE_EXHAUSTED
-            assert "60 rows wait, at most 100 may" in await refused.details()
-            third = there.infer(decode_rows(40), timeout=30)
-            await until(lambda: there.batcher.queued == 100)
-            there.go.set()
-            sizes = [(await answer).outputs[0].shape[0] for answer in (first, second, third)]
-            assert sizes == [1, 60, 40]
-            assert there.counters.total("requests", "decode", "grpc", 429) == 1
-
-    asyncio.run(run())
-
-
-def test_requests_under_way_are_bounded(engine: Engine, tmp_path: Path) -> None:
-    async def run() -> None:
-        async with held(engine, tmp_path) as there:
-            calls = [there.infer(decode_rows(1), timeout=30)]
-            await until(there.began.is_set)
-            calls += [there.infer(decode_rows(1), timeout=30) for _ in range(3)]
-            await until(lambda: there.batcher.queued == 3)
-            refused = there.infer(decode_rows(1), timeout=30)
-            assert await refused.code() is Status.RESOURCE_EXHAUSTED
-            assert "4 requests are under way" in await refused.details()
-            calls.pop().cancel()
-            await until(lambda: there.counters.total("requests", "decode", "grpc", 499) == 1)
-            calls.append(there.infer(decode_rows(2), timeout=30))
-            await until(lambda: there.batcher.queued == 5)  # the one that left is still in line
-            there.go.set()
-            assert [(await call).outputs[0].shape[0] for call in calls] == [1, 1, 1, 2]
-
-    asyncio.run(run())
-
-
-def test_every_call_of_the_table_is_one_of_triton_s() -> None:
-    triton = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    assert triton.full_name == SERVICE
-    for name, (_, request, _) in _CALLS.items():
-        assert triton.methods_by_name[name].input_type.name == request.DESCRIPTOR.name
-
-
-def test_numbers_of_datatypes_are_triton_s() -> None:
-    assert DATA_TYPES == {
-        name: model_config_pb2.DataType.Value(name) for name in ("TYPE_UINT8", "TYPE_FP32")
-    }
-
-
-Field = tuple[int, str, bool]
-"""Number, type as the .proto writes it, and whether it is repeated."""
-KINDS = {
-    getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name
-    for name in (*"bool int32 int64 uint32 uint64 float double string bytes".split(), "enum")
-}
-
-
-def fields_of(message: Descriptor) -> dict[str, Field]:
-    """Fields of a compiled message, with maps written as maps."""
-
-    def kind(field: FieldDescriptor) -> str:
-        entry = field.message_type
-        if entry is None:
-            return KINDS[field.type]
-        if entry.GetOptions().map_entry:
-            key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
-            return f"map<{kind(key)}, {kind(value)}>"
-        return str(entry.name)
-
-    return {
-        field.name: (
-            field.number,
-            kind(field),
-            field.is_repeated and not kind(field).startswith("map<"),
-        )
-        for field in message.fields
-    }
-
-
-def messages_of(place: Any, prefix: str = "") -> Iterator[tuple[str, Descriptor]]:
-    """All messages of a file, nested ones as Outer.Inner."""
-    for message in place:
-        if not message.GetOptions().map_entry:
-            yield prefix + message.name, message
-            yield from messages_of(message.nested_types, f"{prefix}{message.name}.")
-
-
-def compiled(module: Any) -> dict[str, dict[str, Field]]:
-    messages = messages_of(module.DESCRIPTOR.message_types_by_name.values())
-    return {name: fields_of(message) for name, message in messages}
-
-
-def written() -> dict[str, dict[str, Field]]:
-    """Messages of the .proto file, read without a compiler."""
-    text = re.sub(r"//.*", "", PROTO.read_text())
-    tokens = re.findall(r"map<\w+, \w+>|\w+|[{};=]", text)
-    found: dict[str, dict[str, Field]] = {}
-    open_blocks: list[str] = []
-    statement: list[str] = []
-    for token in tokens:
-        if token == "{":
-            kind, name = statement
-            open_blocks.append(name if kind == "message" else "")
-            if kind == "message":
-                found[".".join(filter(None, open_blocks))] = {}
-            statement = []
-        elif token == "}":
-            open_blocks.pop()
-        elif token == ";":
-            if open_blocks:
-                *label, kind, name, _, number = statement
-                message = ".".join(filter(None, open_blocks))
-                found[message][name] = (int(number), kind, label == ["repeated"])
-            statement = []
-        else:
-            statement.append(token)
-    return found
-
-
-def test_the_compiled_messages_are_those_of_the_proto_file() -> None:
-    assert len(written()) == 39
-    assert compiled(pb) == written()
-
-
-def test_every_field_is_numbered_and_typed_as_triton_s() -> None:
-    triton = compiled(service_pb2) | compiled(model_config_pb2)
-    ours = compiled(pb)
-    assert ours.keys() - triton.keys() == {"HealthCheckRequest", "HealthCheckResponse"}
-    for name in ours.keys() & triton.keys():
-        for field, (number, kind, repeated) in ours[name].items():
-            theirs = triton[name][field]
-            if kind == "int32" and theirs[1] == "enum":
-                kind = "enum"  # the same bytes
-            assert (number, kind, repeated) == theirs, f"{name}.{field}"
-
-
-def test_a_request_of_triton_s_reads_the_same_here() -> None:
-    theirs = service_pb2.ModelInferRequest(model_name="score", id="1", model_version="2")
-    theirs.parameters["seed"].int64_param = 7
-    tensor = theirs.inputs.add(name="x", datatype="UINT8", shape=[1, 6, 5])
-    tensor.contents.uint_contents.extend(range(30))
-    theirs.outputs.add(name="kl")
-    ours = pb.ModelInferRequest.FromString(theirs.SerializeToString())
-    assert ours.SerializeToString(deterministic=True) == theirs.SerializeToString(
-        deterministic=True
-    )
-    assert str(ours) == str(theirs)

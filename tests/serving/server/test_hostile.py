@@ -1,6 +1,6 @@
-"""What the internet sends: real sockets, in bounded number and time, to a server on this machine.
+"""Hostile clients: real sockets, bounded in number and time, to a server on this machine.
 
-After each test the server answers as before, holds nothing, and has not grown.
+After each test the server answers as before, holds no bodies, and has not grown.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ BODY_BYTES = MIB
 """The largest body that this server takes."""
 TIMEOUT_S = 1
 GROWTH_BYTES = 64 * MIB
-"""By how much the memory of a worker may grow in a test."""
+"""Bytes by which the memory of a worker may grow in a test."""
 POST = b"POST /v2/models/sample/infer HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 LENGTH = b"Inference-Header-Content-Length: 0\r\n"
@@ -37,7 +37,7 @@ LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
-    """A server with small limits; headers have to come as soon as bodies have to."""
+    """A server with small limits, whose headers and bodies have the same timeout."""
     shorten = (
         f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
     )
@@ -56,13 +56,13 @@ def strict(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterato
 
 @pytest.fixture(scope="module")
 def http(strict: Running) -> Iterator[httpx.Client]:
-    # a connection of its own for each request: idle ones are closed here after a second
+    # each request has its own connection, since this server closes idle ones after a second
     with httpx.Client(base_url=strict.rest, timeout=30, headers={"connection": "close"}) as client:
         yield client
 
 
 def memory(server: Running, name: str) -> int:
-    """Bytes of the worker as the kernel counts them: VmRSS now, VmHWM at its peak."""
+    """Return the worker's bytes of memory from /proc: VmRSS is now, VmHWM is the peak."""
     (worker,) = server.children()
     lines = Path(f"/proc/{worker}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
@@ -88,7 +88,7 @@ def unharmed(strict: Running, http: httpx.Client, engine: Engine) -> Iterator[No
     expected = engine.sample(2, 5)
     body = {"parameters": {"seed": 5, "num_samples": 2}}
     end = time.monotonic() + 3 * TIMEOUT_S
-    # what a test left in the queue may have one refused, which is told to try again
+    # requests that a test left in the queue may cause refusals
     while (response := http.post("/v2/models/sample/infer", json=body)).status_code == 429:
         assert time.monotonic() < end, response.text
     assert response.status_code == 200, response.text
@@ -108,7 +108,7 @@ def connected(server: Running, *, timeout_s: float = 10) -> Iterator[socket.sock
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Everything until the server closes; a reset is an end too."""
+    """Read until the server closes or resets the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):
@@ -117,7 +117,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def send(server: Running, content: bytes, *, half_close: bool = False) -> bytes:
-    """What comes back until the server closes."""
+    """Send bytes, and return what comes back until the server closes."""
     with connected(server) as connection:
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             connection.sendall(content)
@@ -131,13 +131,13 @@ def statuses(received: bytes) -> list[int]:
     return [int(line.rsplit(b"HTTP/1.1 ", 1)[1].split()[0]) for line in lines]
 
 
-def test_a_hundred_megabytes_are_not_taken_in(strict: Running) -> None:
+def test_a_hundred_megabytes_are_not_read(strict: Running) -> None:
     received = send(strict, POST + b"Content-Length: %d\r\n\r\n" % (100 * MIB) + bytes(100 * MIB))
-    assert statuses(received) in ([413], [])  # the reset may overtake the answer
+    assert statuses(received) in ([413], [])  # the reset may arrive before the answer
     assert memory(strict, "VmHWM") - memory(strict, "VmRSS") < 16 * MIB
 
 
-def test_a_hundred_chunked_megabytes_are_not_taken_in(strict: Running) -> None:
+def test_a_hundred_chunked_megabytes_are_not_read(strict: Running) -> None:
     chunk = b"%x\r\n%b\r\n" % (MIB // 4, bytes(MIB // 4))
     sent = 0
     with connected(strict) as connection:
@@ -148,7 +148,7 @@ def test_a_hundred_chunked_megabytes_are_not_taken_in(strict: Running) -> None:
                 sent += len(chunk)
         received = read_all(connection)
     assert statuses(received) in ([411], [])
-    assert sent < 30 * MIB  # most of it in the buffers of the kernel
+    assert sent < 30 * MIB  # most of it is in buffers of the kernel
     assert memory(strict, "VmHWM") - memory(strict, "VmRSS") < 16 * MIB
 
 
@@ -157,8 +157,8 @@ def test_a_large_body_is_refused_before_it_is_sent(strict: Running) -> None:
     assert statuses(send(strict, head)) == [413]
 
 
-def test_headers_that_do_not_come_are_not_waited_for(strict: Running) -> None:
-    """One byte at a time does not keep a connection open."""
+def test_headers_have_a_timeout(strict: Running) -> None:
+    """A client that sends one byte at a time cannot keep its connection open."""
     started = time.monotonic()
     with connected(strict) as connection, contextlib.suppress(OSError):
         while time.monotonic() - started < 5 * TIMEOUT_S:
@@ -171,7 +171,7 @@ def test_headers_that_do_not_come_are_not_waited_for(strict: Running) -> None:
 
 
 @pytest.mark.parametrize("length", [1000, 100_000], ids=["small", "large"])
-def test_bodies_that_do_not_come_are_not_waited_for(strict: Running, length: int) -> None:
+def test_bodies_have_a_timeout(strict: Running, length: int) -> None:
     started = time.monotonic()
     with connected(strict) as connection:
         connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % length)
@@ -183,16 +183,16 @@ def test_bodies_that_do_not_come_are_not_waited_for(strict: Running, length: int
                 received = connection.recv(1000)
     assert statuses(received) == [408]
     assert json.loads(received.split(b"\r\n\r\n")[1]) == {
-        "error": f"the body did not come within {TIMEOUT_S} s"
+        "error": f"the body did not arrive within {TIMEOUT_S} s"
     }
     assert TIMEOUT_S * 0.9 < time.monotonic() - started < 4 * TIMEOUT_S
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, BODY_BYTES), (40, 10)], ids=["large", "many"])
-def test_bodies_that_do_not_come_keep_nobody_out(
+def test_unfinished_bodies_do_not_keep_other_clients_out(
     strict: Running, http: httpx.Client, count: int, size: int
 ) -> None:
-    """A few open sockets, which cost their owner nothing, must not close the door for others."""
+    """A few open sockets, which cost a client nothing, must not keep other clients out."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             connection = stack.enter_context(connected(strict))
@@ -221,7 +221,7 @@ def test_bodies_that_do_not_come_keep_nobody_out(
     ],
     ids=lambda lines: lines[:40].decode().strip(),
 )
-def test_headers_that_make_no_sense_are_400(strict: Running, lines: bytes) -> None:
+def test_malformed_headers_are_400(strict: Running, lines: bytes) -> None:
     assert statuses(send(strict, POST + lines + b"\r\n{}")) == [400]
 
 
@@ -238,12 +238,12 @@ def test_headers_that_make_no_sense_are_400(strict: Running, lines: bytes) -> No
     ],
     ids=["tls", "no path", "no text", "http2", "zeros", "headers", "path"],
 )
-def test_what_is_no_request_is_refused(strict: Running, content: bytes) -> None:
+def test_bytes_that_are_no_request_are_refused(strict: Running, content: bytes) -> None:
     found = statuses(send(strict, content))
     assert all(400 <= status < 500 for status in found)
 
 
-def test_a_body_shorter_than_it_says_is_no_internal_error(
+def test_a_body_shorter_than_declared_is_no_internal_error(
     strict: Running, http: httpx.Client
 ) -> None:
     def failures() -> list[str]:
@@ -257,7 +257,7 @@ def test_a_body_shorter_than_it_says_is_no_internal_error(
 
 
 @pytest.mark.parametrize("end", [b"", b"zz\r\n"], ids=["closed", "broken chunk"])
-def test_a_chunked_body_that_breaks_off_is_not_taken_for_whole(strict: Running, end: bytes) -> None:
+def test_a_chunked_body_that_ends_early_is_refused(strict: Running, end: bytes) -> None:
     """RFC 9112, section 8: the message is incomplete without the last chunk."""
     head = b"POST /v2/models/encode/infer HTTP/1.1\r\nHost: a\r\n" + LENGTH
     rows = b"1e\r\n" + bytes(30) + b"\r\n"
@@ -265,13 +265,13 @@ def test_a_chunked_body_that_breaks_off_is_not_taken_for_whole(strict: Running, 
     assert 200 not in statuses(send(strict, content, half_close=True))
 
 
-def test_a_body_longer_than_it_says_ends_where_it_says(strict: Running) -> None:
+def test_a_body_ends_at_its_declared_length(strict: Running) -> None:
     received = send(strict, POST + b"Content-Length: 2\r\n\r\n{}GARBAGE\r\n\r\n")
     assert statuses(received) == [200, 400]
 
 
-def test_a_half_closed_socket_is_let_go(strict: Running) -> None:
-    """The whole request came, and nobody may be there any more."""
+def test_a_half_closed_socket_is_closed(strict: Running) -> None:
+    """The whole request has arrived, but the client may have gone."""
     received = send(strict, POST + b"Content-Length: 2\r\n\r\n{}", half_close=True)
     assert statuses(received) in ([200], [])
 
@@ -299,7 +299,7 @@ def test_connections_that_drop_before_their_answer(strict: Running) -> None:
     for place in range(100):
         with connected(strict) as connection:
             connection.sendall(request)
-            if place % 2:  # a reset in place of an end
+            if place % 2:  # close with a reset
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -316,7 +316,7 @@ def test_connections_that_drop_in_the_middle_of_their_answer(strict: Running) ->
     assert answered == 10
 
 
-def test_three_hundred_idle_connections_keep_nobody_out(
+def test_three_hundred_idle_connections_keep_no_client_out(
     strict: Running, http: httpx.Client
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -332,7 +332,7 @@ def infer_body(data: Sequence[object], shape: Sequence[int], **parameters: int) 
 
 
 def test_a_long_text_among_numbers_takes_no_memory(strict: Running, http: httpx.Client) -> None:
-    """An array of text has the width of the longest: 60 kB here would become 640 MB."""
+    """numpy gives each text the width of the longest: 60 kB here would become 640 MB."""
     body = infer_body(["a" * 8000] + [1] * 19_999, [20_000])
     response = http.post("/v2/models/encode/infer", json=body)
     assert response.status_code == 400
@@ -346,7 +346,7 @@ def test_deep_nesting_is_refused(http: httpx.Client, depth: int) -> None:
     assert http.post("/v2/models/encode/infer", content=content).status_code == 400
 
 
-def test_overload_is_refused_at_once_and_says_when_to_come_again(
+def test_overload_is_refused_at_once_with_the_time_to_retry(
     strict: Running, http: httpx.Client, engine: Engine
 ) -> None:
     body = infer_body([0] * 30, [1, 6, 5], num_samples=4096, seed=3)

@@ -1,4 +1,4 @@
-"""What a server writes: lines that parse, requests by id, and nothing of an error's inside."""
+"""Log lines of a server parse, name requests by id, and answers tell nothing of a defect."""
 
 import asyncio
 import json
@@ -34,14 +34,14 @@ INFER = "/v2/models/encode/infer"
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """All that a server wrote from its start to its end."""
+    """Everything that a server wrote from its start to its end."""
 
     stdout: bytes
-    """After the line that says it is ready."""
+    """Output after the line that announces that it is ready."""
     lines: list[str]
 
     def parsed(self) -> list[dict[str, Any]]:
-        """The lines of stderr, which must be JSON objects."""
+        """Parse the lines of stderr, which must be JSON objects."""
         return [json.loads(line) for line in self.lines]
 
 
@@ -55,7 +55,7 @@ def finish(running: Running) -> Written:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Written:
-    """A server that logs in JSON, what it was asked, and one death of its worker."""
+    """A server that logs in JSON: it got requests, and its worker was killed once."""
     arguments = ("--log-format", "json", "--access-log", "--drain", "0.2")
     with serve(tmp_path_factory.mktemp("json"), SEALED, *arguments) as running:
         with httpx.Client(base_url=running.rest) as client:
@@ -80,7 +80,7 @@ def test_every_line_is_a_json_object_with_the_usual_keys(written: Written) -> No
         assert line["level"] in ("info", "warning", "error")
 
 
-def test_stdout_is_the_one_line(written: Written) -> None:
+def test_stdout_has_one_line(written: Written) -> None:
     assert written.stdout == b""
 
 
@@ -118,7 +118,7 @@ def test_granian_logs_in_the_same_form(written: Written) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Mapping[str, Written]:
-    """Servers that log for a person, with and without the access log."""
+    """Servers with plain log lines, with and without the access log."""
     found = {}
     for name, options in (("access", ("--access-log",)), ("quiet", ())):
         folder = tmp_path_factory.mktemp(name)
@@ -135,7 +135,7 @@ def test_a_line_for_a_person_has_time_request_status_and_id(plain: Mapping[str, 
     assert re.fullmatch(r"\d\d:\d\d:\d\d GET /v2 200 request_id=mine ms=[\d.]+", line)
 
 
-def test_an_address_cannot_forge_a_line(plain: Mapping[str, Written]) -> None:
+def test_a_path_cannot_forge_a_line(plain: Mapping[str, Written]) -> None:
     lines = plain["access"].lines
     assert len([line for line in lines if "nothing" in line]) == 1
     assert not [line for line in lines if re.match(r"[\d:]+ forged", line)]
@@ -148,7 +148,7 @@ def test_without_the_access_log_requests_are_not_logged(plain: Mapping[str, Writ
 
 
 class Broken:
-    """A service with a defect everywhere."""
+    """A service whose every method raises an unexpected error."""
 
     draining = False
     full = False
@@ -162,7 +162,7 @@ class Broken:
 
 @dataclass(slots=True)
 class Exchange:
-    """An HTTP request as granian hands it over, and what is answered."""
+    """An HTTP request as granian hands it to the server, and its answer."""
 
     method: str
     path: str
@@ -170,17 +170,17 @@ class Exchange:
     answers: list[tuple[int, Mapping[str, str], bytes]] = field(default_factory=list)
 
     async def __call__(self) -> bytes:
-        """The body."""
+        """Return the body."""
         return b"{}"
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Take the answer."""
+        """Keep the answer."""
         self.answers.append((status, dict(headers), body))
 
 
 @pytest.fixture
 def logged() -> Iterator[list[logging.LogRecord]]:
-    """What the package's loggers say."""
+    """Collect what the package's loggers write."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[assignment, method-assign]
@@ -195,7 +195,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     [("POST", INFER), ("GET", "/v2"), ("GET", "/metrics"), ("GET", "/v2/health/ready")],
 )
 @pytest.mark.parametrize("given", ["", "mine"], ids=["no id", "an id"])
-def test_a_defect_shows_an_id_and_nothing_of_itself(
+def test_an_unexpected_error_shows_only_an_id(
     logged: list[logging.LogRecord], method: str, path: str, given: str
 ) -> None:
     broken: Any = Broken()
@@ -218,7 +218,7 @@ def test_a_defect_shows_an_id_and_nothing_of_itself(
     assert str(record.exc_info[1]) == SECRET
 
 
-def test_a_defect_behind_grpc_shows_an_id_and_nothing_of_itself(
+def test_an_unexpected_error_behind_grpc_shows_only_an_id(
     logged: list[logging.LogRecord],
 ) -> None:
     async def ask() -> str:
@@ -247,7 +247,7 @@ def test_a_defect_behind_grpc_shows_an_id_and_nothing_of_itself(
 
 
 def record_of(message: str, **extra: object) -> logging.LogRecord:
-    """A record of an error that is being handled, if one is."""
+    """Return a log record, with the error that is being handled, if any."""
     logger = logging.getLogger("serving.somewhere")
     caught = sys.exc_info()
     return logger.makeRecord(

@@ -1,4 +1,4 @@
-"""What the shared counters hold is what Prometheus reads; what a server did is what it counts."""
+"""Prometheus reads the values of the shared counters, and they count what the server did."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def parsed(text: str) -> dict[Sample, float]:
-    """Every sample by name and labels, as Prometheus' own parser reads them."""
+    """Return every sample by name and labels, as Prometheus' own parser reads them."""
     found: dict[Sample, float] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation, family.name
@@ -45,22 +45,22 @@ def rendered(counters: SharedCounters) -> dict[Sample, float]:
 
 
 @pytest.fixture
-def boards(tmp_path: Path) -> list[SharedCounters]:
-    """The parent's view and those of two workers."""
+def by_process(tmp_path: Path) -> list[SharedCounters]:
+    """The counters as the parent and two workers see them."""
     return [SharedCounters(tmp_path / "counters", 3, row) for row in range(3)]
 
 
-def test_counters_are_summed_over_processes(boards: list[SharedCounters]) -> None:
-    parent, first, second = boards
+def test_counters_are_summed_over_processes(by_process: list[SharedCounters]) -> None:
+    parent, first, second = by_process
     first.add("requests", "encode", "rest", 200)
     second.add("requests", "encode", "rest", 200, value=2)
     second.add("requests", "encode", "grpc", 429)
     first.add("rows", "encode", value=5)
     second.add("rows", "encode", value=6)
-    first.put("ready", value=1)
-    second.put("ready", value=1)
+    first.set("ready", value=1)
+    second.set("ready", value=1)
     parent.add("registry_failures", value=4)
-    for counters in boards:
+    for counters in by_process:
         found = rendered(counters)
         labels = {"operation": "encode", "transport": "rest", "status": "200"}
         assert found[key("vae_requests_total", **labels)] == 3
@@ -83,12 +83,12 @@ def test_counters_are_summed_over_processes(boards: list[SharedCounters]) -> Non
     ids=["seconds", "rows"],
 )
 def test_buckets_are_cumulative_with_their_bounds_included(
-    boards: list[SharedCounters], name: str, metric: str, bounds: tuple[float, ...]
+    by_process: list[SharedCounters], name: str, metric: str, bounds: tuple[float, ...]
 ) -> None:
     values = [bounds[0] / 2, bounds[0], bounds[1], (bounds[1] + bounds[2]) / 2, bounds[-1] * 2]
     for place, value in enumerate(values):
-        boards[1 + place % 2].observe(name, "score", value)
-    found = rendered(boards[0])
+        by_process[1 + place % 2].observe(name, "score", value)
+    found = rendered(by_process[0])
     for bound in (*bounds, math.inf):
         label = "+Inf" if math.isinf(bound) else str(bound)
         expected = sum(value <= bound for value in values)
@@ -102,23 +102,25 @@ def test_a_restarted_worker_keeps_its_counts(tmp_path: Path) -> None:
     assert SharedCounters(tmp_path / "counters", 2, 0).total("rows", "score") == 7
 
 
-def test_every_process_sees_a_flag(boards: list[SharedCounters]) -> None:
-    boards[2].tell("unloaded.score", value=1)
-    assert [counters.get("unloaded.score") for counters in boards] == [1, 1, 1]
-    boards[1].tell("unloaded.score", value=0)
-    assert [counters.get("unloaded.score") for counters in boards] == [0, 0, 0]
+def test_every_process_sees_a_flag(by_process: list[SharedCounters]) -> None:
+    by_process[2].set_flag("unloaded.score", value=1)
+    assert [counters.get("unloaded.score") for counters in by_process] == [1, 1, 1]
+    by_process[1].set_flag("unloaded.score", value=0)
+    assert [counters.get("unloaded.score") for counters in by_process] == [0, 0, 0]
 
 
-def test_statistics_are_nanoseconds_and_counts_over_processes(boards: list[SharedCounters]) -> None:
-    for counters, seconds in zip(boards[1:], (0.5, 0.25), strict=True):
+def test_statistics_are_nanoseconds_and_counts_over_processes(
+    by_process: list[SharedCounters],
+) -> None:
+    for counters, seconds in zip(by_process[1:], (0.5, 0.25), strict=True):
         counters.add("requests", "score", "rest", 200)
         counters.add("requests", "score", "grpc", 504)
         counters.observe("request", "score", seconds)
         counters.observe("compute", "score", seconds / 2)
         counters.add("rows", "score", value=3)
-    boards[1].put("last_inference", "score", value=1e9)
-    boards[2].put("last_inference", "score", value=2e9)
-    found = statistics(boards[0], "score", "3")
+    by_process[1].set("last_inference", "score", value=1e9)
+    by_process[2].set("last_inference", "score", value=2e9)
+    found = statistics(by_process[0], "score", "3")
     assert (found["name"], found["version"]) == ("score", "3")
     assert found["last_inference"] == 2 * 10**12
     assert (found["inference_count"], found["execution_count"]) == (6, 2)
@@ -128,16 +130,16 @@ def test_statistics_are_nanoseconds_and_counts_over_processes(boards: list[Share
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
+def two_workers(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
     """Two workers that share their ports."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder = tmp_path_factory.mktemp("two_workers")
     with serve(folder, SEALED, "--workers", "2", "--drain", "2") as running:
         yield running
 
 
 @contextmanager
 def new_connections(server: Running) -> Iterator[httpx.Client]:
-    """A client whose every request has a connection of its own, and meets any worker."""
+    """A client with a new connection for each request, which any worker may accept."""
     with httpx.Client(base_url=server.rest, headers={"connection": "close"}) as client:
         yield client
 
@@ -149,7 +151,7 @@ def scrape(server: Running) -> dict[Sample, float]:
 
 
 def grown(before: dict[Sample, float], after: dict[Sample, float]) -> dict[Sample, float]:
-    """Counters that grew, without the times that nobody knows."""
+    """Return the counters that grew, without the times, which vary."""
     return {
         sample: value - before.get(sample, 0)
         for sample, value in after.items()
@@ -193,10 +195,10 @@ def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
 
 
 def test_two_workers_answer_with_the_same_bytes_and_count_together(
-    pair: Running, engine: Engine, x: np.ndarray
+    two_workers: Running, engine: Engine, x: np.ndarray
 ) -> None:
-    """Many connections, so that both workers answer; each of them gives the whole sum."""
-    assert len(pair.children()) == 2
+    """Over many connections both workers answer, and each reports the sum of both."""
+    assert len(two_workers.children()) == 2
     expected = {"sample": {"x_loc": engine.sample(7, 21)}, "score": engine.score(x[:9], 2, 21)}
     numbers = {"name": "x", "datatype": "UINT8", "shape": [9, 6, 5], "data": x[:9].tolist()}
     contents = {
@@ -204,8 +206,8 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
         "score": {"inputs": [numbers], "parameters": {"seed": 21, "num_samples": 2}},
     }
 
-    before = scrape(pair)
-    with new_connections(pair) as http:
+    before = scrape(two_workers)
+    with new_connections(two_workers) as http:
 
         def ask(place: int) -> None:
             operation = ("sample", "score")[place % 2]
@@ -217,16 +219,16 @@ def test_two_workers_answer_with_the_same_bytes_and_count_together(
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(80)))
     for _ in range(10):
-        counts = grown(before, scrape(pair))
+        counts = grown(before, scrape(two_workers))
         assert counts[key("vae_rows_total", operation="sample")] == 280
         assert counts[key("vae_rows_total", operation="score")] == 360
         labels = {"transport": "rest", "status": "200"}
         assert counts[key("vae_requests_total", operation="sample", **labels)] == 40
-    assert scrape(pair)[key("vae_ready")] == 2
+    assert scrape(two_workers)[key("vae_ready")] == 2
 
 
-def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
-    with new_connections(pair) as http:
+def test_what_one_worker_unloads_is_unloaded_in_both(two_workers: Running) -> None:
+    with new_connections(two_workers) as http:
 
         def statuses() -> set[int]:
             return {http.post("/v2/models/sample/infer", json={}).status_code for _ in range(16)}
@@ -238,9 +240,9 @@ def test_what_one_worker_unloads_is_unloaded_in_both(pair: Running) -> None:
         assert statuses() == {200}
 
 
-def test_statistics_are_those_of_the_metrics(pair: Running) -> None:
-    metrics = scrape(pair)
-    content: dict[str, Any] = httpx.get(f"{pair.rest}/v2/models/stats").json()
+def test_statistics_are_those_of_the_metrics(two_workers: Running) -> None:
+    metrics = scrape(two_workers)
+    content: dict[str, Any] = httpx.get(f"{two_workers.rest}/v2/models/stats").json()
     for entry in content["model_stats"]:
         name = entry["name"]
         assert entry["inference_count"] == metrics[key("vae_rows_total", operation=name)]

@@ -1,4 +1,4 @@
-"""The page at /docs in a browser: pictures, and rows that are none."""
+"""The page at /docs in a browser draws images, and shows other rows as numbers."""
 
 import html
 import http.server
@@ -31,7 +31,7 @@ pytestmark = [
 
 @contextmanager
 def answering(x_loc: NDArray[Any]) -> Iterator[str]:
-    """A server of the page whose every sample is `x_loc`; gives the address of the page."""
+    """Serve the page with `x_loc` as every sample; give the URL of the page."""
     output = {"shape": x_loc.shape, "data": x_loc.reshape(-1).tolist()}
     document = {"info": {"title": "a model"}, "x-operations": {}, "paths": {}}
     answers: dict[str, bytes] = {
@@ -51,7 +51,7 @@ def answering(x_loc: NDArray[Any]) -> Iterator[str]:
         do_POST = do_GET
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -64,7 +64,7 @@ def answering(x_loc: NDArray[Any]) -> Iterator[str]:
 
 
 def browse(folder: Path, url: str, *options: str) -> str:
-    """What the browser prints of the page once it has drawn."""
+    """Return the page's document after its script has run."""
     assert BROWSER is not None
     command = [
         *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
@@ -76,7 +76,7 @@ def browse(folder: Path, url: str, *options: str) -> str:
 
 
 def photograph(folder: Path, x_loc: NDArray[Any]) -> set[tuple[int, int, int]]:
-    """The colours that are on the page when `x_loc` is what was sampled."""
+    """Return the colours on the page when `x_loc` is the sample."""
     with answering(x_loc) as url:
         browse(folder, url, f"--screenshot={folder / 'page.png'}")
     with Image.open(io.BytesIO((folder / "page.png").read_bytes())) as image:
@@ -98,7 +98,7 @@ def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path) -> None:
     x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7]])
     with answering(x_loc) as url:
         document = browse(tmp_path, url, "--dump-dom")
-    texts = dict(re.findall(r'id="(said|rows)"[^>]*>([^<]*)<', document))
+    texts = dict(re.findall(r'id="(error|rows)"[^>]*>([^<]*)<', document))
     assert html.unescape(texts["rows"]) == "1235, 0.25\n-3, 1e-7"
-    assert texts["said"] == ""
+    assert texts["error"] == ""
     assert ERROR_COLOUR not in photograph(tmp_path, x_loc)

@@ -1,4 +1,4 @@
-"""What processes count is summed, and outlives them."""
+"""Counts of all processes are summed, and are kept when a process ends."""
 
 import subprocess
 import sys
@@ -22,12 +22,12 @@ from serving.server.shared_counters import (
 WRITERS, TIMES = 3, 20_000
 
 
-def open_boards(path: Path, count: int = 3) -> list[SharedCounters]:
+def open_counters(path: Path, count: int = 3) -> list[SharedCounters]:
     return [SharedCounters(path / "counters", count, row) for row in range(count)]
 
 
 def samples(counters: SharedCounters) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What Prometheus would read."""
+    """Return the samples that Prometheus would read."""
     text = render(counters, {"model": "vae", "version": "7", "digest": "abc"}).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -37,25 +37,25 @@ def samples(counters: SharedCounters) -> dict[tuple[str, frozenset[tuple[str, st
 
 
 def test_each_process_counts_in_its_own_row_and_reads_all(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
+    parent, first, second = open_counters(tmp_path)
     first.add("reloads")
     second.add("reloads", value=4)
-    second.put("ready", value=1)
+    second.set("ready", value=1)
     assert [counters.total("reloads") for counters in (parent, first, second)] == [5, 5, 5]
     assert [parent.get("reloads", row=row) for row in range(3)] == [0, 1, 4]
-    assert (parent.total("ready"), parent.top("reloads"), parent.get("reloads")) == (1, 4, 0)
+    assert (parent.total("ready"), parent.maximum("reloads"), parent.get("reloads")) == (1, 4, 0)
 
 
 def test_any_process_may_set_a_flag(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
-    second.tell("draining", value=1)
+    parent, first, second = open_counters(tmp_path)
+    second.set_flag("draining", value=1)
     assert [counters.get("draining") for counters in (parent, first, second)] == [1, 1, 1]
-    parent.tell("draining", value=0)
+    parent.set_flag("draining", value=0)
     assert second.get("draining") == 0
 
 
-def test_a_process_that_comes_back_goes_on_counting(tmp_path: Path) -> None:
-    parent, first, _ = open_boards(tmp_path)
+def test_a_restarted_process_continues_its_counts(tmp_path: Path) -> None:
+    parent, first, _ = open_counters(tmp_path)
     first.add("rows", "encode", value=41)
     del first
     again = SharedCounters(tmp_path / "counters", 3, 1)
@@ -69,8 +69,9 @@ def test_processes_that_count_at_once_lose_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from serving.server.shared_counters import SharedCounters\n"
-        f"mine = SharedCounters(Path(sys.argv[1]), {WRITERS + 1}, int(sys.argv[2]))\n"
-        f"for _ in range({TIMES}): mine.add('reloads'); mine.observe('queue', 'encode', 0.5)\n"
+        f"counters = SharedCounters(Path(sys.argv[1]), {WRITERS + 1}, int(sys.argv[2]))\n"
+        f"for _ in range({TIMES}):\n"
+        "    counters.add('reloads'); counters.observe('queue', 'encode', 0.5)\n"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "counters"), str(row)])
@@ -84,9 +85,9 @@ def test_processes_that_count_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
-    parent, first, _ = open_boards(tmp_path)
+    parent, first, _ = open_counters(tmp_path)
     for number, field in enumerate(CELLS):
-        first.put(*field, value=number)
+        first.set(*field, value=number)
     assert [parent.total(*field) for field in CELLS] == list(range(len(CELLS)))
 
 
@@ -101,7 +102,7 @@ def test_every_field_has_a_cell_of_its_own(tmp_path: Path) -> None:
         (1e9, len(SECONDS)),
     ],
 )
-def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, place: int) -> None:
+def test_a_bucket_includes_its_upper_bound(tmp_path: Path, value: float, place: int) -> None:
     counters = SharedCounters(tmp_path / "counters", 1, 0)
     counters.observe("queue", "score", value)
     counts = [counters.get("queue", "score", index) for index in range(len(SECONDS) + 1)]
@@ -109,7 +110,7 @@ def test_a_bucket_holds_what_is_at_most_its_bound(tmp_path: Path, value: float, 
     assert counters.get("queue", "score", "sum") == value
 
 
-def test_every_status_that_an_error_stands_for_can_be_counted() -> None:
+def test_the_status_of_every_error_can_be_counted() -> None:
     def classes(base: type[VaeError]) -> set[type[VaeError]]:
         return {base}.union(*(classes(child) for child in base.__subclasses__()))
 
@@ -117,7 +118,7 @@ def test_every_status_that_an_error_stands_for_can_be_counted() -> None:
 
 
 def test_metrics_are_sums_over_processes(tmp_path: Path) -> None:
-    _, first, second = open_boards(tmp_path)
+    _, first, second = open_counters(tmp_path)
     for counters, times in ((first, 3), (second, 2)):
         for _ in range(times):
             counters.add("requests", "decode", "grpc", 200)
@@ -125,7 +126,7 @@ def test_metrics_are_sums_over_processes(tmp_path: Path) -> None:
             counters.observe("request", "decode", 0.25)
             counters.observe("batch_rows", "decode", 64)
         counters.add("rows", "decode", value=64 * times)
-        counters.put("ready", value=1)
+        counters.set("ready", value=1)
     found = samples(first)
 
     def value(name: str, **labels: str) -> float:
@@ -145,14 +146,14 @@ def test_metrics_are_sums_over_processes(tmp_path: Path) -> None:
 
 
 def test_statistics_are_sums_over_processes_in_nanoseconds(tmp_path: Path) -> None:
-    parent, first, second = open_boards(tmp_path)
+    parent, first, second = open_counters(tmp_path)
     for counters, seconds in ((first, 0.25), (second, 0.5)):
         counters.observe("compute", "encode", seconds)
         counters.observe("queue", "encode", seconds / 2)
         counters.add("rows", "encode", value=7)
         counters.add("requests", "encode", "rest", 200)
         counters.add("requests", "encode", "grpc", 504)
-        counters.put("last_inference", "encode", value=seconds)
+        counters.set("last_inference", "encode", value=seconds)
     found = statistics(parent, "encode", "7")
     assert found["inference_count"] == 14
     assert found["execution_count"] == 2

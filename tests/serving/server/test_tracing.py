@@ -1,4 +1,4 @@
-"""Spans that reach a collector: the caller's trace, and what was asked of which version."""
+"""Spans reach a collector, continue the caller's trace, and describe the request."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ PATH = "/v2/models/sample/infer"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP collector: its address, and the spans that came."""
+    """An OTLP collector: give its URL, and the spans that it has received."""
     spans: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
             self.end_headers()
 
         def log_message(self, *arguments: Any) -> None:
-            """Stay silent."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -54,7 +54,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> list[Any]:
-    """What a server exported of a few requests; it sends only when it ends."""
+    """The spans of a few requests; the server sends them when it ends."""
     folder = tmp_path_factory.mktemp("tracing")
     with collector() as (endpoint, found):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
@@ -85,7 +85,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> list[A
 
 
 def spans(exports: list[Any]) -> dict[str, Any]:
-    """Every span by the id of its request, or by its name where it has none."""
+    """Return every span by the id of its request, or by its name if it has none."""
     found: dict[str, Any] = {}
     for export in exports:
         for resource in export.resource_spans:
@@ -104,9 +104,9 @@ def test_one_span_for_each_request_that_the_caller_wants_traced(exports: list[An
     assert sorted(spans(exports)) == ["alone", "grpc", "nonsense", "refused", "rest"]
 
 
-@pytest.mark.parametrize("door", ["rest", "grpc"])
-def test_a_span_continues_the_caller_s_trace(exports: list[Any], door: str) -> None:
-    span = spans(exports)[door]
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_span_continues_the_caller_s_trace(exports: list[Any], transport: str) -> None:
+    span = spans(exports)[transport]
     assert span.trace_id.hex() == TRACE
     assert span.parent_span_id.hex() == PARENT
     assert span.name == "infer sample"
@@ -114,10 +114,10 @@ def test_a_span_continues_the_caller_s_trace(exports: list[Any], door: str) -> N
     assert 0 < span.end_time_unix_nano - span.start_time_unix_nano < 60e9
 
 
-@pytest.mark.parametrize("door", ["rest", "grpc"])
-def test_a_span_says_what_was_asked_of_which_version(exports: list[Any], door: str) -> None:
+@pytest.mark.parametrize("transport", ["rest", "grpc"])
+def test_a_span_holds_the_parameters_and_the_version(exports: list[Any], transport: str) -> None:
     digest = json.loads((SEALED / "manifest.json").read_text())["digest"]
-    said = attributes(spans(exports)[door])
+    said = attributes(spans(exports)[transport])
     assert said["vae.operation"] == "sample"
     assert said["vae.version"] == digest[:12]
     assert (said["vae.seed"], said["vae.num_samples"]) == (11, 2)
@@ -148,7 +148,7 @@ def test_the_service_has_a_name(exports: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_seed_does_not_cost_others_their_spans(tmp_path: Path) -> None:
+def test_a_large_seed_does_not_lose_the_other_spans(tmp_path: Path) -> None:
     with collector() as (endpoint, found):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "600000"}
         with serve(tmp_path, SEALED, "--drain", "1", **variables) as running:
@@ -160,7 +160,7 @@ def test_a_large_seed_does_not_cost_others_their_spans(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_collector_that_is_gone_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_collector_that_is_down_delays_no_stop(tmp_path: Path) -> None:
     with collector() as (endpoint, _):
         pass
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "50"}
@@ -187,7 +187,7 @@ def test_opentelemetry_is_imported_only_where_an_endpoint_is_set(variable: str) 
         "with tracer.span((), 'encode') as span: pass\n"
         "print(any(name.startswith('opentelemetry') for name in sys.modules))\n"
         "sys.stdout.flush()\n"
-        "os._exit(0)\n"  # nothing is there to export to
+        "os._exit(0)\n"  # there is no collector to export to
     )
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

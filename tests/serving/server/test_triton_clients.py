@@ -30,7 +30,7 @@ pytestmark = pytest.mark.parametrize("kind", MODULES)
 
 @dataclass(frozen=True, slots=True)
 class Triton:
-    """One of the four clients; what it gives is awaited where it has to be."""
+    """One of the four clients; results of the asynchronous ones are awaited."""
 
     client: Any
     module: Any
@@ -41,7 +41,7 @@ class Triton:
         return await result if inspect.isawaitable(result) else result
 
     async def plain(self, name: str, *arguments: object) -> Any:
-        """An answer as plain values: gRPC's messages have them on request."""
+        """Return an answer as plain values, also if it is a gRPC message."""
         as_json = {} if self.over_http else {"as_json": True}
         return await self.ask(name, *arguments, **as_json)
 
@@ -244,7 +244,7 @@ def test_errors_have_their_status_and_text(kind: str, server: Running, x: np.nda
 def test_json_tensors_and_callbacks_of_the_blocking_clients(
     kind: str, server: Running, engine: Engine, x: np.ndarray
 ) -> None:
-    """What only some of them can: tensors in JSON over HTTP, and infer in the background."""
+    """Only some clients send tensors as JSON over HTTP, and infer in the background."""
 
     async def test(triton: Triton) -> None:
         tensor = triton.tensor("x", x[:2])

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""`mlflow models serve`: a pyfunc with a signature; run once to save it."""
+"""`mlflow models serve`: a pyfunc with a signature; run this file once to save it."""
 
 import os
 import sys

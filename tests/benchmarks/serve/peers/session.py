@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The session that every peer runs: one thread, as the floor does."""
+"""The session that every peer runs: one thread, like the plain loop of onnxruntime."""
 
 import os
 

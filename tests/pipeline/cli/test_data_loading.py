@@ -1,4 +1,4 @@
-"""Which rows `vae evaluate MODEL --data …` takes."""
+"""The rows that `vae evaluate MODEL --data …` uses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +8,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from pipeline.cli.stages import rows_to_evaluate
+from pipeline.cli.data_loading import rows_to_evaluate
 from serving.errors import DataRefused, UsageRefused
 from tests.trained_models import Trained, draw_images, draw_table
 
 
-def test_without_data_they_are_the_held_out_rows(trained: Trained) -> None:
+def test_without_data_the_rows_are_the_held_out_ones(trained: Trained) -> None:
     checkpoint, dataset = trained
     np.testing.assert_array_equal(rows_to_evaluate(checkpoint, None).x, dataset.test.x)
 
 
-def test_of_the_training_s_data_elsewhere_they_are_its_held_out_rows(
+def test_the_training_data_in_another_place_gives_its_held_out_rows(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, dataset = trained
@@ -28,7 +28,7 @@ def test_of_the_training_s_data_elsewhere_they_are_its_held_out_rows(
     assert "the model's own held-out rows" in capsys.readouterr().err
 
 
-def test_of_other_data_they_are_its_test_set(trained: Trained, tmp_path: Path) -> None:
+def test_other_data_gives_its_test_set(trained: Trained, tmp_path: Path) -> None:
     test = draw_images(33)[:, ::-1]
     np.savez(tmp_path / "other.npz", x_train=draw_images(20), x_test=test)
     rows = rows_to_evaluate(trained[0], str(tmp_path / "other.npz"))
@@ -36,7 +36,7 @@ def test_of_other_data_they_are_its_test_set(trained: Trained, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("count", [1, 33])
-def test_without_a_test_set_they_are_all_rows(
+def test_other_data_without_a_test_set_gives_all_rows(
     count: int, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "other.npy", draw_images(count))

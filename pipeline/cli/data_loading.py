@@ -1,0 +1,68 @@
+"""The data that a command works on: that of a config, or the rows on which a model is evaluated."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.config import Config
+from serving.console import say
+from serving.errors import DataRefused
+
+if TYPE_CHECKING:
+    from pipeline.data.dataset import Dataset, Split
+    from pipeline.model.checkpoint import Checkpoint
+
+data_option = click.option(
+    "--data",
+    "source",
+    default=None,
+    help="Where the model's data is now  [default: where it was in training]",
+)
+
+
+def load_data(
+    config: Config, known: Mapping[str, Any] | None = None, source: str | None = None
+) -> "Dataset":
+    """Load the data of a config, from `source` if it has moved.
+
+    Raises:
+        DataRefused: the test split is not the one that `known` describes.
+    """
+    from pipeline.data.dataset import load_dataset
+
+    data = replace(config.data, data=source) if source else config.data
+    settings = {item.name: getattr(data, item.name) for item in fields(data)}
+    dataset = load_dataset(settings.pop("data"), **settings)
+    if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
+        raise DataRefused(
+            f"{data.data} is not the data that the model was trained with: its test split is "
+            f"{dataset.test.sha256[:12]}, the model's {known['splits']['test']['sha256'][:12]}"
+        )
+    return dataset
+
+
+def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
+    """Return the held-out rows of the model's own data or, if given, those of `source`.
+
+    Raises:
+        DataRefused: the rows of `source` do not fit the model.
+    """
+    from pipeline.data.dataset import load_rows
+
+    data = checkpoint.config.data
+    if source is None:
+        return load_data(checkpoint.config, checkpoint.data).test
+    known = checkpoint.data["splits"]["test"]["sha256"]
+    names = ("test_fraction", "label", "binarize")
+    columns = data.columns or checkpoint.data.get("columns", ())  # in the order of the training
+    settings = {name: getattr(data, name) for name in names}
+    split = load_rows(source, known, columns=columns, **settings)
+    wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
+    if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
+        raise DataRefused(f"{source} has rows of {found}, the model takes {wanted}")
+    checkpoint.model.px.check(split.x)
+    same = "the model's own held-out rows" if split.sha256 == known else "rows of other data"
+    say(f"{source}: {same}")
+    return split

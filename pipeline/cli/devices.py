@@ -1,0 +1,34 @@
+"""The device on which torch computes for a command, and the reason when there is no CUDA."""
+
+from serving.errors import DeviceUnavailable
+
+
+def torch_device(device: str, threads: int) -> str:
+    """Set torch's threads and return `cpu` or `cuda`; either computes in float32.
+
+    `auto` becomes `cuda` where there is a GPU.
+
+    Raises:
+        DeviceUnavailable: `device` is `cuda` and there is none.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    missing = missing_cuda()
+    if device == "cpu" or (device == "auto" and missing):
+        return "cpu"
+    if missing:
+        raise DeviceUnavailable(f"device cuda is not available: {missing}; use --device cpu")
+    # by default torch rounds the inputs of convolutions, not of matrix products, to ten bits
+    torch.backends.cudnn.allow_tf32 = False
+    return "cuda"
+
+
+def missing_cuda() -> str:
+    """Say why torch has no CUDA here; the empty string if it has."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    missing = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
+    return f"torch {torch.__version__} {missing}"

@@ -1,0 +1,55 @@
+"""Reasons not to score a candidate at all; `--force` overrides none of them.
+
+In: the verified candidate and champion, and the digest of the held-out rows. Out: faults in words.
+"""
+
+from collections.abc import Iterator
+
+from pipeline.config import PromoteConfig
+from pipeline.parity.check import parity_faults
+from pipeline.registry.device_checks import check_faults
+from pipeline.registry.gate import metric_faults
+from serving.bundle import METRICS, Manifest
+from serving.source import Source
+
+
+def eligibility_faults(
+    candidate: Source, champion: Source | None, test_sha256: str, config: PromoteConfig
+) -> Iterator[str]:
+    """Say what keeps the candidate from being scored and compared."""
+    yield from parity_faults(candidate.bundle)
+    yield from check_faults(candidate, config.require)
+    yield from metric_faults(candidate.bundle.read_json(METRICS))
+    if champion is not None:
+        yield from _kind_faults(candidate.bundle.manifest, champion.bundle.manifest)
+    yield from _data_faults(candidate, champion, test_sha256, config)
+
+
+def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
+    for field in ("x_shape", "x_dtype", "likelihood"):
+        if getattr(new, field) != getattr(old, field):
+            yield (
+                f"{field} is {getattr(new, field)}, the champion's is {getattr(old, field)}, so "
+                "their ELBOs cannot be compared: register it under another --name"
+            )
+
+
+def _data_faults(
+    candidate: Source, champion: Source | None, test_sha256: str, config: PromoteConfig
+) -> Iterator[str]:
+    """Check the rows on which both are scored: the candidate's, and by default the champion's."""
+    own = candidate.bundle.manifest.data["splits"]["test"]["sha256"]
+    if test_sha256 != own:
+        yield (
+            "the held-out rows are not those that the version was evaluated on: "
+            f"sha256 {test_sha256[:12]}, its manifest says {own[:12]}"
+        )
+    if champion is None or config.allow_new_data:
+        return
+    other = champion.bundle.manifest.data["splits"]["test"]["sha256"]
+    if own != other:
+        yield (
+            f"champion {champion.version} was evaluated on other held-out rows, sha256 "
+            f"{other[:12]}, the candidate on {own[:12]}: train on the champion's data, or compare "
+            "both on the candidate's rows with --allow-new-data"
+        )

@@ -1,0 +1,28 @@
+"""Score a registered version: the ELBO of each held-out row, by the version's own ONNX graph."""
+
+import numpy as np
+
+from pipeline.registry.gate import Array
+from pipeline.registry.versions import version_errors
+from serving.engine import Engine
+from serving.noise import draw_rows
+from serving.source import Source
+
+
+def score_version(source: Source, x: Array, num_samples: int, threads: int) -> Array:
+    """Return the ELBO of each row in nats, shape `(rows,)`.
+
+    Every row has its own noise, so that the errors of the rows average out.
+    """
+    engine = open_engine(source, threads)
+    eps = draw_rows(0, 0, len(x), num_samples * source.bundle.manifest.latent_dim)
+    inputs = {"x": x, "eps": eps.reshape(len(x), num_samples, -1)}
+    return engine.run("score", inputs)["elbo"].astype(np.float64)
+
+
+def open_engine(source: Source, threads: int) -> Engine:
+    """Open a version's graphs and check that they give the outputs that torch gave."""
+    with version_errors(source.name, source.version, source.bundle.path):
+        engine = Engine(source.bundle, threads=threads)
+        engine.self_check()
+    return engine

@@ -1,0 +1,51 @@
+"""Servers that tests share, and their clients."""
+
+import ssl
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.serving.conftest import SEALED
+from tests.serving.running import Running, serve
+from tests.serving.server.secured import KEY, SECRET, CertificateFiles, make_certificate
+
+
+@pytest.fixture(scope="session")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.rest, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> CertificateFiles:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
+    """A server with an API key from its environment, without a webhook secret or TLS."""
+    with serve(tmp_path_factory.mktemp("locked"), SEALED, "--drain", "1", VAE_API_KEY=KEY) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def sealed(
+    tmp_path_factory: pytest.TempPathFactory, certificate: CertificateFiles
+) -> Iterator[Running]:
+    """A server with an API key from a file, a webhook secret, and TLS."""
+    folder = tmp_path_factory.mktemp("sealed")
+    (folder / "key").write_text(f"{KEY}\n")
+    tls = ["--tls-cert", str(certificate.chain), "--tls-key", str(certificate.key)]
+    arguments = ["--api-key-file", "key", *tls]
+    variables = {"VAE_WEBHOOK_SECRET": SECRET, "VAE_API_KEY": "not this one"}
+    with serve(folder, SEALED, "--drain", "1", *arguments, **variables) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def https(sealed: Running, certificate: CertificateFiles) -> Iterator[httpx.Client]:
+    with httpx.Client(
+        base_url=sealed.rest, verify=ssl.create_default_context(cafile=str(certificate.chain))
+    ) as client:
+        yield client

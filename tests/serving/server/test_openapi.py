@@ -1,0 +1,60 @@
+"""The OpenAPI document and the page list every route, and their example can be sent."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+
+from serving import errors
+from serving.engine import Engine
+from serving.server.rest_routes import ROUTES
+from tests.serving.running import Running
+from tests.serving.server.rest_requests import arrays_of, same
+
+
+def test_the_openapi_document_has_every_route_and_its_parts(
+    http: httpx.Client, server: Running
+) -> None:
+    document = http.get("/openapi.json").json()
+    found = {(m.upper(), path) for path, item in document["paths"].items() for m in item}
+    assert found == {(route.method, route.path) for route in ROUTES}
+    operations = [item for path in document["paths"].values() for item in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names) == len(ROUTES)
+    references = json.dumps(document).split('"$ref": "#/components/schemas/')[1:]
+    wanted = {reference.split('"')[0] for reference in references}
+    assert wanted == document["components"]["schemas"].keys()
+    assert server.version in document["info"]["title"]
+
+
+def test_free_sizes_of_the_openapi_document_have_names(http: httpx.Client) -> None:
+    operations = http.get("/openapi.json").json()["x-operations"]
+    shapes = {tensor["name"]: tensor["shape"] for tensor in operations["score"]["inputs"]}
+    assert shapes == {"x": ["batch", 6, 5], "eps": ["batch", "num_samples", 3]}
+
+
+def test_the_openapi_example_runs(http: httpx.Client, engine: Engine) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    example = schemas["InferRequest"]["example"]
+    seed, count = example["parameters"]["seed"], example["parameters"]["num_samples"]
+    response = http.post("/v2/models/sample/infer", json=example)
+    same(arrays_of(response), {"x_loc": engine.sample(count, seed)})
+
+
+def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.Client) -> None:
+    """Except 499, which a client that left never reads."""
+    kinds = {kind.status for kind in errors.VaeError.__subclasses__()} - {499}
+    readme = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    (listed,) = re.findall(r"Errors are .*?\n- ", readme, re.DOTALL)
+    assert {int(status) for status in re.findall(r"\b[45]\d\d\b", listed)} == kinds
+    document = http.get("/openapi.json").json()
+    assert {int(s) for s in document["paths"]["/v2"]["get"]["responses"]} - {200} == kinds
+
+
+def test_docs_are_a_page_that_asks_this_server(http: httpx.Client) -> None:
+    response = http.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.text.startswith("<!doctype html>")
+    assert "openapi.json" in response.text
+    assert "http://" not in response.text.replace("http://www.w3.org", "")
