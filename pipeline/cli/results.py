@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
 from serving.console import say
-from serving.io.images import is_picture
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics
@@ -45,6 +44,8 @@ def say_summary(
     pictures: str,
 ) -> None:
     """Print the summary of the main job: the champion, how good it is, and what to do next."""
+    from serving.io.images import is_picture
+
     promoted = decision is not None and decision.decision == "promoted"
     model = f"models:/{name}@{'champion' if promoted else 'candidate'}"
     name_option = "" if name == "vae" else f" --name {name}"
