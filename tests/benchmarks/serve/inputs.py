@@ -85,8 +85,9 @@ def check_answer(inputs: Inputs, rows: int, answer: Array) -> None:
 
 def _digest_of_sources() -> str:
     digest = sha256()
-    names = ("checkpoint", "config", "data", "export", "manifest", "model", "parity", "train")
-    files = [ROOT / "pipeline" / f"{name}.py" for name in names]
+    rooms = ("data", "export", "model", "parity", "training")
+    files = sorted(file for room in rooms for file in (ROOT / "pipeline" / room).glob("*.py"))
+    files.append(ROOT / "pipeline" / "config.py")
     for path in (*files, ROOT / "serving" / "bundle.py", ROOT / "serving" / "operations.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
