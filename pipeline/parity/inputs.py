@@ -96,7 +96,7 @@ def _constant(value: float | None, other: Draw) -> Draw:
     """Fill rows with `value`, or with the maxima of the columns.
 
     Each row but the first takes one feature from `other`: equal rows would have equal rounding
-    errors, and a single sample is no measure of noise.
+    errors, and a single sample does not measure noise.
     """
 
     def draw(held_out: Array, generator: Generator) -> Array:
