@@ -53,7 +53,7 @@ def test_other_data_without_a_test_set_gives_all_rows(
             id="shape",
         ),
         pytest.param(
-            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), the model", id="dtype"
+            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), but the model", id="dtype"
         ),
     ],
 )

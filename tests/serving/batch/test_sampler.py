@@ -151,4 +151,4 @@ def test_a_file_holds_the_same_rows(name: str, tmp_path: Path, engine: Engine) -
 
 def test_help_says_how_a_folder_is_asked_for() -> None:
     words = CliRunner().invoke(sample, ["--help"]).output
-    assert "a folder where the name has no suffix or ends in /" in " ".join(words.split())
+    assert "a path or URI without a suffix, or ending in /, is a folder" in " ".join(words.split())

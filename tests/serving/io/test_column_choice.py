@@ -76,7 +76,7 @@ def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
             {"a": pa.int64(), "b": LIST},
             ("a", "b"),
             DataRefused,
-            "each must be numbers, got b (list",
+            "each of several columns must be numbers, got b (list",
         ),
         ({"x": pa.string()}, (), DataRefused, "column 'x' is string; x can be bytes"),
         (
