@@ -98,16 +98,16 @@ preset_option = click.option(
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="A named set of settings; options that are given too override it",
+    help="A named set of settings; options given with it override it",
 )
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; a path to data is made absolute."""
+    """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
     source = given.get("data", "mnist")
     path = Path(source).expanduser()
-    if source != "mnist" and path.exists():  # even if a folder is called mnist
+    if source != "mnist" and path.exists():  # mnist is never a folder
         given["data"] = str(path.absolute())
     return given
 

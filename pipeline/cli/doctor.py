@@ -1,7 +1,7 @@
 """Examine this machine: what works, what is missing, and the command that fixes it.
 
 In: nothing. Out: findings. A failed one means that something installed does not work; a warning
-means that this machine lacks something that is optional.
+names something that this machine cannot do.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def _cuda() -> Iterator[Finding]:
 
         from serving.engine import require_cuda
     except ImportError:
-        return  # the findings on packages say so
+        return  # `_packages` reports it
     yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))
     try:
         require_cuda()
@@ -117,7 +117,7 @@ def _store() -> Iterator[Finding]:
     from serving.mlflow_store import connect, store_name
 
     if _version("mlflow") is None:
-        return  # the findings on packages say so
+        return  # `_packages` reports it
     fix = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
         connect()

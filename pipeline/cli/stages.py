@@ -77,7 +77,7 @@ def prepare_resume(
     if saved["device"] == "cuda" and (missing := missing_cuda()):
         raise DeviceUnavailable(
             f"run {run_id} was training on cuda, which this machine lacks: {missing}; continue it "
-            "where there is a GPU, or start again with vae train"
+            "on a machine with a GPU, or start again with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))

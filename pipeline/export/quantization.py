@@ -2,8 +2,8 @@
 
 In: a trained model, a precision and training rows to calibrate on. Out: the model in that
 precision, which is the reference of its bundle, and graphs rewritten to hold the same numbers.
-Inputs, outputs, biases, scales and the arithmetic of bounds stay as they are, so that clients need
-no change.
+Inputs, outputs, biases, scales and the arithmetic of bounds are unchanged, so that clients need no
+change.
 
 `fp16` rounds every weight to float16 and computes in float32, so that activations cannot overflow.
 `int8` computes the products of the wide layers in integers. The scales are fixed when the bundle is

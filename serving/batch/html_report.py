@@ -124,7 +124,7 @@ def _describe_drift(scores: ScoreSummary, job: Mapping[str, Any]) -> dict[str, S
     if drift is None:
         return {"words": ["Unknown: no row was scored."], "plots": []}
     words = (
-        f"The mean ELBO lies {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
+        f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
         f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
         f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."

@@ -72,7 +72,7 @@ def choose_columns(
         more = ", …" if len(layout.columns) > _SHOWN else ""
         raise UsageRefused(
             f"the input has no column {missing[0]!r}, which the model learned from: name by --x "
-            f"what stands for {', '.join(layout.columns[:_SHOWN])}{more}. "
+            f"the columns that hold {', '.join(layout.columns[:_SHOWN])}{more}. "
             f"The input has {list_columns(own)}"
         )
     else:

@@ -98,7 +98,9 @@ class Rows:
                 row += rows
                 yield batch
             if row != high:
-                raise DataRefused(f"{file.location} ends at row {row}, but announced {file.rows}")
+                raise DataRefused(
+                    f"{file.location} ends at row {row}, but {file.rows} rows were counted"
+                )
 
     def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows of a batch that pass the filter."""

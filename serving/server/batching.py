@@ -95,7 +95,7 @@ class Batcher:
         self.queued = 0
         """Rows times draws that wait."""
         self.full = False
-        """Whether a request was refused for lack of room, and none has left the queue since."""
+        """Whether a request was refused with little room left, and none was taken out since."""
         self.running = False
         """Whether a run is in progress in the thread."""
         self._scheduled = False
