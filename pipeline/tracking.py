@@ -196,9 +196,9 @@ def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
     with store_errors():
         names = {item.path for item in client.list_artifacts(run_id)}
         if name not in names:
-            why = "no training has ended in it"
+            why = "no training has finished in it"
             if RESUME in names:
-                why = f"its training has not ended; go on with vae train --resume {run_id}"
+                why = f"its training has not finished; continue it with vae train --resume {run_id}"
             raise UsageRefused(f"run {run_id} has no {name}: {why}")
         return Path(client.download_artifacts(run_id, name, str(folder)))
 

@@ -82,7 +82,7 @@ class Bundle:
         )
 
     def golden(self) -> dict[str, NDArray[Any]]:
-        """Read a few inputs and torch's outputs of them, for the self-check."""
+        """Read a few inputs and torch's outputs for them, for the self-check."""
         try:
             with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
                 return dict(arrays)

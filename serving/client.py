@@ -1,7 +1,7 @@
 """Two small clients of a server, which send and receive arrays in binary.
 
 `Client` blocks, `AsyncClient` is awaited; both keep their connections open. An answer that is an
-error raises the class that has its status, with the server's message: `UsageRefused` for 400,
+error raises the exception class of its status, with the server's message: `UsageRefused` for 400,
 `NotFound`, `Overloaded`, `NotReady`, `DeadlineExceeded` and so on.
 """
 

@@ -42,7 +42,7 @@ def progress(total: int, unit: str) -> Iterator["Progress"]:
 
 @dataclass(slots=True)
 class Progress:
-    """One line that changes on a terminal; elsewhere a line whenever nothing was said for 10 s."""
+    """A line that is updated in place on a terminal; elsewhere a new line after 10 s of silence."""
 
     total: int
     unit: str
@@ -53,12 +53,12 @@ class Progress:
     terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
 
     def skip(self, count: int) -> None:
-        """Count what was done before; it does not enter the rate."""
+        """Count what an earlier process did, which is left out of the rate."""
         self.done += count
         self.skipped += count
 
     def advance(self, count: int) -> None:
-        """Count what is done, and say so if it is time."""
+        """Count what was done, and print the progress if it is due."""
         self.done += count
         now = time.monotonic()
         if now - self.said < (_TERMINAL_S if self.terminal else _PLAIN_S):

@@ -1,8 +1,8 @@
 """Choose how many threads to use, and how they wait.
 
 OpenMP threads that spin long at a barrier run ten times slower when another process shares the
-cores; a short spin keeps most of the speed of an idle machine. It must be set before torch is
-imported.
+cores; a short spin keeps most of the speed of an idle machine. The limit must be set before torch
+is imported.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 In: a verified `Source`. Out: a folder, whole or absent. Names come from a registry, so each is
 quoted for the file that holds it, and none is put in a comment. Raises `UsageRefused` if the folder
-is not empty or a name or number cannot be used, `VaeError` if the folder cannot be written.
+is not empty or a name or number cannot be used, and `VaeError` if the folder cannot be written.
 """
 
 import json
@@ -127,7 +127,7 @@ def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -
 # Build and push the image first: vae deploy --target docker writes its build context.
 # Knative opens one port of each container, and probes that one: REST here. For gRPC, change it to
 # {{name: h2c, containerPort: {GRPC_PORT}}}, and both httpGet to tcpSocket: {{port: {GRPC_PORT}}}.
-# PROTOCOL stays v2 then: KServe does not take grpc-v2 of a custom container.
+# PROTOCOL stays v2 then: KServe does not accept grpc-v2 for a custom container.
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
@@ -230,7 +230,7 @@ def _version_number(source: Source) -> int:
 
 
 def _resource_name(name: str | None) -> str:
-    """Return a name that KServe takes: lower-case letters, digits and dashes, a letter first."""
+    """Return a name that KServe accepts: lower-case letters, digits and dashes, a letter first."""
     plain = re.sub("[^a-z0-9]+", "-", (name or "").lower()).strip("-")
     label = plain if plain[:1].isalpha() else f"vae-{plain}"
     return label[:40].rstrip("-")  # KServe appends to it, and Kubernetes takes 63 characters

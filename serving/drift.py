@@ -33,7 +33,7 @@ class HeldOut:
     elbo_mean: float
     elbo_sd: float
     elbo_quantiles: tuple[float, ...]
-    """At 0, 1 / (KNOTS - 1), … 1."""
+    """Quantiles at the shares 0, 1 / (KNOTS - 1), … 1."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "HeldOut":

@@ -199,7 +199,7 @@ def session_options(threads: int, level: Level) -> ort.SessionOptions:
 def _may_overflow() -> bool:
     """Whether int8 products could overflow, so that the exact kernels, half as fast, are needed.
 
-    x86-64 without VNNI sums pairs of products in 16 bits. An unknown processor counts as without.
+    x86-64 without VNNI sums pairs of products in 16 bits. An unknown one is assumed to lack it.
     """
     try:
         return "vnni" not in Path("/proc/cpuinfo").read_text()

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, refuse a bad output early, name unreadable files.
+"""Write files and folders whole or not at all, refuse bad outputs early, name unreadable files.
 
 Raises `VaeError` if an output cannot be written, `UsageRefused` if that is known before the work,
 and `DataRefused` if a file cannot be read.
@@ -28,7 +28,7 @@ FILE_READ_ERRORS: tuple[type[Exception], ...] = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""Whatever reading a damaged file of one of our formats may raise."""
+"""The exceptions that reading a damaged file of a supported format may raise."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def reading(name: object, *more: type[Exception]) -> Iterator[None]:
 
 
 def check_output_file(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
-    """Refuse a file of another suffix, in a bundle or in a folder that cannot be written to."""
+    """Refuse a file with another suffix, in a bundle, or in a folder that cannot be written to."""
     if path.suffix not in suffixes:
         raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
     _try_to_write(path.parent, f"cannot write {path}")
@@ -67,7 +67,7 @@ def check_output_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; rename it if the block succeeds."""
+    """Yield a temporary path beside `path` to write to; rename it if the block succeeds."""
     temporary = _temporary_beside(path)
     try:
         yield temporary
@@ -80,7 +80,7 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; rename it to `path` if the block succeeds.
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
     `path` must be missing or an empty folder. Missing folders above it are made.
     """

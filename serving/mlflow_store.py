@@ -91,7 +91,7 @@ def find_in_store(look_up: Callable[..., _Answer], *ids: str) -> _Answer | None:
 
 @contextlib.contextmanager
 def ignoring(*codes: str) -> Iterator[None]:
-    """Leave the block quietly if the store refuses with one of these error codes."""
+    """Suppress the store's error if it has one of these codes."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -115,8 +115,8 @@ def connect() -> "MlflowClient":
             raise UsageRefused(
                 "models:/ needs mlflow: pip install 'vae-pipeline[registry]'"
             ) from err
-        logging.getLogger("mlflow").setLevel(logging.ERROR)  # its import sets it to INFO
-        # this one logs every error that it raises
+        logging.getLogger("mlflow").setLevel(logging.ERROR)  # importing mlflow sets INFO
+        # this logger repeats every error that is raised
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         mlflow.set_tracking_uri(uri)
         with _first_use(uri):

@@ -22,7 +22,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A function of arrays that computes each row apart: a graph with named inputs and outputs."""
+    """A function that computes each row independently: a graph with named inputs and outputs."""
 
     name: OperationName
     graph: str

@@ -96,7 +96,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return values
 
     def _order_columns(self, rows: Any) -> Any:
-        """Order a DataFrame's columns as in training; rows without any of these stay unchanged."""
+        """Order a DataFrame's columns as in training; without any of these, it stays unchanged."""
         names = self._manifest["data"].get("columns", [])
         missing = [name for name in names if name not in getattr(rows, "columns", ())]
         if len(missing) == len(names):
@@ -142,7 +142,7 @@ def _verified_manifest(folder: Path) -> Any:
 
 
 def _as_array(rows: Any) -> Any:
-    """Make one array of mlflow's input; Spark and JSON give arrays inside arrays."""
+    """Convert mlflow's input to one array; Spark and JSON give arrays inside arrays."""
     if isinstance(rows, dict):
         if len(rows) != 1:
             raise ValueError(f"the input must be one array, got {', '.join(rows) or 'none'}")

@@ -1,6 +1,6 @@
 """Defer SIGINT and SIGTERM until a block of code has ended.
 
-When the block has ended, the first signal that came is raised again, and has its usual effect.
+When the block has ended, the first signal that arrived is raised again and has its usual effect.
 """
 
 import signal
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Defer signals while the block runs; give a function that says whether one has come.
+    """Defer signals while the block runs; yield a function that returns whether one has arrived.
 
     A signal that is ignored stays ignored. Outside the main thread, which alone may set handlers,
     nothing is deferred.

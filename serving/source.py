@@ -1,9 +1,9 @@
 """Open a bundle from a folder, or from a version in the MLflow registry.
 
 `models:/vae@champion` and `models:/vae/3` are fetched into a cache, where the bundle's digest names
-the folder. A download is complete before it takes its place there, and the files are verified at
-every opening. Raises `VerificationFailed` when the files are not those that were registered, and
-`VaeError` when the store cannot be reached.
+the folder. A download is moved there once it is complete, and the files are verified at every
+opening. Raises `VerificationFailed` if the files are not those that were registered, and `VaeError`
+if the store cannot be reached.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<versi
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A verified bundle and, where it came from a registry, the version's name and number."""
+    """A verified bundle and, if it came from a registry, the version's name and number."""
 
     bundle: Bundle
     name: str | None = None
@@ -86,7 +86,7 @@ def open_source(reference: str) -> Source:
 def open_cached(reference: str) -> Source | None:
     """Open the version that `remember` stored for a reference, without asking the registry.
 
-    Return None if there is none, or its files are not whole.
+    Return None if there is none, or if its files are damaged.
     """
     registered = parse_reference(reference)
     if registered is None:
@@ -142,7 +142,7 @@ def _open_sealed(folder: Path, digest: str) -> Bundle:
     bundle = open_bundle(folder)
     if bundle.manifest.digest != digest:
         raise VerificationFailed(
-            f"{folder} holds bundle {bundle.manifest.digest[:12]}, registered was {digest[:12]}"
+            f"{folder} holds bundle {bundle.manifest.digest[:12]}, but {digest[:12]} was registered"
         )
     return bundle
 

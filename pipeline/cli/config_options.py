@@ -1,4 +1,4 @@
-"""Make click options from the config dataclasses, so that defaults and help stand only there."""
+"""Make click options from the config dataclasses, which alone hold defaults and help texts."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ from pipeline.config import PRESETS, Option, PromoteConfig, preset_settings, set
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _SPACE_AT_END = re.compile(r'("[^"]*")|\s+(?=,|$)')
-"""Matches quoted text, as its group; or the space after a word, which the csv module would keep."""
+"""Matches quoted text (group 1), or spaces after a word, which the csv module would keep."""
 
 
 class Widths(click.ParamType[tuple[int, ...]]):
@@ -27,7 +27,7 @@ class Widths(click.ParamType[tuple[int, ...]]):
         try:
             widths = tuple(int(part) for part in value.split(",")) if value else ()
         except ValueError:
-            self.fail(f"{value!r} is no list of widths such as 512,256", param, ctx)
+            self.fail(f"{value!r} is not a list of widths such as 512,256", param, ctx)
         if any(width < 1 for width in widths):
             self.fail(f"widths must be at least 1, got {value!r}", param, ctx)
         return widths
@@ -98,16 +98,16 @@ preset_option = click.option(
     type=click.Choice(list(PRESETS)),
     default="default",
     show_default=True,
-    help="A named set of settings; options that are given too override it",
+    help="A named set of settings; options given with it override it",
 )
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; a path to data becomes absolute, for use elsewhere."""
+    """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
     source = given.get("data", "mnist")
     path = Path(source).expanduser()
-    if source != "mnist" and path.exists():  # a folder called mnist does not hide the name
+    if source != "mnist" and path.exists():  # mnist is never a folder
         given["data"] = str(path.absolute())
     return given
 
@@ -119,7 +119,7 @@ def gate_config(settings: dict[str, Any]) -> PromoteConfig:
 
 
 def given_beside(option: str, *allowed: str) -> dict[str, Any]:
-    """Return the values of the `allowed` options; None for one that was not given.
+    """Return the values of the `allowed` options, None for each that was not given.
 
     Raises:
         click.UsageError: an option was given that is neither `option` nor allowed.
@@ -133,8 +133,8 @@ def given_beside(option: str, *allowed: str) -> dict[str, Any]:
             values[name] = context.params[name] if given else None
         elif given and parameter.opts[0] != option:
             raise click.UsageError(
-                f"{parameter.opts[0]} cannot be given beside {option}, which takes all settings "
-                f"from the run but {', '.join(allowed)}"
+                f"{parameter.opts[0]} cannot be combined with {option}, which takes all settings "
+                f"from the run except {', '.join(allowed)}"
             )
     return values
 

@@ -1,4 +1,4 @@
-"""The data that a command works on: that of a config, or the rows on which a model is evaluated."""
+"""Load the data that a command needs: that of a config, or the rows to evaluate a model on."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -56,12 +56,12 @@ def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
         return load_data(checkpoint.config, checkpoint.data).test
     known = checkpoint.data["splits"]["test"]["sha256"]
     names = ("test_fraction", "label", "binarize")
-    columns = data.columns or checkpoint.data.get("columns", ())  # in the order of the training
+    columns = data.columns or checkpoint.data.get("columns", ())  # in training's order
     settings = {name: getattr(data, name) for name in names}
     split = load_rows(source, known, columns=columns, **settings)
     wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
     if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
-        raise DataRefused(f"{source} has rows of {found}, the model takes {wanted}")
+        raise DataRefused(f"{source} has rows of {found}, but the model takes {wanted}")
     checkpoint.model.px.check(split.x)
     same = "the model's own held-out rows" if split.sha256 == known else "rows of other data"
     say(f"{source}: {same}")

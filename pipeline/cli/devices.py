@@ -6,7 +6,7 @@ from serving.errors import DeviceUnavailable
 def torch_device(device: str, threads: int) -> str:
     """Set torch's threads and return `cpu` or `cuda`; either computes in float32.
 
-    `auto` becomes `cuda` where there is a GPU.
+    `auto` becomes `cuda` if there is a GPU.
 
     Raises:
         DeviceUnavailable: `device` is `cuda` and there is none.
@@ -19,13 +19,13 @@ def torch_device(device: str, threads: int) -> str:
         return "cpu"
     if missing:
         raise DeviceUnavailable(f"device cuda is not available: {missing}; use --device cpu")
-    # by default torch rounds the inputs of convolutions, not of matrix products, to ten bits
+    # by default torch uses TF32 for convolutions, but not for matrix products
     torch.backends.cudnn.allow_tf32 = False
     return "cuda"
 
 
 def missing_cuda() -> str:
-    """Say why torch has no CUDA here; the empty string if it has."""
+    """Return why torch cannot use CUDA here, or an empty string if it can."""
     import torch
 
     if torch.cuda.is_available():

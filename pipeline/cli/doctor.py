@@ -1,7 +1,7 @@
-"""Look at this machine: what works, what is missing, and the command that fixes it.
+"""Examine this machine: what works, what is missing, and the command that fixes it.
 
 In: nothing. Out: findings. A failed one means that something installed does not work; a warning
-says what this machine cannot do.
+names something that this machine cannot do.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _EXTRAS = {
     "registry": ("mlflow", "models:/ references, vae register and vae promote do not work"),
     "train": ("torch", "vae train, vae export and vae check do not work"),
 }
-"""For each extra a package that all of it needs, and what does not work without it."""
+"""For each extra, a package that all of it needs, and what does not work without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, packages, devices, store and disk."""
+    """Examine Python, packages, devices, store and disk."""
     checks = (_python, _packages, _cuda, _store, _disk)
     return [finding for check in checks for finding in check()]
 
@@ -86,7 +86,7 @@ def _version(package: str) -> str | None:
 
 
 def list_requirements() -> list[str]:
-    """Read them from the installed package's metadata or, in a checkout, from pyproject.toml."""
+    """Return them from the installed package's metadata or, in a checkout, from pyproject.toml."""
     try:
         return importlib.metadata.requires("vae-pipeline") or []
     except importlib.metadata.PackageNotFoundError:
@@ -102,7 +102,7 @@ def _cuda() -> Iterator[Finding]:
 
         from serving.engine import require_cuda
     except ImportError:
-        return  # the findings on packages say so
+        return  # `_packages` reports it
     yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))
     try:
         require_cuda()
@@ -117,7 +117,7 @@ def _store() -> Iterator[Finding]:
     from serving.mlflow_store import connect, store_name
 
     if _version("mlflow") is None:
-        return  # the findings on packages say so
+        return  # `_packages` reports it
     fix = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
         connect()

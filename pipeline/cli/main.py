@@ -1,6 +1,6 @@
 """The command line `vae`: the commands of the stages, and the group that holds all commands.
 
-Every command is an entry point of the same name in MLproject. Slow imports stand inside the
+Every command is an entry point of the same name in MLproject. Slow imports are inside the
 commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
 """
 
@@ -115,7 +115,7 @@ def run(
 @click.option(
     "--resume",
     metavar="RUN_ID",
-    help="Continue a run that broke off, with its own settings",
+    help="Continue an interrupted run with its own settings",
 )
 @device_option
 @threads_option
@@ -164,7 +164,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on its held-out rows, or on other data.
 
-    MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. If --data has a test set
+    MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. If --data has a test set,
     its rows are used, otherwise all rows.
 
     Example: vae evaluate models:/vae@champion --nll-samples 1000
@@ -214,7 +214,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
     type=click.Choice(["cpu", "cuda", "all"]),
     default="cpu",
     show_default=True,
-    help="Where the graphs must agree with torch; all checks both devices separately",
+    help="Device on which the graphs must agree with torch; all checks both, one by one",
 )
 @click.option(
     "--report", "page", type=click.Path(path_type=Path), help="Also write an HTML page to this file"

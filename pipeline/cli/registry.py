@@ -19,7 +19,7 @@ from serving.console import finish, say
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
-    """Refuse characters that MLflow accepts for a model and then refuses for its versions."""
+    """Refuse characters that MLflow accepts for a model but later refuses for its versions."""
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
         raise click.BadParameter(f"must consist of letters, digits, _ and -, got {name!r}")
     return name
@@ -171,7 +171,7 @@ def verify(version: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = fetch_verified(connect(), name, number, Path(folder))
     digest = source.bundle.manifest.digest
-    say(f"version {number} of {name} is whole: {digest}")
+    say(f"version {number} of {name} is intact: {digest}")
     finish({"name": name, "version": number, "digest": digest, "verified": True})
 
 

@@ -1,6 +1,6 @@
 """The stages as the commands run them: with tracking, and with progress and messages on stderr.
 
-Each function takes what the stage before it returned. Slow imports stand inside the functions.
+Each function takes what the stage before it returned. Slow imports are inside the functions.
 """
 
 import os
@@ -59,7 +59,7 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
 def prepare_resume(
     run_id: str, device: str | None, threads: int | None, learning_rate: float | None = None
 ) -> "tuple[TrainState, Dataset]":
-    """Read the state of a run that broke off; a setting of None stays what it was in that run.
+    """Read the state of an interrupted run; a setting of None keeps its value from that run.
 
     Raises:
         UsageRefused: `device` is not the one that the run was training on.
@@ -77,7 +77,7 @@ def prepare_resume(
     if saved["device"] == "cuda" and (missing := missing_cuda()):
         raise DeviceUnavailable(
             f"run {run_id} was training on cuda, which this machine lacks: {missing}; continue it "
-            "where there is a GPU, or start again with vae train"
+            "on a machine with a GPU, or start again with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
     dataset = load_data(Config.from_json(saved["config"]))
@@ -179,7 +179,7 @@ def check(
 ) -> "tuple[Bundle, ParityReport]":
     """Compare a bundle with torch and seal the report into it.
 
-    If a device is missing nothing is written, and an earlier report stays.
+    If a device is missing, nothing is written, and an earlier report stays.
     """
     from pipeline.parity.bundle_report import add_report
 
@@ -223,7 +223,7 @@ def open_to_check(reference: str) -> "Source":
 
 
 def keep_report(source: "Source", report: "ParityReport") -> tuple[str, str]:
-    """Seal a report into a folder, or add it to a version; return the digest and its place."""
+    """Seal a report into a folder, or add it to a version; return digest and report's place."""
     from pipeline.parity.bundle_report import add_report
     from pipeline.registry.device_checks import add_check
     from serving.bundle import PARITY

@@ -1,6 +1,6 @@
 """Load data from a name or a path into three fixed splits with their digests.
 
-In: what `pipeline.data.readers` reads. Out: a `Dataset`. Raises `DataRefused`, which says why, for
+In: what `pipeline.data.readers` reads. Out: a `Dataset`. Raises `DataRefused`, with the reason, for
 data that cannot be used. Splits and binarized images depend on the data alone and not on the seed
 of a training, so that models of different seeds are compared on the same held-out rows.
 """
@@ -125,8 +125,8 @@ def load_rows(
 ) -> Split:
     """Load rows to evaluate on: the test set of the source, or all rows if it has none.
 
-    If the source is the data that the model was trained on, which `known`, the digest of its test
-    split, tells, they are that test split.
+    If the source is the data that the model was trained on, whose test split has the digest
+    `known`, the rows are that test split.
     """
     rest, test = read_like(source, columns, label)
     rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
@@ -182,7 +182,7 @@ def _binarize_once(part: LabelledRows, *, key: int) -> LabelledRows:
 
 
 def _check_rows(source: str, x: Array) -> Array:
-    """Return rows of uint8 or finite float32; other numbers become float32, all else is refused."""
+    """Return rows of uint8 or finite float32; convert other numbers, refuse everything else."""
     if x.dtype.kind not in "buif":
         raise DataRefused(f"{source} must be numbers, got {x.dtype}")
     if x.ndim < 2 or x.size == 0:

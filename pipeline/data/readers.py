@@ -60,7 +60,7 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
         raise DataRefused(f"no data at {source!r}: give {_KINDS}")
     kind = _kind(path)
     if (columns or label) and kind != "table":
-        raise UsageRefused(f"--columns and --label choose from a table, and {source} is none")
+        raise UsageRefused(f"--columns and --label choose from a table, and {source} is not one")
     read = READERS[kind]
     if path.is_dir() and kind != "idx" and (halves := _find_halves(path)):
         train, _ = read(halves[0], columns, label)
@@ -206,9 +206,9 @@ def _require_idx(folder: Path, name: str) -> Path:
 
 
 def _label(source: Path, x: Array, labels: Array | None) -> LabelledRows:
-    """Add labels to rows: one integer or string a row; targets of other types are ignored."""
+    """Add labels to rows: one integer or string per row; targets of other types are ignored."""
     if labels is None or labels.dtype.kind not in "uiUS":
         return LabelledRows(x)
     if x.ndim and labels.size != len(x):
-        raise DataRefused(f"{source} has {labels.size} labels of {len(x)} rows")
+        raise DataRefused(f"{source} has {labels.size} labels for {len(x)} rows")
     return LabelledRows(x, labels.reshape(-1))

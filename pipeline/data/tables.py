@@ -77,7 +77,7 @@ def _read_csv(path: Path, columns: Sequence[str], label: str) -> TableRows:
 
 
 def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -> list[str]:
-    """Choose the columns of `x`: those asked for, else all but the label."""
+    """Choose the columns of `x`: those named in `columns`, else all but the label."""
     require_columns(path, schema, (*columns, *([label] if label else [])))
     if label in columns:
         raise UsageRefused(f"column {label!r} cannot be the label and a feature")
@@ -88,7 +88,7 @@ def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -
     others = pa.schema([item for item in chosen if not is_number(unwrap_type(item.type))])
     if len(others) and not (len(names) == 1 and _holds_rows(unwrap_type(chosen[0].type))):
         raise DataRefused(
-            f"{path} has columns that are no numbers: {list_columns(others)}; name the columns to "
+            f"{path} has columns that are not numbers: {list_columns(others)}; name the columns to "
             "learn from by --columns, and a column of classes by --label"
         )
     if not names:
@@ -103,7 +103,7 @@ def _holds_rows(kind: pa.DataType) -> bool:
 def _find_layout(
     path: Path, first: pa.RecordBatch, names: Sequence[str], are_bytes: bool
 ) -> RowLayout:
-    """Find shape and dtype of a row from the types, or from a row if the types do not tell."""
+    """Find the shape and dtype of a row from the types, or from a row if the types lack them."""
     dtype = np.dtype(np.uint8 if are_bytes else np.float32)
     kind = unwrap_type(first.schema.field(names[0]).type)
     if is_number(kind):
@@ -113,7 +113,7 @@ def _find_layout(
     if not sizes or len(shape) < len(sizes):
         shape = _first_shape(path, first, names[0])
     if math.prod(shape) == 0:
-        raise DataRefused(f"{path}: {names[0]} must hold at least one value a row, got {shape}")
+        raise DataRefused(f"{path}: {names[0]} must hold at least one value per row, got {shape}")
     return RowLayout(shape, dtype if sizes else np.dtype(np.uint8), unit_range=False)
 
 
@@ -150,7 +150,7 @@ def _gather(
         )  # in place, without a second copy
         x[len(x) - len(good) :] = good
         labels += [batch.column(label)] if label else []
-    pa.default_memory_pool().release_unused()  # the pool would keep the memory of the batches
+    pa.default_memory_pool().release_unused()  # otherwise the pool keeps the memory of the batches
     if missing := +missing:  # without the columns that lack nothing
         listed = ", ".join(f"{name}: {count} missing" for name, count in missing.items())
         raise DataRefused(

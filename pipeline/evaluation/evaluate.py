@@ -38,7 +38,7 @@ class Metrics:
     kl: float
     kl_se: float
     nll: float
-    """-log p(x) by `nll_samples` importance samples a row; in expectation an upper bound."""
+    """-log p(x) by `nll_samples` importance samples per row; in expectation an upper bound."""
     nll_se: float
     nll_samples: int
     active_units: int

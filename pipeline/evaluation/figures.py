@@ -70,7 +70,7 @@ def _encode(model: VAE, x: Array) -> Array:
 
 @torch.no_grad()
 def _traversals(model: VAE, x: Array) -> Array:
-    """Return one line for each of the latents that vary most: it goes from -3 to 3, alone."""
+    """Return one line for each of the latents that vary most: only it changes, from -3 to 3."""
     z_loc = _encode(model, x[:1000])
     latents = np.argsort(-z_loc.var(0), kind="stable")[:TRAVERSED_LATENTS]
     z = np.repeat(z_loc[:1], len(latents) * len(TRAVERSAL), axis=0)

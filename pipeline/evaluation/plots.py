@@ -27,7 +27,7 @@ def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
         for prefix, label in (("", "training"), ("valid_", "validation")):
             if history and prefix + name in history[0]:
                 axes.plot(epochs, [row[prefix + name] for row in history], ".-", label=label)
-        axes.set(title=name, xlabel="epoch", ylabel="nats a row")
+        axes.set(title=name, xlabel="epoch", ylabel="nats per row")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=100)
@@ -71,7 +71,7 @@ def plot_scores(path: Path, held_out: HeldOut) -> None:
     axes.set(
         title=f"ELBO of {held_out.rows:,} held-out rows as vae score gives it, "
         f"mean {held_out.elbo_mean:.2f}",
-        xlabel="nats a row",
+        xlabel="nats per row",
         ylabel="density",
     )
     figure.savefig(path, dpi=100)

@@ -54,7 +54,7 @@ from serving.operations import Operation, operation_table
 OPSET = 20
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
-"""Rows of which the golden ones are the first whose rounding to int8 is unambiguous."""
+"""Rows from which the golden rows are chosen: the first whose rounding to int8 is unambiguous."""
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
 CARD_COLUMNS = 10
@@ -223,7 +223,7 @@ def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Arra
 def _graph_metadata(
     checkpoint: Checkpoint, weights_sha256: str, precision: Precision
 ) -> dict[str, str]:
-    """Return what a graph says of itself without the manifest; nothing about place or time."""
+    """Return a graph's description of itself, for use without the manifest; no place or time."""
     return {
         "schema_version": str(SCHEMA_VERSION),
         "x_shape": json.dumps(checkpoint.model.x_shape),

@@ -19,7 +19,7 @@ from serving.files import staged_file
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
-    """Write the manifest: every file of `folder` with its digest, and one digest of it all."""
+    """Write the manifest: every file of `folder` with its digest, and one digest of everything."""
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     entries = {name: file_entry(folder / name) for name in names}
     content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}

@@ -26,8 +26,8 @@ data's own units, so a client needs no scaler.
 
 ## How good it is
 
-On {rows:,} held-out rows, in nats; ± is a standard error over rows, larger is better but for the
-KL and the NLL.
+On {rows:,} held-out rows, in nats; ± is a standard error over rows, larger is better except for
+the KL and the NLL.
 
 | quantity | value |
 |---|--:|
@@ -51,7 +51,7 @@ vae reconstruct rows.npy --model bundle --out reconstructions.npy
 vae score rows.npy scores/ --model bundle --num-samples 16 --seed 7
 ```
 
-In Python, with what serves it (no torch):
+In Python, with the serving package (no torch):
 
 ```python
 from pathlib import Path
@@ -105,7 +105,7 @@ def render_card(
     metrics: Mapping[str, Any],
     parity: str = "Not checked yet: run `vae check`.",
 ) -> str:
-    """Fill the card in from the manifest's `content` and the metrics; `parity` is its section."""
+    """Fill in the card from the manifest's `content` and the metrics; `parity` is its section."""
     config, data, git = content["config"], content["data"], content["git"]
     pictured = has_pictures(content["x_shape"], content["x_dtype"])
     return _TEMPLATE.format(
@@ -155,7 +155,7 @@ def _describe_more(metrics: Mapping[str, Any]) -> str:
     if (error := metrics.get("reconstruction_error")) is not None:
         lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
     if (bits := metrics.get("bits_per_dim")) is not None:
-        lines += f"| NLL in bits a dimension | {bits:.3f} |\n"
+        lines += f"| NLL in bits per dimension | {bits:.3f} |\n"
     return lines
 
 

@@ -2,8 +2,8 @@
 
 In: a trained model, a precision and training rows to calibrate on. Out: the model in that
 precision, which is the reference of its bundle, and graphs rewritten to hold the same numbers.
-Inputs, outputs, biases, scales and the arithmetic of bounds stay as they are, so that clients need
-no change.
+Inputs, outputs, biases, scales and the arithmetic of bounds are unchanged, so that clients need no
+change.
 
 `fp16` rounds every weight to float16 and computes in float32, so that activations cannot overflow.
 `int8` computes the products of the wide layers in integers. The scales are fixed when the bundle is
@@ -64,7 +64,7 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(steps.to(torch.int8), requires_grad=False)
         self.bias = layer.bias
         self.register_buffer("weight_scale", scale)
-        # all zero; without it onnxruntime 1.31 inserts a scalar, and then refuses that
+        # all zero; without it onnxruntime 1.31 inserts a scalar, and then refuses it
         self.register_buffer("weight_zero", torch.zeros(len(scale), dtype=torch.int8))
         x_scale = torch.tensor((high - low) / STEPS, dtype=torch.float32)
         self.register_buffer("x_scale", x_scale)
@@ -167,7 +167,7 @@ def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
         layer = weight.removesuffix("weight")
         used |= {name: value for name, value in state.items() if name.startswith(layer)}
     if used:
-        del proto.graph.value_info[:]  # it may hold dtypes of before
+        del proto.graph.value_info[:]  # it may hold outdated dtypes
     kept = [item for item in proto.graph.initializer if item.name not in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
@@ -222,7 +222,7 @@ def unambiguous_rows(
     """Return the rows whose every rounding to int8 is unambiguous; all rows if nothing is rounded.
 
     An activation halfway between two steps is rounded up or down by the noise of float32, and
-    machines differ in that; the outputs of such a row are rightly off by a step. An activation
+    machines differ in that; the outputs of such a row may correctly be off by a step. An activation
     counts as halfway within four times the error of torch's float32 on unambiguous rows.
     """
     rows = len(next(iter(inputs.values())))

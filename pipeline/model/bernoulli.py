@@ -52,7 +52,7 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return the sum of x·l - softplus(l) over features; it is finite for any logit l."""
-        if params.dtype == torch.float32:  # one kernel forwards, one backwards
+        if params.dtype == torch.float32:  # one kernel forward, one backward
             target = x.expand_as(params)
             return -F.binary_cross_entropy_with_logits(params, target, reduction="none").sum(-1)
         return (x * params - softplus(params)).sum(-1)

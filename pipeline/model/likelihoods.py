@@ -63,7 +63,7 @@ LIKELIHOODS: Mapping[str, type[AnyLikelihood]] = {
 
 
 def make_likelihood(features: int, settings: ModelConfig) -> AnyLikelihood:
-    """Build the likelihood of rows of so many features; `settings` must be resolved."""
+    """Build the likelihood of rows with this number of features; `settings` must be resolved."""
     return LIKELIHOODS[settings.likelihood](features, settings)
 
 

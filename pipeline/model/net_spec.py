@@ -1,4 +1,4 @@
-"""What a builder of networks takes and returns.
+"""The interface of a builder of networks.
 
 A builder takes a `NetSpec` and returns two ordinary modules. The encoder maps standardized rows
 (batch, x_width) to two tensors (batch, latent_dim): `z_loc` and the log of `z_scale`. The decoder

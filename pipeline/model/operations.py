@@ -57,7 +57,7 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far float32 results may be from the float64 reference: derived, not picked.
+    """How far float32 results may be from the float64 reference: derived, not chosen by hand.
 
     It is four times the error that torch itself makes on the same rows, for the largest error and
     for the root mean square, and at least a few roundings of the values. If torch ran in float32,

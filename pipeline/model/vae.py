@@ -39,7 +39,7 @@ class Posterior(NamedTuple):
 class VAE(nn.Module):
     """An encoder, a decoder and a likelihood for data of shape `x_shape`."""
 
-    # these may be a user's modules; `pipeline.model.net_spec` says what they take and return
+    # these may be a user's modules; `pipeline.model.net_spec` defines what they take and return
     encoder: Any
     decoder: Any
 

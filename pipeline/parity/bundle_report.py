@@ -46,8 +46,8 @@ def _describe_comparison(row: Comparison) -> str:
 
 
 def _describe_loss(loss: QuantizationLoss) -> str:
-    """Say what the rounding of the weights costs; the metrics of the card are those of float32."""
-    measured = "Their ELBO is no number."
+    """Describe what rounding the weights costs; the metrics of the card are those of float32."""
+    measured = "Their ELBO is not a number."
     if loss.difference == loss.difference:
         measured = (
             f"Over {loss.rows} held-out rows their ELBO is {loss.difference:+.2g} nats from "

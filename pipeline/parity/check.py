@@ -122,14 +122,14 @@ def checked_files(bundle: Bundle) -> dict[str, str]:
 
 
 def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]:
-    """Say why the graphs are not known to be the model; the list is empty if they are."""
+    """Return why the graphs are not known to be the model; the list is empty if they are."""
     if PARITY not in bundle.manifest.files:
         return ["parity was not checked: run vae check"]
     report = bundle.read_json(PARITY)
     if report.get("verdict") != "passed":
         return ["parity failed: see parity.json"]
     if report.get("files") != checked_files(bundle):
-        return ["parity.json speaks of other files: run vae check"]
+        return ["parity.json is about other files: run vae check"]
     if fault := provider_fault(report):
         return [f"parity.json {fault}: run vae check"]
     if on_this_machine and report.get("machine") != describe_environment():
@@ -138,7 +138,7 @@ def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]
 
 
 def provider_fault(report: Mapping[str, Any]) -> str | None:
-    """Say why a report does not show that its devices, and no others, computed."""
+    """Return why a report does not show that its devices, and no others, computed, or None."""
     wanted = {device: PROVIDERS.get(device, "") for device in report.get("devices", ())}
     ran = {str(row.get("provider")) for row in report.get("comparisons", ())}
     if not wanted or ran != {*wanted.values()}:

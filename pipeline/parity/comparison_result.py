@@ -24,7 +24,7 @@ Rule = Literal[
     "elbo",
     "reduction",
 ]
-"""The rules that a bundle must keep. The tensors of a graph are those of the operation table
+"""The rules that a bundle must meet. The tensors of a graph are those of the operation table
 (interface); the graph is valid ONNX (graph); its operators are pure functions of a row (operators);
 its weights are the bytes of the state dict (weights); dtypes, shapes and NaN are those of torch
 (pattern), and so are the values (values); a row does not depend on its batch (batch); a second run
@@ -34,7 +34,7 @@ precision, near that of float64 (reduction).
 
 HISTOGRAM_EDGES = tuple(np.arange(-4, 1.5, 0.5).tolist())
 """Edges of log10(error / max_tolerance): 0 is the whole tolerance. One more bin on either side
-counts errors of (almost) nothing, and gross errors with those that are no number."""
+counts (almost) zero errors, and gross errors together with those that are not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,8 @@ class Comparison:
 class ElboParity:
     """The ELBO of held-out rows compared with float64, under one setting.
 
-    A goal is what is asked of any model. The tolerance is the goal or, where the sum of many
-    float32 numbers cannot come closer, four times the error of torch itself.
+    A goal is what is asked of any model. The tolerance is the goal or, if the sum of many float32
+    numbers cannot come closer, four times the error of torch itself.
     """
 
     provider: str
@@ -166,7 +166,7 @@ def compare(
 
 
 def describe_share(share: float) -> str:
-    """Say for a person which share of its tolerance a comparison used."""
+    """Describe for a person which share of its tolerance a comparison used."""
     return f"{share:.0%}" if share < 100 else "far more"
 
 

@@ -24,7 +24,7 @@ from serving.operations import Operation
 OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
 THREADS = (1, 2)
 ENOUGH_ROWS = 64
-"""Rows from which on the root mean square is judged too."""
+"""The least number of rows for which the root mean square is judged too."""
 RERUN_ROWS = 256
 BACKWARDS = slice(None, None, -1)
 EXACTLY = Tolerance(0.0, 0.0)
@@ -71,8 +71,8 @@ class Case:
     """Outputs in reduced arithmetic, by precision."""
     least: Mapping[str, Tolerance]
     """The least tolerance of each output: some roundings of its values on held-out rows. Without
-    it, values near zero would be held too closely: the sigmoid of onnxruntime never goes below
-    1.5e-8, however dark the picture of a far latent is."""
+    it, the tolerance of values near zero would be too strict: onnxruntime's sigmoid never goes
+    below 1.5e-8, however dark the picture of a far latent is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class CaseResults:
     def tolerance(self, name: str, rows: int) -> Tolerance:
         """Return four times the error of torch on all rows, or on these if that is larger.
 
-        A few rows can be easy by chance, and they can be hard. The root mean square of a few rows
-        is dominated by the hardest one, so there the maximum alone judges.
+        A few rows can be easy or hard by chance. The root mean square of a few rows is dominated
+        by the hardest one, so only the maximum is judged for them.
         """
         exact, noise = self.case.exact[name], self.noise[name]
         over_all = Tolerance.from_noise(exact, noise).wider(self.case.least[name])
@@ -225,7 +225,7 @@ def unambiguous_cases(
 
 
 def compare_case(checked: CheckedEngine, case: Case) -> Iterator[Comparison | ElboParity]:
-    """Compare every output at every batch size; as served also batches and reruns."""
+    """Compare every output at every batch size; as served, also compare batches and reruns."""
     results = CaseResults.make(checked, case)
     for name in case.exact:
         yield from results.beside_torch(name)

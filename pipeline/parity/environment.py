@@ -28,7 +28,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of what prepares and judges the numbers."""
+    """Return the versions of the libraries that prepare and judge the numbers."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,

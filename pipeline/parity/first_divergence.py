@@ -112,7 +112,7 @@ def _other_bytes(fresh: ModelProto, feeds: Values, row: Comparison) -> Detail:
     def detail(name: str, value: Array) -> str:
         if value.tobytes() == expected[name].tobytes():
             return ""
-        return "differs from the model's own export, by less than an output is allowed"
+        return "differs from the model's own export, by less than the tolerance of an output"
 
     return detail
 

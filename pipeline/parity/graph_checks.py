@@ -29,7 +29,7 @@ BRANCHING = {"If", "Loop", "Scan"}
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "encoder.onnx": ("encoder.",),
     "decoder.onnx": ("decoder.",),
-    "reconstruct.onnx": ("decoder.",),  # of the encoder it keeps what leads to z_loc
+    "reconstruct.onnx": ("decoder.",),  # it keeps the part of the encoder that leads to z_loc
     "score.onnx": ("encoder.", "decoder."),  # scalars of a likelihood may be folded
 }
 """Prefixes of the weights that each graph must have."""

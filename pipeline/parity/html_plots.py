@@ -1,7 +1,7 @@
 """Two plots of a parity report as inline SVG: the errors of one output, and its tolerance by batch.
 
 In: comparisons of one output. Out: SVG that takes its colours from the page (`--ink`, `--mild`,
-`--good`, `--bad`). Errors that are not numbers stand at the far end, in `--bad`.
+`--good`, `--bad`). Errors that are not numbers are at the far end, in `--bad`.
 """
 
 import math
@@ -78,7 +78,7 @@ def _bin_name(i: int, edges: Sequence[float]) -> str:
     if i == 0:
         return f"below {10 ** edges[0]:.2g} of the tolerance"
     if i == len(edges):
-        return f"above {10 ** edges[-1]:.2g} of the tolerance, or no number"
+        return f"above {10 ** edges[-1]:.2g} of the tolerance, or not a number"
     return f"{10 ** edges[i - 1]:.2g} to {10 ** edges[i]:.2g} of the tolerance"
 
 

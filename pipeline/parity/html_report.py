@@ -1,7 +1,7 @@
 """Render a parity report as one HTML file that needs no network, in light and in dark.
 
-In: a `ParityReport` and the name of what was checked. Out: HTML. Values are shown as they are: the
-verdict is the report's.
+In: a `ParityReport` and the name of what was checked. Out: HTML. The verdict is the report's:
+nothing is judged here.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -96,7 +96,7 @@ def _constant(value: float | None, other: Draw) -> Draw:
     """Fill rows with `value`, or with the maxima of the columns.
 
     Each row but the first takes one feature from `other`: equal rows would have equal rounding
-    errors, and a single sample is no measure of noise.
+    errors, and a single sample does not measure noise.
     """
 
     def draw(held_out: Array, generator: Generator) -> Array:
@@ -148,7 +148,7 @@ _REALS: Mapping[Kind, Draw] = {
 
 
 def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
-    """Return how `x` is drawn for a kind of rows; None leaves the held-out rows as they are."""
+    """Return how `x` is drawn for a kind of rows; None leaves the held-out rows unchanged."""
     if x.dtype == "uint8":
         return _BYTES.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -39,7 +39,7 @@ TIMED_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Rows a second of one operation at one batch size: the best of some rounds in turns."""
+    """Rows per second of one operation at one batch size: the best of a few alternating rounds."""
 
     operation: str
     batch: int
@@ -89,7 +89,7 @@ class QuantizationLoss:
     elbo: float
     """Mean in float64, of the weights as they were trained."""
     difference: float
-    """Mean in reduced precision less the mean in float64, in nats."""
+    """Mean in reduced precision minus the mean in float64, in nats."""
     tolerance: float
     row_rms: float
     """Root mean square of the rows' differences, which the mean hides."""
@@ -118,7 +118,7 @@ class QuantizationLoss:
         return (
             f"ELBO of {self.rows} rows in {self.precision}: {self.difference:+.2e} nats from "
             f"float64's {self.elbo:.3f}, allowed {self.tolerance:.2e}; "
-            f"{self.row_rms:.2e} a row (root mean square)"
+            f"{self.row_rms:.2e} per row (root mean square)"
         )
 
     def lines(self) -> list[str]:
@@ -164,7 +164,7 @@ def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
 
 
 def _rate(sessions: Sequence[Any], operation: str, x: Array) -> Rate:
-    """Time both sessions in turns, so that a noisy machine affects both; keep the best."""
+    """Time both sessions alternately, so that a noisy machine affects both; keep the best."""
     repeats = max(1, max(TIMED_BATCHES) // len(x))
     runs = [partial(session.run, None, {"x": x}) for session in sessions]
     rounds = [[_seconds(run, repeats) for run in runs] for _ in range(TIMED_ROUNDS)]

@@ -23,7 +23,7 @@ from serving.errors import VerificationFailed
 _Row = TypeVar("_Row", Comparison, ElboParity)
 
 _KEYS = {"tolerance": "budget", "environment": "machine", "quantization_loss": "reduction"}
-"""Words in the names of fields, and what stands for them in the keys of `parity.json`, schema 1."""
+"""Words in the names of fields, and their replacements in the keys of `parity.json`, schema 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class ParityReport:
     environment: Mapping[str, str]
     """What results can depend on."""
     versions: Mapping[str, str]
-    """Versions of everything else."""
+    """Versions of the libraries that prepare and judge the numbers."""
     quantization_loss: QuantizationLoss | None = None
     """A bundle of reduced precision, compared with the weights as they were trained."""
     first_difference: Difference | None = None

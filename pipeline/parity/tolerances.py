@@ -1,4 +1,4 @@
-"""The rules by which outputs are judged, by the precision that computed them.
+"""The rules by which outputs are judged, for each precision that computes them.
 
 A set of rules says how much noise is allowed, which weights a graph must hold, and how close the
 ELBO must be. `FLOAT32` is for every graph; `TF32` judges a run on CUDA that rounds the factors of
@@ -104,7 +104,7 @@ def compare_elbo(
 ) -> ElboParity:
     """Compare the ELBO of held-out rows with that of float64.
 
-    Both goals can be met by models whose bounds are some hundred nats. A float32 bound of 10,000
+    Both goals can be met by models whose bounds are a few hundred nats. A float32 bound of 10,000
     nats has steps of 0.001: then, and only then, four times the error of torch is wider than the
     goal. Rounding errors share a sign in onnxruntime (its sigmoid is a rational function), so the
     tolerance of the mean is the root mean square of the noise of a row, not a standard error.

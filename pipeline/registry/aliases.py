@@ -1,8 +1,8 @@
 """Move the champion, so that the aliases follow the ledger even if a process dies on the way.
 
 In: a registered model and a move. Out: aliases, audit record and tags that agree with the ledger.
-Every step can be repeated, by another process too. So the next process finishes a move that was
-left undone, before it decides on its own.
+Every step can be repeated, even by another process. So before a process decides anything itself, it
+finishes a move that was left undone.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def finish_last_move(client: "MlflowClient", name: str) -> tuple[int, Move | None]:
     """Finish the last move if its process died.
 
-    Return its number, 0 where there is no move; and the move itself if it was carried out just now.
+    Return its number, or 0 if there is no move, and the move itself if this call carried it out.
     """
     with store_errors():
         moves = list_moves(client, name)
@@ -54,7 +54,7 @@ def tag_version(client: "MlflowClient", name: str, version: str, status: Decisio
 def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
     """Carry out a move that counts; return False if that is no longer possible.
 
-    A person may have deleted the version or the record meanwhile; then the rest is still done.
+    If a person has deleted the version or the record meanwhile, the other steps are still done.
     """
     run_id, moved = move.run_id, True
     if move.action == "delete":
@@ -78,8 +78,8 @@ def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
 def _set_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
     """Set the aliases for a move; return False if a person moved them or deleted the version.
 
-    A process that slept may find newer moves, or may just have overwritten their aliases. So it
-    repeats until the aliases are those of the newest move.
+    A process that slept may find newer moves, or may just have overwritten their aliases. So the
+    aliases are set again until they are those of the newest move.
     """
     champion = alias_version(client, name, CHAMPION)
     if _last_alias_move(client, name).number != move.number:

@@ -1,4 +1,4 @@
-"""The audit: every decision on a registered model is a run in the experiment `NAME-promotions`.
+"""The audit log: every decision on a registered model is a run in the experiment `NAME-promotions`.
 
 In: a `Decision`. Out: a run whose tags say what was decided, when and why, with the whole decision
 as `decision.json`; `list_decisions` and `champion_at` read these runs. A record is opened before
@@ -138,14 +138,14 @@ def list_decisions(name: str) -> list[dict[str, Any]]:
 
 
 def champion_at(name: str, when: datetime) -> Tenure:
-    """Return the version that was champion of `name` at a time with a zone.
+    """Return the version that was champion of `name` at `when`, a time with a zone.
 
     Each record says which version was champion when its decision began, and whether the decision
     moved the alias. If a person moved the alias, only the next record, or the alias now, shows it:
     then the answer is the last version that was known, and `certain` is False.
 
     Raises:
-        UsageRefused: the time lies in the future, or before the first record.
+        UsageRefused: the time is in the future, or before the first record.
     """
     now = datetime.now(UTC)
     if when > now:

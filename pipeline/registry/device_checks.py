@@ -53,7 +53,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
         "parity.devices": ",".join(report["devices"]),
     }
     with store_errors():
-        # not by tracked_run: under `mlflow run` that would take the project's own run
+        # not by tracked_run, which under `mlflow run` would take the project's own run
         experiment = open_experiment(client, f"{name}-checks")
         opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
     run, status = TrackedRun(client, opened.info.run_id), "FAILED"
@@ -80,7 +80,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
 
 
 def check_faults(source: Source, devices: Sequence[str]) -> Iterator[str]:
-    """Say why a version does not count as checked on each of `devices`, one line a device.
+    """Yield a line for each of `devices` on which a version does not count as checked, saying why.
 
     The report that is sealed into the bundle counts for its own devices, unless a later check on
     such a device failed.
@@ -116,7 +116,7 @@ def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
 def _check_fault(
     client: "MlflowClient", bundle: Bundle, device: str, tag: str, sealed: bool
 ) -> str | None:
-    """Say why the check in a tag does not count; None if it does."""
+    """Return why the check in a tag does not count, or None if it does."""
     try:
         check = DeviceCheck(**json.loads(tag))
     except (ValueError, TypeError):
@@ -157,7 +157,7 @@ def _fetch_report(client: "MlflowClient", run_id: str) -> bytes:
 
 
 def _report_fault(report: Any, bundle: Bundle) -> str | None:
-    """Say why a report does not show that the bundle's graphs are its model; None if it does."""
+    """Return why a report does not show that the bundle's graphs are its model, or None."""
     if not isinstance(report, dict) or report.get("verdict") != "passed":
         return "has failed"
     rows = [*report.get("comparisons", ()), *report.get("elbo", ())]

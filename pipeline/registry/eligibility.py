@@ -16,7 +16,7 @@ from serving.source import Source
 def eligibility_faults(
     candidate: Source, champion: Source | None, test_sha256: str, config: PromoteConfig
 ) -> Iterator[str]:
-    """Say what keeps the candidate from being scored and compared."""
+    """Yield the reasons why the candidate cannot be scored and compared."""
     yield from parity_faults(candidate.bundle)
     yield from check_faults(candidate, config.require)
     yield from metric_faults(candidate.bundle.read_json(METRICS))

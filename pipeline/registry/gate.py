@@ -7,7 +7,7 @@ The comparison is a test of non-inferiority. Both models score the same rows wit
 Let d be the mean over rows of the candidate's ELBO minus the champion's, and se the standard error
 of d, paired over rows. The candidate passes if `d - z * se >= -margin`, where z is the normal
 quantile of `confidence`. The burden is on the candidate: one that is worse by more than the margin
-passes with a probability of at most 1 - confidence, and it is refused where the rows are too few to
+passes with a probability of at most 1 - confidence, and it is refused if the rows are too few to
 tell. Pairing removes what makes a row hard for both models. Every row has its own noise, so se
 contains the error of the noise too.
 
@@ -55,7 +55,7 @@ class Judgement:
         """Describe the comparison in one line."""
         if self.champion_elbo is None:
             return (
-                f"ELBO {self.elbo:.3f}; there is no champion to compare with, only the limits apply"
+                f"ELBO {self.elbo:.3f}; without a champion to compare with, only the limits apply"
             )
         return (
             f"ELBO {self.elbo:.3f}, {self.difference:+.3f} ± {self.difference_se:.3f} nats from "
@@ -88,7 +88,7 @@ def judge(
 
 
 def score_faults(scores: Array) -> Iterator[str]:
-    """Say why the candidate's ELBOs cannot be averaged."""
+    """Yield the reasons why the candidate's ELBOs cannot be averaged."""
     bad = int((~np.isfinite(scores)).sum())
     if bad:
         yield f"the candidate's ELBO is not finite on {bad} of {len(scores)} held-out rows"
@@ -115,7 +115,7 @@ def _limit_refusals(elbo: float, active_units: float, config: PromoteConfig) -> 
 
 def _comparison_refusals(judgement: Judgement, config: PromoteConfig) -> Iterator[str]:
     if judgement.rows < MIN_ROWS:
-        yield f"{judgement.rows} held-out rows are too few to compare models, {MIN_ROWS} are needed"
+        yield f"{judgement.rows} held-out rows are too few to compare models: {MIN_ROWS} are needed"
     elif not math.isfinite(judgement.champion_elbo or 0.0):
         yield f"the champion's ELBO is {judgement.champion_elbo}: run vae rollback, or use --force"
     elif not (judgement.lower_bound or 0.0) >= -config.margin:

@@ -1,4 +1,4 @@
-"""The ledger: a list of the champion's moves, in an order that the store decides once and for all.
+"""The ledger: a list of the champion's moves, in an order that the store fixes.
 
 A move is a version of the registered model `NAME--promotions`; its source is the audit record. The
 store gives out each version number once, in rising order. A move names the move that it follows. If
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 Action = Literal["promote", "rollback", "delete"]
 
 _MAX_RESULTS = 200_000
-"""The most that the store returns at once."""
+"""The most entries that the store returns at once."""
 _DESCRIPTION = (
     "The moves of the champion in their order. vae promote, rollback and delete write them, so "
-    "that of two at the same time only one takes effect."
+    "only one of two simultaneous moves takes effect."
 )
 
 
@@ -69,14 +69,14 @@ def claim_move(client: "MlflowClient", name: str, move: Move) -> Move:
     """Enter a move into the ledger and return it with its number.
 
     Raises:
-        Stale: another move followed the same one before.
+        Stale: another move has already followed the same one.
     """
     from mlflow.exceptions import MlflowException
 
     failure: MlflowException | None = None
     try:
         _create_entry(client, name, move)
-    except MlflowException as err:  # the store may have made the entry all the same
+    except MlflowException as err:  # the entry may have been made nevertheless
         failure = err
     winner = next((row for row in list_moves(client, name) if row.after == move.after), None)
     if winner is None:

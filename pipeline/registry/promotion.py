@@ -4,7 +4,7 @@ In: a registered model and a version. Out: a `Decision`, recorded in the audit e
 The order is: open the record; verify, score and judge; write the report; enter the move into the
 ledger, where one of several wins; move the aliases; close the record; mark the move as done. A
 process may die at any point: before the ledger entry nothing has moved, and after it the next
-process finishes the move. Raises `VerificationFailed` when files are not those registered.
+process finishes the move. Raises `VerificationFailed` if files are not those registered.
 
 `--force` overrides how good a version must be, never whether it is sound: its digests, its parity,
 finite scores, and its own held-out rows are always required.
@@ -58,7 +58,9 @@ def resolve_version(name: str, reference: str) -> str:
     if reference.isdecimal():
         return reference
     if not reference.startswith("@"):
-        raise UsageRefused(f"version must be a number or an alias as @candidate, got {reference!r}")
+        raise UsageRefused(
+            f"version must be a number or an alias such as @candidate, got {reference!r}"
+        )
     version = alias_version(connect(), name, reference[1:])
     if version is None:
         raise UsageRefused(f"{name} has no version {reference}: run vae register first")
@@ -113,13 +115,13 @@ def rollback(name: str, *, threads: int) -> Decision:
 
     def decide(folder: Path) -> Decision:
         open_engine(fetch_verified(client, name, version, folder), threads)
-        return _decided(decision, "accepted", f"back from version {decision.previous}")
+        return _decided(decision, "accepted", f"rolled back from version {decision.previous}")
 
     return _decide_on_record(client, decision, decide, after)
 
 
 def _no_previous_version(client: "MlflowClient", name: str, champion: str | None) -> str:
-    """Say why there is no version to go back to."""
+    """Return why there is no version to go back to."""
     if champion is not None:
         return f"{name} has no version before {champion}, its champion, to go back to"
     if find_in_store(client.get_registered_model, name) is None:
@@ -255,7 +257,7 @@ def _carry_out(client: "MlflowClient", decision: Decision, run_id: str, after: i
 
 
 def _new_decision(client: "MlflowClient", action: Action, name: str, version: str) -> Decision:
-    """Begin a decision against the present champion; it counts as refused until it is made."""
+    """Begin a decision against the present champion; its status is `refused` until it is made."""
     return Decision(
         name=name,
         action=action,

@@ -1,8 +1,8 @@
 """The MLflow registry: every bundle is one version of a registered model.
 
 In: a sealed bundle whose parity passed on this machine. Out: a version with the alias `candidate`.
-Its tags hold its lineage, which is thus still known when the training run is deleted. Raises
-`ParityFailed` without registering anything.
+Its tags hold its lineage, which is thus still known when the training run is deleted. If parity has
+not passed, raises `ParityFailed` and registers nothing.
 """
 
 import shutil

@@ -148,7 +148,7 @@ def mean_metrics(
 
 
 def binarize_batch(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel as 0 or 1 (bytes: 0 or 255), where the pixel's value is the chance of 1.
+    """Draw each pixel as 0 or 1 (bytes: 0 or 255); the pixel's value is the probability of 1.
 
     The probability of a byte is exact, byte / 255; that of a float is exact to 2⁻²⁴.
     """

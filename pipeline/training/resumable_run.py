@@ -1,8 +1,8 @@
 """A training logged to an MLflow run, which another process can resume after an interruption.
 
-The state is saved in turn to two files of the run, so that a kill during a write leaves the other
-file whole. It is saved before its metrics are logged, so that the process that resumes knows all of
-them and logs those that the run lacks.
+The state is saved alternately to two files of the run, so that a kill during a write leaves the
+other file intact. It is saved before its metrics are logged, so that the process that resumes knows
+all of them and logs those that the run lacks.
 """
 
 import tempfile

@@ -1,8 +1,8 @@
 """The complete state of a training, so that a resumed one equals one that was never interrupted.
 
 In: a `Dataset` and a `Config`, or the bytes of a saved state. Out: a `TrainState`, or its bytes.
-Damaged bytes raise `VerificationFailed`, data other than before `DataRefused`, and numbers that are
-not finite `TrainingDiverged`.
+Damaged bytes raise `VerificationFailed`, changed data raises `DataRefused`, and numbers that are
+not finite raise `TrainingDiverged`.
 """
 
 import hashlib
@@ -100,7 +100,7 @@ class TrainState:
 
     @contextmanager
     def isolated_rng(self) -> Iterator[None]:
-        """Give torch's global generators this training's state within the block only."""
+        """Set torch's global generators to this training's state within the block only."""
         cuda = [torch.device(self.device)] if self.device != "cpu" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(self.settings.seed)
@@ -114,7 +114,7 @@ class TrainState:
         self.rng = {device: _global_generator(device).get_state() for device in devices}
 
     def check_finite(self) -> None:
-        """Check that weights, Adam's moments and sums are finite, with one wait for the device.
+        """Check that weights, Adam's moments and sums are finite, with one synchronization.
 
         Raises:
             TrainingDiverged: some are not; the message names the epoch and the first of them.

@@ -79,7 +79,7 @@ def write_report(
 
 
 def list_figures(scores: ScoreSummary, summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return what is worth a metric over time: means, drift, bad rows and the rate."""
+    """Return the figures to track over time: means, drift, bad rows and the rate."""
     figures = {f"score_{name}": histogram.mean for name, histogram in scores.histograms.items()}
     figures |= {f"score_{name}": summary[name] for name in ("rows", "bad", "rows_per_s")}
     if drift := scores.drift:
@@ -124,7 +124,7 @@ def _describe_drift(scores: ScoreSummary, job: Mapping[str, Any]) -> dict[str, S
     if drift is None:
         return {"words": ["Unknown: no row was scored."], "plots": []}
     words = (
-        f"The mean ELBO lies {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
+        f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
         f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
         f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."
@@ -138,7 +138,7 @@ def _describe_drift(scores: ScoreSummary, job: Mapping[str, Any]) -> dict[str, S
     if (held.seed, held.num_samples) != (job["seed"], job["num_samples"]):
         hint += (
             f" Compare with care: these rows were scored with seed {job['seed']} and "
-            f"{job['num_samples']} draws a row, the held-out rows with seed {held.seed} and "
+            f"{job['num_samples']} draws per row, the held-out rows with seed {held.seed} and "
             f"{held.num_samples}, and the noise is shared over rows."
         )
     return {"words": [words, hint], "plots": _plot_drift(scores.histograms["elbo"], held, drift)}
@@ -220,7 +220,7 @@ def _list_facts(
         "training run": manifest.run_id,
         "git commit": manifest.git.get("sha"),
         "trained on": manifest.data.get("source"),
-        "seed, draws a row": f"{job['seed']}, {job['num_samples']}",
+        "seed, draws per row": f"{job['seed']}, {job['num_samples']}",
         "device": job["device"],
         "input": f"{job['input']}: {len(job['files']):,} files, "
         f"{sum(file['rows'] for file in job['files']):,} rows",

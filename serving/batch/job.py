@@ -1,10 +1,11 @@
 """Score the rows of files into a folder of Parquet parts, in bounded memory.
 
 Part `i` holds the results of the rows of the input from `i * PART_ROWS` on, so that the parts do
-not depend on who makes them or when: an interrupted job keeps its parts and makes the others. One
-thread reads and writes; others run graphs over one set of sessions, each with one thread. Compared
-with one onnxruntime pool of two threads, that took 13 % less CPU time. Processes gain nothing over
-threads, because a session runs without the interpreter's lock (`make bench` prints both).
+not depend on which process makes them or when: an interrupted job keeps its parts and makes the
+others. One thread reads and writes; others run graphs over one set of sessions, each with one
+thread. Compared with one onnxruntime pool of two threads, that took 13 % less CPU time. Processes
+gain nothing over threads, because a session runs without the interpreter's lock (`make bench`
+prints both).
 
 In: rows, a scorer, an output folder. Out: a `Summary`. Raises `DataRefused` for bad rows,
 `VaeError` if a part cannot be written.
@@ -49,7 +50,7 @@ class Input(Protocol):
     def read(
         self, start: int, stop: int, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches of the rows `start` to `stop`, as far as there are any."""
+        """Yield batches of those rows from `start` to `stop` that exist."""
 
     def keep(self, batch: pa.RecordBatch, /) -> pa.RecordBatch:
         """Return the rows of a batch that pass the filter."""

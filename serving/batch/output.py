@@ -57,7 +57,7 @@ class Output:
         return content
 
     def start(self) -> None:
-        """Write the description of the job, unless it is there."""
+        """Write the description of the job if it is missing."""
         if not (self.place / JOB).exists():
             self._write(JOB, json.dumps(self.job, indent=1).encode())
 
@@ -78,7 +78,7 @@ class Output:
 
     @contextlib.contextmanager
     def writing(self, index: int, schema: pa.Schema) -> Iterator["PartWriter"]:
-        """Give a writer; the part appears, after its bad rows, when the block ends well."""
+        """Yield a writer; the part appears, after its bad rows, if the block succeeds."""
         with staged_stream(self.part(index)) as stream:
             with PartWriter(stream, schema) as writer:
                 yield writer
@@ -136,7 +136,7 @@ class PartWriter:
             self._flush()
 
     def seal(self, key: str) -> None:
-        """Write the remaining rows, and our own data into the footer."""
+        """Write the remaining rows, and this project's data into the footer."""
         self._flush()
         self._writer.add_key_value_metadata({_KEY: key.encode(), _BAD: str(self.counts.bad)})
 
@@ -148,10 +148,10 @@ class PartWriter:
 
 @contextlib.contextmanager
 def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> Iterator[Output]:
-    """Give the folder of a job, new or begun; no other process of this machine may write to it.
+    """Yield the folder of a job, new or begun; no other process of this machine may write to it.
 
     With `overwrite` the parts are written to a folder beside it, which replaces it at the end.
-    Where folders cannot be renamed, the old content is deleted first.
+    If folders cannot be renamed, the old content is deleted first.
 
     Raises:
         UsageRefused: the folder belongs to another job, holds other files, or is being written to.
@@ -183,7 +183,7 @@ def job_key(job: Mapping[str, Any]) -> str:
 
 
 def _found(place: Location, job: Mapping[str, Any]) -> str:
-    """Say what a folder holds: `nothing`, `this job` or `another job`."""
+    """Return what a folder holds: `nothing`, `this job` or `another job`."""
     kind = place.info().type
     if kind == fs.FileType.NotFound:
         return "nothing"
@@ -195,7 +195,7 @@ def _found(place: Location, job: Mapping[str, Any]) -> str:
     entries = place.system.get_file_info(fs.FileSelector(place.path))
     if names := sorted(entry.base_name for entry in entries if entry.base_name[0] not in "_."):
         raise UsageRefused(
-            f"{place} holds {names[0]!r}, and no {JOB}: name a new folder, or one of vae score"
+            f"{place} holds {names[0]!r}, but no {JOB}: name a new folder, or one of vae score"
         )
     return "nothing"
 
@@ -240,7 +240,7 @@ def _alone(place: Location) -> Iterator[None]:
 
 
 def _swap(place: Location, following: Location) -> None:
-    """Replace a folder by another; the old one is deleted after the new one is there."""
+    """Replace a folder by another; the old one is deleted once the new one is in place."""
     old = Location(place.system, f"{following.path.removesuffix('.next')}.old")
     with contextlib.suppress(FileNotFoundError):
         place.system.delete_dir(old.path)

@@ -1,4 +1,4 @@
-"""Samples of the prior as record batches: row `i` of a seed is the same wherever it is drawn.
+"""Draw samples of the prior as record batches; row `i` of a seed is the same in every job.
 
 `RowNumbers` takes the place of the rows of files and `Sampler` that of the scorer, so that
 `run_job` makes the parts, resumes them and marks the end as it does for scores.

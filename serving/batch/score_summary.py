@@ -90,7 +90,7 @@ def summarize_scores(
 def fetch_x(
     extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
 ) -> list[Array | None]:
-    """Read the rows from the input again; None if the input now holds another row there."""
+    """Read the rows from the input again; None for each that the input no longer holds."""
     found: dict[tuple[int, int], Array] = {}
     places = sorted({(row.part, row.position) for row in extremes})
     for part, group in itertools.groupby(places, key=lambda place: place[0]):
@@ -102,7 +102,7 @@ def fetch_x(
 
 
 def _confirm(row: Extreme, x: Array | None, scorer: Scorer) -> Array | None:
-    """Return `x` if it has the score of the row."""
+    """Return `x` if it still has the score of the row, otherwise None."""
     if x is None:
         return None
     made = scorer.provenance

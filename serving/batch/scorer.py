@@ -57,7 +57,7 @@ class Provenance:
 
 
 def provenance_of(source: Source, seed: int, num_samples: int) -> Provenance:
-    """Describe a source; the version of a bundle folder is 12 digits of its digest."""
+    """Describe a source; the version of a bundle folder is the first 12 digits of its digest."""
     digest = source.bundle.manifest.digest
     name = source.name or source.bundle.path.resolve().name
     return Provenance(name, source.version or digest[:12], digest, seed, num_samples)
@@ -145,7 +145,7 @@ class Scorer:
             self._eps = np.ascontiguousarray(noise)
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Give the results of the good rows as `schema`, and the bad rows as `bad_schema`.
+        """Return the results of the good rows as `schema`, and the bad rows as `bad_schema`.
 
         Raises:
             DataRefused: a column is of another kind than in the schema.
@@ -185,7 +185,7 @@ class Scorer:
                 arrays.append(array if array.type == kind else array.cast(kind))
             except pa.ArrowException as err:
                 raise DataRefused(
-                    f"column {name!r} is {array.type} here, it was {kind} before: {err}"
+                    f"column {name!r} is {array.type} here, but was {kind} before: {err}"
                 ) from err
         return arrays
 
@@ -214,7 +214,7 @@ class Scorer:
 
 
 def _constant(text: str, rows: int) -> pa.DictionaryArray:
-    """Return a column with the same text in every row, at four bytes a row."""
+    """Return a column with the same text in every row, which takes four bytes per row."""
     return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
 
 
@@ -230,7 +230,7 @@ def arrow_type(tensor: Tensor) -> pa.DataType:
 
 
 def to_arrow(values: Array, kind: pa.DataType) -> pa.Array:
-    """Values (rows, …) as a column of `arrow_type`, without a copy where they lie in order."""
+    """Return values (rows, …) as a column of `arrow_type`, without a copy if contiguous."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     if not pa.types.is_fixed_size_list(kind):
         return flat

@@ -1,7 +1,7 @@
-"""Score the rows of a Spark DataFrame: `mapInArrow` over the same scorer as everywhere.
+"""Score the rows of a Spark DataFrame with `mapInArrow`, over the scorer of the other jobs.
 
-The result of a row has the same bytes whatever the partitions and batches are. Raises what
-`serving.batch.spark_job` raises.
+The result of a row has the same bytes for any partitions and batches. Raises the errors of
+`serving.batch.spark_job`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def score_frame(
         operation: `score`, `encode` or `reconstruct`.
         x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
         ids: columns that are passed through; if empty, all but those of `x`.
-        num_samples: noise draws a row.
+        num_samples: noise draws per row.
         seed: seed of the noise.
     """
     from pyspark.sql import functions
@@ -88,7 +88,7 @@ class _RowTask:
 
     recipe: Recipe
     columns: tuple[str, ...]
-    """Names of the input columns. Spark is not told them, since it accepts no dots in names."""
+    """Names of the input columns. Spark gets other names, since it accepts no dots in them."""
     schema: pa.Schema
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,6 +1,6 @@
 """A batch job whose parts are made by Spark's executors.
 
-It is the local job, part for part; Spark only decides which executor makes which parts. So the
+The parts are those of the local job; Spark only decides which executor makes which parts. So the
 files have the same bytes, a task that is killed is repeated, and each engine can finish what the
 other began.
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _PACKAGE = "vae_serving.zip"
 _SOURCES = Path(serving.__file__).parent
 _TASKS_PER_CORE = 4
-"""Few tasks, so that each reads consecutive parts; enough that the cores end together."""
+"""Few tasks, so that each reads consecutive parts, but enough that the cores end together."""
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
@@ -180,7 +180,7 @@ def ship(context: "SparkContext", bundle: Bundle) -> None:
     name = _shipped_name(bundle.manifest.digest)
     if is_there(name):
         return
-    # executors fetch it when they come up: it stays as long as the context
+    # executors fetch it when they start: it is kept as long as the context
     folder = Path(tempfile.mkdtemp(prefix="vae-spark-"))
     weakref.finalize(context, shutil.rmtree, folder, ignore_errors=True)
     archive = folder / f"{name}.zip"
@@ -201,7 +201,8 @@ def open_engine(digest: str, device: Device) -> Engine:
     bundle = open_bundle(Path(SparkFiles.get(_shipped_name(digest))))
     if bundle.manifest.digest != digest:
         raise VerificationFailed(
-            f"Spark delivered bundle {bundle.manifest.digest[:12]}, the driver sent {digest[:12]}"
+            f"Spark delivered bundle {bundle.manifest.digest[:12]}, "
+            f"but the driver sent {digest[:12]}"
         )
     return Engine(bundle, device=device)
 
@@ -244,7 +245,7 @@ def _task_errors() -> Iterator[None]:
 
 
 def _first_line(err: Exception) -> str:
-    """Return the message of an error without the traces of two languages."""
+    """Return the message of an error without the traces of Java and Python."""
     java = getattr(err, "java_exception", None)
     text = str(java.getMessage() if java else err).strip()
     return (text or type(err).__name__).splitlines()[0]

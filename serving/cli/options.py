@@ -1,6 +1,6 @@
 """What the commands that use a model share: options, opening a model, results.
 
-Imports that take time stand inside the commands.
+Slow imports are inside the commands.
 """
 
 from contextlib import AbstractContextManager
@@ -45,7 +45,7 @@ threads_option = click.option(
     help="Threads to compute with on the CPU",
 )
 x_option = click.option(
-    "--x", multiple=True, help="Column of x; several where each holds one number"
+    "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
@@ -59,7 +59,7 @@ seed_option = option(
 
 
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
-    """Refuse an output that is the input or lies in it, where every file is taken for rows."""
+    """Refuse an output that is the input or lies in it, since every file there is read as rows."""
     from serving.io.filesystems import locate
 
     place = locate(location)
@@ -85,7 +85,7 @@ def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Eng
 
 
 def engine_device(device: str) -> "Device":
-    """Return `cpu` or `cuda`; `auto` takes CUDA if it loads, and says why if it does not."""
+    """Return `cpu` or `cuda`; `auto` takes CUDA if it loads, and prints why if it does not."""
     from serving.engine import require_cuda
 
     if device == "cpu":

@@ -1,6 +1,6 @@
 """The command `vae sample`: a picture or a file of some samples, or a folder of any number.
 
-Imports that take time stand inside the command.
+Slow imports are inside the command.
 """
 
 import math
@@ -41,7 +41,7 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
 @click.option(
     "--out",
     required=True,
-    help="File to write, or a folder where the name has no suffix or ends in /, here or at a URI",
+    help="File to write; a path or URI without a suffix, or ending in /, is a folder of parts",
 )
 @click.option(
     "--format",
@@ -70,7 +70,7 @@ def sample(
         return
     if kind is not None and not out.endswith(_SUFFIXES[kind]):
         raise UsageRefused(
-            f"--out {out!r} is no {kind}: end it in {_SUFFIXES[kind]}, or in / for a folder"
+            f"--out {out!r} is not a {kind} file: end it in {_SUFFIXES[kind]}, or in / for a folder"
         )
     _write_file(reference, count, seed, Path(out), threads, settings["device"])
 
@@ -93,12 +93,12 @@ def _write_file(
 
 def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:
     """Refuse samples that memory cannot hold: the process would be killed after minutes of work."""
-    needed = 2 * count * math.prod(x_shape) * 4  # float32, and its parts beside the whole
+    needed = 2 * count * math.prod(x_shape) * 4  # float32: the parts, and the whole made of them
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UsageRefused(
-            f"{count:,} samples in a file take {needed / 1e9:.3g} GB of memory, this machine has "
-            f"{memory / 1e9:.3g}: name a folder by --out, which is filled part by part"
+            f"{count:,} samples in a file take {needed / 1e9:.3g} GB of memory, but this machine "
+            f"has {memory / 1e9:.3g}: name a folder by --out, which is filled part by part"
         )
 
 

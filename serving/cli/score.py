@@ -1,6 +1,6 @@
-"""The command `vae score`: rows of files into a folder of Parquet parts.
+"""The command `vae score`: score the rows of files into a folder of Parquet parts.
 
-Imports that take time stand inside the command.
+Slow imports are inside the command.
 """
 
 import contextlib
@@ -46,46 +46,46 @@ if TYPE_CHECKING:
     help="What to compute",
 )
 @x_option
-@click.option("--id", "ids", multiple=True, help="Column that is passed through; may be repeated")
+@click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @option(
     "--num-samples",
     type=click.IntRange(1, 4096),
     default=1,
-    help="Noise draws a row; more make iw_elbo tighter",
+    help="Noise draws per row; more make iw_elbo tighter",
 )
 @seed_option
 @option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=4096,
-    help="Rows that are read at once; results do not depend on it",
+    help="Rows to read at once; results do not depend on it",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     default=available_cores,
     show_default="available cores",
-    help="Threads that compute, each over rows of its own",
+    help="Threads that compute, each on rows of its own",
 )
 @device_option
 @option(
     "--on-error",
     type=click.Choice(["fail", "quarantine"]),
     default="fail",
-    help="What a bad row does: end the job, or go to OUTPUT/_quarantine",
+    help="What to do with a bad row: fail the job, or move it to OUTPUT/_quarantine",
 )
 @option(
     "--max-bad",
     default="10%",
-    help="Bad rows at which the job fails all the same: a number, or a share",
+    help="With quarantine, the most bad rows before the job fails: a number, or a share",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of another job")
 @option(
     "--engine",
     type=click.Choice(["local", "spark"]),
     default="local",
-    help="Who computes: this process, or Spark's executors",
+    help="Where to compute: in this process, or in Spark's executors",
 )
 @click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
 @click.option(
@@ -146,7 +146,7 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
             limit=limit,
         )
         if not summary["rows"] + summary["bad"]:
-            say(f"--where {settings['where']!r} lets no row through: {output} has none")
+            say(f"--where {settings['where']!r} matches no row: {output} has none")
         reported = report.write(folder, summary, scorer, rows)
     written = {name: summary[name] for name in ("rows", "rows_per_s", "bad")}
     return {"out": output, **written, **version_of(source), **reported}
@@ -156,7 +156,7 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
 def _open_part_maker(
     settings: Mapping[str, Any], scorer: "Scorer", rows: "Rows"
 ) -> "Iterator[PartMaker | None]":
-    """Give what makes the parts on Spark; None if this process makes them."""
+    """Yield the function that makes the parts on Spark; None if this process makes them."""
     if settings["engine"] == "local":
         yield None
         return

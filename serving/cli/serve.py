@@ -24,26 +24,26 @@ _PASSED_ON = (
     *("workers", "threads", "max_requests", "max_queue", "max_connections"),
     *("timeout_s", "drain_s", "log_format", "access_log"),
 )
-"""Options that the workers take as they are."""
+"""Options that are passed to the workers unchanged."""
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @model_option
 @option("--host", default="127.0.0.1", help="Address to listen at")
 @option(
-    "--port", type=click.IntRange(0, 65535), default=8080, help="Port of REST; 0 takes a free one"
+    "--port", type=click.IntRange(0, 65535), default=8080, help="Port of REST; 0 picks a free one"
 )
 @option(
     "--grpc-port",
     type=click.IntRange(0, 65535),
     default=8081,
-    help="Port of gRPC; 0 takes a free one",
+    help="Port of gRPC; 0 picks a free one",
 )
 @option(
     "--workers",
     type=click.IntRange(min=1),
     default=1,
-    help="Processes that share the ports; one a core",
+    help="Processes that share the ports; choose up to one per core",
 )
 @device_option
 @option(
@@ -57,32 +57,32 @@ _PASSED_ON = (
     "poll_s",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    help="Seconds between two checks of where the alias points",
+    help="Seconds between two checks of which version the alias names",
 )
 @option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.001),
     default=30.0,
-    help="Seconds that a request may wait in the queue, and that its body may take",
+    help="Seconds that a request may wait in the queue, and that its body may take to arrive",
 )
 @option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=256,
-    help="Requests under way in a worker; beyond it they are refused (429)",
+    help="Requests in progress in a worker; more are refused (429)",
 )
 @option(
     "--max-queue",
     type=click.IntRange(min=1),
     default=8192,
-    help="Rows times draws that may wait in a worker; beyond it requests are refused (429)",
+    help="Rows times draws that may wait in a worker; more are refused (429)",
 )
 @option(
     "--max-connections",
     type=click.IntRange(min=1),
     default=1024,
-    help="Connections that a worker holds",
+    help="Connections that a worker keeps open",
 )
 @option(
     "--max-body-mb",
@@ -95,7 +95,7 @@ _PASSED_ON = (
     "drain_s",
     type=click.FloatRange(min=0),
     default=30.0,
-    help="Seconds that requests under way have to end after SIGTERM",
+    help="Seconds that requests in progress have to finish after SIGTERM",
 )
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM")
@@ -115,8 +115,8 @@ def serve(**options: Any) -> None:
     """Serve a model over the Open Inference Protocol: REST and gRPC.
 
     With models:/NAME@ALIAS, the server follows the alias: it fetches and verifies a new version and
-    takes it up without a missed request. A bad version never replaces a good one. The page at /docs
-    shows how to send requests.
+    switches to it without dropping a request. A bad version never replaces a good one. The page at
+    /docs shows how to send requests.
 
     Example: vae serve --model models:/vae@champion --port 8080
     """
@@ -155,7 +155,7 @@ def _settings(
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
-    """Return what the workers are told at their start."""
+    """Return the settings that the workers start with."""
     from serving.server.rest_messages import Limits
     from serving.server.settings import Settings
     from serving.server.supervisor import free_port

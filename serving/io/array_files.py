@@ -27,7 +27,7 @@ _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 
 def read_array(path: Path) -> Array:
     """Read an `.npy` file, the array of an `.npz` file that `choose_array` names, or an IDX file.
 
-    Only the names tell `.npy` and `.npz` files. An IDX file may be gzipped, whatever its name.
+    Files of `.npy` and `.npz` are known by their suffix. An IDX file of any name may be gzipped.
     """
     if path.suffix == ".npz":
         arrays = read_npz(path)
@@ -86,7 +86,7 @@ def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Read the dtype and shape of IDX; raises `ValueError`."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_DTYPES:
-        raise ValueError(f"no IDX file, it starts with 0x{start.hex()}")
+        raise ValueError(f"not an IDX file: it starts with 0x{start.hex()}")
     sizes = stream.read(4 * start[3])
     if len(sizes) < 4 * start[3]:
         raise ValueError(f"the IDX header is cut off after {4 + len(sizes)} bytes")
@@ -102,7 +102,7 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def _read_idx(content: bytes) -> Array:
-    """Decode IDX, see the MNIST page: two zero bytes, a type, a rank, big-endian sizes, values."""
+    """Decode IDX (see the MNIST page): two zero bytes, type, rank, big-endian sizes, values."""
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     stream = io.BytesIO(content)

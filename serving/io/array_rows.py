@@ -1,7 +1,7 @@
 """Read rows of the array in an `.npy`, `.npz` or IDX file as record batches with a column `x`.
 
-An `.npy` or IDX file may be gzipped. Every file is read as a stream, an `.npz` too, so that memory
-is bounded by a batch.
+An `.npy` or IDX file may be gzipped. Every file, even an `.npz`, is read as a stream, so that
+memory is bounded by a batch.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _NPY_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class _ArrayStream:
-    """A stream that stands at the first value of an array, and the array's dtype and shape."""
+    """A stream positioned at the first value of an array, and the array's dtype and shape."""
 
     stream: IO[bytes]
     dtype: np.dtype[Any]
@@ -73,7 +73,7 @@ def read_array_rows(
             yield pa.record_batch([to_column(values)], ["x"]).select(columns)
         # gzip and zip compare their checksums when the end is read
         if stop == array.shape[0] and array.stream.read(1):
-            raise DataRefused(f"{location} goes on after its {stop} rows")
+            raise DataRefused(f"{location} has more data after its {stop} rows")
 
 
 @contextlib.contextmanager

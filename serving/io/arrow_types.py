@@ -1,4 +1,4 @@
-"""Tell what values an Arrow column holds: numbers, lists of numbers, or bytes; make columns."""
+"""Find out what values an Arrow column holds: numbers, lists of them, or bytes; make columns."""
 
 from typing import Any
 

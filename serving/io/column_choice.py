@@ -53,7 +53,7 @@ class RowLayout:
 def choose_columns(
     schema: pa.Schema, asked: Sequence[str], ids: Sequence[str], layout: RowLayout
 ) -> tuple[str, ...]:
-    """Choose those asked for, else the model's own, else `x`, else `image`, else all numbers.
+    """Choose the columns named, else the model's own, else `x`, else `image`, else all numbers.
 
     Raises:
         UsageRefused: a column is missing, or it is not clear which columns are meant.
@@ -72,7 +72,7 @@ def choose_columns(
         more = ", …" if len(layout.columns) > _SHOWN else ""
         raise UsageRefused(
             f"the input has no column {missing[0]!r}, which the model learned from: name by --x "
-            f"what stands for {', '.join(layout.columns[:_SHOWN])}{more}. "
+            f"the columns that hold {', '.join(layout.columns[:_SHOWN])}{more}. "
             f"The input has {list_columns(own)}"
         )
     else:
@@ -80,8 +80,8 @@ def choose_columns(
         columns = tuple(name for name in columns if name not in ids)
         if len(columns) != layout.size:
             raise UsageRefused(
-                f"cannot tell which columns hold x: {len(columns)} are numbers, the model takes "
-                f"{layout.size}; name them by --x. The input has {list_columns(own)}"
+                f"cannot tell which columns hold x: {len(columns)} are numbers, but the model "
+                f"takes {layout.size}; name them by --x. The input has {list_columns(own)}"
             )
     check_types(schema, columns, layout)
     return columns
@@ -111,22 +111,22 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
         others = pa.schema([schema.field(name) for name in columns if not is_number(kinds[name])])
         word = any(is_text(kind) for kind in kinds.values())
         raise DataRefused(
-            f"of several columns each must be numbers, got {list_columns(others)}"
-            + ("; in a CSV one word makes a column text" if word else "")
+            f"each of several columns must be numbers, got {list_columns(others)}"
+            + ("; a single word in a CSV column makes it text" if word else "")
         )
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(
-            f"column {name!r} has {kind.byte_width} bytes a row, x takes {layout.row_bytes}: "
+            f"column {name!r} has {kind.byte_width} bytes per row, but x takes {layout.row_bytes}: "
             f"{layout.shape} of {layout.dtype}"
         )
     sizes = list_sizes(kind)
     if sizes and not any(_may_be(sizes, shape) for shape in ((layout.size,), layout.shape)):
-        raise DataRefused(f"column {name!r} is {kind}, x takes rows of {layout.shape}")
+        raise DataRefused(f"column {name!r} is {kind}, but x takes rows of {layout.shape}")
     if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
             f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
-            "or one number a column"
+            "or one number per column"
         )
 
 

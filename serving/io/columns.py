@@ -28,7 +28,7 @@ REASONS: Mapping[int, str] = {
     VALUE: "x is not finite",
     RANGE: "x is not from 0 to 1",
     BYTE: "x is not a whole number from 0 to 255",
-    IMAGE: "x is no PNG or JPEG of the model's size",
+    IMAGE: "x is not a PNG or JPEG of the model's size",
     RESULT: "the result is not finite",
 }
 """Why a row is bad; a good row has code 0."""
@@ -122,7 +122,7 @@ def _from_lists(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
 
 
 def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
-    """Take bytes of the exact size for raw values, and all others for pictures.
+    """Read bytes of the exact size as raw values, and all others as pictures.
 
     The values of all raw rows are copied at once; pictures are decoded one by one, each in C.
     """
@@ -151,7 +151,7 @@ def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
 
 
 def _is_picture(values: Array) -> Array:
-    """Tell which rows of bytes start like a PNG, or start and end like a JPEG."""
+    """Return which rows of bytes start like a PNG, or start and end like a JPEG."""
     if values.shape[1] < len(_PNG):
         return np.zeros(len(values), bool)
     png = (values[:, : len(_PNG)] == _PNG).all(1)
@@ -170,7 +170,7 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
         rows.values = whole
         rows.refuse(whole != values, BYTE)
         return
-    with np.errstate(over="ignore"):  # too large a value becomes inf, refused below
+    with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
     rows.refuse(~np.isfinite(rows.values), VALUE)
     if layout.unit_range and rows.values.size:
@@ -178,7 +178,7 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
 
 
 def _any_between(marks: Array, starts: Array, stops: Array) -> Array:
-    """Tell which ranges from `starts` to `stops` contain a mark."""
+    """Return which ranges from `starts` to `stops` contain a mark."""
     counts = np.concatenate([[0], np.cumsum(marks)])
     return np.asarray(counts[stops] > counts[starts])
 

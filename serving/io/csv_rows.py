@@ -17,7 +17,7 @@ from serving.io.filesystems import Location
 
 
 def read_header(location: Location) -> pa.Schema:
-    """Return the names and types of the columns, as the first megabyte shows them."""
+    """Return the names of the columns, and their types in the first megabyte."""
     with _open_csv(location, csv.ConvertOptions()) as batches:
         schema = batches.schema
     if all(_is_float(name) for name in schema.names):
@@ -53,13 +53,13 @@ def open_rows(
 def _open_csv(location: Location, options: csv.ConvertOptions) -> csv.CSVStreamingReader:
     """Open a CSV file; pyarrow closes it when its read-ahead thread has ended.
 
-    Closed earlier, the thread could read on in the file that is opened next, by the same number.
+    If it were closed earlier, the thread could read from the next file with the same descriptor.
     """
     return csv.open_csv(location.open(), convert_options=options)
 
 
 def widen(kind: pa.DataType) -> pa.DataType:
-    """Return the type to read a column as whose first rows are of the type `kind`."""
+    """Return the type as which to read a column whose first rows have the type `kind`."""
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return pa.float64()
     return kind

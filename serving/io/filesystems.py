@@ -40,11 +40,11 @@ class Location:
         return self.path if self.is_local else f"{self.system.type_name}:{self.path}"
 
     def info(self) -> fs.FileInfo:
-        """Return kind, size and time of change; the kind is `NotFound` if nothing is there."""
+        """Return kind, size and time of change; the kind is `NotFound` if there is no such path."""
         return self.system.get_file_info(self.path)
 
     def exists(self) -> bool:
-        """Whether a file or a folder is there."""
+        """Whether the path is a file or a folder."""
         return bool(self.info().type != fs.FileType.NotFound)
 
     def open(self) -> pa.NativeFile:
@@ -106,7 +106,7 @@ def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
 
 @contextlib.contextmanager
 def staged_stream(location: Location) -> Iterator[pa.NativeFile]:
-    """Give a stream to a temporary file; rename it to `location` if the block succeeds.
+    """Yield a stream to a temporary file; rename it to `location` if the block succeeds.
 
     Raises:
         VaeError: the file cannot be written.

@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _IMAGE_FORMATS = ("PNG", "JPEG")
 _GRAY_MODES = ("1", "L")
 _DECODE_ERRORS: tuple[type[Exception], ...] = (*FILE_READ_ERRORS, DataRefused)
-_IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits a channel; others would lose information
+_IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits per channel; others would lose information
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -28,7 +28,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 
 
 def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
-    """Write images from 0 to 255, see `is_picture`, as one PNG with `columns` images a line."""
+    """Write images from 0 to 255, see `is_picture`, as one PNG with `columns` images per line."""
     if not is_picture(images.shape[1:]):
         raise UsageRefused(
             f"a picture needs rows of (height, width) or (height, width, 3), got {images.shape[1:]}"
@@ -66,7 +66,7 @@ def read_image_shape(content: bytes) -> tuple[int, ...]:
     """Read the shape of a PNG or JPEG from its header: (height, width[, 3]), without 3 if gray.
 
     Raises:
-        DataRefused: it is neither, has more than 8 bits a channel, or has transparency.
+        DataRefused: it is neither, has more than 8 bits per channel, or has transparency.
         UsageRefused: pillow is missing.
     """
     with _open_image(content) as image:
@@ -114,7 +114,7 @@ def _open_image(content: bytes) -> Any:
     try:
         return pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
     except (*FILE_READ_ERRORS, pillow.DecompressionBombError) as err:
-        raise DataRefused("it is no PNG or JPEG") from err
+        raise DataRefused("it is not a PNG or JPEG") from err
 
 
 def _pillow() -> Any:

@@ -17,7 +17,7 @@ from serving.io.arrow_types import is_number, is_text, unwrap_type
 
 ALLOWED = (
     "columns, numbers, 'text', True, False, None, == != < <= > >= in is, and or not, "
-    "and col('a name') for a column whose name is no plain word"
+    "and col('a name') for a column whose name is not a plain word"
 )
 
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -167,7 +167,7 @@ class _Reader:
 
     def _refused(self, node: ast.AST) -> UsageRefused:
         part = ast.get_source_segment(self._text.strip(), node) or type(node).__name__
-        return UsageRefused(f"--where takes no {part!r}; allowed are {ALLOWED}")
+        return UsageRefused(f"--where does not accept {part!r}; allowed are {ALLOWED}")
 
 
 def _is_column(node: ast.expr) -> bool:

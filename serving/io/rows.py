@@ -3,8 +3,8 @@
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows; rows are counted over all
 files in the order of their names. The first bytes of a file tell its format; a CSV file is known by
 its name. The rows of an array become a column `x`. A PNG or JPEG file is one row, with its bytes as
-`x`; so is any file with such a name, whose row is bad if it holds no picture. Memory is bounded by
-one batch, or for Arrow IPC by one of the file's own batches.
+`x`; so is any file with such a suffix, whose row is bad if it is not a picture. Memory is bounded
+by one batch, or for Arrow IPC by one of the file's own batches.
 Raises `DataRefused` if a file cannot be read.
 """
 
@@ -98,7 +98,9 @@ class Rows:
                 row += rows
                 yield batch
             if row != high:
-                raise DataRefused(f"{file.location} ends at row {row}, it said {file.rows}")
+                raise DataRefused(
+                    f"{file.location} ends at row {row}, but {file.rows} rows were counted"
+                )
 
     def keep(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows of a batch that pass the filter."""
@@ -131,7 +133,7 @@ def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> Input
             kind = "picture"
         if kind is None:
             raise DataRefused(
-                f"{location} is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
+                f"{location} is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
                 f"it starts with 0x{head.hex()}"
             )
         count, read = _FORMATS[kind]
@@ -173,7 +175,7 @@ def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
 def _read_parquet(
     location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
 ) -> Batches:
-    """Read through a buffered stream for each column, so that no row group is whole in memory."""
+    """Read each column through a buffered stream, so that memory never holds a whole row group."""
     with _parquet(location) as file:
         groups, first, skipped = [], 0, 0
         for index in range(file.num_row_groups):

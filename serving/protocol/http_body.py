@@ -1,8 +1,8 @@
 """Read and write the bodies of REST: JSON, or JSON followed by binary tensors.
 
 Source: Open Inference Protocol, inference request and response JSON objects; the binary tensor data
-extension. The header `Inference-Header-Content-Length` tells where the JSON ends; 0 means that the
-body is one raw tensor.
+extension. The header `Inference-Header-Content-Length` gives the length of the JSON; 0 means that
+the body is one raw tensor.
 """
 
 import re
@@ -31,7 +31,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 
 class BinaryOutputs(NamedTuple):
-    """Which outputs a request wants in binary: `named` tells for some, `default` for the others."""
+    """Which outputs a request wants in binary: `named` decides for some, `default` for the rest."""
 
     default: bool = False
     named: Mapping[str, bool] | None = None

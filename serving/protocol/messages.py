@@ -63,7 +63,7 @@ def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
 
 
 def wire_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Return a shape as a tuple; refuse all but whole numbers from 0, and too many values."""
+    """Return a shape as a tuple; refuse sizes that are not whole numbers from 0, or too many."""
     if not isinstance(shape, (list, tuple)):
         raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
     if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
@@ -92,7 +92,7 @@ def from_values(
 ) -> Array:
     """Make an array from a list of numbers, flat or nested; refuse a number that does not fit.
 
-    `booleans` tells whether booleans may be among them: to look for them takes as long as the rest.
+    `booleans` is whether booleans may be among them: looking for them takes as long as the rest.
     """
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
     if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):

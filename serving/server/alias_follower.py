@@ -32,7 +32,7 @@ RETRY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A version to serve; `refused` holds the `version` that was not taken up, and the `reason`."""
+    """A version to serve; `refused` holds the `version` that was refused, and the `reason`."""
 
     path: str
     name: str | None
@@ -73,7 +73,7 @@ class AliasFollower:
     check: Callable[[Source], None]
     """Opens a source's graphs and compares their outputs with torch's."""
     counters: SharedCounters
-    """Hold the requests to poll, and count failures."""
+    """Holds the requests to poll, and counts failures."""
     poll_s: float
     """Mean seconds between two polls."""
     _client: Any = field(default=None, init=False)
@@ -92,7 +92,7 @@ class AliasFollower:
             self._wait(requests)
 
     def poll(self) -> None:
-        """Ask once which version the alias names, and take up a new one."""
+        """Ask once which version the alias names, and switch to a new one."""
         try:
             version = self._resolve()
         except Exception as err:  # noqa: BLE001 - whatever fails, the old version is still served
@@ -151,7 +151,7 @@ class AliasFollower:
         self._reachable = False
 
     def _wait(self, requests: float) -> None:
-        """Wait about the interval, at random 20 % more or less, or until a poll is requested."""
+        """Wait for the interval, randomly 20 % longer or shorter, or until a poll is requested."""
         until = time.monotonic() + self.poll_s * random.uniform(0.8, 1.2)
         while time.monotonic() < until:
             time.sleep(WATCH_INTERVAL_S)

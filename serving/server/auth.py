@@ -25,7 +25,7 @@ class Access:
         """Compare the key in `Authorization: Bearer KEY` or `X-API-Key: KEY` with the server's.
 
         Raises:
-            Unauthorized: the server has a key, and the request does not hold it.
+            Unauthorized: the server has a key, and the request does not carry it.
         """
         if not self.api_key:
             return
@@ -38,7 +38,7 @@ class Access:
         """Check MLflow's signature, or the API key if the server has no webhook secret.
 
         Raises:
-            Unauthorized: the body was not signed with the secret, or too long ago.
+            Unauthorized: the body was not signed with the secret, or was signed too long ago.
         """
         if not self.webhook_secret:
             self.check(headers.get("authorization"), headers.get("x-api-key"))

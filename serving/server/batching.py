@@ -1,4 +1,4 @@
-"""Put requests that wait into one run of a graph.
+"""Put waiting requests into one run of a graph.
 
 No request is delayed for a fuller batch: those read in one turn of the event loop, or during the
 previous run, go together (the rule of Triton's batcher with no delay). The queue is bounded in
@@ -41,7 +41,7 @@ class QueuedRequest(NamedTuple):
 
 
 class Admission:
-    """Counts the requests in progress, and admits no more than `most`."""
+    """Counts the requests in progress, and admits at most `most` of them."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -56,7 +56,7 @@ class Admission:
         """Admit a request.
 
         Raises:
-            Overloaded: the most that may be are in progress.
+            Overloaded: as many requests as allowed are in progress.
         """
         if self.full:
             raise Overloaded(f"{self.most} requests are in progress: try again in a moment")
@@ -111,13 +111,13 @@ class Batcher:
         """Queue checked inputs; return a future of their outputs.
 
         Raises:
-            Overloaded: the rows in the queue reach their limit.
+            Overloaded: the queue would hold more rows than allowed.
         """
         cost = rows * num_samples
         if self.queued and self.queued + cost > self._max_rows:
             self.full = self._max_rows - self.queued <= self._max_rows // 4
             raise Overloaded(
-                f"{self.queued} rows wait, at most {self._max_rows} may: try again in a moment"
+                f"{self.queued} rows wait, of at most {self._max_rows}: try again in a moment"
             )
         loop = asyncio.get_running_loop()
         waiting = QueuedRequest(inputs, rows, deadline, time.perf_counter(), loop.create_future())

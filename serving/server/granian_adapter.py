@@ -2,7 +2,7 @@
 
 Granian listens, restarts workers that die, and kills those that do not stop in time. It has no
 public hook for a worker's index, for the signals that a new process blocks, or for the moment
-before workers stop, so four of its private methods are overridden here, and nowhere else.
+before workers stop, so four of its private methods are overridden, only here.
 tests/serving/server/test_granian_adapter.py checks that the installed granian still has them.
 """
 

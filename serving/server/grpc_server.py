@@ -34,7 +34,7 @@ DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11}
 """Triton's numbers for datatypes in a model configuration."""
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 MAX_MESSAGE = 1000
-"""Characters of an error message; clients refuse metadata of more than some kilobytes."""
+"""Characters of an error message; clients refuse metadata of more than a few kilobytes."""
 _SERVING, _NOT_SERVING = 1, 2
 
 Call = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
@@ -126,17 +126,17 @@ class GrpcServer:
 
 
 async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Answer, which shows that the process lives."""
+    """Answer; any answer shows that the process is alive."""
     return pb.ServerLiveResponse(live=True)
 
 
 async def server_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Tell whether the server takes requests."""
+    """Report whether the server takes requests."""
     return pb.ServerReadyResponse(ready=server.service.ready)
 
 
 async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Tell whether the operation is loaded."""
+    """Report whether the operation is loaded."""
     service = server.service
     try:
         service.operation(message.name, message.version)
@@ -146,7 +146,7 @@ async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 async def server_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Tell the name, version and extensions of the server."""
+    """Report the name, version and extensions of the server."""
     return pb.ServerMetadataResponse(**server.service.server_metadata())
 
 
@@ -194,7 +194,7 @@ async def repository_unload(server: GrpcServer, message: Any, context: Any) -> A
 
 
 async def check_health(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Tell the health of the server, or of the service that the request names."""
+    """Report the health of the server, or of the service that the request names."""
     if message.service not in ("", SERVICE):
         raise NotFound(f"no service {message.service!r}: there is {SERVICE}")
     return pb.HealthCheckResponse(status=_SERVING if server.service.ready else _NOT_SERVING)

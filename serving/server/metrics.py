@@ -55,7 +55,7 @@ class CountersCollector:
         for name, bounds in HISTOGRAMS.items():
             yield _histogram(counters, name, bounds)
         for name, text in (
-            ("reloads", "New versions that workers took up, counted by each worker"),
+            ("reloads", "Switches to a new version, counted by each worker"),
             ("reload_failures", "Versions refused"),
             ("registry_failures", "Polls of the registry that failed"),
         ):

@@ -28,7 +28,7 @@ _REFUSALS = {
 
 
 def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str, Any]:
-    """Return an OpenAPI 3.1 document, whose example is a request that can be sent as it is."""
+    """Return an OpenAPI 3.1 document, whose example is a request that can be sent unchanged."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)

@@ -41,12 +41,12 @@ async def infer(server: RestServer, request: Request) -> Answer:
 
 
 async def server_live(server: RestServer, request: Request) -> Answer:
-    """Answer, which shows that the process lives."""
+    """Answer; any answer shows that the process is alive."""
     return _json({"live": True})
 
 
 async def server_ready(server: RestServer, request: Request) -> Answer:
-    """Tell whether the server takes requests, which version answers, and which was refused."""
+    """Report whether the server takes requests, which version answers, and which was refused."""
     service = server.service
     content: dict[str, Any] = {"ready": service.ready}
     with contextlib.suppress(NotReady):
@@ -57,12 +57,12 @@ async def server_ready(server: RestServer, request: Request) -> Answer:
 
 
 async def server_metadata(server: RestServer, request: Request) -> Answer:
-    """Tell the name, version and extensions of the server."""
+    """Report the name, version and extensions of the server."""
     return _json(server.service.server_metadata())
 
 
 async def model_ready(server: RestServer, request: Request) -> Answer:
-    """Tell whether the operation is loaded."""
+    """Report whether the operation is loaded."""
     service = server.service
     service.operation(request.name, request.version)
     ready = service.ready and service.is_loaded(request.name)
@@ -108,7 +108,7 @@ async def repository_unload(server: RestServer, request: Request) -> Answer:
 
 
 async def webhook(server: RestServer, request: Request) -> Answer:
-    """Poll the registry now, since MLflow tells that an alias was moved."""
+    """Poll the registry now, since MLflow reports that an alias was moved."""
     # checked before the signature: anyone may send a webhook
     if int(request.headers.get("content-length") or 0) > MAX_WEBHOOK_BYTES:
         raise TooLarge(f"a webhook may have {MAX_WEBHOOK_BYTES} bytes")

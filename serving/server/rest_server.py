@@ -55,7 +55,7 @@ _DONE = _Done()
 
 
 class Scope(Protocol):
-    """What granian tells of a request, by RSGI."""
+    """The facts about a request that granian passes over RSGI."""
 
     method: str
     path: str
@@ -191,7 +191,7 @@ class RestServer:
         Raises:
             LengthRequired: it comes in chunks; granian does not tell whether such a body is whole.
             TooLarge: it is longer than the limit.
-            Overloaded: the bodies in memory reach their limit.
+            Overloaded: the bodies in memory would exceed their limit.
             BodyTimeout: it did not arrive in time.
             ClientLeft: the connection ended before the whole body had arrived.
         """
@@ -222,7 +222,7 @@ class RestServer:
             self._hold(request, length)
             try:
                 whole: bytes = await request.protocol()
-            except RuntimeError as err:  # granian raises it when the connection ended
+            except RuntimeError as err:  # granian raises it when the connection has ended
                 raise ClientLeft("the connection ended within the body") from err
             return whole
         chunks: list[bytes] = []

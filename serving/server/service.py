@@ -73,7 +73,7 @@ class Service:
         self.max_rows = max_rows
         self.timeout_s = timeout_s
         self.refused: Mapping[str, str] | None = None
-        """The `version` that was not taken up, and the `reason`."""
+        """The `version` that was refused, and the `reason`."""
         self._served: LoadedVersion | None = None
         self._executor = ThreadPoolExecutor(1, "engine")
 
@@ -153,7 +153,7 @@ class Service:
         return not self.counters.get(f"unloaded.{name}")
 
     def set_loaded(self, name: str, loaded: bool) -> None:
-        """Load or unload an operation, on all workers; to load one polls the registry too."""
+        """Load or unload an operation, on all workers; loading one also polls the registry."""
         self.operation(name)
         self.counters.set_flag(f"unloaded.{name}", value=float(not loaded))
         if loaded:

@@ -12,7 +12,7 @@ from serving.server.shared_counters import SharedCounters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the parent process tells its workers."""
+    """The settings that the parent process passes to its workers."""
 
     folder: Path
     """Folder of the files that the processes share."""

@@ -103,5 +103,5 @@ class SharedCounters:
         return self._cells[row * len(CELLS) + CELLS[field]]
 
     def set_flag(self, *field: object, value: float) -> None:
-        """Set a flag; any process may, and it is kept in the parent's row."""
+        """Set a flag, which any process may do; it is kept in the parent's row."""
         self._cells[CELLS[field]] = value

@@ -34,7 +34,7 @@ def run_server(
         VaeError: the registry cannot be reached and nothing is cached, or a worker cannot start.
     """
     logging_config.configure(settings.log_format)
-    multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe where threads run
+    multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe if threads run
     source = open_first(reference)
     check = partial(self_check, settings)
     check(source)
@@ -89,7 +89,7 @@ def free_port(host: str, port: int, option: str) -> int:
     except OSError as err:
         if err.errno == errno.EADDRNOTAVAIL:
             raise UsageRefused(
-                f"cannot listen at {host}: it is no address of this machine; "
+                f"cannot listen at {host}: it is not an address of this machine; "
                 "choose another with --host"
             ) from err
         raise UsageRefused(

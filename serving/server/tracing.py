@@ -10,7 +10,7 @@ from serving.errors import UsageRefused
 from serving.protocol.messages import InferRequest
 
 CLOSE_S = 1.0
-"""Seconds that a worker, when it ends, waits until its last spans are sent."""
+"""Seconds that a worker waits at its end for its last spans to be sent."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 

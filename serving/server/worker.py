@@ -1,4 +1,4 @@
-"""A worker process: serves one version over REST and gRPC, and takes up each new version."""
+"""A worker process: serves one version over REST and gRPC, and switches to each new version."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ class Worker:
     """The RSGI application that granian runs in one process.
 
     Args:
-        settings: what the parent tells its workers.
+        settings: what the parent passes to its workers.
         index: the worker's number, from 0.
     """
 
@@ -65,7 +65,7 @@ class Worker:
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start gRPC and the watch for new versions; granian listens for HTTP once this returns."""
         loop.run_until_complete(self._start())
-        gc.freeze()  # objects made so far are kept: the collector need not visit them again
+        gc.freeze()  # objects made so far live on: the collector need not visit them again
         gc.set_threshold(50_000, 20, 100)
         self._watching = loop.create_task(self._watch())
 
@@ -113,7 +113,7 @@ class Worker:
         return self._service.load(engine, version.name, version.version)
 
     async def _watch(self) -> None:
-        """Take up each new version; end when the parent says so, or has ended."""
+        """Switch to each new version; end when the parent asks for it, or has ended."""
         while not (self._counters.get("stopping") or os.getppid() != self._settings.parent):
             await asyncio.sleep(WATCH_INTERVAL_S)
             self._counters.set("queued_rows", value=self._service.served.batcher.queued)

@@ -80,14 +80,14 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "wrong magic": (
         "x.bin",
         write("x.bin", b"\x89HDF\r\n\x1a\n"),
-        "x.bin is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts with "
-        "0x894844460d0a1a0a",
+        "x.bin is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
+        "with 0x894844460d0a1a0a",
     ),
     "text": (
         "x.txt",
         write("x.txt", b"1,2,3\n"),
-        "x.txt is no Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts with "
-        "0x312c322c330a",
+        "x.txt is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
+        "with 0x312c322c330a",
     ),
     "CSV without names": (
         "x.csv",

@@ -174,7 +174,7 @@ def untag(folder: Path) -> None:
 BAD = [
     (damage, "decoder.onnx is not the file that was sealed"),
     (put_golden_off, "decode puts x_loc off by 1"),
-    (replace, "registered was 000000000000"),
+    (replace, "but 000000000000 was registered"),
     (untag, "no digest in its tag bundle.sha256"),
 ]
 

@@ -135,7 +135,7 @@ def empty_half(folder: Path) -> None:
             "cannot read {folder}/b.png: its mode is RGBA: save it as gray or RGB of 8 bits, "
             "without alpha",
         ),
-        (renamed, "cannot read {folder}/b.png: it is no PNG or JPEG"),
+        (renamed, "cannot read {folder}/b.png: it is not a PNG or JPEG"),
         (cut_off, "cannot read {folder}/b.png: its pixels are damaged or cut off"),
         (
             third_folder,

@@ -144,10 +144,10 @@ USAGE_ERRORS = {
     "--valid-fraction nan": "Invalid value for '--valid-fraction': 'nan' is not a finite number.",
     "--kl-weight inf": "Invalid value for '--kl-weight': 'inf' is not a finite number.",
     "--hidden-dims x": (
-        "Invalid value for '--hidden-dims': 'x' is no list of widths such as 512,256"
+        "Invalid value for '--hidden-dims': 'x' is not a list of widths such as 512,256"
     ),
     "--hidden-dims 64,,32": (
-        "Invalid value for '--hidden-dims': '64,,32' is no list of widths such as 512,256"
+        "Invalid value for '--hidden-dims': '64,,32' is not a list of widths such as 512,256"
     ),
     "--hidden-dims 64,0": (
         "Invalid value for '--hidden-dims': widths must be at least 1, got '64,0'"

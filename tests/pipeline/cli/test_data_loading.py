@@ -49,11 +49,11 @@ def test_other_data_without_a_test_set_gives_all_rows(
     [
         pytest.param(
             np.zeros((9, 5, 5), np.uint8),
-            r"rows of uint8 \(5, 5\), the model takes uint8 \(6, 5\)",
+            r"rows of uint8 \(5, 5\), but the model takes uint8 \(6, 5\)",
             id="shape",
         ),
         pytest.param(
-            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), the model", id="dtype"
+            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), but the model", id="dtype"
         ),
     ],
 )

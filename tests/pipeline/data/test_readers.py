@@ -91,7 +91,7 @@ def test_columns_are_chosen_of_tables_alone(tmp_path: Path, settings: dict[str, 
     path = save(tmp_path / "x.npy", FLOATS)
     with pytest.raises(UsageRefused) as caught:
         load_dataset(str(path), valid_fraction=0, test_fraction=0.1, **settings)
-    assert str(caught.value) == f"--columns and --label choose from a table, and {path} is none"
+    assert str(caught.value) == f"--columns and --label choose from a table, and {path} is not one"
 
 
 def spoil(*cells: tuple[int, int, float]) -> Array:
@@ -154,11 +154,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "wrong magic": (
         write("x", b"\x89PNG\r\n\x1a\n"),
-        "cannot read {path}: no IDX file, it starts with 0x89504e47",
+        "cannot read {path}: not an IDX file: it starts with 0x89504e47",
     ),
     "unknown IDX type": (
         write("x", idx_bytes(BYTES, code=7)),
-        "cannot read {path}: no IDX file, it starts with 0x00000703",
+        "cannot read {path}: not an IDX file: it starts with 0x00000703",
     ),
     "empty file": (write("x", b""), "{path} is empty"),
     "empty npy": (write("x.npy", b""), "{path} is empty"),
@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "fewer labels than rows": (
         write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),
-        "{path} has 39 labels of 40 rows",
+        "{path} has 39 labels for 40 rows",
     ),
     "NaN in the test rows": (
         write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),

@@ -245,7 +245,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "empty lists": (
         table(x=pa.array([[], [1.0]], pa.list_(pa.float32()))),
         {},
-        "{path}: x must hold at least one value a row, got (0,)",
+        "{path}: x must hold at least one value per row, got (0,)",
     ),
     "nothing but nulls": (
         table(x=pa.array([None, None], pa.list_(pa.float32()))),
@@ -255,7 +255,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "no image": (
         table(image=[b"text"]),
         {},
-        "{path}: the first row of image cannot be read: it is no PNG or JPEG",
+        "{path}: the first row of image cannot be read: it is not a PNG or JPEG",
     ),
     "infinite": (
         table(a=pa.array([1e300, 1.0]), b=pa.array([1.0, float("inf")])),
@@ -265,17 +265,17 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "text": (
         table(**NUMBERS, kind=KIND),
         {},
-        "{path} has columns that are no numbers: kind (string)" + CHOOSE,
+        "{path} has columns that are not numbers: kind (string)" + CHOOSE,
     ),
     "text in CSV": (
         text("a,kind\n1,x\n"),
         {},
-        "{path} has columns that are no numbers: kind (string)" + CHOOSE,
+        "{path} has columns that are not numbers: kind (string)" + CHOOSE,
     ),
     "lists beside numbers": (
         table(x=pa.array([[1, 2]]), digit=pa.array([1])),
         {},
-        "{path} has columns that are no numbers: x (list<element: int64>)" + CHOOSE,
+        "{path} has columns that are not numbers: x (list<element: int64>)" + CHOOSE,
     ),
     "unknown column": (
         table(**NUMBERS),

@@ -66,7 +66,7 @@ def test_a_histogram_sums_the_comparisons_and_marks_what_is_beyond_the_tolerance
     assert heights[0] == heights[2] == heights[3] == 2.5  # one among a thousand is seen
     counts = [title.text for title in ET.fromstring(svg).iter("title")]
     assert counts[0] == "below 0.1 of the tolerance: 2"
-    assert counts[3] == "above 10 of the tolerance, or no number: 1"
+    assert counts[3] == "above 10 of the tolerance, or not a number: 1"
 
 
 def test_batches_have_a_dot_each_and_a_line_along_the_largest() -> None:

@@ -26,7 +26,7 @@ def test_without_a_champion_only_limits_are_held() -> None:
     judgement = decide(CHAMPION, None)
     assert judgement.refusals == ()
     assert judgement.elbo == CHAMPION.mean()
-    assert "no champion to compare with" in str(judgement)
+    assert "without a champion to compare with" in str(judgement)
 
 
 Z95 = 1.6448536269514722
@@ -99,7 +99,7 @@ def test_too_few_rows_do_not_compare_models(rows: int, passes: bool) -> None:
     assert (judgement.refusals == ()) == passes
     if not passes:
         assert judgement.refusals == (
-            f"{rows} held-out rows are too few to compare models, 30 are needed",
+            f"{rows} held-out rows are too few to compare models: 30 are needed",
         )
     assert decide(CHAMPION[:rows], None).refusals == ()
 

@@ -140,7 +140,7 @@ FAULTS = {
     ),
     "parity of other files": Fault(
         exit_code=5,
-        message="parity.json speaks of other files",
+        message="parity.json is about other files",
         bundle=edit_json("parity.json", files={"encoder.onnx": "0" * 64}),
     ),
     "parity of another provider": Fault(

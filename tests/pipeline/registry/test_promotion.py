@@ -46,7 +46,7 @@ def test_first_promotion_says_that_there_is_no_baseline(sealed: Bundle, trained:
     decision = promote_with(trained, register(sealed))
     assert decision.decision == "promoted"
     assert decision.previous is None
-    assert "no champion to compare with" in decision.reasons[0]
+    assert "without a champion to compare with" in decision.reasons[0]
     assert champion() == "1"
     assert alias_version(connect(), "vae", "previous") is None
     assert open_source("models:/vae@champion").version == "1"
@@ -115,7 +115,7 @@ def test_force_overrides_the_judgement_and_is_recorded(
 def test_force_that_was_not_needed_overrides_nothing(sealed: Bundle, trained: Trained) -> None:
     decision = promote_with(trained, register(sealed), force="to be sure")
     assert decision.decision == "promoted"
-    assert "no champion to compare with" in decision.reasons[0]
+    assert "without a champion to compare with" in decision.reasons[0]
     assert len(decision.reasons) == 1
 
 

@@ -88,7 +88,9 @@ def test_a_resealed_bundle_in_the_registry_is_found(
     version = register(sealed)
     for file in worse.path.iterdir():
         (stored_files(version) / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(VerificationFailed, match=r"^version 1 of vae holds bundle .* registered w"):
+    with pytest.raises(
+        VerificationFailed, match=r"^version 1 of vae holds bundle .* was registered"
+    ):
         verify_version(version, tmp_path)
 
 

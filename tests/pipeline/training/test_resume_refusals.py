@@ -197,7 +197,7 @@ def test_an_interrupted_run_must_be_resumed_before_it_is_used(
     result = CliRunner().invoke(cli, [*arguments, run_id])
     assert isinstance(result.exception, UsageRefused)
     assert str(result.exception) == (
-        f"run {run_id} has no checkpoint: its training has not ended; go on with "
+        f"run {run_id} has no checkpoint: its training has not finished; continue it with "
         f"vae train --resume {run_id}"
     )
 
@@ -208,8 +208,8 @@ def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
     result = CliRunner().invoke(cli, ["train", "--resume", "0" * 32, given, value])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"Error: {given} cannot be given beside --resume, which takes all settings from the run "
-        "but --device, --threads, --learning-rate"
+        f"Error: {given} cannot be combined with --resume, which takes all settings from the run "
+        "except --device, --threads, --learning-rate"
     )
 
 

@@ -114,7 +114,7 @@ def test_other_samples_are_refused_in_the_same_folder(
     [
         ("folder", "npy", "a folder takes --format parquet, got 'npy'"),
         ("folder.d/", "png", "a folder takes --format parquet, got 'png'"),
-        ("rows.npy", "parquet", "is no parquet: end it in .parquet, or in / for a folder"),
+        ("rows.npy", "parquet", "is not a parquet file: end it in .parquet, or in / for a folder"),
         ("rows.csv", None, "--out must end in .png, .npy, .parquet"),
     ],
     ids=["folder as npy", "folder as png", "file of another kind", "unknown file"],
@@ -132,7 +132,7 @@ def test_a_file_of_more_than_memory_is_refused_at_once(tmp_path: Path) -> None:
     result = vae_sample("--out", tmp_path / "rows.npy", "--count", 10**12)
     assert isinstance(result.exception, UsageRefused)
     assert str(result.exception).startswith(
-        "1,000,000,000,000 samples in a file take 2.4e+05 GB of memory, this machine has "
+        "1,000,000,000,000 samples in a file take 2.4e+05 GB of memory, but this machine has "
     )
     assert str(result.exception).endswith("name a folder by --out, which is filled part by part")
 
@@ -151,4 +151,4 @@ def test_a_file_holds_the_same_rows(name: str, tmp_path: Path, engine: Engine) -
 
 def test_help_says_how_a_folder_is_asked_for() -> None:
     words = CliRunner().invoke(sample, ["--help"]).output
-    assert "a folder where the name has no suffix or ends in /" in " ".join(words.split())
+    assert "a path or URI without a suffix, or ending in /, is a folder" in " ".join(words.split())

@@ -154,5 +154,5 @@ def test_ids_of_another_kind_are_cast_or_refused(engine: Engine, x: Array) -> No
     scorer = Scorer(engine, MADE_BY, "score", first.schema, ids=["id"])
     small = first.set_column(1, "id", pa.array([1, 2], pa.int8()))
     assert scorer(small)[0].column("id").type == pa.int64()
-    with pytest.raises(DataRefused, match="column 'id' is string here, it was int64 before"):
+    with pytest.raises(DataRefused, match="column 'id' is string here, but was int64 before"):
         scorer(first.set_column(1, "id", pa.array(["a", "b"])))

@@ -35,7 +35,7 @@ def test_a_filter_that_lets_no_row_through_is_told(batch_data: Path, tmp_path: P
     result = vae_score(batch_data / "x.parquet", output, "--id", "id", "--where", "id < 0")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["rows"] == 0
-    assert result.stderr == f"--where 'id < 0' lets no row through: {output} has none\n"
+    assert result.stderr == f"--where 'id < 0' matches no row: {output} has none\n"
 
 
 def test_another_job_is_refused_until_it_may_overwrite(batch_data: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_folder_of_other_files_is_never_taken(batch_data: Path, tmp_path: Path
     for more in ([], ["--overwrite"]):
         result = vae_score(batch_data / "x.parquet", tmp_path, *more)
         assert isinstance(result.exception, UsageRefused)
-        assert f"{tmp_path} holds 'mine.txt', and no _job.json" in str(result.exception)
+        assert f"{tmp_path} holds 'mine.txt', but no _job.json" in str(result.exception)
     assert names(tmp_path) == ["mine.txt"]
 
 

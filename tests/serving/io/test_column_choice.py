@@ -55,8 +55,8 @@ def test_a_word_in_a_column_of_numbers_is_told_by_the_name_of_its_column() -> No
     with pytest.raises(DataRefused) as caught:
         choose_columns(pa.schema(list(kinds.items())), (), (), NAMED)
     assert str(caught.value) == (
-        "of several columns each must be numbers, got e (string); "
-        "in a CSV one word makes a column text"
+        "each of several columns must be numbers, got e (string); "
+        "a single word in a CSV column makes it text"
     )
 
 
@@ -70,16 +70,21 @@ def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
     ("names", "asked", "error", "message"),
     [
         ({"y": LIST}, ("x",), UsageRefused, "no column 'x'; it has y (list<item: uint8>)"),
-        ({"y": LIST}, (), UsageRefused, "0 are numbers, the model takes 6; name them by --x."),
+        ({"y": LIST}, (), UsageRefused, "0 are numbers, but the model takes 6; name them by --x."),
         ({"a": pa.int64(), "b": pa.int8()}, ("a", "b"), DataRefused, "x takes 6 columns of"),
         (
             {"a": pa.int64(), "b": LIST},
             ("a", "b"),
             DataRefused,
-            "each must be numbers, got b (list",
+            "each of several columns must be numbers, got b (list",
         ),
         ({"x": pa.string()}, (), DataRefused, "column 'x' is string; x can be bytes"),
-        ({"x": pa.binary(5)}, (), DataRefused, "column 'x' has 5 bytes a row, x takes 6: (2, 3)"),
+        (
+            {"x": pa.binary(5)},
+            (),
+            DataRefused,
+            "column 'x' has 5 bytes per row, but x takes 6: (2, 3)",
+        ),
         ({"x": pa.list_(pa.uint8(), 5)}, (), DataRefused, "x takes rows of (2, 3)"),
         ({"x": pa.list_(pa.list_(pa.uint8(), 2), 3)}, (), DataRefused, "x takes rows of (2, 3)"),
         ({"x": pa.list_(pa.string())}, (), DataRefused, "x can be bytes, a list of numbers"),

@@ -148,9 +148,9 @@ def test_an_image_is_decoded_to_the_shape_that_its_header_says(
     [
         (encode(COLOURS[0], mode="RGBA"), "its mode is RGBA: save it as gray or RGB"),
         (encode(COLOURS[0, :, :, 0].astype(np.uint16)), "its mode is I;16: save it as gray or RGB"),
-        (encode(COLOURS[0], "GIF"), "it is no PNG or JPEG"),
-        (b"text", "it is no PNG or JPEG"),
-        (b"", "it is no PNG or JPEG"),
+        (encode(COLOURS[0], "GIF"), "it is not a PNG or JPEG"),
+        (b"text", "it is not a PNG or JPEG"),
+        (b"", "it is not a PNG or JPEG"),
     ],
     ids=["alpha", "16 bits", "GIF", "text", "empty"],
 )

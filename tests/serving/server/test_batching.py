@@ -202,7 +202,7 @@ def test_the_queue_is_bounded_in_rows_times_draws(make: Make, recorder: Recorder
         batcher = make(max_rows=10)
         first = batcher.submit("score", rows(1, 2), 2, 4, FAR)
         assert batcher.queued == 8
-        with pytest.raises(Overloaded, match="8 rows wait, at most 10 may"):
+        with pytest.raises(Overloaded, match="8 rows wait, of at most 10:"):
             batcher.submit("score", rows(3), 1, 3, FAR)
         second = batcher.submit("score", rows(3), 1, 2, FAR)
         assert batcher.queued == 10
@@ -322,7 +322,7 @@ def test_the_queue_is_full_from_a_refusal_until_a_request_leaves_it(
             added = queued - batcher.queued
             futures.append(batcher.submit("encode", rows(*range(added)), added, 1, FAR))
             assert not batcher.full
-            with pytest.raises(Overloaded, match=f"{queued} rows wait, at most 8 may"):
+            with pytest.raises(Overloaded, match=f"{queued} rows wait, of at most 8:"):
                 batcher.submit("encode", rows(*range(cost)), cost, 1, FAR)
             assert batcher.full == full
         recorder.go.set()

@@ -107,7 +107,7 @@ def test_a_full_queue_refuses_at_once(engine: Engine, tmp_path: Path) -> None:
             await until(lambda: there.batcher.queued == 60)
             refused = there.infer(decode_rows(41), timeout=30)
             assert await refused.code() is Status.RESOURCE_EXHAUSTED
-            assert "60 rows wait, at most 100 may" in await refused.details()
+            assert "60 rows wait, of at most 100:" in await refused.details()
             third = there.infer(decode_rows(40), timeout=30)
             await until(lambda: there.batcher.queued == 100)
             there.go.set()

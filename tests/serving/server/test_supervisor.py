@@ -56,7 +56,7 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
     code, said = refusal(tmp_path, *ANY, "--host", "192.0.2.1")
     assert code == UsageRefused.exit_code
     assert said.splitlines()[-1] == (
-        "error: cannot listen at 192.0.2.1: it is no address of this machine; "
+        "error: cannot listen at 192.0.2.1: it is not an address of this machine; "
         "choose another with --host"
     )
 
