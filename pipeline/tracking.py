@@ -7,7 +7,6 @@ ends as KILLED, one that fails as FAILED.
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.cpu import available_cores
 from serving.errors import UsageRefused
 from serving.mlflow_store import check_run, connect, store_errors
 
@@ -213,20 +211,6 @@ def git_state() -> dict[str, Any]:
     """Return the commit of the source tree, and whether there are uncommitted changes."""
     sha = _git("rev-parse", "HEAD")
     return {"sha": sha or "unknown", "dirty": bool(sha and _git("status", "--porcelain"))}
-
-
-def describe_system(device: str, threads: int) -> dict[str, Any]:
-    """Describe what the speed of a run depends on, as tags."""
-    import torch
-
-    return {
-        "system.platform": platform.platform(),
-        "system.python": platform.python_version(),
-        "system.torch": torch.__version__,
-        "system.cores": available_cores(),
-        "system.threads": threads,
-        "system.device": device,
-    }
 
 
 def _git(*arguments: str) -> str:

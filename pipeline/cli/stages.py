@@ -94,9 +94,10 @@ def train(
     """Train, evaluate and draw figures, and log all of it to the run."""
     import torch
 
+    from pipeline.environment import describe_system
     from pipeline.evaluation.figures import draw_figures
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
-    from pipeline.tracking import CHECKPOINT, FIGURES, describe_system, git_state
+    from pipeline.tracking import CHECKPOINT, FIGURES, git_state
     from pipeline.training.resumable_run import ResumableRun, fit
 
     config, device, threads = state.config, state.device, torch.get_num_threads()

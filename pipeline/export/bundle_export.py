@@ -8,7 +8,6 @@ is not sound, `UsageRefused` if the directory exists already.
 import io
 import json
 import logging
-import platform
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,14 +19,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime
-import onnxscript
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from pipeline.config import Precision
+from pipeline.environment import describe_versions
 from pipeline.errors import ParityFailed
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
@@ -242,7 +240,6 @@ def _graph_metadata(
 def _manifest_content(
     checkpoint: Checkpoint, operations: Mapping[str, Operation]
 ) -> dict[str, Any]:
-    packages = {"torch": torch, "onnx": onnx, "onnxscript": onnxscript, "onnxruntime": onnxruntime}
     return {
         "x_shape": list(checkpoint.model.x_shape),
         "x_dtype": checkpoint.x_dtype,
@@ -250,10 +247,7 @@ def _manifest_content(
         "likelihood": checkpoint.likelihood,
         "operations": describe_operations(operations),
         "opset": OPSET,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: package.__version__ for name, package in packages.items()},
-        },
+        "versions": describe_versions("torch", "onnx", "onnxscript", "onnxruntime"),
         "run_id": checkpoint.run_id,
         "git": dict(checkpoint.git),
         "data": dict(checkpoint.data),

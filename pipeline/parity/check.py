@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.environment import describe_environment, describe_versions
 from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
@@ -25,7 +26,6 @@ from pipeline.parity.comparisons import (
     open_engine,
     plan_settings,
 )
-from pipeline.parity.environment import describe_environment, describe_versions
 from pipeline.parity.graph_checks import load_graphs
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.quantization_loss import measure_loss
@@ -88,7 +88,7 @@ def check_parity(
         placement=found.placement,
         files=checked_files(bundle),
         environment=describe_environment(),
-        versions=describe_versions(),
+        versions=describe_versions("numpy", "onnx"),
         quantization_loss=loss,
     )
 

@@ -75,7 +75,8 @@ class ParityReport:
     def passed(self) -> bool:
         """Whether something was compared on every device, and nothing failed."""
         judged = self.precision == "float32" or self.quantization_loss is not None
-        return bool(self.comparisons and self.elbo) and judged and not self.faults()
+        compared = bool(self.devices and self.comparisons and self.elbo)
+        return compared and judged and not self.faults()
 
     @property
     def processor(self) -> str:
@@ -180,11 +181,17 @@ def _rename(value: Any, words: Mapping[str, str]) -> Any:
 
 
 def _read(kind: type[_Row], content: Mapping[str, Any]) -> _Row:
-    """Build a row; a number that is null was not finite."""
+    """Build a row; a number that is null was not finite.
+
+    Raises:
+        TypeError: an error or a tolerance is not a number, or is negative.
+    """
     values = {name: value for name, value in content.items() if name != "passed"}
-    for item in fields(kind):
-        if item.type is float and values[item.name] is None:
-            values[item.name] = np.nan
+    for name in (item.name for item in fields(kind) if item.type is float):
+        value = np.nan if values[name] is None else values[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise TypeError(f"{name} must be a number of at least 0, got {value!r}")
+        values[name] = float(value)
     if "histogram" in values:
         values["histogram"] = tuple(values["histogram"])
     return kind(**values)

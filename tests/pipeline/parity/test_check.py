@@ -286,3 +286,18 @@ def test_the_keys_of_the_file_are_those_of_schema_1(report: ParityReport) -> Non
     assert {"max_budget", "rms_budget"} <= content["comparisons"][0].keys()
     assert {"mean_budget", "row_budget"} <= content["elbo"][0].keys()
     assert "tolerance" not in json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", True, -1, [0.0]], ids=["text", "a truth value", "negative", "a list"]
+)
+@pytest.mark.parametrize("key", ["max_error", "max_budget", "rms_error", "rms_budget"])
+def test_an_error_that_is_no_number_is_refused(report: ParityReport, key: str, value: Any) -> None:
+    content = report.to_json()
+    content["comparisons"][0][key] = value
+    with pytest.raises(VerificationFailed, match="the parity report cannot be read: "):
+        ParityReport.from_json(content)
+
+
+def test_a_report_about_no_device_has_failed(report: ParityReport) -> None:
+    assert not replace(report, devices=()).passed

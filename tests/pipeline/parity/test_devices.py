@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.cli.main import cli
 from pipeline.model.operations import Tolerance
@@ -18,7 +17,6 @@ from pipeline.parity.comparisons import (
     open_engine,
     plan_settings,
 )
-from pipeline.parity.environment import describe_environment
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.tolerances import FLOAT32, TF32, compare_elbo
 from serving.bundle import Bundle
@@ -147,14 +145,6 @@ def test_a_missing_elbo_has_failed() -> None:
     exact = {name: np.ones(1000) for name in ("elbo", "log_likelihood", "kl")}
     setting = Setting(provider="CPUExecutionProvider", level="all", threads=1)
     assert not compare_elbo({}, exact, exact, FLOAT32, setting).passed
-
-
-def test_machine_names_its_processor_and_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = describe_environment()
-    assert machine["torch"] == torch.__version__
-    assert all(isinstance(value, str) and value for value in machine.values())
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert describe_environment() == {**machine, "NVIDIA_TF32_OVERRIDE": "0"}
 
 
 def test_no_tolerance_is_below_the_roundings_of_held_out_values(

@@ -1,20 +1,31 @@
-"""The environment of a numerical result: processors, and the libraries that compute."""
+"""The environment of a result: the system, its processors, and the versions of packages.
+
+Packages are imported when they are asked for: naming one does not load the others.
+"""
 
 import os
 import platform
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
+from serving.cpu import available_cores
 
 SWITCHES = ("NVIDIA_TF32_OVERRIDE", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 """Environment variables that change how numbers are computed."""
 
 
+def describe_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of these packages, by name."""
+    versions = {name: str(import_module(name).__version__) for name in packages}
+    return {"python": platform.python_version(), **versions}
+
+
 def describe_environment() -> dict[str, str]:
     """Return what float32 results can depend on, apart from the bundle."""
+    import onnxruntime
+    import torch
+
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -27,12 +38,14 @@ def describe_environment() -> dict[str, str]:
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of the libraries that prepare and judge the numbers."""
+def describe_system(device: str, threads: int) -> dict[str, Any]:
+    """Return what the speed of a training depends on, as tags of its run."""
     return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnx": onnx.__version__,
+        "system.platform": platform.platform(),
+        **{f"system.{name}": version for name, version in describe_versions("torch").items()},
+        "system.cores": available_cores(),
+        "system.threads": threads,
+        "system.device": device,
     }
 
 
