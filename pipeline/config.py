@@ -102,7 +102,7 @@ class ModelConfig:
 class TrainConfig:
     """The optimisation, by Adam on the negative ELBO."""
 
-    epochs: Annotated[int, Option("Most passes to make over the training rows", min=1)] = 25
+    epochs: Annotated[int, Option("Maximum passes over the training rows", min=1)] = 25
     batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
     schedule: Annotated[Literal["constant", "cosine"], Option("How the learning rate changes")] = (
@@ -114,12 +114,8 @@ class TrainConfig:
     ] = "elbo"
     train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
-    kl_warmup_steps: Annotated[
-        int, Option("Steps in which the KL's weight rises from 0", min=0)
-    ] = 0
-    free_bits: Annotated[
-        float, Option("Nats of each latent's mean KL that cost nothing", min=0)
-    ] = 0.0
+    kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
+    free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0
     patience: Annotated[int, Option("Epochs to wait for a better validation ELBO", min=1)] = 5
     max_time: Annotated[
         float | None, Option("Minutes after which training stops", min=0, open_min=True)
