@@ -102,7 +102,7 @@ class ModelConfig:
 class TrainConfig:
     """The optimisation, by Adam on the negative ELBO."""
 
-    epochs: Annotated[int, Option("Most passes over the training rows", min=1)] = 25
+    epochs: Annotated[int, Option("Maximum passes over the training rows", min=1)] = 25
     batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
     schedule: Annotated[Literal["constant", "cosine"], Option("How the learning rate changes")] = (
@@ -115,7 +115,7 @@ class TrainConfig:
     train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
     kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
-    free_bits: Annotated[float, Option("Nats of each latent's mean KL without cost", min=0)] = 0.0
+    free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0
     patience: Annotated[int, Option("Epochs to wait for a better validation ELBO", min=1)] = 5
     max_time: Annotated[
         float | None, Option("Minutes after which training stops", min=0, open_min=True)
@@ -186,7 +186,7 @@ class Config:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Config":
-        """Read what `to_json` wrote; a setting that an older bundle lacks has its default."""
+        """Read what `to_json` wrote; a setting that an older bundle lacks gets its default."""
         data = {**content["data"], "columns": tuple(content["data"].get("columns", ()))}
         model = {**content["model"], "hidden_dims": tuple(content["model"]["hidden_dims"])}
         return cls(

@@ -270,7 +270,7 @@ def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
         got = tuple(Tensor(n.name, _numpy_dtype(n.type), tuple(n.shape)) for n in found)
         if got != expected:
             raise VerificationFailed(
-                f"{operation.graph} has {side} {got}, the operation table says {expected}"
+                f"{operation.graph} has {side} {got}, but the operation table says {expected}"
             )
 
 

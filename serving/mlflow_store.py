@@ -216,6 +216,6 @@ def download_bundle(subject: str, model_uri: str, folder: Path) -> None:
             bundle = Path(fetched, "artifacts", ARTIFACT)
         if bundle is None or not bundle.exists():
             raise VerificationFailed(
-                f"{subject} has no files in the store any more: register it again"
+                f"{subject} no longer has files in the store: register it again"
             )
         bundle.rename(folder)

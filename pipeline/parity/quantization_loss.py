@@ -145,7 +145,7 @@ def measure_loss(engine: Engine, model: VAE, x: Array) -> QuantizationLoss:
 
 
 def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
-    """Export the timed graphs in float32, and run both in turns on held-out rows `x`."""
+    """Export the timed graphs in float32, and run both alternately on held-out rows `x`."""
     operations = [bundle.operations[name] for name in TIMED_OPERATIONS]
     options = session_options(threads, "all")
     sizes: dict[str, Size] = {}

@@ -1,6 +1,6 @@
 """Reasons not to score a candidate at all; `--force` overrides none of them.
 
-In: the verified candidate and champion, and the digest of the held-out rows. Out: faults in words.
+In: the verified candidate and champion, and the digest of the held-out rows. Out: a text per fault.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
     for field in ("x_shape", "x_dtype", "likelihood"):
         if getattr(new, field) != getattr(old, field):
             yield (
-                f"{field} is {getattr(new, field)}, the champion's is {getattr(old, field)}, so "
-                "their ELBOs cannot be compared: register it under another --name"
+                f"{field} is {getattr(new, field)}, but the champion's is {getattr(old, field)}, "
+                "so their ELBOs cannot be compared: register it under another --name"
             )
 
 

@@ -173,7 +173,7 @@ def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _batches(state: TrainState, x: Tensor) -> Iterator[Tensor]:
-    """Yield the batches that are left of the epoch."""
+    """Yield the remaining batches of the epoch."""
     if state.position == 0:
         state.order = torch.randperm(len(x), generator=state.generator, device=x.device)
     while state.position < len(x):

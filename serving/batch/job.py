@@ -33,7 +33,7 @@ from serving.io.rows import Rows
 PART_ROWS = 65_536
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
-"""Bytes of `x` in a batch; of wide rows, fewer are read at once."""
+"""Most bytes of `x` in a batch; if rows are wide, fewer are read at once."""
 OnError = Literal["fail", "quarantine"]
 _NONE = Counts()
 Item = tuple[int, pa.RecordBatch | None]
@@ -41,7 +41,7 @@ Item = tuple[int, pa.RecordBatch | None]
 
 
 class Input(Protocol):
-    """Rows by number: those of files, or those that are to be sampled."""
+    """Rows by number: those of files, or those to be sampled."""
 
     @property
     def total(self) -> int:

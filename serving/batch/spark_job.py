@@ -222,7 +222,7 @@ def _require_java() -> None:
         return
     home = os.environ.get("JAVA_HOME")
     if shutil.which("java", path=f"{home}/bin" if home else None) is None:
-        place = f"JAVA_HOME, {home}, holds none" if home else "there is none on the path"
+        place = f"JAVA_HOME, {home}, has none" if home else "there is none on the path"
         raise UsageRefused(
             f"--engine spark needs a Java runtime, 17 or 21: {place}; install one and set JAVA_HOME"
         )

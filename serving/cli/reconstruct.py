@@ -38,7 +38,7 @@ def reconstruct(
     """Encode the rows of INPUT and decode their posterior means.
 
     INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet),
-    or pictures of originals and reconstructions in turn (.png).
+    or a picture in which originals and reconstructions alternate (.png).
 
     Example: vae reconstruct images.npy --out reconstructions.npy
     """

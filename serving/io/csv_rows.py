@@ -1,7 +1,7 @@
 """Read CSV files with a header as streams of record batches.
 
 Columns of numbers, and columns that are empty at their start, are read as floats, whatever their
-first rows look like. Raises `DataRefused` for a header that names no columns, and pyarrow's errors
+first rows contain. Raises `DataRefused` for a header that names no columns, and pyarrow's errors
 for a value that is not of its column's type.
 """
 

@@ -113,7 +113,7 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "x.npy",
         save("x.npy", np.zeros((4, 5, 6), np.uint8)),
         "column 'x' is fixed_size_list<item: fixed_size_list<item: uint8>[6]>[5], "
-        "x takes rows of (6, 5)",
+        "but x takes rows of (6, 5)",
     ),
     "wrong values": (
         "x.npy",

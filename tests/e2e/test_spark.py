@@ -261,7 +261,7 @@ def test_without_java_or_pyspark_the_next_step_is_named(
 ) -> None:
     monkeypatch.delenv("PYSPARK_GATEWAY_PORT", raising=False)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(UsageRefused, match=r"Java runtime, 17 or 21: JAVA_HOME, .* holds none"):
+    with pytest.raises(UsageRefused, match=r"Java runtime, 17 or 21: JAVA_HOME, .* has none"):
         enter(spark_job.open_session("local[1]"))
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -170,7 +170,7 @@ FAULTS = {
     ),
     "artifacts deleted": Fault(
         exit_code=7,
-        message="vae version 2 has no files in the store any more",
+        message="vae version 2 no longer has files in the store",
         stored=lambda folder: shutil.rmtree(folder.parents[1]),
     ),
     "not ready": Fault(

@@ -155,9 +155,9 @@ def test_a_version_whose_files_were_purged_is_refused(
     connect().delete_logged_model(model)
     purge(store)
     assert connect().get_model_version("vae", version).status == "READY"
-    with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
+    with pytest.raises(VerificationFailed, match="vae version 1 no longer has files in the store"):
         verify_version(version, tmp_path)
-    with pytest.raises(VerificationFailed, match="vae version 1 has no files in the store any"):
+    with pytest.raises(VerificationFailed, match="vae version 1 no longer has files in the store"):
         promote_with(trained, version)
 
 

@@ -62,7 +62,9 @@ def test_a_word_in_a_column_of_numbers_is_told_by_the_name_of_its_column() -> No
 
 def test_numbers_of_other_names_are_not_taken_for_the_models_own() -> None:
     schema = pa.schema([(name, pa.float32()) for name in "abcdex"])
-    with pytest.raises(UsageRefused, match=r"no column 'f', which .* for a, b, c, d, e, f\. The"):
+    with pytest.raises(
+        UsageRefused, match=r"no column 'f', which .* that hold a, b, c, d, e, f\. The"
+    ):
         choose_columns(schema, (), (), NAMED)
 
 
