@@ -75,7 +75,7 @@ def test_says_how_far_the_rows_are_from_the_held_out_rows(
     low = (elbo < np.quantile(held, 0.01)).mean()
     assert float(found[3]) == pytest.approx(100 * low, abs=0.01)
     shift = elbo.astype(np.float64).mean() - held.mean()
-    assert f"lies {shift:+,.2f} ±" in words
+    assert f"The mean ELBO is {shift:+,.2f} ±" in words
     assert "Compare with care" not in words
     assert "Read D: with many rows p is tiny" in words
 
