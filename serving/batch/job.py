@@ -130,12 +130,12 @@ def run_job(
     limit: Limit | None = None,
     advance: Callable[[int], None] = lambda rows: None,
     skip: Callable[[int], None] = lambda rows: None,
-    make: "PartMaker | None" = None,
+    execute: "PartExecutor | None" = None,
 ) -> Summary:
     """Make the parts that are missing.
 
     `advance` is called with the number of rows that are done, `skip` with those of an earlier run.
-    `make` makes the parts elsewhere; without it, this process makes them.
+    `execute` makes the parts elsewhere; without it, this process makes them.
 
     Raises:
         DataRefused: a row is bad and `on_error` is `fail`, or more are bad than `limit` allows.
@@ -156,7 +156,7 @@ def run_job(
     job = Job(
         scorer, rows, output, batch_rows, on_error, limit or Limit(share=Fraction(1)), advance
     )
-    for part in make(job, missing) if make else job.make(missing, workers, counts):
+    for part in execute(job, missing) if execute else job.make(missing, workers, counts):
         counts += part
     job.check(counts, counts.rows + counts.bad)
     seconds = time.perf_counter() - started
@@ -257,7 +257,7 @@ class Job:
         self.check(counts, self.rows.total, f"; the latest is {row}")
 
 
-PartMaker = Callable[[Job, Sequence[int]], Iterator[Counts]]
+PartExecutor = Callable[[Job, Sequence[int]], Iterator[Counts]]
 
 
 def _part_size(rows: Input, index: int) -> int:

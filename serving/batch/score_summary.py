@@ -69,8 +69,8 @@ def summarize_scores(
     highest: list[Extreme] = []
     for part in range(parts):
         table = _read(output, part, (*ids, *QUANTITIES))
-        for name, tally in histograms.items():
-            tally.add(table[name].to_numpy())
+        for name, histogram in histograms.items():
+            histogram.add(table[name].to_numpy())
         elbo = table["elbo"].to_numpy()
         if counter is not None:
             counter.add(elbo)

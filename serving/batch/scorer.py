@@ -165,12 +165,12 @@ class Scorer:
         operation = self.engine.operations[self.operation]
         if len(x) == 0:
             return self.engine.compute(self.operation, self._feeds(x))
-        pieces = [
+        runs = [
             self.engine.compute(self.operation, self._feeds(x[start : start + self._run_rows]))
             for start in range(0, len(x), self._run_rows)
         ]
         return {
-            tensor.name: np.concatenate([piece[tensor.name] for piece in pieces])
+            tensor.name: np.concatenate([run[tensor.name] for run in runs])
             for tensor in operation.outputs
         }
 

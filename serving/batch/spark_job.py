@@ -141,7 +141,7 @@ def _start(master: str) -> "SparkSession":
         ) from err
 
 
-def make_parts(
+def execute_parts(
     session: "SparkSession", scorer: Scorer, rows: Rows, job: Job, parts: Sequence[int]
 ) -> Iterator[Counts]:
     """Make parts of a job in the executors of Spark; yield their counts.

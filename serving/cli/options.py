@@ -18,7 +18,7 @@ from serving.errors import DeviceUnavailable, UsageRefused
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.batch.job import Input, Mapper, PartMaker
+    from serving.batch.job import Input, Mapper, PartExecutor
     from serving.batch.output import Output
     from serving.engine import Device, Engine
     from serving.source import Source
@@ -75,7 +75,7 @@ def require_pyarrow(what: str) -> None:
         raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
 
 
-def open_engine(reference: str, device: str, threads: int) -> "tuple[Source, Engine]":
+def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source, Engine]":
     """Open the model that a reference names, on a device."""
     from serving.engine import Engine
     from serving.source import open_source
@@ -127,7 +127,7 @@ def fill_folder(
     folder: "Output",
     mapper: "Mapper",
     rows: "Input",
-    maker: "AbstractContextManager[PartMaker | None]",
+    executor: "AbstractContextManager[PartExecutor | None]",
     **settings: Any,
 ) -> dict[str, Any]:
     """Run the job of an output folder, unless it is finished; return its summary."""
@@ -136,7 +136,7 @@ def fill_folder(
     if (summary := folder.summary()) is not None:
         say(f"{name} is finished already: nothing to do")
         return dict(summary)
-    with progress(rows.total, "rows") as bar, maker as make:
-        settings |= {"advance": bar.advance, "skip": bar.skip, "make": make}
+    with progress(rows.total, "rows") as bar, executor as execute:
+        settings |= {"advance": bar.advance, "skip": bar.skip, "execute": execute}
         done = run_job(mapper, rows, folder, **settings)
     return asdict(done)

@@ -3,14 +3,10 @@
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from serving.cli.command import CONTEXT, Command
-
-if TYPE_CHECKING:
-    pass
 from serving.cli.options import (
     as_picture,
     device_option,

@@ -17,7 +17,6 @@ from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
     as_picture,
     device_option,
-    engine_device,
     fill_folder,
     finish_file,
     model_option,
@@ -110,11 +109,8 @@ def _sample_into_folder(
     from serving.batch.output import open_output
     from serving.batch.sampler import RowNumbers, Sampler, describe_samples
     from serving.batch.scorer import provenance_of
-    from serving.engine import Engine
-    from serving.source import open_source
 
-    source = open_source(reference)
-    engine = Engine(source.bundle, device=engine_device(device))
+    source, engine = open_engine(reference, device)
     sampler = Sampler(engine, provenance_of(source, seed, num_samples=1))
     with open_output(out, describe_samples(sampler, count), overwrite=overwrite) as folder:
         summary = fill_folder(

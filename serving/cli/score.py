@@ -14,9 +14,9 @@ import click
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
     device_option,
-    engine_device,
     fill_folder,
     model_option,
+    open_engine,
     option,
     refuse_inside,
     require_pyarrow,
@@ -29,7 +29,7 @@ from serving.cpu import available_cores
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
-    from serving.batch.job import PartMaker
+    from serving.batch.job import PartExecutor
     from serving.batch.output import Output
     from serving.batch.scorer import Scorer
     from serving.io.rows import Rows
@@ -119,14 +119,11 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.job import describe_job, parse_limit
     from serving.batch.output import open_output
     from serving.batch.scorer import Scorer, provenance_of
-    from serving.engine import Engine
     from serving.io.rows import Rows
-    from serving.source import open_source
 
     limit = parse_limit(settings["max_bad"])
     rows = Rows(settings["input"], settings["ids"], settings["where"])
-    source = open_source(settings["reference"])
-    engine = Engine(source.bundle, device=engine_device(settings["device"]))
+    source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(
         engine, made_by, settings["operation"], rows.schema, x=settings["x"], ids=rows.ids
@@ -139,7 +136,7 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
             folder,
             scorer,
             rows,
-            _open_part_maker(settings, scorer, rows),
+            _open_executor(settings, scorer, rows),
             workers=settings["workers"],
             batch_rows=settings["batch_size"],
             on_error=settings["on_error"],
@@ -153,17 +150,17 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _open_part_maker(
+def _open_executor(
     settings: Mapping[str, Any], scorer: "Scorer", rows: "Rows"
-) -> "Iterator[PartMaker | None]":
+) -> "Iterator[PartExecutor | None]":
     """Yield the function that makes the parts on Spark; None if this process makes them."""
     if settings["engine"] == "local":
         yield None
         return
-    from serving.batch.spark_job import make_parts, open_session
+    from serving.batch.spark_job import execute_parts, open_session
 
     with open_session(settings["master"] or f"local[{settings['workers']}]") as session:
-        yield partial(make_parts, session, scorer, rows)
+        yield partial(execute_parts, session, scorer, rows)
 
 
 class _Report:

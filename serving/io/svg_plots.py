@@ -82,7 +82,7 @@ def _frame(edges: Array, below: str, top: str) -> Iterator[str]:
     yield draw_text(LEFT - 4, _FLOOR, "0", "end")
     for tick in _ticks(float(edges[0]), float(edges[-1])):
         yield draw_text(_x(edges, tick), _FLOOR + 12, _number(tick), "middle")
-    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, html.escape(below), "middle")
+    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
 
 
 def _number(value: float) -> str:
@@ -90,8 +90,8 @@ def _number(value: float) -> str:
 
 
 def draw_text(x: float, y: float, words: str, anchor: str) -> str:
-    """Draw a label."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+    """Draw a label, with its words escaped."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
 
 
 def draw_svg(parts: Sequence[str], label: str, height: int = HEIGHT) -> str:

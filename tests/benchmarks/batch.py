@@ -144,14 +144,14 @@ def in_turns(*functions: Callable[[], object], rounds: int) -> list[tuple[float,
 
 def run_floor(scorer: Scorer, x: Array, rows: int) -> None:
     """The same graph over arrays in memory, in as many threads; nothing is read or written."""
-    piece = scorers.RUN_ROWS
+    run_rows = scorers.RUN_ROWS
     feeds = [
-        {"x": x[start : start + piece], "eps": scorer.engine.score_noise(piece, 1, 0)}
-        for start in range(0, len(x) - piece, piece)
+        {"x": x[start : start + run_rows], "eps": scorer.engine.score_noise(run_rows, 1, 0)}
+        for start in range(0, len(x) - run_rows, run_rows)
     ]
 
     def loop(worker: int) -> None:
-        for index in range(worker, rows // piece, WORKERS):
+        for index in range(worker, rows // run_rows, WORKERS):
             scorer.engine.compute("score", feeds[index % len(feeds)])
 
     with ThreadPoolExecutor(WORKERS) as executor:

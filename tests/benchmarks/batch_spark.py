@@ -86,9 +86,9 @@ def _job(out: Path, data: Path, session: SparkSession | None) -> None:
     source, rows = open_source(MODEL), Rows(str(data), ["id"])
     made_by = provenance_of(source, 0, 1)
     scorer = Scorer(Engine(source.bundle), made_by, "score", rows.schema, ids=rows.ids)
-    make = None if session is None else partial(spark_job.make_parts, session, scorer, rows)
+    execute = None if session is None else partial(spark_job.execute_parts, session, scorer, rows)
     output = Output(locate(str(out)), describe_job(scorer, rows))
-    run_job(scorer, rows, output, workers=CORES, make=make)
+    run_job(scorer, rows, output, workers=CORES, execute=execute)
 
 
 def _frame(out: Path, data: Path, session: SparkSession) -> None:

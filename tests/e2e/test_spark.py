@@ -154,8 +154,8 @@ def test_a_task_that_is_killed_is_done_again_with_the_same_result(
     flag, folder = tmp_path / "killed", tmp_path / "out"
     place = Location(fs.PyFileSystem(Deadly(flag)), str(folder))
     output = Output(place, describe_job(scorer, rows))
-    make = partial(spark_job.make_parts, session, scorer, rows)
-    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
+    execute = partial(spark_job.execute_parts, session, scorer, rows)
+    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", execute=execute)
     assert flag.exists()
     assert (summary.rows, summary.bad) == (KEPT - 1, 1)
     assert files(folder) == local
@@ -171,8 +171,8 @@ def test_spark_finishes_what_the_local_engine_began(
         (tmp_path / "out" / name).write_bytes(local[name])
     before = (tmp_path / "out" / begun[1]).stat().st_ino
     output = Output(locate(str(tmp_path / "out")), describe_job(scorer, rows))
-    make = partial(spark_job.make_parts, session, scorer, rows)
-    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", make=make)
+    execute = partial(spark_job.execute_parts, session, scorer, rows)
+    summary = run_job(scorer, rows, output, workers=1, on_error="quarantine", execute=execute)
     assert (summary.rows, summary.bad) == (KEPT - 1, 1)
     assert files(tmp_path / "out") == local
     assert (tmp_path / "out" / begun[1]).stat().st_ino == before
@@ -183,10 +183,10 @@ def test_a_bad_row_ends_the_job_with_the_error_of_the_local_engine(
 ) -> None:
     scorer, rows = job
     said: list[str] = []
-    for make in (None, partial(spark_job.make_parts, session, scorer, rows)):
+    for execute in (None, partial(spark_job.execute_parts, session, scorer, rows)):
         output = Output(locate(str(tmp_path / str(len(said)))), describe_job(scorer, rows))
         with pytest.raises(DataRefused, match="row 70000: x is null") as caught:
-            run_job(scorer, rows, output, workers=1, make=make)
+            run_job(scorer, rows, output, workers=1, execute=execute)
         said.append(str(caught.value))
     assert said[0] == said[1]
 

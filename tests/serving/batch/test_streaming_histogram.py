@@ -14,17 +14,17 @@ VALUES = {
 }
 
 
-def tally(values: np.ndarray, pieces: int = 4) -> StreamingHistogram:
+def histogram_of(values: np.ndarray, parts: int = 4) -> StreamingHistogram:
     result = StreamingHistogram()
-    for piece in np.array_split(values.astype(np.float32), pieces):
-        result.add(piece)
+    for part in np.array_split(values.astype(np.float32), parts):
+        result.add(part)
     return result
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_gives_what_numpy_gives_for_all_values_at_once(name: str) -> None:
     values = VALUES[name].astype(np.float32).astype(np.float64)
-    found = tally(values)
+    found = histogram_of(values)
     assert found.rows == len(values)
     assert (found.least, found.most) == (values.min(), values.max())
     assert found.mean == pytest.approx(values.mean(), rel=1e-12, abs=np.abs(values).max() * 1e-14)
@@ -38,18 +38,18 @@ def test_bins_hold_the_shares_of_the_values() -> None:
     values = VALUES["bounds of images"].astype(np.float32)
     edges = np.linspace(-150, 0, 31)
     expected = np.histogram(values, [-np.inf, *edges[1:-1], np.inf])[0] / len(values)
-    assert tally(values).histogram(edges) == pytest.approx(expected, abs=0.002)
-    assert tally(values).histogram(edges).sum() == pytest.approx(1)
+    assert histogram_of(values).histogram(edges) == pytest.approx(expected, abs=0.002)
+    assert histogram_of(values).histogram(edges).sum() == pytest.approx(1)
 
 
 def test_values_that_are_counted_together_are_spread_over_the_bins() -> None:
     values = np.random.default_rng(1).uniform(-100_032, -99_968, 20_000)  # 32 apart are one
     edges = np.linspace(-100_032, -99_968, 9)
-    assert tally(values).histogram(edges) == pytest.approx(np.full(8, 1 / 8), abs=0.01)
+    assert histogram_of(values).histogram(edges) == pytest.approx(np.full(8, 1 / 8), abs=0.01)
 
 
-def test_a_piece_without_values_changes_nothing() -> None:
-    found = tally(np.array([1.0, 2.0]), pieces=5)
+def test_a_part_without_values_changes_nothing() -> None:
+    found = histogram_of(np.array([1.0, 2.0]), parts=5)
     assert (found.rows, found.mean) == (2, 1.5)
     assert math.isnan(StreamingHistogram().mean)
     assert math.isnan(StreamingHistogram().sd)

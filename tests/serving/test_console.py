@@ -1,0 +1,63 @@
+import os
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+
+import pytest
+
+from serving.console import Progress, progress
+
+
+def shown_on_a_terminal(write: Callable[[], None]) -> str:
+    """What a function writes to stderr if stderr is a terminal."""
+    screen, keyboard = os.openpty()
+    with os.fdopen(screen, "rb", buffering=0) as read:
+        with os.fdopen(keyboard, "w") as stderr, redirect_stderr(stderr):
+            write()
+        chunks = []
+        try:
+            while chunk := read.read(1000):
+                chunks.append(chunk)
+        except OSError:  # Linux: the terminal is closed, and all that was written has been read
+            pass
+    return b"".join(chunks).decode()
+
+
+def silent_for_100_s(total: int) -> Progress:
+    then = time.monotonic() - 100
+    return Progress(total, "rows", started=then, said=then)
+
+
+def test_a_terminal_has_one_line_that_changes_and_is_cleared() -> None:
+    def write() -> None:
+        bar = silent_for_100_s(5000)
+        bar.skip(1000)
+        bar.advance(2000)
+        bar.say("epoch 1")
+        bar.clear()
+
+    assert shown_on_a_terminal(write) == (
+        "\r\033[K3,000 of 5,000 rows, 20 rows/s, 1:40 left\r\033[Kepoch 1\r\n\r\033[K"
+    )
+
+
+def test_a_block_that_fails_clears_the_line() -> None:
+    def fail() -> None:
+        with progress(10, "rows"):
+            raise KeyboardInterrupt
+
+    def write() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+
+    assert shown_on_a_terminal(write) == "\r\033[K"
+
+
+def test_elsewhere_a_line_follows_only_after_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = silent_for_100_s(5000)
+    bar.skip(1000)
+    bar.advance(2000)
+    bar.advance(1000)
+    bar.say("epoch 1")
+    bar.clear()
+    assert capsys.readouterr().err == "3,000 of 5,000 rows, 20 rows/s, 1:40 left\nepoch 1\n"
