@@ -72,7 +72,6 @@ def _check_place(place: Path) -> None:
 
 
 def _write_triton(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """Write a model repository: one model for each operation, under the version's own number."""
     number = _version_number(source)
     for operation in source.bundle.operations.values():
         version_folder = folder / operation.name / str(number)
@@ -115,7 +114,6 @@ def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
 
 
 def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """Write an InferenceService whose container is the image that `--target docker` builds."""
     # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
     command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source, alias)]
     store = """\
@@ -166,7 +164,6 @@ spec:
 
 
 def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -> None:
-    """Write a build context: Dockerfile, .dockerignore and, for a bundle folder, the bundle."""
     ignored = "*\n!vae_pipeline-*.whl\n"  # ignore all but what the image needs
     if source.name is not None:
         extra = "[registry]"
@@ -213,7 +210,6 @@ def _serve_command(source: Source, alias: str | None) -> list[str]:
 
 
 def _reference(source: Source, alias: str | None) -> str:
-    """Return the model as the container names it: by alias, by version, or as its own bundle."""
     if source.name is None:
         return BUNDLE_IN_IMAGE
     if alias is not None:

@@ -258,7 +258,6 @@ def open_session(
 
 
 def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
-    """Check that a graph has the names, dtypes and shapes of the operation table."""
     graph_inputs = tuple(
         replace(tensor, name=name)
         for name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
@@ -279,7 +278,6 @@ def _numpy_dtype(onnx_type: str) -> str:
 
 
 def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range: bool) -> int:
-    """Check arrays against the operation table; return the number of rows."""
     names = [tensor.name for tensor in operation.inputs]
     if len(inputs) != len(names) or any(name not in inputs for name in names):
         got = ", ".join(sorted(inputs)) or "none"

@@ -78,7 +78,6 @@ def _packages() -> Iterator[Finding]:
 
 
 def _version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -43,7 +43,6 @@ def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dat
 
 
 def _resolve_config(config: Config, dataset: "Dataset") -> Config:
-    """Return the config with the settings that follow from the data, and print the likelihood."""
     from pipeline.model.likelihoods import choose_likelihood, resolve_model_config
 
     reason = ""

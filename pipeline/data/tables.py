@@ -166,14 +166,12 @@ def _gather(
 
 
 def _count_missing(array: pa.Array) -> int:
-    """Count nulls and NaN."""
     if pa.types.is_floating(array.type):  # its nulls become NaN
         return int(np.isnan(array.to_numpy(zero_copy_only=False)).sum())
     return int(array.null_count)
 
 
 def _as_labels(arrays: Sequence[pa.Array]) -> Array:
-    """Return whole numbers as int64, and anything else as strings."""
     arrays = [unwrap_array(array) for array in arrays]
     if all(pa.types.is_integer(array.type) and not array.null_count for array in arrays):
         return np.concatenate([array.to_numpy().astype(np.int64) for array in arrays])

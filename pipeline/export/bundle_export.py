@@ -212,7 +212,6 @@ def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
 
 
 def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
-    """Write lines of held-out rows, each above the line of their reconstructions."""
     rows = x[: 2 * CARD_COLUMNS]
     x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
     write_pairs(path, rows, x_loc, CARD_COLUMNS)

@@ -150,7 +150,6 @@ _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECO
 
 
 def _describe_more(metrics: Mapping[str, Any]) -> str:
-    """Add the lines of metrics that only some likelihoods have."""
     lines = ""
     if (error := metrics.get("reconstruction_error")) is not None:
         lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"

@@ -243,7 +243,6 @@ def unambiguous_rows(
 def _roundings(
     reduced: VAE, operation: Operation, inputs: Mapping[str, Array], dtype: torch.dtype
 ) -> list[_Rounding]:
-    """Return the inputs of the int8 layers, in execution order."""
     watched, seen = copy.deepcopy(reduced), list[_Rounding]()
     layers = [layer for layer in watched.modules() if isinstance(layer, QuantizedLinear)]
     for layer in layers:

@@ -75,7 +75,6 @@ def _check_shapes(
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
-    """Return a tensor's shape, or the type's name of any other value."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 

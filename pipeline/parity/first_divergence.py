@@ -61,7 +61,6 @@ def _locate(bundle: Bundle, model: VAE, x: Array, report: ParityReport) -> Diffe
 def _find(
     bundle: Bundle, model: VAE, x: Array, row: Comparison, judge: Callable[..., Detail]
 ) -> Difference | None:
-    """Find the first value that the judge calls wrong, on the rows of a comparison."""
     operation = bundle.operations[row.operation]
     reduced = convert_precision(model, bundle.manifest.precision, bundle.manifest.ranges)
     graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation, reduced)
@@ -145,7 +144,6 @@ def _difference(
 def _feeds(
     bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
 ) -> dict[str, Array]:
-    """Return the inputs of the graph in the comparison that failed."""
     rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
     cases = dict(unambiguous_cases(reduced, operation, rows, likelihood))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
@@ -160,7 +158,6 @@ def _export(model: VAE, operation: Operation, reduced: VAE) -> ModelProto:
 
 
 def _evaluate(graph: ModelProto, feeds: Values) -> dict[str, Array]:
-    """Evaluate a graph with ONNX's reference, and return every value by its name."""
     kinds = {item.name: item.type.tensor_type.elem_type for item in graph.graph.input}
     typed = {
         name: array.astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]))
@@ -171,7 +168,6 @@ def _evaluate(graph: ModelProto, feeds: Values) -> dict[str, Array]:
 
 
 def _run(graph: ModelProto, feeds: Values, failed: Comparison) -> dict[str, Array]:
-    """Run a graph in onnxruntime with the settings of a comparison; return every value."""
     names = [value for node in graph.graph.node for value in node.output if value]
     known = {item.name for item in graph.graph.output}
     extended = ModelProto()

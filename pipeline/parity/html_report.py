@@ -88,7 +88,6 @@ def _describe_faults(report: ParityReport) -> Iterator[str]:
 
 
 def _plot_outputs(report: ParityReport) -> dict[str, dict[str, object]]:
-    """For every output, its comparisons with float64 as counts and as two plots."""
     grouped: dict[str, list[Comparison]] = {}
     for row in report.comparisons:
         if row.rule == "values":

@@ -148,7 +148,6 @@ _REALS: Mapping[Kind, Draw] = {
 
 
 def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
-    """Return how `x` is drawn for a kind of rows; None leaves the held-out rows unchanged."""
     if x.dtype == "uint8":
         return _BYTES.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -99,5 +99,4 @@ def _set_aliases(client: "MlflowClient", name: str, move: Move) -> bool:
 
 
 def _last_alias_move(client: "MlflowClient", name: str) -> Move:
-    """Return the last move that is not a deletion."""
     return [move for move in list_moves(client, name) if move.action != "delete"][-1]

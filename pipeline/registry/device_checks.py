@@ -106,7 +106,6 @@ def _tag(device: str) -> str:
 
 
 def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
-    """Return the devices for which the bundle's own report shows that its files passed."""
     if PARITY not in bundle.manifest.files:
         return ()
     report = bundle.read_json(PARITY)
@@ -116,7 +115,6 @@ def _sealed_devices(bundle: Bundle) -> tuple[str, ...]:
 def _check_fault(
     client: "MlflowClient", bundle: Bundle, device: str, tag: str, sealed: bool
 ) -> str | None:
-    """Return why the check in a tag does not count, or None if it does."""
     try:
         check = DeviceCheck(**json.loads(tag))
     except (ValueError, TypeError):
@@ -149,7 +147,6 @@ def _check_fault(
 
 
 def _fetch_report(client: "MlflowClient", run_id: str) -> bytes:
-    """Read the report in a run; raise `VaeError` if the run is deleted or has no report."""
     with store_errors(), tempfile.TemporaryDirectory() as folder:
         if client.get_run(run_id).info.lifecycle_stage != "active":
             raise VaeError(f"run {run_id} was deleted")

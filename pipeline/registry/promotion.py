@@ -121,7 +121,6 @@ def rollback(name: str, *, threads: int) -> Decision:
 
 
 def _no_previous_version(client: "MlflowClient", name: str, champion: str | None) -> str:
-    """Return why there is no version to go back to."""
     if champion is not None:
         return f"{name} has no version before {champion}, its champion, to go back to"
     if find_in_store(client.get_registered_model, name) is None:
@@ -157,7 +156,6 @@ def _pass_gate(
     threads: int,
     folder: Path,
 ) -> Decision:
-    """Verify, score and judge the candidate."""
     candidate = fetch_verified(client, decision.name, decision.version, folder)
     champion, missing = _fetch_champion(client, decision, folder)
     test = load_test(candidate.bundle.manifest)

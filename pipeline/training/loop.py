@@ -160,7 +160,6 @@ def binarize_batch(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw bytes of the shape of `rows`, uniform from 0 to 254."""
     if rows.is_cuda:
         return torch.empty_like(rows).random_(0, 255, generator=generator)
     # eight bytes at a time, with those that are 255 drawn again, take a third of the time
@@ -173,7 +172,6 @@ def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _batches(state: TrainState, x: Tensor) -> Iterator[Tensor]:
-    """Yield the remaining batches of the epoch."""
     if state.position == 0:
         state.order = torch.randperm(len(x), generator=state.generator, device=x.device)
     while state.position < len(x):

@@ -171,7 +171,6 @@ def _plot_scores(name: str, histogram: StreamingHistogram) -> Plot:
 
 
 def _describe_rows(rows: Sequence[ShownRow], columns: Sequence[str]) -> dict[str, Any]:
-    """Return what the page shows of some rows: pictures if they are images, else a table."""
     values = [row.x for row in rows if row.x is not None]
     shown: dict[str, Any] = {"rows": len(rows), "changed": len(values) < len(rows)}
     if values and is_picture(values[0].shape):

@@ -183,7 +183,6 @@ def job_key(job: Mapping[str, Any]) -> str:
 
 
 def _found(place: Location, job: Mapping[str, Any]) -> str:
-    """Return what a folder holds: `nothing`, `this job` or `another job`."""
     kind = place.info().type
     if kind == fs.FileType.NotFound:
         return "nothing"

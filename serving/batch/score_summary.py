@@ -141,7 +141,6 @@ def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) ->
 
 
 def _count_reasons(output: Output) -> Mapping[str, int]:
-    """Count the bad rows by reason, the most frequent first."""
     place = output.place / QUARANTINE
     selector = fs.FileSelector(place.path, allow_not_found=True)
     counts: Counter[str] = Counter()

@@ -79,7 +79,6 @@ def _cell(values: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _edges(cells: Array) -> NDArray[np.float64]:
-    """Return the least value of each cell."""
     ordered = ((np.asarray(cells) - _HALF) << _SHIFT).astype(np.int32)
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
     return bits.view(np.float32).astype(np.float64)

@@ -153,7 +153,6 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
 def _open_executor(
     settings: Mapping[str, Any], scorer: "Scorer", rows: "Rows"
 ) -> "Iterator[PartExecutor | None]":
-    """Yield the function that makes the parts on Spark; None if this process makes them."""
     if settings["engine"] == "local":
         yield None
         return

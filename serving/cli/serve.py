@@ -155,7 +155,6 @@ def _settings(
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
-    """Return the settings that the workers start with."""
     from serving.server.rest_messages import Limits
     from serving.server.settings import Settings
     from serving.server.supervisor import free_port

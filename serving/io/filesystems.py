@@ -135,7 +135,6 @@ def remove_leftovers(folder: Location) -> None:
 
 
 def _list_files(location: Location) -> list[tuple[str, fs.FileInfo]]:
-    """List the files below a folder with their names relative to it."""
     selector = fs.FileSelector(location.path, recursive=True, allow_not_found=True)
     root = location.path.rstrip("/") + "/"
     items = (

@@ -257,7 +257,6 @@ def _slices(batches: Batches, batch_rows: int) -> Batches:
 
 
 def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Batches:
-    """Cut rows `start` to `stop` out of the batches."""
     first = 0
     for batch in batches:
         low, high = max(0, start - first), min(batch.num_rows, stop - first)

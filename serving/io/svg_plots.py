@@ -70,7 +70,6 @@ def _x(edges: Array, value: float) -> float:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers in a range."""
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
