@@ -1,65 +1,20 @@
 """Bad input gives the user one line and the right exit code, and leaves nothing half-written."""
 
-import contextlib
 import gzip
-import hashlib
-import os
-import signal
-import sqlite3
 import struct
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.e2e.conftest import TINY, clean_environment, draw_images, run_vae
-from tests.forks import start_fork
+from tests.e2e.conftest import TINY, draw_images, run_vae
+from tests.e2e.refusals import refusal, run_statuses, tree, versions
 
 IDX = struct.pack(">HBB3I", 0, 8, 3, 4, 6, 5) + bytes(120)
-FILES = (
-    "encoder.onnx",
-    "decoder.onnx",
-    "reconstruct.onnx",
-    "score.onnx",
-    "weights.pt",
-    "golden.npz",
-    "metrics.json",
-    "parity.json",
-    "MODEL_CARD.md",
-    "reconstructions.png",
-    "samples.png",
-    "manifest.json",
-)
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Return every path in a folder, with the digest of each file."""
-    return {
-        str(path.relative_to(folder)): ""
-        if path.is_dir()
-        else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-    }
-
-
-def refusal(
-    result: "subprocess.CompletedProcess[str]", exit_code: int, before: tuple[str, ...] = ()
-) -> str:
-    """Check exit code and output, and return the one line of the error.
-
-    `before` are the lines of progress that come before it.
-    """
-    assert result.returncode == exit_code, result.stderr
-    assert result.stdout == ""
-    *progress, line = result.stderr.splitlines()
-    assert tuple(progress) == before
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
@@ -206,31 +161,6 @@ def test_a_model_that_nobody_promoted_is_refused(tmp_path: Path) -> None:
     assert message.startswith("nothing has no champion in sqlite:")
     assert message.endswith("/mlflow.db: run vae run, or promote a version")
     assert not (tmp_path / "y.npy").exists()
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_one_changed_byte_is_found_and_its_file_is_named(
-    bundle: Path, tmp_path: Path, name: str
-) -> None:
-    content = bytearray((bundle / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / name).write_bytes(content)
-    result = run_vae(tmp_path, "sample", "--model", "bundle", "--out", "y.npy")
-    assert f"bundle/{name} " in refusal(result, 7).replace(f"{name}:", f"{name} ")
-    assert not (tmp_path / "y.npy").exists()
-
-
-def test_a_changed_value_in_the_manifest_is_found(bundle: Path, tmp_path: Path) -> None:
-    manifest = bundle / "manifest.json"
-    changed = manifest.read_text().replace('"likelihood": "bernoulli"', '"likelihood": "gaussian"')
-    assert changed != manifest.read_text()
-    manifest.write_text(changed)
-    result = run_vae(tmp_path, "sample", "--model", "bundle", "--out", "y.npy")
-    assert refusal(result, 7) == "bundle/manifest.json was changed after it was sealed"
-
-
-def test_the_bytes_of_every_file_of_a_bundle_are_changed_once(bundle: Path) -> None:
-    assert sorted(FILES) == sorted(path.name for path in bundle.iterdir())
 
 
 @pytest.mark.parametrize("name", ["y.npy", "y.parquet", "y.png"])
@@ -384,117 +314,3 @@ def test_sampling_on_a_gpu_that_is_not_there_ends_with_8(bundle: Path, tmp_path:
     result = run_vae(tmp_path, "sample", *arguments)
     assert refusal(result, 8).startswith("device cuda is not available: ")
     assert tree(tmp_path) == before
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Let programs that are started here react to SIGINT, even if the tests run in background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interrupts")
-@pytest.mark.parametrize(
-    ("number", "exit_code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
-def test_a_training_that_is_stopped_ends_its_run_as_killed(
-    made: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    number: signal.Signals,
-    exit_code: int,
-    word: str,
-) -> None:
-    slow = ("--epochs", "1000", "--patience", "1000", "--batch-size", "1")
-    words = ("vae", "run", "--data", str(made / "x.npy"), *slow, *TINY)
-    output = tmp_path_factory.mktemp("output")
-    os.mkfifo(output / "stderr")
-    process = start_fork(words, tmp_path, clean_environment(tmp_path, {}), output)
-    said = []
-    with (output / "stderr").open() as stderr:
-        for line in stderr:
-            said.append(line.rstrip("\n"))
-            if line.startswith("epoch 1/"):
-                assert process.pid is not None
-                os.kill(process.pid, number)
-    process.join()
-    assert (output / "stdout").read_text() == ""
-    assert process.exitcode == exit_code
-    assert said[-1] == word
-    assert not any(line.startswith(("error", "Traceback")) for line in said)
-    assert run_statuses(tmp_path) == ["KILLED"]
-    assert versions(tmp_path) == []
-    assert not (tmp_path / "bundles").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "exit_code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
-def test_an_interrupt_while_garbage_is_collected_is_not_lost(
-    tmp_path: Path, number: signal.Signals, exit_code: int, word: str
-) -> None:
-    """Python cannot raise from a callback of the garbage collector, where SQLAlchemy runs often."""
-    code = f"""
-import signal, threading, weakref, click
-from serving.cli.command import run_command
-
-@click.command()
-def work():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    thing = threading.Event()
-    reference = weakref.ref(thing, lambda gone: signal.raise_signal({int(number)}))
-    del thing
-    threading.Event().wait(60)
-    click.echo("worked on")
-
-run_command(work)
-"""
-    result = run_vae(tmp_path, command=(sys.executable, "-c", code))
-    assert result.returncode == exit_code
-    assert result.stdout == ""
-    assert result.stderr.split() == [word]
-
-
-def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) -> None:
-    """The signal arrives when the database is opened for the first time."""
-    code = """
-import signal, sys
-from pipeline.cli.main import main
-
-def interrupt(event, arguments, came=[]):
-    if event == "sqlite3.connect" and not came:
-        came.append(event)
-        signal.raise_signal(signal.SIGINT)
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.addaudithook(interrupt)
-main()
-"""
-    result = run_vae(tmp_path, "history", command=(sys.executable, "-c", code))
-    assert result.returncode == 130
-    assert result.stderr.split() == ["interrupted"]
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
-        tables = {name for (name,) in store.execute("select name from sqlite_master")}
-    assert {"runs", "model_versions", "registered_model_aliases", "guardrails"} <= tables
-
-
-def run_statuses(folder: Path) -> list[str]:
-    """Return the status of every training run in the store of `folder`, the newest first."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("vae")
-    assert experiment is not None
-    return [str(run.info.status) for run in client.search_runs([experiment.experiment_id])]
-
-
-def versions(folder: Path) -> list[str]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(registry_uri=f"sqlite:///{folder / 'mlflow.db'}")
-    return [str(version.version) for version in client.search_model_versions("name='vae'")]

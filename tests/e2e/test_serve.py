@@ -8,22 +8,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.registry import versions
 from pipeline.tracking import tracked_run
-from serving.bundle import GOLDEN, open_bundle
+from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.mlflow_store import DIGEST_TAG, connect
-from tests.e2e.versions import other_model, reseal
+from tests.e2e.stores import Remote, Store, damage, put_golden_off, replace, untag
+from tests.e2e.versions import other_model
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.asking import asking, metrics, ready, wait_for
@@ -34,33 +33,6 @@ NO_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """By default, MLflow tries for 15 s to reach a server that is down."""
 ALL_LOOK = 12
 """So many connections that both of two workers get some."""
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """An sqlite store with two good versions of `vae`, 1 and 2."""
-
-    folder: Path
-    client: MlflowClient
-    engines: dict[str, Engine]
-
-    @property
-    def uri(self) -> str:
-        """For `MLFLOW_TRACKING_URI`."""
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
-
-    def point(self, version: str) -> None:
-        """Move the alias."""
-        self.client.set_registered_model_alias("vae", "champion", version)
-
-    def add(self, name: str, spoil: Callable[[Path], str | None]) -> str:
-        """Add a version whose bundle `spoil` changes; `spoil` returns the digest to register."""
-        folder = self.folder / name / "artifacts" / "bundle"
-        shutil.copytree(SEALED, folder)
-        digest = spoil(folder)
-        tags = {DIGEST_TAG: digest} if digest else {}
-        source = str(self.folder / name)
-        return str(self.client.create_model_version("vae", source, tags=tags).version)
 
 
 @pytest.fixture(scope="module")
@@ -144,33 +116,6 @@ def test_metrics_and_metadata_name_the_version(store: Store, server: Running) ->
         assert metadata["parameters"] == {"model": "vae", "digest": digest}
 
 
-def damage(folder: Path) -> str:
-    """Change one byte of a graph after the bundle was registered."""
-    bundle = reseal(folder, seed=1001)
-    content = bytearray((folder / "decoder.onnx").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "decoder.onnx").write_bytes(content)
-    return bundle.manifest.digest
-
-
-def put_golden_off(folder: Path) -> str:
-    """Make a bundle whose digests fit, and whose outputs differ from torch's."""
-    with np.load(folder / GOLDEN) as arrays:
-        golden = dict(arrays)
-    golden["decode.x_loc"] = golden["decode.x_loc"] + 1
-    np.savez(folder / GOLDEN, **golden)
-    return reseal(folder).manifest.digest
-
-
-def replace(folder: Path) -> str:
-    """Make a valid bundle that is not the registered one."""
-    return "0" * len(reseal(folder, seed=1002).manifest.digest)
-
-
-def untag(folder: Path) -> None:
-    """Make a version that `vae register` did not register."""
-
-
 BAD = [
     (damage, "decoder.onnx is not the file that was sealed"),
     (put_golden_off, "decode puts x_loc off by 1"),
@@ -243,23 +188,6 @@ def test_an_alias_that_is_deleted_leaves_the_version_and_comes_back(
         assert ready(server) == {"ready": True, "name": "vae", "version": current}
         move(store, server, other)
     assert (counts.failed, counts.wrong) == ([], [])
-
-
-@dataclass(slots=True)
-class Remote:
-    """An MLflow server with its own store, whose alias names version 1."""
-
-    uri: str
-    client: MlflowClient
-    process: "subprocess.Popen[bytes]"
-    engines: dict[str, Engine]
-    log: Path
-
-    def kill(self) -> None:
-        """End all of its processes."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
 
 
 @pytest.fixture(scope="module")

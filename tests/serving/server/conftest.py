@@ -1,13 +1,18 @@
-"""Servers that tests share, and their clients."""
+"""Servers and batchers that tests share, and their clients."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
+from serving.server.batching import Batcher
+from serving.server.shared_counters import SharedCounters
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
+from tests.serving.server.recorder import INLINE, MakeBatcher, Recorder
 from tests.serving.server.secured import KEY, SECRET, CertificateFiles, make_certificate
 
 
@@ -49,3 +54,27 @@ def https(sealed: Running, certificate: CertificateFiles) -> Iterator[httpx.Clie
         base_url=sealed.rest, verify=ssl.create_default_context(cafile=str(certificate.chain))
     ) as client:
         yield client
+
+
+@pytest.fixture
+def counters(tmp_path: Path) -> SharedCounters:
+    return SharedCounters(tmp_path / "counters", 2, 1)
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1, "engine") as executor:
+        yield executor
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def make_batcher(recorder: Recorder, executor: Executor, counters: SharedCounters) -> MakeBatcher:
+    def make_batcher(row_s: Mapping[str, float] = INLINE, max_rows: int = 10_000) -> Batcher:
+        return Batcher(recorder.compute, row_s, executor, max_rows, counters)
+
+    return make_batcher

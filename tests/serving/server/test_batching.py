@@ -4,93 +4,24 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import pytest
 
 from serving.engine import MAX_BATCH
 from serving.errors import DeadlineExceeded, Overloaded
-from serving.server.batching import INLINE_S, MAX_BATCH_ROWS, Batcher
+from serving.server.batching import INLINE_S, MAX_BATCH_ROWS
 from serving.server.shared_counters import HISTOGRAMS, SharedCounters
+from tests.serving.server.recorder import INLINE, THREADED, MakeBatcher, Recorder, began, rows, run
 
 FAR = math.inf
-INLINE: Mapping[str, float] = {"encode": 0.0, "score": 0.0, "decode": 0.0}
-"""Seconds for each row; such short runs take place on the event loop."""
-THREADED: Mapping[str, float] = {}
-"""Without a measurement runs take place in the thread."""
-Inputs = Mapping[str, np.ndarray]
-
-
-class Recorder:
-    """A stand-in for the engine: returns each row doubled and negated, and records every run."""
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[str, list[float]]] = []
-        self.threads: list[threading.Thread] = []
-        self.error: Exception | None = None
-        self.began, self.go = threading.Event(), threading.Event()
-        self.go.set()
-
-    def compute(self, operation: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        self.threads.append(threading.current_thread())
-        self.began.set()
-        assert self.go.wait(10)
-        x = inputs["x"]
-        self.runs.append((operation, x.tolist()))
-        if self.error is not None:
-            raise self.error
-        return {"double": x * 2, "negative": -x}
-
-
-@pytest.fixture
-def counters(tmp_path: Path) -> SharedCounters:
-    return SharedCounters(tmp_path / "counters", 2, 1)
-
-
-@pytest.fixture
-def executor() -> Iterator[Executor]:
-    with ThreadPoolExecutor(1, "engine") as executor:
-        yield executor
-
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-Make = Callable[..., Batcher]
-
-
-@pytest.fixture
-def make(recorder: Recorder, executor: Executor, counters: SharedCounters) -> Make:
-    def make(row_s: Mapping[str, float] = INLINE, max_rows: int = 10_000) -> Batcher:
-        return Batcher(recorder.compute, row_s, executor, max_rows, counters)
-
-    return make
-
-
-def rows(*values: float) -> dict[str, np.ndarray]:
-    return {"x": np.array(values, np.float64)}
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
-
-
-async def began(recorder: Recorder) -> None:
-    while not recorder.began.is_set():
-        await asyncio.sleep(0)
 
 
 def test_requests_of_one_turn_go_together_and_get_their_own_rows(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         futures = [
             batcher.submit("encode", rows(*values), len(values), 1, FAR)
             for values in ([1.0], [2.0, 3.0], [], [4.0])
@@ -104,9 +35,11 @@ def test_requests_of_one_turn_go_together_and_get_their_own_rows(
     run(test())
 
 
-def test_nothing_is_delayed_for_a_fuller_batch(make: Make, recorder: Recorder) -> None:
+def test_nothing_is_delayed_for_a_fuller_batch(
+    make_batcher: MakeBatcher, recorder: Recorder
+) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         future = batcher.submit("encode", rows(1), 1, 1, FAR)
         await asyncio.sleep(0)
         assert future.done()
@@ -116,10 +49,10 @@ def test_nothing_is_delayed_for_a_fuller_batch(make: Make, recorder: Recorder) -
 
 
 def test_requests_that_arrive_during_a_run_share_the_next_batch(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make(THREADED)
+        batcher = make_batcher(THREADED)
         recorder.go.clear()
         first = batcher.submit("encode", rows(1), 1, 1, FAR)
         await began(recorder)
@@ -135,9 +68,11 @@ def test_requests_that_arrive_during_a_run_share_the_next_batch(
     run(test())
 
 
-def test_operations_and_draws_never_share_a_batch(make: Make, recorder: Recorder) -> None:
+def test_operations_and_draws_never_share_a_batch(
+    make_batcher: MakeBatcher, recorder: Recorder
+) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         asked = [("score", 1), ("score", 2), ("encode", 1), ("score", 1), ("encode", 1)]
         futures = [
             batcher.submit(operation, rows(place), 1, draws, FAR)
@@ -150,9 +85,9 @@ def test_operations_and_draws_never_share_a_batch(make: Make, recorder: Recorder
     run(test())
 
 
-def test_operations_take_turns(make: Make, recorder: Recorder) -> None:
+def test_operations_take_turns(make_batcher: MakeBatcher, recorder: Recorder) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         many = [
             batcher.submit("encode", rows(*([0.0] * MAX_BATCH)), MAX_BATCH, 1, FAR)
             for _ in range(3)
@@ -182,10 +117,10 @@ def test_operations_take_turns(make: Make, recorder: Recorder) -> None:
     ids=str,
 )
 def test_a_batch_is_bounded_in_rows_and_in_rows_times_draws(
-    make: Make, recorder: Recorder, draws: int, sizes: list[int], expected: list[int]
+    make_batcher: MakeBatcher, recorder: Recorder, draws: int, sizes: list[int], expected: list[int]
 ) -> None:
     async def test() -> None:
-        batcher = make(max_rows=10**9)
+        batcher = make_batcher(max_rows=10**9)
         futures = [
             batcher.submit("score", rows(*[float(place)] * size), size, draws, FAR)
             for place, size in enumerate(sizes)
@@ -197,9 +132,11 @@ def test_a_batch_is_bounded_in_rows_and_in_rows_times_draws(
     run(test())
 
 
-def test_the_queue_is_bounded_in_rows_times_draws(make: Make, recorder: Recorder) -> None:
+def test_the_queue_is_bounded_in_rows_times_draws(
+    make_batcher: MakeBatcher, recorder: Recorder
+) -> None:
     async def test() -> None:
-        batcher = make(max_rows=10)
+        batcher = make_batcher(max_rows=10)
         first = batcher.submit("score", rows(1, 2), 2, 4, FAR)
         assert batcher.queued == 8
         with pytest.raises(Overloaded, match="8 rows wait, of at most 10:"):
@@ -216,18 +153,20 @@ def test_the_queue_is_bounded_in_rows_times_draws(make: Make, recorder: Recorder
     run(test())
 
 
-def test_a_request_larger_than_the_queue_runs_when_nothing_waits(make: Make) -> None:
+def test_a_request_larger_than_the_queue_runs_when_nothing_waits(make_batcher: MakeBatcher) -> None:
     async def test() -> None:
-        batcher = make(max_rows=2)
+        batcher = make_batcher(max_rows=2)
         outputs = await batcher.submit("encode", rows(1, 2, 3), 3, 1, FAR)
         assert outputs["double"].tolist() == [2, 4, 6]
 
     run(test())
 
 
-def test_a_request_whose_deadline_passed_is_not_computed(make: Make, recorder: Recorder) -> None:
+def test_a_request_whose_deadline_passed_is_not_computed(
+    make_batcher: MakeBatcher, recorder: Recorder
+) -> None:
     async def test() -> None:
-        batcher = make(THREADED)
+        batcher = make_batcher(THREADED)
         recorder.go.clear()
         first = batcher.submit("encode", rows(1), 1, 1, FAR)
         await began(recorder)
@@ -248,10 +187,10 @@ def test_a_request_whose_deadline_passed_is_not_computed(make: Make, recorder: R
 
 
 def test_a_queue_of_late_requests_does_not_block_the_other_queues(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         late = batcher.submit("encode", rows(1), 1, 1, 0.0)
         other = batcher.submit("decode", rows(2), 1, 1, FAR)
         assert (await other)["double"].tolist() == [4]
@@ -262,9 +201,11 @@ def test_a_queue_of_late_requests_does_not_block_the_other_queues(
     run(test())
 
 
-def test_a_request_whose_client_left_is_not_computed(make: Make, recorder: Recorder) -> None:
+def test_a_request_whose_client_left_is_not_computed(
+    make_batcher: MakeBatcher, recorder: Recorder
+) -> None:
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         futures = [batcher.submit("encode", rows(v), 1, 1, FAR) for v in (1, 2, 3)]
         futures[1].cancel()
         assert (await futures[0])["double"].tolist() == [2]
@@ -276,10 +217,10 @@ def test_a_request_whose_client_left_is_not_computed(make: Make, recorder: Recor
 
 
 def test_a_client_that_leaves_during_its_run_disturbs_nobody(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make(THREADED)
+        batcher = make_batcher(THREADED)
         recorder.go.clear()
         futures = [batcher.submit("encode", rows(v, -v), 2, 1, FAR) for v in (1, 2, 3)]
         await began(recorder)
@@ -293,10 +234,10 @@ def test_a_client_that_leaves_during_its_run_disturbs_nobody(
 
 @pytest.mark.parametrize("row_s", [INLINE, THREADED], ids=["inline", "threaded"])
 def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
-    make: Make, recorder: Recorder, row_s: Mapping[str, float]
+    make_batcher: MakeBatcher, recorder: Recorder, row_s: Mapping[str, float]
 ) -> None:
     async def test() -> None:
-        batcher = make(row_s)
+        batcher = make_batcher(row_s)
         recorder.error = ValueError("no memory")
         futures = [batcher.submit("encode", rows(v), 1, 1, FAR) for v in (1, 2)]
         for future in futures:
@@ -311,10 +252,10 @@ def test_a_run_that_fails_fails_each_of_its_requests_and_no_other(
 
 
 def test_the_queue_is_full_from_a_refusal_until_a_request_leaves_it(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make(THREADED, max_rows=8)
+        batcher = make_batcher(THREADED, max_rows=8)
         recorder.go.clear()
         futures = [batcher.submit("encode", rows(1), 1, 1, FAR)]
         await began(recorder)
@@ -333,10 +274,10 @@ def test_the_queue_is_full_from_a_refusal_until_a_request_leaves_it(
 
 
 def test_short_runs_stay_on_the_loop_and_long_ones_go_to_the_thread(
-    make: Make, recorder: Recorder
+    make_batcher: MakeBatcher, recorder: Recorder
 ) -> None:
     async def test() -> None:
-        batcher = make({"encode": INLINE_S / 4, "score": INLINE_S / 4})
+        batcher = make_batcher({"encode": INLINE_S / 4, "score": INLINE_S / 4})
         await batcher.submit("encode", rows(1, 2, 3, 4), 4, 1, FAR)
         await batcher.submit("encode", rows(1, 2, 3, 4, 5), 5, 1, FAR)
         await batcher.submit("score", rows(1, 2), 2, 2, FAR)
@@ -348,9 +289,9 @@ def test_short_runs_stay_on_the_loop_and_long_ones_go_to_the_thread(
     run(test())
 
 
-def test_the_loop_is_free_during_a_long_run(make: Make, recorder: Recorder) -> None:
+def test_the_loop_is_free_during_a_long_run(make_batcher: MakeBatcher, recorder: Recorder) -> None:
     async def test() -> None:
-        batcher = make(THREADED)
+        batcher = make_batcher(THREADED)
         recorder.go.clear()
         future = batcher.submit("encode", rows(1), 1, 1, FAR)
         await began(recorder)
@@ -361,9 +302,9 @@ def test_the_loop_is_free_during_a_long_run(make: Make, recorder: Recorder) -> N
     run(test())
 
 
-def test_one_long_run_at_a_time(make: Make, recorder: Recorder) -> None:
+def test_one_long_run_at_a_time(make_batcher: MakeBatcher, recorder: Recorder) -> None:
     async def test() -> None:
-        batcher = make(THREADED)
+        batcher = make_batcher(THREADED)
         recorder.go.clear()
         futures = [batcher.submit("encode", rows(1), 1, 1, FAR)]
         await began(recorder)
@@ -379,14 +320,16 @@ def test_one_long_run_at_a_time(make: Make, recorder: Recorder) -> None:
     run(test())
 
 
-def test_runs_rows_and_waits_are_counted(make: Make, counters: SharedCounters) -> None:
+def test_runs_rows_and_waits_are_counted(
+    make_batcher: MakeBatcher, counters: SharedCounters
+) -> None:
     def counted(name: str) -> tuple[float, float]:
         places = range(len(HISTOGRAMS[name]) + 1)
         count = sum(counters.total(name, "encode", place) for place in places)
         return count, counters.total(name, "encode", "sum")
 
     async def test() -> None:
-        batcher = make()
+        batcher = make_batcher()
         await asyncio.gather(
             *(batcher.submit("encode", rows(*[1.0] * size), size, 1, FAR) for size in (1, 2, 4))
         )

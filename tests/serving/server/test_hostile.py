@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +22,15 @@ from serving.engine import Engine
 from tests.serving import running
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
+from tests.serving.server.raw_sockets import (
+    connected,
+    forget_peak,
+    held,
+    memory,
+    read_all,
+    send,
+    statuses,
+)
 
 MIB = 2**20
 BODY_BYTES = MIB
@@ -61,25 +69,6 @@ def http(strict: Running) -> Iterator[httpx.Client]:
         yield client
 
 
-def memory(server: Running, name: str) -> int:
-    """Return the worker's bytes of memory from /proc: VmRSS is now, VmHWM is the peak."""
-    (worker,) = server.children()
-    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def forget_peak(server: Running) -> None:
-    (worker,) = server.children()
-    Path(f"/proc/{worker}/clear_refs").write_text("5")
-
-
-def held(http: httpx.Client) -> dict[str, float]:
-    lines = http.get("/metrics").text.splitlines()
-    return {
-        line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("vae_queued_")
-    }
-
-
 @pytest.fixture(autouse=True)
 def unharmed(strict: Running, http: httpx.Client, engine: Engine) -> Iterator[None]:
     before, workers = memory(strict, "VmRSS"), strict.children()
@@ -99,36 +88,6 @@ def unharmed(strict: Running, http: httpx.Client, engine: Engine) -> Iterator[No
         assert time.monotonic() < end, still
     assert strict.children() == workers
     assert memory(strict, "VmHWM") - before < GROWTH_BYTES
-
-
-@contextlib.contextmanager
-def connected(server: Running, *, timeout_s: float = 10) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout_s) as connection:
-        yield connection
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """Read until the server closes or resets the connection."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while piece := connection.recv(65536):
-            received += piece
-    return received
-
-
-def send(server: Running, content: bytes, *, half_close: bool = False) -> bytes:
-    """Send bytes, and return what comes back until the server closes."""
-    with connected(server) as connection:
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            connection.sendall(content)
-            if half_close:
-                connection.shutdown(socket.SHUT_WR)
-        return read_all(connection)
-
-
-def statuses(received: bytes) -> list[int]:
-    lines = [line for line in received.split(b"\r\n") if b"HTTP/1.1 " in line]
-    return [int(line.rsplit(b"HTTP/1.1 ", 1)[1].split()[0]) for line in lines]
 
 
 def test_a_hundred_megabytes_are_not_read(strict: Running) -> None:
