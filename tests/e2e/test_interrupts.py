@@ -14,6 +14,12 @@ from tests.e2e.conftest import TINY, clean_environment, run_vae
 from tests.e2e.refusals import run_statuses, versions
 from tests.forks import start_fork
 
+each_signal = pytest.mark.parametrize(
+    ("number", "exit_code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
@@ -24,11 +30,7 @@ def interrupts() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interrupts")
-@pytest.mark.parametrize(
-    ("number", "exit_code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
+@each_signal
 def test_a_training_that_is_stopped_ends_its_run_as_killed(
     made: Path,
     tmp_path: Path,
@@ -59,11 +61,7 @@ def test_a_training_that_is_stopped_ends_its_run_as_killed(
     assert not (tmp_path / "bundles").exists()
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["SIGINT", "SIGTERM"],
-)
+@each_signal
 def test_an_interrupt_while_garbage_is_collected_is_not_lost(
     tmp_path: Path, number: signal.Signals, exit_code: int, word: str
 ) -> None:

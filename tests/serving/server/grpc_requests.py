@@ -10,8 +10,8 @@ import pytest
 from serving.protocol import open_inference_pb2 as pb
 from serving.protocol.messages import DATATYPES
 from serving.server.grpc_server import SERVICE
+from tests.serving.server.arrays import Arrays
 
-Arrays = Mapping[str, np.ndarray]
 Call = Callable[..., Any]
 CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 Status = grpc.StatusCode
@@ -69,13 +69,6 @@ def arrays_of(reply: Any, *, raw: bool = True) -> dict[str, np.ndarray]:
             array = np.array(getattr(tensor.contents, CONTENTS[tensor.datatype]), dtype)
         arrays[tensor.name] = array.reshape(tuple(tensor.shape))
     return arrays
-
-
-def same(got: Arrays, expected: Arrays) -> None:
-    assert list(got) == list(expected)
-    for name, array in expected.items():
-        assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape), name
-        assert got[name].tobytes() == array.tobytes(), name
 
 
 def refused(call: Call, name: str, message: Any, code: grpc.StatusCode) -> str:

@@ -1,7 +1,7 @@
 """Write requests of the Open Inference Protocol over REST, and read their answers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -9,10 +9,10 @@ import numpy as np
 
 from serving.protocol.messages import DATATYPES
 from tests.serving.running import Running
+from tests.serving.server.arrays import Arrays
 
 NAMES = ("encode", "decode", "reconstruct", "sample", "score")
 LENGTH = "inference-header-content-length"
-Arrays = Mapping[str, np.ndarray]
 
 
 def body_of(
@@ -64,14 +64,6 @@ def refused(response: httpx.Response, status: int) -> str:
     assert content.keys() == {"error"}
     assert isinstance(content["error"], str)
     return str(content["error"])
-
-
-def same(got: Arrays, expected: Arrays) -> None:
-    assert list(got) == list(expected)
-    for name, array in expected.items():
-        assert got[name].dtype == array.dtype, name
-        assert got[name].shape == array.shape, name
-        assert got[name].tobytes() == array.tobytes(), name
 
 
 def fill(path: str, server: Running, name: str = "sample") -> str:

@@ -21,7 +21,8 @@ from serving.server.service import LoadedVersion, Service
 from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import free_port
 from serving.server.tracing import Tracer
-from tests.serving.server.grpc_requests import Arrays, Status, method, request_of
+from tests.serving.server.arrays import Arrays
+from tests.serving.server.grpc_requests import Status, method, request_of
 
 
 @dataclass(frozen=True, slots=True)

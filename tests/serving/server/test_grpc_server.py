@@ -15,6 +15,7 @@ from serving.engine import Engine
 from serving.protocol import open_inference_pb2 as pb
 from serving.server.grpc_server import SERVICE
 from tests.serving.running import Running
+from tests.serving.server.arrays import same
 from tests.serving.server.grpc_requests import (
     Call,
     Status,
@@ -22,7 +23,6 @@ from tests.serving.server.grpc_requests import (
     method,
     refused,
     request_of,
-    same,
 )
 
 

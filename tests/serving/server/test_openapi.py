@@ -10,7 +10,8 @@ from serving import errors
 from serving.engine import Engine
 from serving.server.rest_routes import ROUTES
 from tests.serving.running import Running
-from tests.serving.server.rest_requests import arrays_of, same
+from tests.serving.server.arrays import same
+from tests.serving.server.rest_requests import arrays_of
 
 
 def test_the_openapi_document_has_every_route_and_its_parts(

@@ -12,15 +12,14 @@ import pytest
 from serving.engine import Engine
 from serving.noise import draw_rows
 from tests.serving.running import Running
+from tests.serving.server.arrays import Arrays, same
 from tests.serving.server.rest_requests import (
     LENGTH,
     NAMES,
-    Arrays,
     arrays_of,
     body_of,
     fill,
     refused,
-    same,
 )
 
 

@@ -11,7 +11,8 @@ from serving.engine import Engine
 from serving.operations import Operation, Tensor
 from serving.server.rest_routes import ROUTES
 from tests.serving.running import Running
-from tests.serving.server.rest_requests import NAMES, arrays_of, body_of, fill, refused, same
+from tests.serving.server.arrays import same
+from tests.serving.server.rest_requests import NAMES, arrays_of, body_of, fill, refused
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from serving.server.service import LoadedVersion, Service
 from serving.server.shared_counters import SharedCounters
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
-from tests.serving.server.rest_requests import Arrays, body_of, refused
+from tests.serving.server.arrays import Arrays
+from tests.serving.server.rest_requests import body_of, refused
 
 
 def test_a_body_with_a_content_encoding_is_refused(http: httpx.Client) -> None:
