@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.console import say
+from serving.console import say, warn
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics
@@ -29,8 +29,10 @@ def metrics_summary(run_id: str | None, metrics: "Metrics", started: float) -> d
         "log_likelihood": metrics.log_likelihood,
         "kl": metrics.kl,
         "active_units": metrics.active_units,
+        "informative_units": metrics.informative_units,
         "reconstruction_error": metrics.reconstruction_error,
         "bits_per_dim": metrics.bits_per_dim,
+        "warnings": list(metrics.warnings),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -76,6 +78,8 @@ try next:
   vae doctor
 """
     )
+    for text in metrics.warnings:
+        warn(text)
 
 
 def raise_unless_parity_passed(report: "ParityReport") -> None:

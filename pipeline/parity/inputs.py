@@ -5,13 +5,14 @@ input of an operation is left out, such as far latents for `encode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from pipeline.model.operations import Array, draw_inputs
-from serving.operations import Operation, Tensor
+from serving.operations import Operation
+from serving.value_range import MAX_BYTE
 
 Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals"]
 
@@ -33,20 +34,20 @@ Draw = Callable[[Array, Generator], Array]
 
 
 def draw_cases(
-    operation: Operation, x: Array, likelihood: str
+    operation: Operation, x: Array, likelihood: str, max_byte: int = MAX_BYTE
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
     """Yield the inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
 
-    The held-out kind has `ROWS` rows, the others have as many as their largest batch.
+    The held-out kind has `ROWS` rows, the others have as many as their largest batch. Bytes are
+    drawn up to `max_byte`, the largest that the model takes.
     """
     whole = draw_inputs(operation, x, num_samples=NUM_SAMPLES, seed=2)
     yield "held-out", whole
     held_out = {name: values[: max(ADVERSARIAL_BATCHES)] for name, values in whole.items()}
     for kind, latents in LATENTS.items():
-        draws = {
-            tensor.name: (_features(kind, tensor, likelihood) if tensor.name == "x" else latents)
-            for tensor in operation.inputs
-        }
+        draws: dict[str, Draw | None] = {tensor.name: latents for tensor in operation.inputs}
+        if "x" in draws:
+            draws["x"] = _features(kind, x.dtype, likelihood, max_byte)
         if any(draw is not None for draw in draws.values()):
             generator = np.random.default_rng(3)
             yield (
@@ -63,8 +64,11 @@ def repeat_rows(x: Array) -> Array:
     return x[np.arange(ROWS) % len(x)]
 
 
-def _bytes(held_out: Array, generator: Generator) -> Array:
-    return generator.integers(0, 256, held_out.shape, held_out.dtype)
+def _bytes(largest: int) -> Draw:
+    def draw(held_out: Array, generator: Generator) -> Array:
+        return generator.integers(0, largest + 1, held_out.shape, held_out.dtype)
+
+    return draw
 
 
 def _uniform(low: float, high: float) -> Draw:
@@ -127,11 +131,6 @@ LATENTS: Mapping[Kind, Draw] = {
     "denormals": _denormals,
 }
 """How `z` and `eps` are drawn."""
-_BYTES: Mapping[Kind, Draw] = {
-    "zeros": _constant(0, _bytes),
-    "maxima": _constant(255, _bytes),
-    "noise": _bytes,
-}
 _UNIT: Mapping[Kind, Draw] = {
     "zeros": _constant(0, _uniform(0, 1)),
     "maxima": _constant(1, _uniform(0, 1)),
@@ -147,7 +146,9 @@ _REALS: Mapping[Kind, Draw] = {
 }
 
 
-def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
-    if x.dtype == "uint8":
-        return _BYTES.get(kind)
+def _features(kind: Kind, dtype: np.dtype[Any], likelihood: str, max_byte: int) -> Draw | None:
+    if dtype == np.uint8:
+        drawn = _bytes(max_byte)
+        constants = {"zeros": _constant(0, drawn), "maxima": _constant(max_byte, drawn)}
+        return {**constants, "noise": drawn}.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

@@ -18,10 +18,11 @@ from pyarrow import compute
 from serving.io.arrow_types import is_bytes, is_number, list_sizes
 from serving.io.column_choice import RowLayout, check_types
 from serving.io.images import decode_image
+from serving.value_range import MAX_BYTE
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT = range(1, 8)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ABOVE = range(1, 9)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -30,6 +31,7 @@ REASONS: Mapping[int, str] = {
     BYTE: "x is not a whole number from 0 to 255",
     IMAGE: "x is not a PNG or JPEG of the model's size",
     RESULT: "the result is not finite",
+    ABOVE: "x has a byte above those that the model was trained with",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -163,18 +165,23 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
     """Convert values to the model's dtype; refuse rows that would change or are out of range."""
     values = rows.values
     if layout.dtype == np.uint8:
-        if values.dtype == np.uint8:
-            return
-        with np.errstate(invalid="ignore"):  # a value that does not fit is refused below
-            whole = values.astype(np.uint8)
-        rows.values = whole
-        rows.refuse(whole != values, BYTE)
+        if values.dtype != np.uint8:
+            _to_bytes(rows)
+        if layout.max_byte < MAX_BYTE:
+            rows.refuse(rows.values > layout.max_byte, ABOVE)
         return
     with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
     rows.refuse(~np.isfinite(rows.values), VALUE)
     if layout.unit_range and rows.values.size:
         rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
+
+
+def _to_bytes(rows: _ConvertedRows) -> None:
+    values = rows.values
+    with np.errstate(invalid="ignore"):  # a value that does not fit is refused below
+        rows.values = values.astype(np.uint8)
+    rows.refuse(rows.values != values, BYTE)
 
 
 def _any_between(marks: Array, starts: Array, stops: Array) -> Array:

@@ -54,6 +54,7 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
             }
             for name, operation in served.engine.operations.items()
         },
+        "x-picture-range": served.bundle.picture_range(),
     }
 
 
