@@ -24,8 +24,9 @@ NUM_SAMPLES = 3
 FAR = 100.0
 """Distance of a far latent from the origin, in standard deviations."""
 LARGE = 1e15
-"""Size of large features. Their squares, summed, still fit float32: if partial sums overflowed,
-their order would decide the result, and two right answers would differ."""
+"""Size of large features, in units of a column's spread if that is below 1. Their squares, summed,
+still fit float32: if partial sums overflowed, their order would decide the result, and two right
+answers would differ."""
 SMALLEST = 2.0**-149
 """The smallest denormal number of float32; the largest is 2^23 times as large."""
 
@@ -86,6 +87,16 @@ def _either_sign(size: float) -> Draw:
     return draw
 
 
+def _far_from_columns(held_out: Array, generator: Generator) -> Array:
+    spread = held_out.std(0, dtype=np.float64)
+    varying = spread[spread > 0]
+    # a column that is constant here may vary in training, and its unit be as small as any
+    spread = np.where(spread > 0, spread, varying.min() if varying.size else 1)
+    signs = _either_sign(1)(held_out, generator)
+    far: Array = signs * (LARGE * np.minimum(spread, 1)).astype(held_out.dtype)
+    return far
+
+
 def _held_out(held_out: Array, _: Generator) -> Array:
     return held_out
 
@@ -141,7 +152,7 @@ _REALS: Mapping[Kind, Draw] = {
     "zeros": _constant(0, _within_columns),
     "maxima": _constant(None, _within_columns),
     "noise": _within_columns,
-    "far": _either_sign(LARGE),
+    "far": _far_from_columns,
     "denormals": _denormals,
 }
 
