@@ -165,7 +165,7 @@ def _list_columns(names: Sequence[str]) -> str:
 def _describe_more(metrics: Mapping[str, Any]) -> str:
     lines = ""
     if (informative := metrics.get("informative_units")) is not None:
-        lines += f"| latents that tell more than 0.1 nats about a row | {informative} |\n"
+        lines += f"| informative latents | {informative} |\n"
     if (error := metrics.get("reconstruction_error")) is not None:
         lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
     if (bits := metrics.get("bits_per_dim")) is not None:
