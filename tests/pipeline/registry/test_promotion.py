@@ -100,7 +100,7 @@ def test_force_overrides_the_judgement_and_is_recorded(
 ) -> None:
     promote_with(trained, register(sealed))
     decision = promote_with(
-        trained, register(worse), PromoteConfig(min_elbo=0), force="the old one is cursed"
+        trained, register(worse), replace(GATE, min_elbo=0), force="the old one is cursed"
     )
     assert decision.decision == "promoted"
     assert decision.reasons[0] == "forced: the old one is cursed"
