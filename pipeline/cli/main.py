@@ -30,7 +30,7 @@ from pipeline.config import (
     configure,
 )
 from serving.cli.command import CONTEXT, Group, run_command
-from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.options import array_option, device_option, seed_option, threads_option
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
 from serving.cli.score import score
@@ -151,6 +151,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     default=None,
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
+@array_option
 @device_option
 @threads_option
 def evaluate(
@@ -159,6 +160,7 @@ def evaluate(
     nll_samples: int | None,
     seed: int,
     source: str | None,
+    array: str,
     device: str,
     threads: int,
 ) -> None:
@@ -179,7 +181,9 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = rows_to_evaluate(checkpoint, source)
+    if array and source is None:
+        raise click.UsageError("--array goes with --data")
+    test = rows_to_evaluate(checkpoint, source, array)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(results.metrics_summary(checkpoint.run_id, metrics, started))

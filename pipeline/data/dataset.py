@@ -81,25 +81,23 @@ def load_dataset(
     test_fraction: float,
     columns: Sequence[str] = (),
     label: str = "",
+    array: str = "",
     binarize: Binarize = "none",
 ) -> Dataset:
     """Load and split the data at `source`; the settings are those of `DataConfig`.
 
-    If the source has a test set of its own, `test_fraction` is not used.
+    If the source has a validation or a test set of its own, its fraction is not used.
     """
-    rest, test = read_source(source, columns, label)
+    rest, test, valid = read_source(source, columns, label, array)
     names = rest.columns
     rest = replace(rest, x=_check_rows(source, rest.x))
+    if test is not None:
+        test = _check_like(source, "test", test, rest)
+    if valid is not None:
+        valid = _check_like(source, "validation", valid, rest)
     if test is None:
         rest, test = _split(source, rest, test_fraction)
-    else:
-        test = replace(test, x=_check_rows(f"{source} (test)", test.x))
-        if (test.x.dtype, test.x.shape[1:]) != (rest.x.dtype, rest.x.shape[1:]):
-            raise DataRefused(
-                f"{source}: test rows are {test.x.dtype} {test.x.shape[1:]}, "
-                f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
-            )
-    train, valid = _split(source, rest, valid_fraction)
+    train, valid = (rest, valid) if valid else _split(source, rest, valid_fraction)
     del rest  # so that memory holds no more than the data and one copy
     if binarize == "static":  # "dynamic" binarizes each batch anew during training
         train = _binarize_once(train, key=1)
@@ -121,18 +119,20 @@ def load_rows(
     test_fraction: float,
     columns: Sequence[str] = (),
     label: str = "",
+    array: str = "",
     binarize: Binarize = "none",
 ) -> Split:
-    """Load rows to evaluate on: the test set of the source, or all rows if it has none.
+    """Load rows to evaluate on: the test set of the source, its validation set, or all rows.
 
     If the source is the data that the model was trained on, whose test split has the digest
     `known`, the rows are that test split.
     """
-    rest, test = read_like(source, columns, label)
-    rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
-    choices = [rows]
-    if test is None and len(rows.x) > 1:
-        choices.insert(0, _take(rows, _held_out(source, len(rows.x), test_fraction)))
+    rest, test, valid = read_like(source, columns, label, array)
+    rows = test or valid or rest
+    choices = [replace(rows, x=_check_rows(source, rows.x))]
+    if test is None and len(rest.x) > 1:
+        rest = choices[0] if valid is None else replace(rest, x=_check_rows(source, rest.x))
+        choices.insert(0, _take(rest, _held_out(source, len(rest.x), test_fraction)))
     for part in choices:
         final = part if binarize == "none" else _binarize_once(part, key=3)
         split = Split(final.x, digest(final.x), final.labels)
@@ -179,6 +179,17 @@ def _binarize_once(part: LabelledRows, *, key: int) -> LabelledRows:
     """Binarize a split with a fixed `key`, so that it is the same for every training."""
     generator = np.random.Generator(np.random.Philox(key=key))
     return replace(part, x=binarize(part.x, generator))
+
+
+def _check_like(source: str, name: str, part: LabelledRows, train: LabelledRows) -> LabelledRows:
+    """Check the rows of a set of the source's own: they must be like those to train on."""
+    x = _check_rows(f"{source} ({name})", part.x)
+    if (x.dtype, x.shape[1:]) != (train.x.dtype, train.x.shape[1:]):
+        raise DataRefused(
+            f"{source}: {name} rows are {x.dtype} {x.shape[1:]}, "
+            f"training rows {train.x.dtype} {train.x.shape[1:]}"
+        )
+    return replace(part, x=x)
 
 
 def _check_rows(source: str, x: Array) -> Array:

@@ -30,7 +30,7 @@ from serving.io.column_choice import RowLayout, require_columns
 from serving.io.columns import REASONS, read_x, unwrap_array
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
-from serving.io.images import read_image_shape
+from serving.io.image_files import read_image_shape
 from serving.io.rows import Rows
 
 Array = NDArray[Any]

@@ -47,6 +47,9 @@ threads_option = click.option(
 x_option = click.option(
     "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
+array_option = click.option(
+    "--array", default="", help="Array of an .npz file that holds x  [default: its usual names]"
+)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
 )

@@ -8,6 +8,7 @@ import click
 
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
+    array_option,
     as_picture,
     device_option,
     finish_file,
@@ -19,17 +20,25 @@ from serving.cli.options import (
     threads_option,
     x_option,
 )
+from serving.console import say
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("input")
 @model_option
 @x_option
+@array_option
 @out_option
 @device_option
 @threads_option
 def reconstruct(
-    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
+    input: str,
+    reference: str,
+    x: tuple[str, ...],
+    array: str,
+    out: Path,
+    device: str,
+    threads: int,
 ) -> None:
     """Encode the rows of INPUT and decode their posterior means.
 
@@ -49,7 +58,9 @@ def reconstruct(
 
     check_output_file(out, (".png", ".npy", ".parquet"))
     refuse_inside(out, "--out", "INPUT", input)
-    rows = Rows(input, ids=None)
+    rows = Rows(input, ids=None, array=array)
+    if rows.note:
+        say(rows.note)
     source, engine = open_engine(reference, device, threads)
     originals = read_all(rows, x, layout_of(engine))
     started = time.perf_counter()

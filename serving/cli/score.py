@@ -13,6 +13,7 @@ import click
 
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
+    array_option,
     device_option,
     fill_folder,
     model_option,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     help="What to compute",
 )
 @x_option
+@array_option
 @click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @option(
@@ -122,7 +124,9 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.io.rows import Rows
 
     limit = parse_limit(settings["max_bad"])
-    rows = Rows(settings["input"], settings["ids"], settings["where"])
+    rows = Rows(settings["input"], settings["ids"], settings["where"], settings["array"])
+    if rows.note:
+        say(rows.note)
     source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(

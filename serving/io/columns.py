@@ -2,8 +2,8 @@
 
 In: a record batch and the names of its columns. Out: the good rows as (rows, *x_shape), and for
 each row a code that says why it is bad. A column may hold bytes of one size, (nested) lists of
-numbers, or bytes that are raw values, PNG or JPEG (also in the `{bytes, path}` struct of image data
-sets); or each feature has a column of numbers. Raises `DataRefused` if the columns cannot hold `x`.
+numbers, or bytes that are raw values or image files (also in the `{bytes, path}` struct of image
+data sets); or each feature has a column of numbers. Raises `DataRefused` if columns cannot hold it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pyarrow import compute
 
 from serving.io.arrow_types import is_bytes, is_number, list_sizes
 from serving.io.column_choice import RowLayout, check_types
-from serving.io.images import decode_image
+from serving.io.image_files import are_image_files, decode_image
 
 Array = NDArray[Any]
 
@@ -28,13 +28,10 @@ REASONS: Mapping[int, str] = {
     VALUE: "x is not finite",
     RANGE: "x is not from 0 to 1",
     BYTE: "x is not a whole number from 0 to 255",
-    IMAGE: "x is not a PNG or JPEG of the model's size",
+    IMAGE: "x is not an opaque 8-bit image of the model's size and colours",
     RESULT: "the result is not finite",
 }
 """Why a row is bad; a good row has code 0."""
-
-_PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)
-_JPEG = np.frombuffer(b"\xff\xd8\xff", np.uint8)
 
 
 @dataclass(slots=True)
@@ -134,7 +131,7 @@ def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
     lengths = np.diff(offsets)
     raw = (lengths == layout.row_bytes) & (codes == 0)
     values = content[np.repeat(raw, lengths)].reshape(-1, layout.row_bytes)
-    pictures = _is_picture(values)
+    pictures = are_image_files(values)
     raw[np.flatnonzero(raw)[pictures]] = False
     rows = np.zeros((len(array), layout.row_bytes), np.uint8)
     rows[raw] = values[~pictures]
@@ -148,15 +145,6 @@ def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
             rows[index] = picture.reshape(-1)
     good = rows if not codes.any() else rows[codes == 0]
     return _ConvertedRows(good.view(layout.dtype.newbyteorder("<")), codes)
-
-
-def _is_picture(values: Array) -> Array:
-    """Return which rows of bytes start like a PNG, or start and end like a JPEG."""
-    if values.shape[1] < len(_PNG):
-        return np.zeros(len(values), bool)
-    png = (values[:, : len(_PNG)] == _PNG).all(1)
-    jpeg = (values[:, : len(_JPEG)] == _JPEG).all(1) & (values[:, -2:] == [0xFF, 0xD9]).all(1)
-    return np.asarray(png | jpeg)
 
 
 def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:

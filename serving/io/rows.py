@@ -2,9 +2,10 @@
 
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows; rows are counted over all
 files in the order of their names. The first bytes of a file tell its format; a CSV file is known by
-its name. The rows of an array become a column `x`. A PNG or JPEG file is one row, with its bytes as
-`x`; so is any file with such a suffix, whose row is bad if it is not a picture. Memory is bounded
-by one batch, or for Arrow IPC by one of the file's own batches.
+its name. The rows of an array become a column `x`. An image is one row, with its bytes as `x`; so
+is any file with such a suffix, whose row is bad if it is not an image. Beside images all other
+files are passed over. Memory is bounded by one batch, or for Arrow IPC by one of the file's own
+batches.
 Raises `DataRefused` if a file cannot be read.
 """
 
@@ -22,14 +23,18 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io import csv_rows
 from serving.io.array_rows import count_array, read_array_rows
+from serving.io.array_streams import ARRAY_MAGICS
 from serving.io.filesystems import Location, find_files
-from serving.io.images import IMAGE_SUFFIXES
+from serving.io.image_files import IMAGE_MAGICS, is_image_name
+from serving.io.image_folders import keep_images
 from serving.io.row_filter import parse_row_filter
+from serving.io.unread_formats import explain_unread
 
 FILE, ROW = "file", "row"
 DEFAULT_IDS = (FILE, ROW)
 """Names of the default ids: the file's name relative to the input, the row's index in its file."""
 _READ_BYTES = 1 << 20
+_HEAD = 16
 _PICTURE = pa.schema([("x", pa.binary())])
 
 Batches = Iterator[pa.RecordBatch]
@@ -57,18 +62,24 @@ class Rows:
         input_path: a file, a folder, a pattern or a URI.
         ids: columns that identify a row; empty for `file` and `row`, None for none.
         row_filter: see `serving.io.row_filter`; empty for all rows.
+        array: the array of `.npz` files, see `serving.io.array_choice`; empty for the usual names.
 
     Raises:
         DataRefused: there are no rows, or a file cannot be read.
-        UsageRefused: the filter or an id does not fit the columns.
+        UsageRefused: the filter, an id or the array does not fit the input.
     """
 
     def __init__(
-        self, input_path: str, ids: Sequence[str] | None = (), row_filter: str = ""
+        self,
+        input_path: str,
+        ids: Sequence[str] | None = (),
+        row_filter: str = "",
+        array: str = "",
     ) -> None:
         self.input_path = input_path
-        found = find_files(input_path)
-        self.files = [_open(name, location, info, ids or ()) for name, location, info in found]
+        self.array = array
+        found, self.note = keep_images(input_path, find_files(input_path))
+        self.files = [_open(*file, ids or (), array) for file in found]
         self.total = sum(file.rows for file in self.files)
         if not self.total:
             raise DataRefused(f"{input_path} must hold at least one row, it has none")
@@ -116,10 +127,12 @@ class Rows:
             first += file.rows
 
 
-def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> InputFile:
+def _open(
+    name: str, location: Location, info: Any, ids: Sequence[str], array: str = ""
+) -> InputFile:
     read: RowReader
     with reading(location, pa.ArrowException):
-        is_picture = location.path.lower().endswith(IMAGE_SUFFIXES)
+        is_picture = is_image_name(location.path)
         if info.size == 0 and not is_picture:
             raise DataRefused(f"{location} is empty")
         if location.path.lower().endswith(".csv"):
@@ -127,18 +140,22 @@ def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> Input
             read = partial(_read_stream, partial(csv_rows.open_rows, schema))
             return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
         with location.open() as stream:
-            head = bytes(stream.read(8))
-        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-        if kind is None and is_picture:
-            kind = "picture"
+            head = bytes(stream.read(_HEAD))
+        kind = "picture" if is_picture else find_kind(head)
         if kind is None:
-            raise DataRefused(
-                f"{location} is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
-                f"it starts with 0x{head.hex()}"
-            )
+            raise DataRefused(explain_unread(str(location), head))
         count, read = _FORMATS[kind]
+        if array:
+            if kind != "array":
+                raise UsageRefused(f"--array chooses from an .npz file, and {location} is not one")
+            count, read = partial(count_array, array=array), partial(read_array_rows, array)
         schema, rows = count(location)
     return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
+
+
+def find_kind(head: bytes) -> str | None:
+    """Return the format that the first bytes of a file tell, if they tell one."""
+    return next((kind for kind, magics in _MAGICS.items() if head.startswith(magics)), None)
 
 
 def _read_all(location: Location, batches: Batches) -> Batches:
@@ -271,17 +288,13 @@ _FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
     "parquet": (_count_parquet, _read_parquet),
     "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
     "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
-    "array": (count_array, read_array_rows),
+    "array": (count_array, partial(read_array_rows, "")),
     "picture": (_count_picture, _read_picture),
 }
-_MAGIC: Mapping[bytes, str] = {
-    b"PAR1": "parquet",
-    b"ARROW1": "arrow file",
-    b"\xff\xff\xff\xff": "arrow stream",
-    b"\x93NUMPY": "array",
-    b"PK": "array",  # .npz
-    b"\x1f\x8b": "array",  # gzipped IDX or .npy
-    b"\0\0": "array",  # IDX
-    b"\x89PNG": "picture",
-    b"\xff\xd8\xff": "picture",  # JPEG
+_MAGICS: Mapping[str, tuple[bytes, ...]] = {
+    "parquet": (b"PAR1",),
+    "arrow file": (b"ARROW1",),
+    "arrow stream": (b"\xff\xff\xff\xff",),
+    "array": ARRAY_MAGICS,
+    "picture": IMAGE_MAGICS,
 }
