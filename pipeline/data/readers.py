@@ -139,8 +139,10 @@ def read_arrays(path: Path, selection: Selection) -> SourceSplits:
     if names is None:
         return SourceSplits(LabelledRows(read_array(path, selection.array)))
     chosen = choose_splits(path, names, selection.array)
-    if not selection.array and (unused := chosen.list_unused(names)):
-        say(f"{path}: rows are {_join(chosen.rows.values())}; not used: {_join(unused)}")
+    unused = [] if selection.array else chosen.list_unused(names)
+    if unused or len(chosen.rows) > 1:
+        said = _tell_splits(chosen.rows)
+        say(f"{path}: {said}" + (f"; not used: {_join(unused)}" if unused else ""))
     return SourceSplits(**{split: _read_split(path, chosen, split) for split in chosen.rows})
 
 
@@ -224,10 +226,11 @@ def _read_folders(
     beside = _list_files(folder)
     if rows := [name for name in beside if is_image_name(name)]:
         raise DataRefused(
-            f"{folder} has {list_files(rows)} beside its folders of splits: move them into one"
+            f"{folder} has {_join(rows)} beside {_join(path.name for path in folders.values())}: "
+            "move images into one of these folders, or away"
         )
-    said = f"{folder}: {_join(f'{path.name} is {split}' for split, path in folders.items())}"
-    say(said + (f"; passed over {list_files(beside)}" if beside else ""))
+    said = _tell_splits({split: path.name for split, path in folders.items()})
+    say(f"{folder}: {said}" + (f"; passed over {list_files(beside)}" if beside else ""))
     train, *_ = read(folders["train"], selection)
     columns = selection.columns or train.columns
     return SourceSplits(
@@ -292,6 +295,11 @@ def _label(source: Path, x: Array, labels: Array | None) -> LabelledRows:
     if x.ndim and labels.size != len(x):
         raise DataRefused(f"{source} has {labels.size} labels for {len(x)} rows")
     return LabelledRows(x, labels.reshape(-1))
+
+
+def _tell_splits(names: Mapping[SplitName, str]) -> str:
+    uses = {"train": "to train on", "valid": "to validate on", "test": "to test on"}
+    return ", ".join(f"{name} {uses[split]}" for split, name in names.items())
 
 
 def _join(names: Iterable[str]) -> str:

@@ -6,11 +6,12 @@ or rows to test on be mixed with those to train on.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from serving.errors import DataRefused
 from serving.io.array_choice import SplitName, find_split
 
-_PLAIN = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "x"))
+_PLAIN = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split"))
 """Words beside the split that say no more: `training_set`, `images_train`."""
 _LISTED = 4
 
@@ -52,7 +53,7 @@ def _find_named(folders: Sequence[Path]) -> dict[SplitName, Path]:
                 "keep one of them"
             )
         named[split] = path
-    return named
+    return {split: named[split] for split in get_args(SplitName) if split in named}
 
 
 def _list(paths: Iterable[Path]) -> str:

@@ -59,22 +59,19 @@ def choose_splits(source: object, names: Sequence[str], array: str = "") -> Arra
     if array or len(names) == 1:
         return ArrayNames({"train": _require(source, names, array)}, {})
     rows = _find_rows(source, names)
-    chosen: dict[SplitName, str] = {}
-    for split in _HELD_OUT:
-        if split in rows and len(rows) > 1:
-            chosen[split] = rows[split]
-    if chosen and "train" in rows:
-        chosen["train"] = rows["train"]
-    elif None in rows:
-        chosen["train"] = rows[None]
-    elif len(rows) == 1:
-        chosen["train"] = next(iter(rows.values()))
-    else:
-        raise _unclear(source, names)
-    splits = {name: split for split, name in rows.items()}
-    labels = {split: _find(names, _LABELS).get(splits[name]) for split, name in chosen.items()}
-    found = ArrayNames(chosen, {split: name for split, name in labels.items() if name})
-    if splits[chosen["train"]] in ("valid", "test") and found.list_unused(names):
+    held_out = [split for split in _HELD_OUT if split in rows and len(rows) > 1]
+    base: SplitName | None = "train" if held_out and "train" in rows else None
+    if base not in rows:
+        if len(rows) != 1:
+            raise _unclear(source, names)
+        base = next(iter(rows))
+    told: dict[SplitName, SplitName | None] = {"train": base, **{name: name for name in held_out}}
+    labels = _find(names, _LABELS)
+    found = ArrayNames(
+        {split: rows[name] for split, name in told.items()},
+        {split: labels[name] for split, name in told.items() if labels.get(name)},
+    )
+    if base in _HELD_OUT and found.list_unused(names):
         raise _unclear(source, names)  # one of the others may be what to train on
     return found
 

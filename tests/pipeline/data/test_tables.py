@@ -37,7 +37,7 @@ def write(path: Path, **columns: Any) -> Path:
 
 
 def read(path: Path, *columns: str, label: str = "") -> LabelledRows:
-    rest, test = read_source(str(path), columns, label)
+    rest, test, _ = read_source(str(path), columns, label)
     assert test is None
     return rest
 
@@ -152,7 +152,7 @@ def test_the_test_folder_is_read_by_the_names_of_the_training_columns(tmp_path: 
 def test_folders_train_and_test_are_splits(tmp_path: Path) -> None:
     write(tmp_path / "train" / "x.parquet", a=NUMBERS["a"], kind=KIND)
     write(tmp_path / "test" / "x.parquet", a=NUMBERS["b"], kind=KIND)
-    rest, test = read_source(str(tmp_path), (), "kind")
+    rest, test, _ = read_source(str(tmp_path), (), "kind")
     assert test is not None
     np.testing.assert_array_equal(rest.x[:, 0], NUMBERS["a"].to_numpy())
     np.testing.assert_array_equal(test.x[:, 0], NUMBERS["b"].to_numpy())
@@ -255,7 +255,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "no image": (
         table(image=[b"text"]),
         {},
-        "{path}: the first row of image cannot be read: it is not a PNG or JPEG",
+        "{path}: the first row of image cannot be read: it is not an image (PNG, "
+        "JPEG, WebP, BMP, GIF, TIFF, PNM), or it is damaged",
     ),
     "infinite": (
         table(a=pa.array([1e300, 1.0]), b=pa.array([1.0, float("inf")])),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from serving.errors import DataRefused, UsageRefused, VaeError
-from serving.io.array_files import read_array, read_npz, write_array, write_table
+from serving.io.array_files import read_array, read_array_names, write_array, write_table
 
 Array = NDArray[Any]
 
@@ -57,16 +57,16 @@ def test_refuses_an_npz_without_a_clear_choice(tmp_path: Path) -> None:
     with pytest.raises(DataRefused) as caught:
         read_array(tmp_path / "x.npz")
     assert str(caught.value) == (
-        f"{tmp_path / 'x.npz'} must hold one array, or one named x; got a, b"
+        f"{tmp_path / 'x.npz'} must hold one array of rows, or x, or x_train and x_test; it has "
+        "a, b: name the one to read by --array"
     )
 
 
 def test_reads_every_array_of_an_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=ROWS, b=ROWS[:1])
-    arrays = read_npz(tmp_path / "x.npz")
-    assert list(arrays) == ["a", "b"]
-    np.testing.assert_array_equal(arrays["a"], ROWS, strict=True)
-    np.testing.assert_array_equal(arrays["b"], ROWS[:1], strict=True)
+    assert read_array_names(tmp_path / "x.npz") == ["a", "b"]
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npz", "a"), ROWS, strict=True)
+    np.testing.assert_array_equal(read_array(tmp_path / "x.npz", "b"), ROWS[:1], strict=True)
 
 
 @pytest.mark.parametrize("name", IDX_CODES)
@@ -110,7 +110,8 @@ def test_garbage_is_refused_whatever_its_name(tmp_path: Path, name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataRefused) as caught:
         read_array(tmp_path / name)
-    assert str(caught.value).startswith(f"cannot read {tmp_path / name}: ")
+    assert str(tmp_path / name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
@@ -133,7 +134,7 @@ def test_an_npy_that_claims_more_than_memory_is_refused(tmp_path: Path) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (2**58, 4)}
     with (tmp_path / "x.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-    with pytest.raises(DataRefused, match=r"cannot read .*x\.npy: "):
+    with pytest.raises(DataRefused, match=r"x\.npy needs 4,611,686,018\.4 GB of memory, and "):
         read_array(tmp_path / "x.npy")
 
 
