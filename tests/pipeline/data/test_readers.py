@@ -12,6 +12,7 @@ from pipeline.config import DATA_KINDS
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import MNIST, read_source
 from serving.errors import DataRefused, UsageRefused
+from serving.io.unread_formats import READ_FORMATS
 from tests.pipeline.data.test_dataset import BYTES, FLOATS, count_rows, load, save
 
 Array = NDArray[Any]
@@ -60,6 +61,21 @@ def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
     dataset = load(tmp_path / "x.npz", valid_fraction=0, test_fraction=0.5)
     np.testing.assert_array_equal(dataset.train.x, BYTES[:30])
     np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_idx_files_go_by_other_spellings_and_what_is_beside_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    pack = gzip.compress if suffix else bytes
+    parts = {"Train": BYTES[:20], "t10k": BYTES[20:30], "val": BYTES[30:]}
+    for name, x in parts.items():
+        (tmp_path / f"{name}-images.idx3-ubyte{suffix}").write_bytes(pack(idx_bytes(x)))
+    (tmp_path / "notes.txt").touch()
+    dataset = load(tmp_path)
+    for split, x in zip((dataset.train, dataset.test, dataset.valid), parts.values(), strict=True):
+        np.testing.assert_array_equal(split.x, x)
+    assert capsys.readouterr().err == f"{tmp_path}: passed over 1 other file, 1 .txt (notes.txt)\n"
 
 
 def test_mnist_has_the_digits_of_its_test_set() -> None:
@@ -194,7 +210,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         write_npy(FLOATS.astype(np.complex64)),
         "{path} must be numbers, got complex64",
     ),
-    "text": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
+    "words": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
     "integers that float32 would round": (
         write_npy(np.array([[-5], [2**24 + 1]])),
         "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
@@ -245,6 +261,27 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "test rows of another dtype": (
         write_npz(x_train=FLOATS, x_test=FLOATS.astype(np.uint8)),
         "{path}: test rows are uint8 (3,), training rows float32 (3,)",
+    ),
+    "validation rows of another shape": (
+        write_npz(x_train=BYTES, x_val=BYTES.reshape(40, 2, 3)),
+        "{path}: validation rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "NaN in the validation rows": (
+        write_npz(x_train=FLOATS, x_val=spoil((2, 0, np.nan))),
+        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2",
+    ),
+    "one image": (
+        write("x.jpg", b"\xff\xd8\xff"),
+        "{path} is a single image: give a folder of them",
+    ),
+    "HDF5": (
+        write("x.h5", b"\x89HDF\r\n\x1a\n"),
+        "{path} is an HDF5 file, which is not read here: open it by h5py and save the array by "
+        "numpy.save; a table by pandas.read_hdf and to_parquet",
+    ),
+    "text": (
+        write("x.txt", b"1;2\n3;4\n"),
+        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'",
     ),
     "fewer labels than rows": (
         write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),
