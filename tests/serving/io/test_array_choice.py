@@ -3,7 +3,7 @@
 import pytest
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.array_choice import choose_array, choose_splits, find_split
+from serving.io.array_choice import SplitName, choose_array, choose_splits, find_split
 
 SPLITS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "one of any name": ("rows", {"train": "rows"}, {}),
@@ -114,5 +114,5 @@ def test_unused_arrays_are_listed() -> None:
     ],
     ids=str,
 )
-def test_words_of_a_name(name: str, split: str | None, rest: set[str]) -> None:
-    assert find_split(name) == (split, rest)
+def test_words_of_a_name(name: str, split: SplitName | None, rest: set[str]) -> None:
+    assert find_split(name) == (split, frozenset(rest))
