@@ -22,8 +22,7 @@ from serving.console import say
 from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io.array_choice import ArrayNames, SplitName, choose_splits, find_split
-from serving.io.array_files import read_array, read_array_dtype, read_array_names
-from serving.io.filesystems import find_files
+from serving.io.array_files import read_array, read_array_names, read_array_type
 from serving.io.image_files import is_image_name, read_image, read_image_shape
 from serving.io.image_folders import keep_images, list_files
 from serving.io.memory import require_memory
@@ -252,6 +251,8 @@ def _list_files(folder: Path) -> list[str]:
 
 def _find_images(folder: Path) -> tuple[list[str], str]:
     """Find the images below a folder by name, as `vae score` does, and what is passed over."""
+    from serving.io.filesystems import find_files
+
     files, note = keep_images(folder, find_files(str(folder)))
     return [name for name, *_ in files if is_image_name(name)], note
 
@@ -283,18 +284,24 @@ def _read_split(path: Path, chosen: ArrayNames, split: SplitName) -> LabelledRow
     """Read the rows of a split, and the labels of those that are, or will be, the test set."""
     x = read_array(path, chosen.rows[split])
     labels = chosen.labels.get(split) if split == "test" or "test" not in chosen.rows else None
-    if labels is None or read_array_dtype(path, labels).kind not in _LABEL_KINDS:
+    if labels is None or not _may_be_labels(*read_array_type(path, labels), len(x)):
         return LabelledRows(x)
     return _label(path, x, read_array(path, labels))
 
 
 def _label(source: Path, x: Array, labels: Array | None) -> LabelledRows:
     """Add labels to rows: one integer or string per row; targets of other types are ignored."""
-    if labels is None or labels.dtype.kind not in _LABEL_KINDS:
+    if labels is None or not _may_be_labels(labels.dtype, labels.shape, len(x)):
         return LabelledRows(x)
-    if x.ndim and labels.size != len(x):
+    if labels.size != len(x):
         raise DataRefused(f"{source} has {labels.size} labels for {len(x)} rows")
     return LabelledRows(x, labels.reshape(-1))
+
+
+def _may_be_labels(dtype: np.dtype[Any], shape: tuple[int, ...], rows: int) -> bool:
+    """Whether an array is of classes; several values for each row are none, as one-hot codes."""
+    several = len(shape) > 1 and shape[0] == rows and math.prod(shape) > rows
+    return dtype.kind in _LABEL_KINDS and not several
 
 
 def _tell_splits(names: Mapping[SplitName, str]) -> str:

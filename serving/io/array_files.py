@@ -28,10 +28,10 @@ def read_array(path: Path, array: str = "") -> Array:
         return _read_values(path, found)
 
 
-def read_array_dtype(path: Path, array: str = "") -> np.dtype[Any]:
-    """Read the dtype alone."""
+def read_array_type(path: Path, array: str = "") -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Read dtype and shape alone."""
     with _opened(path) as file, open_array(path, file, array) as found:
-        return found.dtype
+        return found.dtype, found.shape
 
 
 def read_array_names(path: Path) -> list[str] | None:

@@ -96,6 +96,31 @@ def test_folders_train_and_test_are_splits_with_labels_below(tmp_path: Path) -> 
     np.testing.assert_array_equal(test.labels, ["one", "two"])
 
 
+def test_a_folder_to_validate_on_is_the_validation_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("Training/cat/a.png", "Training/dog/b.jpg", "Val/cat/a.png", "Testing/dog/a.png")
+    images = [save(tmp_path / name, draw(row)) for row, name in enumerate(names)]
+    (tmp_path / "README.md").touch()
+    dataset = load_dataset(str(tmp_path), valid_fraction=0.5, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.train.x[0], images[0])
+    np.testing.assert_array_equal(dataset.valid.x, images[2:3])
+    np.testing.assert_array_equal(dataset.test.x, images[3:])
+    np.testing.assert_array_equal(dataset.test.labels, ["dog"])
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: Training to train on, Val to validate on, Testing to test on; passed over "
+        "1 other file, 1 .md (README.md)\n"
+    )
+
+
+def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    for row, name in enumerate(("bus/a.png", "plane/a.png", "train/a.png")):
+        save(tmp_path / name, draw(row))
+    train, test, valid = read_source(str(tmp_path))
+    np.testing.assert_array_equal(train.labels, ["bus", "plane", "train"])
+    assert test is valid is None
+
+
 def other_size(folder: Path) -> None:
     save(folder / "b.png", draw(0).T)
 

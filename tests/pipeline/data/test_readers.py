@@ -98,8 +98,11 @@ def test_labels_of_an_npz_go_with_their_rows(tmp_path: Path) -> None:
     assert (one.train.labels, one.valid.labels, plain.test.labels) == (None, None, None)
 
 
-def test_a_target_that_is_no_class_is_no_label(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x=FLOATS, y=FLOATS[:, 0])
+@pytest.mark.parametrize(
+    "y", [FLOATS[:, 0], np.eye(40, dtype=np.uint8)], ids=["numbers", "one-hot codes"]
+)
+def test_a_target_that_is_no_class_is_no_label(tmp_path: Path, y: Array) -> None:
+    np.savez(tmp_path / "x.npz", x=FLOATS, y=y)
     assert load(tmp_path / "x.npz").test.labels is None
 
 

@@ -20,8 +20,8 @@ from pyarrow import parquet
 from serving.errors import DataRefused, UsageRefused, VaeError
 from serving.io.array_files import (
     read_array,
-    read_array_dtype,
     read_array_names,
+    read_array_type,
     write_array,
     write_table,
 )
@@ -124,7 +124,8 @@ def test_an_object_array_beside_the_rows_is_not_touched(tmp_path: Path) -> None:
     names = np.array(["a", {"b": 1}], object)
     np.savez(tmp_path / "x.npz", x=ROWS, names=names, allow_pickle=True)
     np.testing.assert_array_equal(read_array(tmp_path / "x.npz"), ROWS, strict=True)
-    assert read_array_dtype(tmp_path / "x.npz", "names").hasobject
+    dtype, shape = read_array_type(tmp_path / "x.npz", "names")
+    assert (dtype.hasobject, shape) == (True, (2,))
     with pytest.raises(DataRefused, match="holds Python objects, which are never unpickled"):
         read_array(tmp_path / "x.npz", "names")
 
