@@ -3,6 +3,7 @@
 Slow imports are inside the commands.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from serving.batch.job import Input, Mapper, PartExecutor
     from serving.batch.output import Output
     from serving.engine import Device, Engine
+    from serving.io.rows import Rows
     from serving.source import Source
 
 option = partial(click.option, show_default=True)
@@ -48,7 +50,7 @@ x_option = click.option(
     "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
 array_option = click.option(
-    "--array", default="", help="Array of an .npz file that holds x  [default: its usual names]"
+    "--array", default="", help="Array of an .npz file to read  [default: its usual names]"
 )
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
@@ -76,6 +78,18 @@ def require_pyarrow(what: str) -> None:
         import pyarrow  # noqa: F401
     except ImportError as err:
         raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
+
+
+def open_rows(
+    location: str, ids: Sequence[str] | None = None, where: str = "", array: str = ""
+) -> "Rows":
+    """Open the rows of an input, and print which files are passed over."""
+    from serving.io.rows import Rows
+
+    rows = Rows(location, ids, where, array)
+    if rows.note:
+        say(rows.note)
+    return rows
 
 
 def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source, Engine]":

@@ -18,6 +18,7 @@ from serving.cli.options import (
     fill_folder,
     model_option,
     open_engine,
+    open_rows,
     option,
     refuse_inside,
     require_pyarrow,
@@ -121,12 +122,9 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.job import describe_job, parse_limit
     from serving.batch.output import open_output
     from serving.batch.scorer import Scorer, provenance_of
-    from serving.io.rows import Rows
 
     limit = parse_limit(settings["max_bad"])
-    rows = Rows(settings["input"], settings["ids"], settings["where"], settings["array"])
-    if rows.note:
-        say(rows.note)
+    rows = open_rows(settings["input"], settings["ids"], settings["where"], settings["array"])
     source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(

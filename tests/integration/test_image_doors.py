@@ -262,6 +262,23 @@ def test_every_door_takes_the_array_that_is_named(
                 use()
 
 
+def test_latents_are_those_of_the_array_that_is_named(
+    tmp_path: Path, bundle: Bundle, engine: Engine
+) -> None:
+    path = save_npz(tmp_path / "x.npz", a=X[::-1], b=X)
+    out = tmp_path / "out.npy"
+    arguments = (path, "--array", "b", "--model", bundle.path, "--out", out, "--threads", 1)
+    vae("interpolate", *arguments, "--row", 2, "--row", 5, "--steps", 2)
+    assert np.load(out).tobytes() == engine.reconstruct(X[[2, 5]]).tobytes()
+    vae("traverse", *arguments, "--row", 2, "--latent", 0, "--steps", 3)
+    z = np.repeat(engine.encode(X[2:3])["z_loc"], 3, axis=0)
+    z[:, 0] = [-3, 0, 3]
+    assert np.load(out).tobytes() == engine.decode(z).tobytes()
+    z_file = save_npz(tmp_path / "z.npz", codes=z, more=z)
+    vae("decode", z_file, "--array", "codes", *arguments[3:])
+    assert np.load(out).tobytes() == engine.decode(z).tobytes()
+
+
 def test_a_job_on_another_array_is_another_job(tmp_path: Path, bundle: Bundle) -> None:
     path = save_npz(tmp_path / "x.npz", a=X[::-1], b=X)
     score(path, bundle, "--array", "a")
