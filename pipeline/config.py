@@ -23,8 +23,8 @@ LikelihoodName = Literal[
 ]
 
 DATA_KINDS = (
-    "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a folder of "
-    "Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+    "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet, .csv or .tsv file, or a "
+    "folder of Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
 )
 """What `--data` reads."""
 
@@ -50,6 +50,12 @@ class DataConfig:
     ] = ()
     label: Annotated[str, Option("Table column that is not trained on, but colours the plots")] = ""
     array: Annotated[str, Option("Array of an .npz file to train on; none: its usual names")] = ""
+    delimiter: Annotated[
+        str, Option("Between the fields of a CSV file, a character or tab; none: it is found")
+    ] = ""
+    drop_missing: Annotated[
+        bool, Option("Leave out the rows that lack a value; otherwise they are refused")
+    ] = False
     binarize: Annotated[
         Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
     ] = "none"

@@ -43,10 +43,13 @@ def load_data(
     return dataset
 
 
-def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None, array: str = "") -> "Split":
+def rows_to_evaluate(
+    checkpoint: "Checkpoint", source: str | None, array: str = "", delimiter: str = ""
+) -> "Split":
     """Return the held-out rows of the model's own data or, if given, those of `source`.
 
-    `array` is the array of an .npz file to read; empty for that of the training, if it is there.
+    `array` is the array of an .npz file to read, empty for that of the training, if it is there;
+    `delimiter` that of a CSV file, empty to find it.
 
     Raises:
         DataRefused: the rows of `source` do not fit the model.
@@ -61,10 +64,10 @@ def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None, array: str = 
     known = checkpoint.data["splits"]["test"]["sha256"]
     if not array and data.array and has_array(source, data.array):
         array = data.array
-    names = ("test_fraction", "label", "binarize")
+    names = ("test_fraction", "label", "binarize", "drop_missing")
     columns = data.columns or checkpoint.data.get("columns", ())  # in training's order
     settings = {name: getattr(data, name) for name in names}
-    split = load_rows(source, known, columns=columns, array=array, **settings)
+    split = load_rows(source, known, columns=columns, array=array, delimiter=delimiter, **settings)
     wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
     if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
         raise DataRefused(f"{source} has rows of {found}, but the model takes {wanted}")

@@ -8,7 +8,7 @@ be read, and `UsageRefused` if it lacks a column or an array that is asked for.
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DATA_KINDS
+from pipeline.data.selection import EVERYTHING, Selection
 from pipeline.data.split_folders import find_split_folders
 from serving.console import say
 from serving.errors import DataRefused, UsageRefused
@@ -30,7 +31,7 @@ from serving.io.memory import require_memory
 Array = NDArray[Any]
 
 MNIST = Path(__file__).parent / "mnist"
-_TABLE_SUFFIXES = (".csv", ".parquet", ".arrow")
+_TABLE_SUFFIXES = (".parquet", ".arrow")
 _IDX_NAME = re.compile(r"(\w+)-(images|labels)[-.]idx\d-ubyte(\.gz)?", re.IGNORECASE)
 _LABEL_KINDS = "uiUS"
 _HEAD = 16
@@ -55,58 +56,38 @@ class SourceSplits(NamedTuple):
     valid: LabelledRows | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What to read of a source: columns and a label of a table, or an array of an `.npz` file."""
-
-    columns: Sequence[str] = ()
-    """Empty for all columns but the label."""
-    label: str = ""
-    array: str = ""
-    """Empty for the usual names."""
-
-
 Reader = Callable[[Path, Selection], SourceSplits]
 
 
-def read_source(
-    source: str, columns: Sequence[str] = (), label: str = "", array: str = ""
-) -> SourceSplits:
-    """Read all rows of `source`.
+def read_source(source: str, selection: Selection = EVERYTHING) -> SourceSplits:
+    """Read all rows of `source`, `mnist` or a path.
 
     A folder of folders of splits, such as `train`, `val` and `test`, has sets of its own.
-
-    Args:
-        source: `mnist` or a path.
-        columns: columns of a table to train on; empty for all but the label.
-        label: the column of a table that holds labels; empty for none.
-        array: the array of an `.npz` file that holds the rows; empty for the usual names.
     """
     path = _locate(source)
     kind = _kind(path)
-    if (columns or label) and kind != "table":
+    if (selection.columns or selection.label) and kind != "table":
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is not one")
-    if array and kind != "array":
+    if selection.array and kind != "array":
         raise UsageRefused(f"--array chooses from an .npz file, and {source} is not one")
-    selection = Selection(columns, label, array)
     if path.is_dir() and kind != "idx" and (folders := find_split_folders(path)):
         return _read_folders(path, folders, READERS[kind], selection)
     return READERS[kind](path, selection)
 
 
-def read_like(source: str, columns: Sequence[str], label: str, array: str = "") -> SourceSplits:
-    """Read a source other than the one that `columns` and `label` were chosen for.
+def read_like(source: str, selection: Selection) -> SourceSplits:
+    """Read a source other than the one that `selection` was made for.
 
-    An array has neither; a table must have the columns, and may have the label.
+    An array has no columns; a table must have those that are named, and may have the label.
     """
     if _kind(_locate(source)) != "table":
-        return read_source(source, array=array)
+        return read_source(source, replace(selection, columns=(), label=""))
     try:
-        return read_source(source, columns, label, array)
+        return read_source(source, selection)
     except UsageRefused:
-        if not label:
+        if not selection.label:
             raise
-        return read_source(source, columns, array=array)
+        return read_source(source, replace(selection, label=""))
 
 
 def has_array(source: str, array: str) -> bool:
@@ -149,7 +130,7 @@ def read_table(path: Path, selection: Selection) -> SourceSplits:
     """Read a CSV, Parquet or Arrow file, or a folder of these in the order of their names."""
     from pipeline.data.tables import read_table
 
-    return SourceSplits(LabelledRows(*read_table(path, selection.columns, selection.label)))
+    return SourceSplits(LabelledRows(*read_table(path, selection)))
 
 
 def read_images(path: Path, selection: Selection) -> SourceSplits:
@@ -197,11 +178,12 @@ def _locate(source: str) -> Path:
 
 
 def _kind(path: Path) -> str:
-    from serving.io.rows import find_kind
+    from serving.io.csv_format import is_csv_name
+    from serving.io.row_formats import find_kind
 
     if path.is_dir():
         return _folder_kind(path)
-    if path.suffix.lower() in _TABLE_SUFFIXES:
+    if path.suffix.lower() in _TABLE_SUFFIXES or is_csv_name(path.name):
         return "table"
     with reading(path), path.open("rb") as file:
         kind = find_kind(file.read(_HEAD))

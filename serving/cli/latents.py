@@ -13,7 +13,6 @@ import click
 
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
-    array_option,
     as_picture,
     device_option,
     finish_file,
@@ -22,6 +21,7 @@ from serving.cli.options import (
     open_rows,
     option,
     out_option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     threads_option,
@@ -48,9 +48,11 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("input")
-@array_option
+@read_options
 @_common
-def decode(input: str, array: str, reference: str, out: Path, device: str, threads: int) -> None:
+def decode(
+    input: str, reference: str, out: Path, device: str, threads: int, **reading: str
+) -> None:
     """Decode the latents of INPUT, rows of z.
 
     INPUT is an array of them, or a table with a column z or z_loc of lists, such as the folder that
@@ -66,7 +68,7 @@ def decode(input: str, array: str, reference: str, out: Path, device: str, threa
 
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    rows = open_rows(input, array=array)
+    rows = open_rows(input, **reading)
     found = [name for name in _CODES if name in rows.schema.names][:1]
     latents = RowLayout((source.bundle.manifest.latent_dim,), np.dtype(np.float32), False)
     _write(source, engine, out, read_all(rows, found, latents))
@@ -75,7 +77,7 @@ def decode(input: str, array: str, reference: str, out: Path, device: str, threa
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("input")
 @x_option
-@array_option
+@read_options
 @click.option(
     "--row",
     "rows",
@@ -88,13 +90,13 @@ def decode(input: str, array: str, reference: str, out: Path, device: str, threa
 def interpolate(
     input: str,
     x: tuple[str, ...],
-    array: str,
     rows: tuple[int, ...],
     steps: int,
     reference: str,
     out: Path,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Decode the points on the straight lines between the posterior means of rows of INPUT.
 
@@ -110,7 +112,7 @@ def interpolate(
         raise UsageRefused(f"--row must be given at least twice, got {rows[0]} alone")
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    z_loc = _encode_rows(engine, open_rows(input, array=array), x, rows)
+    z_loc = _encode_rows(engine, open_rows(input, **reading), x, rows)
     shares = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
     z = np.concatenate([(1 - shares) * a + shares * b for a, b in pairwise(z_loc)])
     pairs = np.repeat(np.column_stack([rows[:-1], rows[1:]]), steps, axis=0)
@@ -122,7 +124,7 @@ def interpolate(
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("input", default="")
 @x_option
-@array_option
+@read_options
 @option("--row", type=click.IntRange(0), default=0, help="Row of INPUT to start from")
 @click.option(
     "--latent",
@@ -142,7 +144,6 @@ def interpolate(
 def traverse(
     input: str,
     x: tuple[str, ...],
-    array: str,
     row: int,
     latents: tuple[int, ...],
     limit: float,
@@ -151,6 +152,7 @@ def traverse(
     out: Path,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Change one latent at a time, and decode.
 
@@ -170,7 +172,7 @@ def traverse(
     start = np.zeros((1, size), np.float32)
     if input:
         refuse_inside(out, "--out", "INPUT", input)
-        start = _encode_rows(engine, open_rows(input, array=array), x, (row,))
+        start = _encode_rows(engine, open_rows(input, **reading), x, (row,))
     latent = np.repeat(chosen, steps)
     value = np.tile(np.linspace(-limit, limit, steps, dtype=np.float32), len(chosen))
     z = np.repeat(start, len(latent), axis=0)

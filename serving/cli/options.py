@@ -3,7 +3,7 @@
 Slow imports are inside the commands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -49,9 +49,6 @@ threads_option = click.option(
 x_option = click.option(
     "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
-array_option = click.option(
-    "--array", default="", help="Array of an .npz file to read  [default: its usual names]"
-)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write"
 )
@@ -61,6 +58,16 @@ seed_option = option(
     default=0,
     help="Seed of the noise: the same seed gives the same bytes",
 )
+
+
+def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how an input is read; `open_rows` takes them."""
+    for name, help in (
+        ("--delimiter", "Between the fields of a CSV file, a character or tab  [default: found]"),
+        ("--array", "Array of an .npz file to read  [default: its usual names]"),
+    ):
+        command = click.option(name, default="", help=help)(command)
+    return command
 
 
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
@@ -81,14 +88,18 @@ def require_pyarrow(what: str) -> None:
 
 
 def open_rows(
-    location: str, ids: Sequence[str] | None = None, where: str = "", array: str = ""
+    location: str,
+    ids: Sequence[str] | None = None,
+    where: str = "",
+    array: str = "",
+    delimiter: str = "",
 ) -> "Rows":
-    """Open the rows of an input, and print which files are passed over."""
+    """Open the rows of an input, and print what a person should know about how they are read."""
     from serving.io.rows import Rows
 
-    rows = Rows(location, ids, where, array)
-    if rows.note:
-        say(rows.note)
+    rows = Rows(location, ids, where, array, delimiter)
+    for note in rows.notes:
+        say(note)
     return rows
 
 

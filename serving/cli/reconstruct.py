@@ -8,7 +8,6 @@ import click
 
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
-    array_option,
     as_picture,
     device_option,
     finish_file,
@@ -16,6 +15,7 @@ from serving.cli.options import (
     open_engine,
     open_rows,
     out_option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     threads_option,
@@ -27,7 +27,7 @@ from serving.cli.options import (
 @click.argument("input")
 @model_option
 @x_option
-@array_option
+@read_options
 @out_option
 @device_option
 @threads_option
@@ -35,10 +35,10 @@ def reconstruct(
     input: str,
     reference: str,
     x: tuple[str, ...],
-    array: str,
     out: Path,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Encode the rows of INPUT and decode their posterior means.
 
@@ -57,7 +57,7 @@ def reconstruct(
 
     check_output_file(out, (".png", ".npy", ".parquet", ".csv"))
     refuse_inside(out, "--out", "INPUT", input)
-    rows = open_rows(input, array=array)
+    rows = open_rows(input, **reading)
     source, engine = open_engine(reference, device, threads)
     names = source.bundle.manifest.columns
     check_table_file(out, names)

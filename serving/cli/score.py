@@ -13,13 +13,13 @@ import click
 
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
-    array_option,
     device_option,
     fill_folder,
     model_option,
     open_engine,
     open_rows,
     option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     seed_option,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     help="What to compute",
 )
 @x_option
-@array_option
+@read_options
 @click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @option(
@@ -124,7 +124,13 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.scorer import Scorer, provenance_of
 
     limit = parse_limit(settings["max_bad"])
-    rows = open_rows(settings["input"], settings["ids"], settings["where"], settings["array"])
+    rows = open_rows(
+        settings["input"],
+        settings["ids"],
+        settings["where"],
+        settings["array"],
+        settings["delimiter"],
+    )
     source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(

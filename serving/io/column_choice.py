@@ -23,6 +23,7 @@ from serving.io.arrow_types import (
     unwrap_type,
 )
 from serving.io.rows import DEFAULT_IDS
+from serving.io.side_columns import find_side_columns
 
 _DEFAULTS = ("x", "image")
 _SHOWN = 8
@@ -61,7 +62,8 @@ def choose_columns(
     """
     own = pa.schema([item for item in schema if ids != DEFAULT_IDS or item.name not in ids])
     require_columns("the input", schema, (*asked, *ids), listed=own)
-    missing = [name for name in layout.columns if name not in schema.names]
+    there = frozenset(schema.names)
+    missing = [name for name in layout.columns if name not in there]
     if asked:
         columns = tuple(asked)
     elif layout.columns and not missing:
@@ -76,8 +78,9 @@ def choose_columns(
             f"The input has {list_columns(own)}"
         )
     else:
+        others = {*ids, *find_side_columns(schema)}
         columns = tuple(item.name for item in schema if is_number(item.type))
-        columns = tuple(name for name in columns if name not in ids)
+        columns = tuple(name for name in columns if name not in others)
         if len(columns) != layout.size:
             raise UsageRefused(
                 f"cannot tell which columns hold x: {len(columns)} are numbers, but the model "
@@ -91,8 +94,9 @@ def require_columns(
     source: object, schema: pa.Schema, names: Iterable[str], listed: pa.Schema | None = None
 ) -> None:
     """Refuse names that `schema` lacks; the message lists the columns of `listed` or `schema`."""
+    there = frozenset(schema.names)
     for name in names:
-        if name not in schema.names:
+        if name not in there:
             has = list_columns(schema if listed is None else listed)
             raise UsageRefused(f"{source} has no column {name!r}; it has {has}")
 

@@ -6,7 +6,7 @@ numbers, or bytes that are raw values or image files (also in the `{bytes, path}
 data sets); or each feature has a column of numbers. Raises `DataRefused` if columns cannot hold it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from serving.io.image_files import are_image_files, decode_image
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT = range(1, 8)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED = range(1, 9)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -30,6 +30,7 @@ REASONS: Mapping[int, str] = {
     BYTE: "x is not a whole number from 0 to 255",
     IMAGE: "x is not an opaque 8-bit image of the model's size and colours",
     RESULT: "the result is not finite",
+    ROUNDED: "x is a whole number that float32 would round",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -51,9 +52,14 @@ class _ConvertedRows:
 
 
 def read_x(
-    batch: pa.RecordBatch, columns: Sequence[str], layout: RowLayout
+    batch: pa.RecordBatch,
+    columns: Sequence[str],
+    layout: RowLayout,
+    watch: Callable[[Array], None] = lambda values: None,
 ) -> tuple[Array, NDArray[np.uint8]]:
     """Convert columns to the good rows of `x` and a code for every row of the batch.
+
+    `watch` receives the values (rows, size) of rows without a null, in the type that the file has.
 
     Raises:
         DataRefused: in this batch's file the columns have types that cannot hold `x`.
@@ -70,6 +76,7 @@ def read_x(
         rows = _from_bytes(arrays[0], layout)
     else:
         rows = _from_lists(arrays[0], layout)
+    watch(rows.values)
     _to_dtype(rows, layout)
     x = np.ascontiguousarray(rows.values).reshape(-1, *layout.shape)
     return x, rows.codes
@@ -161,6 +168,8 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
     with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
     rows.refuse(~np.isfinite(rows.values), VALUE)
+    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
+        rows.refuse(rows.values.astype(np.float64) != values, ROUNDED)
     if layout.unit_range and rows.values.size:
         rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
 
@@ -189,6 +198,8 @@ def _numbers(array: pa.Array) -> Array:
     """Return the values; nulls, which the callers have marked already, become 0."""
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
+    elif pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
     if array.null_count:
         array = array.fill_null(0)
     return np.asarray(array.to_numpy())

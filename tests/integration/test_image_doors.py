@@ -21,6 +21,7 @@ from pipeline.cli.data_loading import rows_to_evaluate
 from pipeline.cli.main import cli
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import read_source
+from pipeline.data.selection import Selection
 from serving import Client
 from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import Bundle
@@ -243,7 +244,7 @@ def test_every_door_takes_the_array_that_is_named(
     tmp_path: Path, trained: Trained, bundle: Bundle, engine: Engine
 ) -> None:
     path = save_npz(tmp_path / "x.npz", a=X[::-1], b=X)
-    np.testing.assert_array_equal(read_source(str(path), array="b").train.x, X)
+    np.testing.assert_array_equal(read_source(str(path), Selection(array="b")).train.x, X)
     np.testing.assert_array_equal(rows_to_evaluate(trained[0], str(path), "b").x, X)
     assert reconstruct(path, bundle, "--array", "b").tobytes() == engine.reconstruct(X).tobytes()
     expected = engine.score(X, num_samples=1, seed=7)
@@ -253,7 +254,7 @@ def test_every_door_takes_the_array_that_is_named(
         ("", DataRefused, "it has a, b: name the one to read by --array"),
     ):
         for use in (
-            lambda name=name: read_source(str(path), array=name),
+            lambda name=name: read_source(str(path), Selection(array=name)),
             lambda name=name: rows_to_evaluate(trained[0], str(path), name),
             lambda name=name: score(path, bundle, "--array", name, "--overwrite"),
             lambda name=name: reconstruct(path, bundle, "--array", name),

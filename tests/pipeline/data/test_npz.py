@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import read_source
+from pipeline.data.selection import Selection
 from serving.errors import UsageRefused
 from tests.pipeline.data.test_dataset import BYTES, FLOATS, count_rows, load, save
 
@@ -48,7 +49,7 @@ def test_an_array_is_chosen_of_an_npz_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.csv").write_text("a\n1\n")
     save(tmp_path / "x.npy", FLOATS)
     with pytest.raises(UsageRefused, match=r"--array chooses from an \.npz file, and "):
-        read_source(str(tmp_path / name), array="x")
+        read_source(str(tmp_path / name), Selection(array="x"))
 
 
 def test_what_is_no_array_beside_the_rows_is_not_read(tmp_path: Path) -> None:

@@ -199,7 +199,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN": (
         write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
-        "{path} must be finite: 2 of 40 rows are not, the first is row 3",
+        "{path} must be finite: 2 of 40 rows are not, the first is row 3"
+        "; --drop-missing leaves out rows with a NaN",
     ),
     "infinite": (
         write_npy(spoil((5, 0, -np.inf))),
@@ -216,13 +217,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "words": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
     "integers that float32 would round": (
         write_npy(np.array([[-5], [2**24 + 1]])),
-        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
-        "got int64 from -5 to 16777217",
+        "{path}: feature 0 must be whole numbers from -16777216 to 16777216, which float32 holds "
+        "exactly; got up to 16777217: use a larger unit, subtract an offset",
     ),
     "an integer below": (
         write_npy(np.array([[-(2**63)], [1]])),
-        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
-        "got int64 from -9223372036854775808 to 1",
+        "{path}: feature 0 must be whole numbers from -16777216 to 16777216, which float32 holds "
+        "exactly; got up to 9.22337203685478e+18: use a larger unit, subtract an offset",
     ),
     "npy cut off": (
         lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
@@ -271,7 +272,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN in the validation rows": (
         write_npz(x_train=FLOATS, x_val=spoil((2, 0, np.nan))),
-        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2",
+        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2"
+        "; --drop-missing leaves out rows with a NaN",
     ),
     "one image": (
         write("x.jpg", b"\xff\xd8\xff"),
@@ -292,7 +294,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN in the test rows": (
         write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
-        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0",
+        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0"
+        "; --drop-missing leaves out rows with a NaN",
     ),
 }
 
