@@ -34,13 +34,14 @@ class Float32Check:
     Args:
         source: named in errors.
         names: names of the features; empty for their numbers.
-        whole: whether each feature holds whole numbers though it is read as floats; None if none.
+        whole: whether each feature holds whole numbers, although all are read as floats; if it is
+            empty, the type that is read tells.
     """
 
     def __init__(
-        self, source: object, names: Sequence[str] = (), whole: NDArray[np.bool_] | None = None
+        self, source: object, names: Sequence[str] = (), whole: Sequence[bool] = ()
     ) -> None:
-        self._source, self._names, self._whole = source, names, whole
+        self._source, self._names, self._whole = source, names, np.array(whole, bool)
         self._rows = 0
         self._start = np.zeros(0)
         self._largest = np.zeros(0)
@@ -51,7 +52,9 @@ class Float32Check:
         if not len(values) or values.dtype in (np.uint8, np.float32, np.float16):
             return
         if not self._rows:
-            self._start = values[0].astype(np.float64)
+            first = np.isfinite(values).argmax(0)  # the sums are of offsets from these values
+            start = values[first, np.arange(values.shape[1])].astype(np.float64)
+            self._start = np.where(np.isfinite(start), start, 0)
             self._largest = np.zeros(values.shape[1])
             self._sums = np.zeros((3, values.shape[1]))
         self._rows += len(values)
@@ -61,7 +64,9 @@ class Float32Check:
 
     def _add(self, values: Array) -> None:
         exact = values.astype(np.float64)
-        if self._whole is not None or values.dtype.kind in "iu":
+        if not np.isfinite(exact).all():
+            exact = np.where(np.isfinite(exact), exact, self._start)
+        if self._whole.any() or values.dtype.kind in "iu":
             self._largest = np.maximum(self._largest, np.abs(exact).max(0))
         with np.errstate(
             over="ignore", invalid="ignore"
@@ -78,7 +83,7 @@ class Float32Check:
         """
         if not self._rows:
             return
-        whole = True if self._whole is None else self._whole
+        whole = self._whole if self._whole.size else True
         if (large := np.flatnonzero((self._largest > EXACT) & whole)).size:
             raise DataRefused(
                 f"{self._source}: {self._list(large)} must be whole numbers from {-EXACT} to "
@@ -88,13 +93,14 @@ class Float32Check:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             mean, square, error = self._sums / self._rows
             spread = np.sqrt(np.maximum(square - np.square(mean), 0))
-            loss = np.sqrt(error) / spread
-        if (lost := np.flatnonzero(np.isfinite(loss) & (loss > MAX_LOSS))).size:
+            rounding = np.sqrt(error)
+            lost = np.flatnonzero((spread > 0) & (rounding > MAX_LOSS * spread))
+        if lost.size:
             first = lost[0]
             raise DataRefused(
-                f"{self._source}: {self._list(lost)} would lose {loss[first]:.2g} of the spread in "
-                f"float32, allowed {MAX_LOSS:g}: the values are near "
-                f"{self._start[first] + mean[first]:.6g} and spread by {spread[first]:.3g}; "
+                f"{self._source}: {self._list(lost)} would be rounded by {rounding[first]:.2g} in "
+                f"float32, but spreads by {spread[first]:.3g} only, near "
+                f"{self._start[first] + mean[first]:.6g}; allowed is {MAX_LOSS:g} of the spread: "
                 f"subtract an offset{self._leave_out}"
             )
 

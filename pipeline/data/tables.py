@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
@@ -30,7 +31,7 @@ from serving.io.arrow_types import (
     unwrap_type,
 )
 from serving.io.column_choice import RowLayout, require_columns
-from serving.io.columns import REASONS, read_x, unwrap_array
+from serving.io.columns import NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
@@ -41,6 +42,7 @@ from serving.io.side_columns import describe_side_columns, find_side_columns
 Array = NDArray[Any]
 
 _BATCH_BYTES = 4 << 20
+_WIDE_ROWS, _WIDE_BYTES = 256, 32 << 20
 _SHOWN = 5
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
@@ -63,11 +65,13 @@ def read_table(path: Path, selection: Selection) -> TableRows:
     kinds = (item.type for file in rows.files for item in file.schema if item.name in chosen)
     are_bytes = all(pa.types.is_uint8(number_type(unwrap_type(kind))) for kind in kinds)
     layout = _find_layout(path, first, names, are_bytes)
-    batch_rows = max(1, _BATCH_BYTES // layout.row_bytes)
+    wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
+    batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
     batches = rows.read(0, rows.total, wanted, batch_rows)
     numbers = is_number(unwrap_type(first.schema.field(names[0]).type))
     features = tuple(names) if numbers else ()
-    return *_gather(path, batches, names, selection, layout, Float32Check(path, features)), features
+    check = Float32Check(path, features, _are_whole(rows.schema, features))
+    return *_gather(path, batches, names, selection, layout, check), features
 
 
 def _read_csv(path: Path, selection: Selection) -> TableRows:
@@ -81,13 +85,12 @@ def _read_csv(path: Path, selection: Selection) -> TableRows:
         schema = pa.schema([(item.name, widen(item.type)) for item in seen])
         names = _choose(path, schema, selection)
         fields = [schema.field(name) for name in names]
-        whole = np.array([pa.types.is_integer(seen.field(name).type) for name in names])
         if label:
             kind = seen.field(label).type
             fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
         wanted = pa.schema(fields)
-        check = Float32Check(path, names, whole)
+        check = Float32Check(path, names, _are_whole(seen, names))
         with open_rows(csv_format, wanted, location, wanted.names) as stream:
             return *_gather(path, stream, names, selection, layout, check), tuple(names)
 
@@ -116,6 +119,11 @@ def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
     if not names:
         raise UsageRefused(f"{path} has no columns but the label {label!r}")
     return names
+
+
+def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
+    """Return which columns hold whole numbers."""
+    return [pa.types.is_integer(unwrap_type(schema.field(name).type)) for name in names]
 
 
 def _holds_rows(kind: pa.DataType) -> bool:
@@ -167,18 +175,17 @@ def _gather(
     reasons: Counter[str] = Counter()
     dropped = 0
     for batch in batches:
-        gaps, found = _find_gaps(batch, names)
-        missing.update(found)
-        if selection.drop_missing and gaps.any():
-            dropped += int(gaps.sum())
-            batch = batch.filter(pa.array(~gaps))
         good, codes = read_x(batch, names, layout, check.watch)
-        reasons.update(REASONS[code] for code in codes[codes > 0].tolist())
+        gaps = np.isin(codes, (NULL, NAN))
+        if gaps.any():
+            dropped += int(gaps.sum())
+            missing.update(_count_missing(batch.filter(pa.array(gaps)), names))
+        reasons.update(REASONS[code] for code in codes[(codes > 0) & ~gaps].tolist())
         x.resize(
             (len(x) + len(good), *layout.shape), refcheck=False
         )  # in place, without a second copy
         x[len(x) - len(good) :] = good
-        labels += [batch.column(label)] if label else []
+        labels += [batch.column(label).filter(pa.array(codes == 0))] if label else []
     pa.default_memory_pool().release_unused()  # otherwise the pool keeps the memory of the batches
     if missing:
         listed = _list_missing(missing)
@@ -197,22 +204,13 @@ def _gather(
     return x, _as_labels(labels) if label else None
 
 
-def _find_gaps(batch: pa.RecordBatch, names: Sequence[str]) -> tuple[Array, dict[str, int]]:
-    """Return which rows lack a value, null or NaN, and how many values each column lacks."""
-    gaps = np.zeros(batch.num_rows, bool)
-    counts = {}
-    for name in names:
-        array = batch.column(name)
-        if pa.types.is_floating(array.type):  # its nulls become NaN
-            missing = np.isnan(array.to_numpy(zero_copy_only=False))
-        elif array.null_count:
-            missing = array.is_null().to_numpy(zero_copy_only=False)
-        else:
-            continue
-        if count := int(missing.sum()):
-            counts[name] = count
-            gaps |= missing
-    return gaps, counts
+def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, int]:
+    """Count the values, null or NaN, that each column lacks; in a column of lists, the rows."""
+    if not is_number(unwrap_type(batch.schema.field(names[0]).type)):
+        return {names[0]: batch.num_rows}
+    columns = (unwrap_array(batch.column(name)) for name in names)
+    counts = (compute.sum(column.is_null(nan_is_null=True)).as_py() for column in columns)
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
 def _list_missing(missing: Mapping[str, int]) -> str:

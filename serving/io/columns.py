@@ -21,7 +21,7 @@ from serving.io.image_files import are_image_files, decode_image
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED = range(1, 9)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN = range(1, 10)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -31,6 +31,7 @@ REASONS: Mapping[int, str] = {
     IMAGE: "x is not an opaque 8-bit image of the model's size and colours",
     RESULT: "the result is not finite",
     ROUNDED: "x is a whole number that float32 would round",
+    NAN: "x is NaN, or holds a NaN",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -67,7 +68,8 @@ def read_x(
     check_types(batch.schema, columns, layout)
     if batch.num_rows == 0:
         return np.empty((0, *layout.shape), layout.dtype), np.zeros(0, np.uint8)
-    arrays = [unwrap_array(batch.column(name)) for name in columns]
+    places = {name: index for index, name in enumerate(batch.schema.names)}
+    arrays = [unwrap_array(batch.column(places[name])) for name in columns]
     if is_number(arrays[0].type):
         rows = _from_numbers(arrays, layout)
     elif pa.types.is_fixed_size_binary(arrays[0].type):
@@ -88,11 +90,19 @@ def _from_numbers(arrays: Sequence[pa.Array], layout: RowLayout) -> _ConvertedRo
         if array.null_count:
             codes[_nulls(array)] = NULL
     good = codes == 0
+    if len({array.type for array in arrays}) == 1 and good.all() and _is_plain(arrays[0].type):
+        # one copy by Arrow: the loop below takes microseconds for each of thousands of columns
+        batch = pa.RecordBatch.from_arrays(arrays, [""] * len(arrays))
+        return _ConvertedRows(batch.to_tensor().to_numpy(), codes)
     kind = np.result_type(*(_numbers(array.slice(0, 0)) for array in arrays))
     values = np.empty((np.count_nonzero(good), layout.size), kind)
     for index, array in enumerate(arrays):
         values[:, index] = _numbers(array)[good]
     return _ConvertedRows(values, codes)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _from_fixed_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
@@ -167,7 +177,9 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
         return
     with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
-    rows.refuse(~np.isfinite(rows.values), VALUE)
+    if not np.isfinite(rows.values).all():
+        rows.refuse(np.isnan(rows.values), NAN)
+        rows.refuse(~np.isfinite(rows.values), VALUE)
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
         rows.refuse(rows.values.astype(np.float64) != values, ROUNDED)
     if layout.unit_range and rows.values.size:

@@ -25,6 +25,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _WORDS = {"\t": "tab"}
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_LINES = 20
+_BLOCK_ROWS, _BLOCK_BYTES = 128, 64 << 20
 _COMMA_NUMBER = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 _POINT_NUMBER = re.compile(r"\s*[-+]?\d+\.\d+([eE][-+]?\d+)?\s*")
 UNNAMED = "Unnamed: "
@@ -41,6 +42,8 @@ class CsvFormat:
     encoding: str = "utf-8"
     codec: str | None = None
     header_lines: int = 1
+    block_bytes: int = 1 << 20
+    """Bytes that are read at once; each block costs time by column, so wide files take more."""
 
     def describe(self) -> str:
         """Return what is not as in most CSV files, for a message; empty if nothing is."""
@@ -91,7 +94,10 @@ def find_format(location: Location, delimiter: str = "") -> CsvFormat:
     names = tuple(name or f"{UNNAMED}{index}" for index, name in enumerate(header))
     decimal = "," if delimiter != "," and _has_decimal_comma(rows[1:]) else "."
     lines = 1 + sum(name.count("\n") for name in rows[0])
-    return CsvFormat(names, delimiter, decimal, encoding, codec, lines)
+    block = min(
+        _BLOCK_BYTES, max(_SAMPLE_BYTES, _BLOCK_ROWS * len(raw) // max(1, raw.count(b"\n")))
+    )
+    return CsvFormat(names, delimiter, decimal, encoding, codec, lines, block)
 
 
 def open_text(location: Location, codec: str | None) -> pa.NativeFile:

@@ -51,6 +51,7 @@ def _open_csv(
     read = csv.ReadOptions(
         column_names=layout.names,
         skip_rows=layout.header_lines,
+        block_size=layout.block_bytes,
         encoding="utf8" if layout.encoding.startswith("utf-8") else layout.encoding,
     )
     parse = csv.ParseOptions(delimiter=layout.delimiter)

@@ -236,7 +236,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "null in a list": (
         table(x=pa.array([[1, 2], [1, None], [3, 4]])),
         {},
-        "{path} cannot be used, x is null, or holds a null: 1 rows; x is x",
+        "{path} has missing values, x: 1 missing" + MEND,
     ),
     "lists of two lengths": (
         table(x=pa.array([[1, 2], [1], [3, 4, 5]])),

@@ -143,7 +143,7 @@ BAD: dict[str, tuple[RowLayout, pa.DataType, Any, Any, str]] = {
         pa.list_(pa.float32()),
         GOOD,
         [*GOOD[:5], float("nan")],
-        "x is not finite",
+        "x is NaN, or holds a NaN",
     ),
     "infinite": (
         FLOATS,
