@@ -125,7 +125,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
         raise DataRefused(f"column {name!r} is {kind}, but x takes rows of {layout.shape}")
     if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
-            f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
+            f"column {name!r} is {kind}; x can be bytes, a list of numbers, an image, "
             "or one number per column"
         )
 
