@@ -24,6 +24,8 @@ _BINARIZED_ROWS = 4096
 _MOVED_ROWS = 4096
 _EXACT = 1 << 24
 """Float32 holds every whole number up to this one exactly, and not all above it."""
+_LOST_SHARE = 1e-3
+"""Of a feature's standard deviation, the error of rounding that is accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def _check_rows(source: str, x: Array) -> Array:
 
 
 def _to_float32(source: str, x: Array) -> Array:
-    """Copy to float32; refuse whole numbers that would be rounded."""
+    """Copy to float32; refuse whole numbers that would be rounded, and a spread that would."""
     if x.dtype.kind in "ui":
         low, high = int(x.min()), int(x.max())
         if low < -_EXACT or high > _EXACT:
@@ -220,7 +222,30 @@ def _to_float32(source: str, x: Array) -> Array:
                 f"exactly; got {x.dtype} from {low} to {high}"
             )
     with np.errstate(over="ignore"):  # too large a value becomes inf, refused later
-        return x.astype(np.float32)
+        copy = x.astype(np.float32)
+    if x.dtype.kind == "f" and x.dtype.itemsize > copy.dtype.itemsize:
+        _check_spread(source, x.reshape(len(x), -1), copy.reshape(len(x), -1))
+    return copy
+
+
+def _check_spread(source: str, x: Array, copy: Array) -> None:
+    """Refuse features whose values differ by little beside their size, so that rounding shows.
+
+    The error of rounding, as a root mean square, may be one thousandth of the standard deviation.
+    """
+    blocks = [slice(start, start + _MOVED_ROWS) for start in range(0, len(x), _MOVED_ROWS)]
+    with np.errstate(all="ignore"):  # what is not finite is refused later
+        mean = x.mean(0)
+        spread = np.sqrt(sum(((x[rows] - mean) ** 2).sum(0) for rows in blocks) / len(x))
+        lost = np.sqrt(sum(((x[rows] - copy[rows]) ** 2).sum(0) for rows in blocks) / len(x))
+        bad = (lost > _LOST_SHARE * spread) & (x.min(0) < x.max(0)) & np.isfinite(lost)
+    if bad.any():
+        first = int(bad.argmax())
+        raise DataRefused(
+            f"{source} would lose its spread in float32 in {int(bad.sum())} of {x.shape[1]} "
+            f"features: feature {first} varies by {spread[first]:.3g} around {mean[first]:.9g}; "
+            "subtract the mean of each feature first"
+        )
 
 
 def _split(source: str, part: LabelledRows, fraction: float) -> tuple[LabelledRows, LabelledRows]:

@@ -236,6 +236,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         write_npy(np.array([{"a": 1}], object)),
         "{path} holds Python objects, which are never unpickled: save numbers",
     ),
+    "times whose spread float32 would lose": (
+        write_npy(np.stack([np.full(40, 0.1), 1.7e9 + 10.0 * np.arange(40)], 1)),
+        "{path} would lose its spread in float32 in 1 of 2 features: feature 1 varies by 115 "
+        "around 1.7000002e+09; subtract the mean of each feature first",
+    ),
     "no rows": (
         write_npy(FLOATS[:0]),
         "{path} must be rows of features, at least one of each; got (0, 3)",
