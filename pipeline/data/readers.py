@@ -155,8 +155,8 @@ def read_images(path: Path, selection: Selection) -> SourceSplits:
     require_memory(path, len(files) * math.prod(shape))
     x = np.empty((len(files), *shape), np.uint8)
     for row, name in zip(x, files, strict=True):
-        with _naming(path / name):
-            row[...] = read_image((path / name).read_bytes(), shape)
+        with _opened(path / name) as content:
+            row[...] = read_image(content, shape)
     folders = [name.split("/")[:-1] for name in files]
     labels = np.array([names[0] for names in folders]) if all(folders) else None
     return SourceSplits(LabelledRows(x, labels))
@@ -240,14 +240,17 @@ def _find_images(folder: Path) -> tuple[list[str], str]:
 
 
 def _read_shape(file: Path) -> tuple[int, ...]:
-    with _naming(file):
-        return read_image_shape(file.read_bytes())
+    with _opened(file) as content:
+        return read_image_shape(content)
 
 
 @contextlib.contextmanager
-def _naming(file: Path) -> Iterator[None]:
+def _opened(file: Path) -> Iterator[bytes]:
+    """Read a file, and name it in what the block refuses."""
+    with reading(file):
+        content = file.read_bytes()
     try:
-        yield
+        yield content
     except DataRefused as err:
         raise DataRefused(f"cannot read {file}: {err}") from err
 

@@ -22,8 +22,7 @@ from serving.io.arrow_types import (
     list_sizes,
     unwrap_type,
 )
-from serving.io.rows import DEFAULT_IDS
-from serving.io.side_columns import find_side_columns
+from serving.io.side_columns import DEFAULT_IDS, find_side_columns
 
 _DEFAULTS = ("x", "image")
 _SHOWN = 8
@@ -129,7 +128,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
         raise DataRefused(f"column {name!r} is {kind}, but x takes rows of {layout.shape}")
     if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
-            f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
+            f"column {name!r} is {kind}; x can be bytes, a list of numbers, an image, "
             "or one number per column"
         )
 

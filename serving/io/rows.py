@@ -17,11 +17,7 @@ from serving.io.filesystems import Location, find_files
 from serving.io.image_folders import keep_images
 from serving.io.row_filter import parse_row_filter
 from serving.io.row_formats import Batches, InputFile, open_file
-from serving.io.side_columns import partition_fields
-
-FILE, ROW = "file", "row"
-DEFAULT_IDS = (FILE, ROW)
-"""Names of the default ids: the file's name relative to the input, the row's index in its file."""
+from serving.io.side_columns import DEFAULT_IDS, FILE, ROW, partition_fields
 
 
 class Rows:

@@ -12,6 +12,10 @@ import pyarrow as pa
 
 from serving.io.csv_format import UNNAMED
 
+FILE, ROW = "file", "row"
+DEFAULT_IDS = (FILE, ROW)
+"""Names of the default ids: the file's name relative to the input, the row's index in its file."""
+
 _PARTITION = b"vae.partition"
 _INDEX = re.compile(r"__index_level_\d+__")
 _UNNAMED = re.compile(rf"{UNNAMED}\d+|")

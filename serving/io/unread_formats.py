@@ -66,7 +66,7 @@ _UNREAD = (
         (b"7z\xbc\xaf", b"Rar!", b"PK"),
     ),
     _Unread(
-        "compressed in a way that is not read",
+        "compressed in another way",
         "unpack it, or compress it by gzip",
         ".xz .zst .lz4 .lzma .br .snappy",
         (b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"),
@@ -92,7 +92,7 @@ _UNREAD = (
         (b"SIMPLE  =", b"CDF"),
     ),
     _Unread(
-        "an image of a kind that is not read",
+        "an image of another kind",
         "save it as PNG",
         ".avif .heic .heif .jp2 .j2k .jxl .svg .psd .ico .tga .exr .hdr .dng .cr2 .nef .arw .raw",
         (b"\0\0\0\x0cjP", b"8BPS"),
@@ -112,7 +112,7 @@ def explain_unread(name: str, head: bytes) -> str:
     known = [kind for suffix in suffixes for kind in _UNREAD if suffix in kind.suffixes.split()]
     known += [kind for kind in _UNREAD if head.startswith(kind.magics)]
     if known:
-        return f"{name} is {known[0].what}, which is not read here: {known[0].advice}"
+        return f"{name} is not read: it is {known[0].what}; {known[0].advice}"
     start = f"it starts with 0x{head[:8].hex()}"
     if _is_named_idx(name):
         return f"{name} is not an IDX file: {start}"

@@ -36,7 +36,7 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "wrong magic": (
         "x.bin",
         write("x.bin", b"\x89HDF\r\n\x1a\n"),
-        "x.bin is an HDF5 file, which is not read here: open it by h5py and save the array by "
+        "x.bin is not read: it is an HDF5 file; open it by h5py and save the array by "
         "numpy.save; a table by pandas.read_hdf and to_parquet",
     ),
     "text": (

@@ -214,10 +214,14 @@ def test_every_door_refuses_what_would_be_lost(
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "MATLAB": ("x.mat", b"MATLAB 5.0", "is a MATLAB file, which is not read here: load it by"),
-    "HDF5": ("x.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file, which is not read here: open it"),
-    "pickle": ("x.pkl", b"\x80\x05", "is a pickle, which can run code when it is loaded"),
-    "tar": ("x.tar.gz", b"\x1f\x8b", "is an archive, which is not read here: unpack it"),
+    "MATLAB": ("x.mat", b"MATLAB 5.0", "is not read: it is a MATLAB file; load it by"),
+    "HDF5": ("x.h5", b"\x89HDF\r\n\x1a\n", "is not read: it is an HDF5 file; open it"),
+    "pickle": (
+        "x.pkl",
+        b"\x80\x05",
+        "is not read: it is a pickle, which can",
+    ),
+    "tar": ("x.tar.gz", b"\x1f\x8b", "is not read: it is an archive; unpack it"),
     "text": ("x.dat", b"1;2;3\n", "is none of the files that are read"),
 }
 

@@ -281,7 +281,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "HDF5": (
         write("x.h5", b"\x89HDF\r\n\x1a\n"),
-        "{path} is an HDF5 file, which is not read here: open it by h5py and save the array by "
+        "{path} is not read: it is an HDF5 file; open it by h5py and save the array by "
         "numpy.save; a table by pandas.read_hdf and to_parquet",
     ),
     "text": (

@@ -27,23 +27,23 @@ def tarred() -> bytes:
 
 
 CASES: dict[str, tuple[str, bytes, str]] = {
-    "MATLAB": ("a/x.mat", b"MATLAB 5.0 MAT-file", "a MATLAB file, which is not read here: load"),
-    "HDF5": ("x.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file, which is not read here: open it by h5py"),
+    "MATLAB": ("a/x.mat", b"MATLAB 5.0 MAT-file", "a MATLAB file; load"),
+    "HDF5": ("x.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file; open it by h5py"),
     "HDF5 by its bytes": ("x", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    "PyTorch": ("x.PT", zipped(), "a PyTorch file, which is not read here: load it by torch.load("),
+    "PyTorch": ("x.PT", zipped(), "a PyTorch file; load it by torch.load("),
     "pickle": ("x.pkl", pickle.dumps([1]), "a pickle, which can run code when it is loaded"),
     "pickle by its bytes": ("x", pickle.dumps(np.zeros(2)), "a pickle"),
-    "JSON": ("x.json", json.dumps([1]).encode(), "JSON, which is not read here: convert it by"),
+    "JSON": ("x.json", json.dumps([1]).encode(), "JSON; convert it by"),
     "JSON, gzipped": ("x.json.gz", b"\x1f\x8b\x08", "JSON"),
-    "spreadsheet": ("x.xlsx", zipped(), "a spreadsheet, which is not read here: save it as CSV"),
-    "zip": ("x.zip", zipped(), "an archive, which is not read here: unpack it"),
+    "spreadsheet": ("x.xlsx", zipped(), "a spreadsheet; save it as CSV"),
+    "zip": ("x.zip", zipped(), "an archive; unpack it"),
     "zip by its bytes": ("x", zipped(), "an archive"),
     "tar": ("x.tar", tarred(), "an archive"),
     "tar.gz": ("x.tar.gz", b"\x1f\x8b\x08", "an archive"),
-    "xz": ("x.npy.xz", b"\xfd7zXZ\0", "compressed in a way that is not read"),
+    "xz": ("x.npy.xz", b"\xfd7zXZ\0", "compressed in another way"),
     "database": ("x", b"SQLite format 3\0", "a database"),
     "volume": ("x.nii.gz", b"\x1f\x8b\x08", "an array of another program"),
-    "photo of a phone": ("x.HEIC", b"\0\0\0\x18ftypheic", "an image of a kind that is not read"),
+    "photo of a phone": ("x.HEIC", b"\0\0\0\x18ftypheic", "an image of another kind"),
     "film": ("x.mp4", b"\0\0\0\x18ftypmp42", "a film or a sound"),
 }
 
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize(("name", "content", "words"), CASES.values(), ids=CASES)
 def test_a_known_file_is_named_with_what_to_do(name: str, content: bytes, words: str) -> None:
     message = explain_unread(name, content[:16])
-    assert message.startswith(f"{name} is {words}")
+    assert message.startswith(f"{name} is not read: it is {words}")
     assert "IDX" not in message
     assert len(message) < 250
 
