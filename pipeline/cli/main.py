@@ -31,7 +31,7 @@ from pipeline.config import (
 )
 from serving.cli.command import CONTEXT, Group, run_command
 from serving.cli.latents import decode, interpolate, traverse
-from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.options import device_option, read_options, seed_option, threads_option
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
 from serving.cli.score import score
@@ -152,6 +152,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     default=None,
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
+@read_options
 @device_option
 @threads_option
 def evaluate(
@@ -162,6 +163,7 @@ def evaluate(
     source: str | None,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Evaluate a trained model on its held-out rows, or on other data.
 
@@ -180,7 +182,9 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = rows_to_evaluate(checkpoint, source)
+    if source is None and (given := [name for name, value in reading.items() if value]):
+        raise click.UsageError(f"--{given[0]} goes with --data")
+    test = rows_to_evaluate(checkpoint, source, **reading)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(results.metrics_summary(checkpoint.run_id, metrics, started))

@@ -6,6 +6,7 @@ stdout ends with one JSON line; everything else goes to stderr.
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -68,6 +69,7 @@ CONTEXT: Mapping[str, Any] = {
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; an error that a user can act on is one line."""
     limit_spinning()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what matters is refused
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))
