@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from serving.protocol.http_body import JSON
 
+Headers = list[tuple[str, str]]
+
 
 class Answer(NamedTuple):
     """Body, its content type, status, and further headers."""
