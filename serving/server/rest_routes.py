@@ -92,7 +92,10 @@ async def model_statistics(server: RestServer, request: Request) -> Answer:
 async def repository_index(server: RestServer, request: Request) -> Answer:
     """List the operations, and whether each is loaded."""
     content = load_object(await server.bodies.read(request), optional=True)
-    return _json(server.service.index(only_ready=content.get("ready") is True))
+    ready = content.get("ready")
+    if type(ready) not in (bool, type(None)):
+        raise DataRefused(f"ready must be true or false, got {ready!r}")
+    return _json(server.service.index(only_ready=bool(ready)))
 
 
 async def repository_load(server: RestServer, request: Request) -> Answer:
@@ -109,7 +112,7 @@ async def repository_load(server: RestServer, request: Request) -> Answer:
 async def repository_unload(server: RestServer, request: Request) -> Answer:
     """Unload an operation, on all workers."""
     _check_origin(server, request)
-    load_object(await server.bodies.read(request), optional=True)
+    parameters_of(load_object(await server.bodies.read(request), optional=True), "the request")
     server.service.set_loaded(request.name, False)
     return Answer()
 
