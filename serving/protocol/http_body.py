@@ -250,6 +250,8 @@ def parameters_of(content: Mapping[str, Any], what: str) -> Mapping[str, Paramet
     if parameters is None:
         return {}
     values = _object(parameters, f"parameters of {what}")
+    if None not in values.values():
+        return values
     return {name: value for name, value in values.items() if value is not None}
 
 

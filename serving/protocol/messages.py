@@ -90,7 +90,9 @@ def refuse_unsupported(name: str, parameters: Mapping[str, Parameter]) -> None:
     Raises:
         UsageRefused: there is such a parameter, and it is not 0 or empty.
     """
-    for parameter, advice in _UNSUPPORTED.items() if parameters else ():
+    if _UNSUPPORTED.keys().isdisjoint(parameters):
+        return
+    for parameter, advice in _UNSUPPORTED.items():
         if parameters.get(parameter):
             raise UsageRefused(f"{parameter} of {name} is not supported: {advice}")
 

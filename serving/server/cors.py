@@ -30,14 +30,11 @@ class Cors:
         """Whether the origin is allowed by its name, not as one of any."""
         return origin in self.origins
 
-    def is_preflight(self, method: str, headers: Any) -> bool:
-        """Whether a browser asks what an allowed page may send."""
-        return (
-            bool(self.origins)
-            and method == "OPTIONS"
-            and "access-control-request-method" in headers
-            and self._allows(headers.get("origin") or "")
-        )
+    def is_preflight(self, headers: Any) -> bool:
+        """Whether a browser asks, with OPTIONS, what an allowed page may send."""
+        origin = headers.get("origin")
+        asks = "access-control-request-method" in headers
+        return asks and bool(origin) and self._allows(origin)
 
     def preflight(self, headers: Any, methods: Iterable[str]) -> Headers:
         """Return the headers that answer a preflight: these methods, and the headers asked for."""

@@ -10,6 +10,7 @@ from serving.errors import DataRefused, Forbidden, NotReady
 from serving.protocol.http_body import (
     BINARY,
     HEADER_LENGTH,
+    JSON,
     decode_request,
     encode_response,
     load_object,
@@ -37,12 +38,16 @@ async def infer(server: RestServer, request: Request) -> Answer:
         started = time.perf_counter()
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
-    answer = Answer(content)
-    if length is not None:
-        answer = Answer(content, BINARY, headers=((HEADER_LENGTH, str(length)),))
-    if len(content) < MIN_BYTES:
-        return answer
-    return await _compressed(answer, request.headers.get("accept-encoding"))
+    kind = JSON if length is None else BINARY
+    headers = [] if length is None else [(HEADER_LENGTH, str(length))]
+    # inferences alone, as in Triton: tritonclient's aio client asks for compression with every
+    # request, and decompresses no other answers
+    if len(content) >= MIN_BYTES:
+        headers.append(("vary", "accept-encoding"))  # for caches
+        if coding := accepted_coding(request.headers.get("accept-encoding", "")):
+            content = await compress(content, coding)
+            headers.append(("content-encoding", coding))
+    return Answer(content, kind, headers=headers)
 
 
 async def server_live(server: RestServer, request: Request) -> Answer:
@@ -178,20 +183,6 @@ def _check_origin(server: RestServer, request: Request) -> None:
         return
     if origin.partition("://")[2] != request.headers.get("host"):
         raise Forbidden(f"a page of {origin[:100]!r} may not change this server")
-
-
-async def _compressed(answer: Answer, accept_encoding: str | None) -> Answer:
-    """Compress an answer if its client asks for it, and tell caches that it depends on that.
-
-    Only inferences, as in Triton: tritonclient's aio client asks for it with every request, and
-    decompresses no other answers.
-    """
-    coding = accepted_coding(accept_encoding) if accept_encoding else ""
-    headers = (*answer.headers, ("vary", "accept-encoding"))
-    if not coding:
-        return answer._replace(headers=headers)
-    body = await compress(answer.body, coding)
-    return answer._replace(body=body, headers=(*headers, ("content-encoding", coding)))
 
 
 def _json(content: Any, status: int = 200) -> Answer:

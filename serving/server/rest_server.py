@@ -111,7 +111,7 @@ class RestServer:
         request.id = given if given and _REQUEST_ID.fullmatch(given) else ""
         route = None
         try:
-            if self.cors.is_preflight(scope.method, headers):
+            if scope.method == "OPTIONS" and self.cors.is_preflight(headers):
                 answer = self._preflight(scope)
             else:
                 route = self._find(scope, request)
@@ -138,7 +138,7 @@ class RestServer:
         if not methods:
             raise _no_path(scope)
         methods += ["HEAD"] if "GET" in methods else []
-        return Answer(status=204, headers=(*self.cors.preflight(scope.headers, methods),))
+        return Answer(status=204, headers=self.cors.preflight(scope.headers, methods))
 
     def _find(self, scope: Scope, request: Request) -> Route:
         methods = []

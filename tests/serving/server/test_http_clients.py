@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import tritonclient.http
-import tritonclient.http.aio
+import tritonclient.http as triton_http  # type: ignore[import-untyped]
+import tritonclient.http.aio as triton_http_aio  # type: ignore[import-untyped]
 
 from serving.engine import Engine
 from tests.serving.running import Running
@@ -109,7 +109,7 @@ def test_curl_loads_and_unloads_in_chunks(
 def test_tritonclient_compresses(
     server: Running, engine: Engine, x: np.ndarray, asked: str, answer: str, binary: bool
 ) -> None:
-    module = tritonclient.http
+    module = triton_http
     tensor = module.InferInput("x", [500, 6, 5], "UINT8")
     tensor.set_data_from_numpy(x[:500], binary_data=binary)
     with module.InferenceServerClient(server.rest.removeprefix("http://")) as client:
@@ -131,7 +131,7 @@ def test_tritonclient_asks_for_compression_by_default_if_it_is_asynchronous(
     server: Running, engine: Engine, x: np.ndarray
 ) -> None:
     """And decompresses inferences alone, so that no other answer may be compressed."""
-    module = tritonclient.http.aio
+    module = triton_http_aio
 
     async def infer() -> Any:
         tensor = module.InferInput("x", [500, 6, 5], "UINT8")

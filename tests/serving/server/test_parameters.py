@@ -7,8 +7,8 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc
-import tritonclient.http
+import tritonclient.grpc as triton_grpc  # type: ignore[import-untyped]
+import tritonclient.http as triton_http  # type: ignore[import-untyped]
 
 from serving.engine import Engine
 from serving.protocol import open_inference_pb2 as pb
@@ -51,7 +51,7 @@ def test_an_unknown_parameter_of_a_tensor_and_an_output_is_ignored(
 
 @pytest.mark.parametrize("over_http", [True, False], ids=["http", "grpc"])
 def test_triton_s_clients_send_parameters(server: Running, engine: Engine, over_http: bool) -> None:
-    module: Any = tritonclient.http if over_http else tritonclient.grpc
+    module: Any = triton_http if over_http else triton_grpc
     address = server.rest.removeprefix("http://") if over_http else server.grpc
     with module.InferenceServerClient(address) as client:
         result = client.infer(
