@@ -11,12 +11,12 @@ from serving.server.openapi_schemas import (
     COUNT,
     TEXT,
     Schema,
-    operations,
+    describe_operations,
     reference,
     schemas,
 )
 from serving.server.rest_messages import Route
-from serving.server.service import LoadedVersion
+from serving.server.service import MAX_ROWS, LoadedVersion
 
 _REFUSALS = {
     "400": "The request does not fit the operation",
@@ -78,13 +78,13 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         },
         "paths": paths,
         "components": {
-            "schemas": schemas(served),
+            "schemas": schemas(served.engine.operations, MAX_ROWS),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
         },
-        "x-operations": operations(served),
+        "x-operations": describe_operations(served.engine.operations),
     }
 
 

@@ -6,8 +6,8 @@ null stands for an absent value wherever a request leaves one out.
 from collections.abc import Mapping
 from typing import Any
 
+from serving.operations import Operation
 from serving.protocol.messages import wire_tensor
-from serving.server.service import MAX_ROWS, LoadedVersion
 
 Schema = dict[str, Any]
 
@@ -19,12 +19,12 @@ SHAPE: Schema = {"type": "array", "items": COUNT}
 ANYTHING: Schema = {"type": "object", "additionalProperties": True}
 
 
-def schemas(served: LoadedVersion) -> dict[str, Schema]:
+def schemas(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
     """Return all schemas by their names."""
     return {
         "Error": record(error=TEXT),
-        "Operation": {"type": "string", "enum": [*served.engine.operations]},
-        **_requests(served),
+        "Operation": {"type": "string", "enum": [*operations]},
+        **_requests(operations, max_samples),
         **_answers(),
     }
 
@@ -50,13 +50,12 @@ def _list_of(name: str) -> Schema:
     return {"type": "array", "items": reference(name)}
 
 
-def _requests(served: LoadedVersion) -> dict[str, Schema]:
-    operations = served.engine.operations.values()
-    inputs = {tensor.name for operation in operations for tensor in operation.inputs}
-    outputs = {tensor.name for operation in operations for tensor in operation.outputs}
+def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
+    inputs = {tensor.name for operation in operations.values() for tensor in operation.inputs}
+    outputs = {tensor.name for operation in operations.values() for tensor in operation.outputs}
     parameters = {
         "seed": {**COUNT, "maximum": 2**63 - 1, "description": "of the noise"},
-        "num_samples": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS},
+        "num_samples": {"type": "integer", "minimum": 1, "maximum": max_samples},
         "timeout": {**COUNT, "description": "microseconds"},
         "binary_data_output": BOOLEAN,
     }
@@ -138,12 +137,12 @@ def _answers() -> dict[str, Schema]:
     }
 
 
-def operations(served: LoadedVersion) -> dict[str, Any]:
+def describe_operations(operations: Mapping[str, Operation]) -> dict[str, Any]:
     """Describe each operation's tensors with names for their free axes: not all -1 are equal."""
     return {
         name: {
             side: [{**wire_tensor(tensor), "shape": tensor.shape} for tensor in tensors]
             for side, tensors in (("inputs", operation.inputs), ("outputs", operation.outputs))
         }
-        for name, operation in served.engine.operations.items()
+        for name, operation in operations.items()
     }

@@ -1,6 +1,8 @@
 """Which pages of other origins a browser lets use the server."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -11,7 +13,7 @@ from serving.errors import UsageRefused
 from serving.server.cors import Cors, parse_origins
 from serving.server.rest_routes import ROUTES
 from tests.serving.conftest import SEALED
-from tests.serving.running import Running, serve
+from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.arrays import same
 from tests.serving.server.rest_requests import arrays_of, body_of, fill, refused
 from tests.serving.server.secured import KEY
@@ -194,3 +196,12 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(UsageRefused, match="an origin must look like") as caught:
         parse_origins([origin])
     assert repr(origin) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_command_refuses_what_is_no_origin(tmp_path: Path) -> None:
+    command = [*SERVE, "--model", str(SEALED), "--cors-origin", PAGE, "--cors-origin", "page"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "an origin must look like https://example.org or be *, got 'page'" in done.stderr
+    assert done.stdout == ""
