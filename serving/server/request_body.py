@@ -46,7 +46,8 @@ class BodyReader:
         coding = ""
         if "content-encoding" in headers:
             coding = coding_of(_joined(headers, "content-encoding"))
-        length = _length(headers)
+        given = headers.get("content-length")
+        length = _undeclared(headers) if given is None else int(given)
         if length is not None and length > limit:
             raise _too_large(limit)
         task = asyncio.current_task()
@@ -109,15 +110,12 @@ class BodyReader:
         self.held += size
 
 
-def _length(headers: Any) -> int | None:
-    """Return the declared length of the body; None if it comes in chunks.
+def _undeclared(headers: Any) -> int | None:
+    """Return the length of a body that declares none: 0, or None if it comes in chunks.
 
     If a request declares both, hyper, which granian is built on, drops the length, reads the
     chunks, and closes the connection afterwards, so that nothing can be smuggled past a proxy.
     """
-    length = headers.get("content-length")
-    if length is not None:
-        return int(length)
     if "transfer-encoding" not in headers:
         return 0
     given = _joined(headers, "transfer-encoding")

@@ -44,7 +44,8 @@ async def infer(server: RestServer, request: Request) -> Answer:
     # request, and decompresses no other answers
     if len(content) >= MIN_BYTES:
         headers.append(("vary", "accept-encoding"))  # for caches
-        if coding := accepted_coding(request.headers.get("accept-encoding", "")):
+        accept = request.headers.get("accept-encoding")
+        if accept and (coding := accepted_coding(accept)):
             content = await compress(content, coding)
             headers.append(("content-encoding", coding))
     return Answer(content, kind, headers=headers)
