@@ -43,7 +43,7 @@ def _fields() -> Iterator[tuple[object, ...]]:
         for transport in TRANSPORTS:
             for status in STATUSES:
                 yield ("requests", operation, transport, status)
-        for name in ("rows", "last_inference"):
+        for name in ("rows", "last_inference", "request_compute"):
             yield (name, operation)
         for name, bounds in HISTOGRAMS.items():
             for place in range(len(bounds) + 1):
