@@ -107,7 +107,7 @@ def runtime_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="vae-serve-")
     except OSError as err:
         raise VaeError(
-            f"cannot make a temporary folder: {err.strerror}; name one in the variable TMPDIR"
+            f"cannot make a temporary folder: {err.strerror}; name one in TMPDIR"
         ) from err
 
 
@@ -115,11 +115,18 @@ def _announce(counters: SharedCounters, settings: Settings, started: Callable[[]
     until = time.monotonic() + START_S
     while time.monotonic() < until and not counters.get("draining"):
         if counters.total("ready") >= settings.workers and _accepts_connections(settings):
-            started()
+            _tell(started)
             return
         time.sleep(WATCH_INTERVAL_S / 10)
     if not counters.get("draining"):
         LOG.error("not all workers were ready within %d s", START_S)
+
+
+def _tell(started: Callable[[], None]) -> None:
+    try:
+        started()
+    except VaeError as err:  # the server can be used all the same
+        LOG.error("%s", err)
 
 
 def _accepts_connections(settings: Settings) -> bool:

@@ -86,7 +86,7 @@ def test_no_temporary_folder_ends_the_start(tmp_path: Path) -> None:
     """Nothing may be written, so that neither TMPDIR nor /tmp can be used."""
     line = refusal(tmp_path, *SERVE, largest_file=0)
     assert line.startswith("error: cannot make a temporary folder: No usable temporary directory")
-    assert line.endswith("; name one in the variable TMPDIR")
+    assert line.endswith("; name one in TMPDIR")
 
 
 @pytest.fixture(scope="module")
