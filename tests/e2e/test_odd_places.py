@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.errors import UsageRefused, VaeError
-from tests.serving.cli.test_odd_places import (
+from tests.serving.places import (
     ALL_READ_ONLY,
     ASCII,
     inside,

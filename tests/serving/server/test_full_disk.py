@@ -3,7 +3,6 @@
 import os
 import resource
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from serving.errors import VaeError
 from serving.server.shared_counters import OPERATIONS
 from tests.serving import running
 from tests.serving.conftest import SEALED
+from tests.serving.places import needs_mounts
 from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.arrays import Arrays, same
 from tests.serving.server.grpc_requests import arrays_of, method, request_of
@@ -31,16 +31,6 @@ IN_TMPFS = (
     'mount -t tmpfs -o "size=$0" tmpfs "$TMPDIR" && exec "$@"',
 )
 """Run a command with a small temporary folder that only it sees; its arguments follow the size."""
-
-
-def mounts() -> bool:
-    """Whether this user may mount a file system, as root in most containers of CI may."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*IN_TMPFS, "64k", "true"]
-        return subprocess.run(command, env={"TMPDIR": folder}, capture_output=True).returncode == 0
-
-
-needs_mounts = pytest.mark.skipif("not mounts()", reason="this user may not mount a file system")
 
 
 def refusal(folder: Path, *command: str, largest_file: int = 2**20) -> str:
