@@ -30,7 +30,8 @@ from pipeline.config import (
     configure,
 )
 from serving.cli.command import CONTEXT, Group, run_command
-from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.latents import decode, interpolate, traverse
+from serving.cli.options import device_option, read_options, seed_option, threads_option
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
 from serving.cli.score import score
@@ -151,6 +152,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     default=None,
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
+@read_options
 @device_option
 @threads_option
 def evaluate(
@@ -161,6 +163,7 @@ def evaluate(
     source: str | None,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Evaluate a trained model on its held-out rows, or on other data.
 
@@ -179,7 +182,9 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = rows_to_evaluate(checkpoint, source)
+    if source is None and (given := [name for name, value in reading.items() if value]):
+        raise click.UsageError(f"--{given[0]} goes with --data")
+    test = rows_to_evaluate(checkpoint, source, **reading)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(results.metrics_summary(checkpoint.run_id, metrics, started))
@@ -274,7 +279,8 @@ def doctor() -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (*registry.COMMANDS, sample, reconstruct, score, serve, deploy):
+USING = (sample, reconstruct, decode, interpolate, traverse, score, serve, deploy)
+for command in (*registry.COMMANDS, *USING):
     cli.add_command(command)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,6 +81,7 @@ def run_command(command: click.Command) -> NoReturn:
     _open_closed_streams()
     _use_utf8()
     limit_spinning()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what matters is refused
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))

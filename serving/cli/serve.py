@@ -16,6 +16,7 @@ from serving.errors import UsageRefused
 if TYPE_CHECKING:
     from serving.deploy import DeployTarget
     from serving.server.auth import Access
+    from serving.server.cors import Cors
     from serving.server.settings import Settings
     from serving.source import Source
 
@@ -104,6 +105,14 @@ _PASSED_ON = (
     type=click.Path(path_type=Path),
     help="File with the API key; the variable VAE_API_KEY does the same",
 )
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may use REST, for example https://example.org; repeat it for several; "
+    "* stands for any",
+)
 @option(
     "--log-format",
     type=click.Choice(["plain", "json"]),
@@ -121,6 +130,7 @@ def serve(**options: Any) -> None:
     Example: vae serve --model models:/vae@champion --port 8080
     """
     from serving.server.auth import Access
+    from serving.server.cors import parse_origins
     from serving.server.supervisor import resolve_host, run_server, runtime_folder
     from serving.server.tracing import open_tracer
 
@@ -128,6 +138,7 @@ def serve(**options: Any) -> None:
     if options["port"] and options["port"] == options["grpc_port"]:
         raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
     tls = _tls(options["tls_cert"], options["tls_key"])
+    cors = parse_origins(options["cors_origins"])
     access = Access(
         api_key=_secret("VAE_API_KEY", options["api_key_file"]),
         webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", "").strip(),
@@ -139,7 +150,7 @@ def serve(**options: Any) -> None:
         )
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder:
-        settings = _settings(Path(folder), host, access, tls, options)
+        settings = _settings(Path(folder), host, access, cors, tls, options)
         run_server(
             options["reference"],
             settings,
@@ -152,6 +163,7 @@ def _settings(
     folder: Path,
     host: str,
     access: "Access",
+    cors: "Cors",
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
@@ -170,6 +182,7 @@ def _settings(
         device=engine_device(options["device"]),
         limits=limits,
         access=access,
+        cors=cors,
         tls=tls,
         **{name: options[name] for name in _PASSED_ON},
     )
@@ -205,13 +218,15 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
 
     Example: vae deploy --model models:/vae@champion --target triton --out repository
     """
-    from serving.deploy import write_deployment
+    from serving.deploy import next_steps, write_deployment
     from serving.source import open_source, parse_reference
 
     registered = parse_reference(reference)
     source = open_source(reference)
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
+    for step in next_steps(source, target, out):
+        say(f"next: {step}")
     finish({"out": str(out), "target": target, "files": list(files), **version_of(source)})
 
 

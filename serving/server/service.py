@@ -281,8 +281,8 @@ def _check_names(operation: Operation, request: InferRequest) -> None:
         for name in request.outputs:
             if name not in outputs:
                 raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
-    for name in _NOISE if operation.name not in _DRAWS else ():
-        if name in request.parameters:
+    if request.parameters and operation.name not in _DRAWS:
+        for name in request.parameters.keys() & _NOISE:
             raise UsageRefused(f"{operation.name} draws no noise: it takes no seed, got {name!r}")
 
 
