@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import Config
+from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data_option = click.option(
     "--data",
     "source",
-    default=None,
+    type=Origin(),
     help="Where the model's data is now  [default: where it was in training]",
 )
 
