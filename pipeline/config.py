@@ -32,6 +32,8 @@ class Option:
     max: float | None = None
     open_min: bool = False
     """Whether the value must be larger than `min`."""
+    path: bool = False
+    """Whether the value may be the path of a file or a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ class DataConfig:
         str,
         Option(
             "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a "
-            "folder of Parquet files or of PNG and JPEG images"
+            "folder of Parquet files or of PNG and JPEG images",
+            path=True,
         ),
     ] = "mnist"
     columns: Annotated[

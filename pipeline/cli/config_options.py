@@ -19,6 +19,7 @@ from pipeline.config import (
     settings_of,
 )
 from serving.cli.config_file import Setting, config_option
+from serving.cli.paths import Origin
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -58,6 +59,12 @@ class Words(click.ParamType[tuple[str, ...]]):
         if self.known and (unknown := [word for word in words if word not in self.known]):
             self.fail(f"{unknown[0]!r} is not one of {', '.join(self.known)}.", param, ctx)
         return words
+
+
+class Integer(click.IntRange):
+    """A whole number within limits; click's own name for it is `integer range`."""
+
+    name = "integer"
 
 
 class Number(click.FloatRange):
@@ -180,14 +187,14 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
         item = get_args(kind)[0]
         return Widths() if item is int else Words(get_args(item))
     if kind is int:
-        return click.IntRange(_as_int(option.min), _as_int(option.max))
+        return Integer(_as_int(option.min), _as_int(option.max))
     if kind is bool:
         return click.BOOL
     if kind == float | None:
         return NumberOrNone(option.min, option.max, min_open=option.open_min)
     if kind is float:
         return Number(option.min, option.max, min_open=option.open_min)
-    return click.STRING
+    return Origin() if option.path else click.STRING
 
 
 def _as_int(bound: float | None) -> int | None:

@@ -34,6 +34,7 @@ def load_data(
     from pipeline.data.dataset import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
+    say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
     dataset = load_dataset(settings.pop("data"), **settings)
     if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:

@@ -254,6 +254,7 @@ def check(
     checkpoint = checkpoint_of(opened.bundle)
     dataset = load_data(checkpoint.config, checkpoint.data, source)
     report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
+    say(report.table())
     digest, place = stages.keep_report(opened, report)
     if page is not None:
         write_page(page, report, bundle)

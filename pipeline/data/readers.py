@@ -2,7 +2,7 @@
 
 In: `mnist`, or a path. Out: the rows, the rows of the source's own test set if it has one, and a
 label for each row if the source has labels. Raises `DataRefused` if the source cannot be read, and
-`UsageRefused` if it lacks a column that is asked for.
+`UsageRefused` if there is nothing at the path, or no column that is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +57,7 @@ def read_source(source: str, columns: Sequence[str] = (), label: str = "") -> So
     """
     path = MNIST if source == "mnist" else Path(source).expanduser()
     if not source or not path.exists():
-        raise DataRefused(f"no data at {source!r}: give {_KINDS}")
+        raise UsageRefused(f"no data at {source!r}: give {_KINDS}")
     kind = _kind(path)
     if (columns or label) and kind != "table":
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is not one")

@@ -90,6 +90,17 @@ CONTEXT: Mapping[str, Any] = {
 }
 
 
+_EXTRAS: Mapping[str, str] = {
+    **dict.fromkeys(("PIL", "jinja2", "pyarrow"), "files"),
+    **dict.fromkeys(("filelock", "mlflow"), "registry"),
+    **dict.fromkeys(("matplotlib", "onnx", "onnx_ir", "onnxscript", "packaging", "torch"), "train"),
+    "httpx": "client",
+    "opentelemetry": "otel",
+    "pyspark": "spark",
+}
+"""The extra that brings each optional package, by the name that it is imported by."""
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; an error that a user can act on is one line."""
     limit_spinning()
@@ -114,7 +125,10 @@ def _exit_code(command: click.Command) -> int:
         say("interrupted")
         return 128 + signal.SIGINT
     except ModuleNotFoundError as err:
-        say(f"error: this command needs {err.name}: pip install 'vae-pipeline[train]'")
+        package = str(err.name).partition(".")[0]
+        extra = _EXTRAS.get(package)
+        fix = f"'vae-pipeline[{extra}]'" if extra else package
+        say(f"error: this command needs {package}: pip install {fix}")
         return UsageRefused.exit_code
     except OSError as err:
         if err.strerror is None:
