@@ -103,7 +103,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The training, by Adam on the negative ELBO."""
+    """The optimisation by Adam."""
 
     epochs: Annotated[int, Option("Maximum passes over the training rows", min=1)] = 25
     batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
@@ -128,7 +128,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """The evaluation on held-out rows."""
+    """The held-out evaluation."""
 
     nll_samples: Annotated[
         int, Option("Importance samples per row for the NLL", min=1, max=100_000)

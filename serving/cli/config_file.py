@@ -92,7 +92,7 @@ def _values(
         if option is None:
             if key not in settings:
                 raise click.BadParameter(
-                    f"{place} has {key!r}, which is no option of {ctx.command_path}; "
+                    f"{place} has {key!r}, which is no option of vae {ctx.info_name}; "
                     f"{_nearest(key, by_flag)}"
                 )
             continue

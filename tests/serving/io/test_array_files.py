@@ -88,7 +88,7 @@ def test_knows_a_zipped_idx_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
 def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(UsageRefused) as caught:
         read_array(tmp_path / name)
     assert str(caught.value) == f"no file {tmp_path / name}"
 
