@@ -33,6 +33,7 @@ from pipeline.config import (
 )
 from serving.cli.command import CONTEXT, Command, Group, run_command
 from serving.cli.help_page import group
+from serving.cli.latents import decode, interpolate, traverse
 from serving.cli.options import device_option, seed_option, threads_option
 from serving.cli.paths import Origin, target
 from serving.cli.reconstruct import reconstruct
@@ -287,7 +288,7 @@ def doctor() -> None:
 
 cli.add_section("Train", run, train, evaluate, export, check, show_config)
 cli.add_section("Registry", *registry.COMMANDS)
-cli.add_section("Use a model", sample, reconstruct, score)
+cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score)
 cli.add_section("Serve and deploy", serve, deploy)
 cli.add_section("Help", doctor)
 

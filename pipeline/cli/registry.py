@@ -189,7 +189,9 @@ def verify(version: str, name: str) -> None:
 @click.argument("version")
 @name_option
 def delete(version: str, name: str) -> None:
-    """Delete a version that has no alias; `mlflow gc` removes its files.
+    """Delete a version that has no alias.
+
+    `mlflow gc` then removes its files.
 
     Example: vae delete 3
     """

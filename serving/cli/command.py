@@ -3,6 +3,7 @@
 stdout ends with one JSON line; everything else goes to stderr.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,11 @@ from serving.errors import UsageRefused, VaeError
 
 class _Context(click.Context):
     formatter_class = HelpPage
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            attributes["color"] = False  # click itself asks only for a terminal
+        super().__init__(*args, **attributes)
 
 
 class Command(click.Command):

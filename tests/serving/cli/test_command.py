@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from serving.cli.command import CONTEXT, Command, run_command
 from serving.cli.paths import Origin, Target, target
@@ -86,3 +87,23 @@ def test_other_names_are_taken() -> None:
     }
     for kind, value in taken.items():
         assert kind.convert(str(value), None, None) == value
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+    ids=["terminal", "empty NO_COLOR", "NO_COLOR", "dumb terminal"],
+)
+def test_colours_can_be_switched_off(variables: Mapping[str, str], coloured: bool) -> None:
+    @click.command(cls=Command, context_settings=CONTEXT)
+    def warn() -> None:
+        click.secho("loud", fg="red", err=True)
+
+    runner = CliRunner(env={"NO_COLOR": None, **variables})
+    shown = runner.invoke(warn, color=True).stderr
+    assert shown == ("\x1b[31mloud\x1b[0m\n" if coloured else "loud\n")
