@@ -71,9 +71,10 @@ class Progress:
         if now - self.said < (_TERMINAL_S if self.terminal else _PLAIN_S):
             return
         rate = (self.done - self.skipped) / (now - self.started)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         left = round((self.total - self.done) / rate)
         line = (
-            f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, "
+            f"{self.done:,} of {self.total:,} {self.unit}, {shown} {self.unit}/s, "
             f"{left // 60}:{left % 60:02d} left"
         )
         self.said = now

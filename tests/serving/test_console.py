@@ -47,6 +47,11 @@ def test_a_terminal_has_one_line_that_changes_and_is_cleared() -> None:
     )
 
 
+def test_a_slow_rate_is_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    silent_for_100_s(40).advance(25)
+    assert capsys.readouterr().err == "25 of 40 rows, 0.25 rows/s, 1:00 left\n"
+
+
 def test_a_narrow_terminal_has_no_line_that_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     shown = shown_on_a_terminal(lambda: silent_for_100_s(5000).advance(2000))

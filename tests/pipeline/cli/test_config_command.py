@@ -1,16 +1,21 @@
 """`vae config`: the values that a command would use, their sources, and a file that gives them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+import pipeline.errors
+import serving.errors
 from pipeline.cli.main import cli
 from pipeline.config import PRESETS, PromoteConfig, configure
 from serving.errors import UsageRefused
 from tests.serving.conftest import SEALED
+
+MANUAL = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,29 @@ def test_the_environment_is_named(show: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
     content, _ = show("score", "x.npy", "scores")
     assert sources(content, "run-id") == [("abc", "MLFLOW_RUN_ID")]
+
+
+def test_the_example_of_the_manual_is_taken(show: Any) -> None:
+    (example,) = re.findall("```toml\n(.*?)```", MANUAL, re.DOTALL)
+    Path("run.toml").write_text(example)
+    words = ("train", "--config", "run.toml", "--preset", "conv", "--write", "used.toml")
+    assert f"$ vae config {' '.join(words)}\n" in MANUAL
+    content, _ = show(*words)
+    assert sources(content, "preset", "latent-dim", "hidden-dims", "binarize") == [
+        ("conv", "option"),
+        (2, "run.toml"),
+        ([32, 64, 128], "preset conv"),
+        ("none", "default"),
+    ]
+    gate, _ = show("promote", "--config", "run.toml")
+    assert sources(gate, "require") == [(["cpu", "cuda"], "run.toml")]
+
+
+def test_the_manual_has_every_exit_code() -> None:
+    errors = (*vars(serving.errors).values(), *vars(pipeline.errors).values())
+    codes = {error.exit_code for error in errors if hasattr(error, "exit_code")}
+    listed = {int(code) for code in re.findall(r"^\| (\d) \|", MANUAL, re.MULTILINE)}
+    assert listed == {0, *codes}
 
 
 COMMANDS = {
