@@ -94,6 +94,7 @@ def run(
         bundle, report = stages.check(bundle, checkpoint, dataset, "cpu", threads)
         stages.log_report(tracked.run_id, report, f"bundle {out.name}")
         results.raise_unless_parity_passed(report)
+        say(f"registering the bundle as a version of {name}")
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
         decision = (
