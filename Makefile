@@ -64,7 +64,7 @@ test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and 
 		tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
-	@echo "setting up $(VENV)-serving, without torch and mlflow: 60 packages"
+	@echo "setting up $(VENV)-serving, without torch and mlflow: about 90 packages"
 	@$(PYTHON) -m venv $(VENV)-serving
 	$(call install,$(VENV)-serving,serving-test)
 	@$(VENV)-serving/bin/python -m compileall -qq -j 0 $(VENV)-serving/lib > /dev/null || true

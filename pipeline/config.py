@@ -22,6 +22,12 @@ LikelihoodName = Literal[
     "categorical",
 ]
 
+DATA_KINDS = (
+    "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet, .csv or .tsv file, or a "
+    "folder of Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+)
+"""What `--data` reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -40,23 +46,24 @@ class Option:
 class DataConfig:
     """The data and its splits."""
 
-    data: Annotated[
-        str,
-        Option(
-            "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a "
-            "folder of Parquet files or of PNG and JPEG images",
-            path=True,
-        ),
-    ] = "mnist"
+    data: Annotated[str, Option(DATA_KINDS, path=True)] = "mnist"
     columns: Annotated[
         tuple[str, ...], Option("Columns of a table to train on; none: all but the label")
     ] = ()
     label: Annotated[str, Option("Table column that is not trained on, but colours the plots")] = ""
+    array: Annotated[str, Option("Array of an .npz file to train on; none: its usual names")] = ""
+    delimiter: Annotated[
+        str, Option("Between the fields of a CSV file, a character or tab; none: it is found")
+    ] = ""
+    drop_missing: Annotated[
+        bool, Option("Leave out the rows that lack a value; otherwise they are refused")
+    ] = False
     binarize: Annotated[
         Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
     ] = "none"
     valid_fraction: Annotated[
-        float, Option("Fraction of the training rows held out for early stopping", min=0, max=0.5)
+        float,
+        Option("Fraction held out for early stopping if the data has no such set", min=0, max=0.5),
     ] = 0.1
     test_fraction: Annotated[
         float,

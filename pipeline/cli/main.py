@@ -34,7 +34,7 @@ from pipeline.config import (
 from serving.cli.command import CONTEXT, Command, Group, run_command
 from serving.cli.help_page import group
 from serving.cli.latents import decode, interpolate, traverse
-from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.options import device_option, read_options, seed_option, threads_option
 from serving.cli.paths import Origin, target
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
@@ -159,6 +159,7 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     type=Origin(),
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
+@read_options
 @settings_options(EvaluateConfig)
 @group("Computing")
 @seed_option
@@ -172,6 +173,7 @@ def evaluate(
     source: str | None,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Evaluate a model on its held-out rows, or on other data.
 
@@ -190,7 +192,9 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = rows_to_evaluate(checkpoint, source)
+    if source is None and (given := [name for name, value in reading.items() if value]):
+        raise click.UsageError(f"--{given[0]} goes with --data")
+    test = rows_to_evaluate(checkpoint, source, **reading)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(results.metrics_summary(checkpoint.run_id, metrics, started))

@@ -45,6 +45,7 @@ def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dat
 
 def _resolve_config(config: Config, dataset: "Dataset") -> Config:
     from pipeline.model.likelihoods import choose_likelihood, resolve_model_config
+    from serving.io.images import advise_axes
 
     reason = ""
     if config.model.likelihood == "auto":
@@ -53,6 +54,8 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
         reason = f", for {kind}"
     model = resolve_model_config(config, *dataset.rows)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
+    if hint := advise_axes(dataset.x_shape):
+        say(f"warning: {hint}")
     return replace(config, model=model)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -110,6 +111,7 @@ _EXTRAS: Mapping[str, str] = {
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; an error that a user can act on is one line."""
     limit_spinning()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what matters is refused
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))

@@ -3,6 +3,7 @@
 Slow imports are inside the commands.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from serving.batch.job import Input, Mapper, PartExecutor
     from serving.batch.output import Output
     from serving.engine import Device, Engine
+    from serving.io.rows import Rows
     from serving.source import Source
 
 option = partial(click.option, show_default=True)
@@ -58,6 +60,16 @@ seed_option = option(
 )
 
 
+def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how an input is read; `open_rows` takes them."""
+    for name, help in (
+        ("--delimiter", "Between the fields of a CSV file, a character or tab  [default: found]"),
+        ("--array", "Array of an .npz file to read  [default: its usual names]"),
+    ):
+        command = click.option(name, default="", help=help)(command)
+    return command
+
+
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
     """Refuse an output that is the input or lies in it, since every file there is read as rows."""
     from serving.io.filesystems import locate
@@ -73,6 +85,22 @@ def require_pyarrow(what: str) -> None:
         import pyarrow  # noqa: F401
     except ImportError as err:
         raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
+
+
+def open_rows(
+    location: str,
+    ids: Sequence[str] | None = None,
+    where: str = "",
+    array: str = "",
+    delimiter: str = "",
+) -> "Rows":
+    """Open the rows of an input, and print what a person should know about how they are read."""
+    from serving.io.rows import Rows
+
+    rows = Rows(location, ids, where, array, delimiter)
+    for note in rows.notes:
+        say(note)
+    return rows
 
 
 def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source, Engine]":

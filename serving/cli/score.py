@@ -19,7 +19,9 @@ from serving.cli.options import (
     fill_folder,
     model_option,
     open_engine,
+    open_rows,
     option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     seed_option,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     help="What to compute",
 )
 @x_option
+@read_options
 @click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @group("Noise")
@@ -127,10 +130,15 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.job import describe_job, parse_limit
     from serving.batch.output import open_output
     from serving.batch.scorer import Scorer, provenance_of
-    from serving.io.rows import Rows
 
     limit = parse_limit(settings["max_bad"])
-    rows = Rows(settings["input"], settings["ids"], settings["where"])
+    rows = open_rows(
+        settings["input"],
+        settings["ids"],
+        settings["where"],
+        settings["array"],
+        settings["delimiter"],
+    )
     source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(

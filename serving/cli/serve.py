@@ -19,6 +19,7 @@ from serving.errors import UsageRefused
 if TYPE_CHECKING:
     from serving.deploy import DeployTarget
     from serving.server.auth import Access
+    from serving.server.cors import Cors
     from serving.server.settings import Settings
     from serving.source import Source
 
@@ -59,6 +60,14 @@ _PASSED_ON = (
 )
 @click.option("--tls-cert", type=Origin(path_type=Path), help="Certificate chain, PEM")
 @click.option("--tls-key", type=Origin(path_type=Path), help="Its private key, PEM")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may use REST, for example https://example.org; repeat it for several; "
+    "* stands for any",
+)
 @group("Limits of a worker")
 @option(
     "--timeout",
@@ -130,6 +139,7 @@ def serve(**options: Any) -> None:
     Example: vae serve --model models:/vae@champion --port 8080
     """
     from serving.server.auth import Access
+    from serving.server.cors import parse_origins
     from serving.server.supervisor import resolve_host, run_server, runtime_folder
     from serving.server.tracing import open_tracer
 
@@ -137,6 +147,7 @@ def serve(**options: Any) -> None:
     if options["port"] and options["port"] == options["grpc_port"]:
         raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
     tls = _tls(options["tls_cert"], options["tls_key"])
+    cors = parse_origins(options["cors_origins"])
     access = Access(
         api_key=_secret("VAE_API_KEY", options["api_key_file"]),
         webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", "").strip(),
@@ -148,7 +159,7 @@ def serve(**options: Any) -> None:
         )
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder:
-        settings = _settings(Path(folder), host, access, tls, options)
+        settings = _settings(Path(folder), host, access, cors, tls, options)
         run_server(
             options["reference"],
             settings,
@@ -161,6 +172,7 @@ def _settings(
     folder: Path,
     host: str,
     access: "Access",
+    cors: "Cors",
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
@@ -179,6 +191,7 @@ def _settings(
         device=engine_device(options["device"]),
         limits=limits,
         access=access,
+        cors=cors,
         tls=tls,
         **{name: options[name] for name in _PASSED_ON},
     )

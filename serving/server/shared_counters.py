@@ -14,7 +14,7 @@ from serving.operations import OperationName
 
 OPERATIONS: tuple[str, ...] = get_args(OperationName)
 TRANSPORTS = ("rest", "grpc")
-STATUSES = (200, 400, 401, 403, 404, 405, 408, 411, 413, 429, 499, 500, 503, 504)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 429, 499, 500, 503, 504)
 """Answers are counted by HTTP status, those of gRPC too. 499: the client closed the connection."""
 SECONDS = (1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)

@@ -56,6 +56,7 @@ class Worker:
             settings.access,
             settings.limits,
             self._tracer,
+            cors=settings.cors,
             access_log=settings.access_log,
         )
         self.__rsgi__ = self._rest.__rsgi__
@@ -117,7 +118,7 @@ class Worker:
         while not (self._counters.get("stopping") or os.getppid() != self._settings.parent):
             await asyncio.sleep(WATCH_INTERVAL_S)
             self._counters.set("queued_rows", value=self._service.served.batcher.queued)
-            self._counters.set("queued_bytes", value=self._rest.held)
+            self._counters.set("queued_bytes", value=self._rest.bodies.held)
             try:
                 await self._take_up_new_version()
             except Exception:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import DATA_KINDS
 from tests.e2e.conftest import TINY, draw_images, run_vae
 from tests.e2e.refusals import refusal, run_statuses, tree, versions
 
@@ -34,14 +35,14 @@ BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "wrong magic": (
         "x.bin",
         write("x.bin", b"\x89HDF\r\n\x1a\n"),
-        "x.bin is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
-        "with 0x894844460d0a1a0a",
+        "x.bin is not read: it is an HDF5 file; open it by h5py and save the array by "
+        "numpy.save; a table by pandas.read_hdf and to_parquet",
     ),
     "text": (
         "x.txt",
         write("x.txt", b"1,2,3\n"),
-        "x.txt is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
-        "with 0x312c322c330a",
+        "x.txt is none of the files that are read, Parquet, Arrow, CSV, .npy, .npz, IDX, or images "
+        "(PNG, JPEG, WebP, BMP, GIF, TIFF, PNM): it starts with '1,2,3'",
     ),
     "CSV without names": (
         "x.csv",
@@ -214,8 +215,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "missing": (
         lambda folder: None,
         (),
-        "no data at 'x.npy': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
-        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
+        f"no data at 'x.npy': give {DATA_KINDS}",
     ),
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),

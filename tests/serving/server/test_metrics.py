@@ -167,7 +167,7 @@ def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
         client.sample(5)
         client.sample(6)
     for path, content in (
-        ("sample/infer", {"parameters": {"sed": 1}}),
+        ("sample/infer", {"parameters": {"seed": -1}}),
         ("sample/infer", {"parameters": {"timeout": 1}}),
         ("sample/versions/41/infer", {}),
         ("nope/infer", {}),
