@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("y.csv", "--out must end in .png, .npy, .parquet, got 'y.csv'"),
+        ("y.txt", "--out must end in .png, .npy, .parquet, .csv, got 'y.txt'"),
         ("none/y.parquet", "cannot write none/y.parquet: No such file or directory"),
         ("/dev/null/y.parquet", "cannot write /dev/null/y.parquet: Not a directory"),
     ],
@@ -220,7 +220,8 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),
         (),
-        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17",
+        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17; "
+        "--drop-missing leaves out rows with a NaN",
     ),
     "out of support": (
         save("x.npy", NORMAL),
