@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from serving.errors import VaeError
+
 _TERMINAL_S, _PLAIN_S = 0.2, 10.0
 """Seconds between two lines of progress, on a terminal and elsewhere."""
 _CLEAR = "\r\033[K"
@@ -24,12 +26,19 @@ def say(message: str) -> None:
 
 
 def finish(content: Mapping[str, Any]) -> None:
-    """Print the result as the last line of stdout, in JSON; a number that is not finite is null."""
+    """Print the result as the last line of stdout, in JSON; a number that is not finite is null.
+
+    Raises:
+        VaeError: stdout is on a full disk, or its reader has ended.
+    """
     plain = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()
     }
-    click.echo(json.dumps(plain, allow_nan=False))
+    try:
+        click.echo(json.dumps(plain, allow_nan=False))
+    except OSError as err:
+        raise VaeError(f"cannot write the result to stdout: {err.strerror}") from err
 
 
 def _can_clear() -> bool:

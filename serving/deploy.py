@@ -9,8 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -83,11 +81,9 @@ def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ..
 
 
 def _checkout() -> str:
-    """Return the folder that this package was installed from, or a word for it."""
-    origin = json.loads(metadata.distribution("vae-pipeline").read_text("direct_url.json") or "{}")
-    url = urllib.parse.urlsplit(origin.get("url", ""))
-    folder = Path(urllib.request.url2pathname(url.path))
-    found = url.scheme == "file" and (folder / "pyproject.toml").is_file()
+    """Return the checkout that this package runs from, or a word for one."""
+    folder = Path(__file__).parent.parent
+    found = (folder / "pyproject.toml").is_file()
     return shlex.quote(str(folder)) if found else "CHECKOUT_OF_VAE_PIPELINE"
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -65,6 +66,14 @@ class Command(click.Command):
                 plain.append(argument)
         return super().parse_args(ctx, plain)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, unless the working folder was deleted: libraries would crash."""
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            raise UsageRefused("the working folder was deleted: change to another") from None
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
     """A group whose commands are listed in sections, in the order of their use."""
@@ -110,11 +119,36 @@ _EXTRAS: Mapping[str, str] = {
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; an error that a user can act on is one line."""
+    _open_closed_streams()
+    _use_utf8()
     limit_spinning()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what matters is refused
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))
+
+
+def _open_closed_streams() -> None:
+    """Open what was closed of stdin, stdout and stderr, to nowhere.
+
+    Otherwise the next file that is opened would have its number, and libraries would write to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w" if number else "r"))
+
+
+def _use_utf8() -> None:
+    """Start again in UTF-8 mode where the locale has another encoding.
+
+    Paths and files of this program are UTF-8; Arrow cannot open a path that was read as ASCII.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _exit_code(command: click.Command) -> int:
@@ -142,7 +176,8 @@ def _exit_code(command: click.Command) -> int:
         if err.strerror is None:
             raise
         place = f": {err.filename}" if err.filename else ""
-        say(f"error: {err.strerror}{place}")
+        advice = "; name one in TMPDIR" if "temporary directory" in err.strerror else ""
+        say(f"error: {err.strerror}{place}{advice}")
         return VaeError.exit_code
 
 

@@ -47,6 +47,11 @@ class LoadedVersion:
     version: str
 
     @property
+    def number(self) -> str:
+        """The version as a number, which perf_analyzer needs: the digest's, if it has none."""
+        return self.version if self.version.isdecimal() else str(int(self.version, 16))
+
+    @property
     def bundle(self) -> Bundle:
         """The bundle it was opened from."""
         return self.engine.bundle
@@ -247,7 +252,7 @@ class Service:
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Return counts and times of one operation, or of all."""
         names = [self.operation(name, version)[1].name] if name else self.served.engine.operations
-        return {"model_stats": [statistics(self.counters, n, self.served.version) for n in names]}
+        return {"model_stats": [statistics(self.counters, n, self.served.number) for n in names]}
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """List the operations, and whether each is loaded."""

@@ -14,6 +14,7 @@ from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
 from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
+from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
@@ -78,6 +79,7 @@ class Worker:
         settings = self._settings
         self._grpc = GrpcServer(
             self._service,
+            METHODS,
             settings.access,
             self._tracer,
             max_bytes=settings.limits.body_bytes,
