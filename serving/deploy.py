@@ -16,7 +16,7 @@ from typing import Literal
 
 from serving.bundle import MANIFEST
 from serving.errors import UsageRefused
-from serving.files import staged_folder
+from serving.files import refuse_in_bundle, staged_folder
 from serving.operations import Operation, Tensor
 from serving.source import Source
 
@@ -52,6 +52,7 @@ def write_deployment(
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
         raise UsageRefused(f"image must be REPOSITORY:TAG or REPOSITORY@DIGEST, got {image!r}")
+    refuse_in_bundle(out, "--out")
     _check_place(out.resolve())
     with staged_folder(out) as folder:
         TARGETS[target](source, folder, image, alias)
