@@ -34,7 +34,7 @@ def card(sealed: Bundle) -> str:
 
 def test_every_mean_stands_with_its_error(sealed: Bundle) -> None:
     real: Mapping[str, Any] = sealed.read_json("metrics.json")
-    metrics = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
+    metrics: dict[str, Any] = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
     metrics |= {"nll_samples": 4, "rows": 100, "active_units": 2, "warnings": []}
     text = render_card(asdict(sealed.manifest), metrics)
     rows = rows_of(text, "How good it is")

@@ -2,6 +2,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
 from tests.pipeline.registry.versions import (
+    GATE,
     alias,
     champion,
     flip_byte,

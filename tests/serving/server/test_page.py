@@ -41,6 +41,7 @@ def answering(x_loc: NDArray[Any], black: float = 0, white: float = 255) -> Iter
     }
     answers: dict[str, bytes] = {
         "/docs": PAGE,
+        "/docs/": PAGE,
         "/openapi.json": json.dumps(document).encode(),
         "/v2/models/sample/infer": json.dumps({"outputs": [output]}).encode(),
     }
@@ -113,10 +114,11 @@ def test_the_ends_of_the_data_are_black_and_white(
     assert {(51, 51, 51), (200, 200, 200), (254, 254, 254)} <= found
 
 
-def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", "/"], ids=["path", "slash"])
+def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path, end: str) -> None:
     x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7]])
     with answering(x_loc) as url:
-        document = browse(tmp_path, url, "--dump-dom")
+        document = browse(tmp_path, url + end, "--dump-dom")
     texts = dict(re.findall(r'id="(error|rows)"[^>]*>([^<]*)<', document))
     assert html.unescape(texts["rows"]) == "1235, 0.25\n-3, 1e-7"
     assert texts["error"] == ""
