@@ -7,12 +7,26 @@ from scipy import special, stats
 
 from pipeline.config import ModelConfig
 from pipeline.data.dataset import binarize
-from pipeline.model.likelihoods import AnyLikelihood, make_likelihood
+from pipeline.model.likelihoods import AnyLikelihood, choose_likelihood, make_likelihood
 from pipeline.training.loop import binarize_batch
 from serving.errors import DataRefused
 
 TOP = 16
 LEVELS = np.arange(TOP + 1, dtype=np.uint8)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("x", "name", "kind"),
+    [
+        (np.array([[0, 1]], np.uint8), "bernoulli", "bytes of zeros and ones"),
+        (LEVELS, "bernoulli", "bytes that reach only 16 of 255, which are shares of 16"),
+        (np.array([[0, 128]], np.uint8), "bernoulli", "bytes"),
+        (LEVELS / np.float32(255), "gaussian", "numbers that reach only 0.0627 of 1"),
+    ],
+    ids=["bits", "levels", "half of the bytes", "levels as shares of 255"],
+)
+def test_the_choice_follows_the_range_of_the_data(x: np.ndarray, name: str, kind: str) -> None:
+    assert choose_likelihood("none", x) == (name, kind)
 
 
 def fitted(name: str) -> AnyLikelihood:
