@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +41,11 @@ def finish(content: Mapping[str, Any]) -> None:
         raise VaeError(f"cannot write the result to stdout: {err.strerror}") from err
 
 
+def _can_clear() -> bool:
+    """Whether stderr is a terminal that can clear a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextmanager
 def progress(total: int, unit: str) -> Iterator["Progress"]:
     """Show how much of `total` is done; on a terminal, the line is cleared at the end."""
@@ -59,7 +66,7 @@ class Progress:
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
-    terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+    terminal: bool = field(default_factory=_can_clear)
 
     def skip(self, count: int) -> None:
         """Count what an earlier process did, which is left out of the rate."""
@@ -73,13 +80,16 @@ class Progress:
         if now - self.said < (_TERMINAL_S if self.terminal else _PLAIN_S):
             return
         rate = (self.done - self.skipped) / (now - self.started)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         left = round((self.total - self.done) / rate)
         line = (
-            f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, "
+            f"{self.done:,} of {self.total:,} {self.unit}, {shown} {self.unit}/s, "
             f"{left // 60}:{left % 60:02d} left"
         )
         self.said = now
-        click.echo(f"{_CLEAR}{line}" if self.terminal else line, err=True, nl=not self.terminal)
+        if self.terminal:  # a line that is wrapped cannot be cleared
+            line = f"{_CLEAR}{line[: shutil.get_terminal_size().columns - 1]}"
+        click.echo(line, err=True, nl=not self.terminal)
 
     def say(self, message: str) -> None:
         """Print a message above the line."""

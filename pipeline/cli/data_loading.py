@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import Config
+from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data_option = click.option(
     "--data",
     "source",
-    default=None,
+    type=Origin(),
     help="Where the model's data is now  [default: where it was in training]",
 )
 
@@ -33,6 +34,7 @@ def load_data(
     from pipeline.data.dataset import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
+    say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
     dataset = load_dataset(settings.pop("data"), **settings)
     if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:

@@ -2,7 +2,7 @@
 
 In: `mnist`, or a path. Out: the rows, those of the source's own validation and test sets if it has
 them, and a label for each row if the source has labels. Raises `DataRefused` if the source cannot
-be read, and `UsageRefused` if it lacks a column or an array that is asked for.
+be read, and `UsageRefused` if there is nothing at the path, or no such column or array.
 """
 
 import contextlib
@@ -173,7 +173,7 @@ READERS: Mapping[str, Reader] = {
 def _locate(source: str) -> Path:
     path = MNIST if source == "mnist" else Path(source).expanduser()
     if not source or not path.exists():
-        raise DataRefused(f"no data at {source!r}: give {DATA_KINDS}")
+        raise UsageRefused(f"no data at {source!r}: give {DATA_KINDS}")
     return path
 
 

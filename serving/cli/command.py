@@ -14,17 +14,33 @@ from typing import Any, NoReturn
 
 import click
 
+from serving.cli.help_page import HelpPage, write_commands, write_options
 from serving.console import say
 from serving.cpu import limit_spinning
 from serving.errors import UsageRefused, VaeError
 
 
+class _Context(click.Context):
+    formatter_class = HelpPage
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            attributes["color"] = False  # click itself asks only for a terminal
+        super().__init__(*args, **attributes)
+
+
 class Command(click.Command):
-    """A command that takes options the way `mlflow run -P` writes them.
+    """A command that takes options the way `mlflow run -P` writes them, and shows them in groups.
 
     MLflow passes every parameter as `--name value`, also flags: `--no-promote true`. A flag that is
     false becomes its opposite; if it has none, it is left out.
     """
+
+    context_class = _Context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in their groups."""
+        write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn `--flag true` into `--flag`, and `--flag false` into `--no-flag` or nothing."""
@@ -60,13 +76,27 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group whose commands are listed in the order of their use."""
+    """A group whose commands are listed in sections, in the order of their use."""
 
-    command_class = Command
+    context_class = _Context
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands under a heading."""
+        self.sections[title] = commands
+        for command in commands:
+            self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the names in the order of definition."""
+        """List the names in the order of the sections."""
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands in their sections, each with a whole sentence."""
+        write_commands(self.sections, formatter)
 
 
 CONTEXT: Mapping[str, Any] = {
@@ -74,6 +104,17 @@ CONTEXT: Mapping[str, Any] = {
     "max_content_width": 100,
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
+
+
+_EXTRAS: Mapping[str, str] = {
+    **dict.fromkeys(("PIL", "jinja2", "pyarrow"), "files"),
+    **dict.fromkeys(("filelock", "mlflow"), "registry"),
+    **dict.fromkeys(("matplotlib", "onnx", "onnx_ir", "onnxscript", "packaging", "torch"), "train"),
+    "httpx": "client",
+    "opentelemetry": "otel",
+    "pyspark": "spark",
+}
+"""The extra that brings each optional package, by the name that it is imported by."""
 
 
 def run_command(command: click.Command) -> NoReturn:
@@ -126,7 +167,10 @@ def _exit_code(command: click.Command) -> int:
         say("interrupted")
         return 128 + signal.SIGINT
     except ModuleNotFoundError as err:
-        say(f"error: this command needs {err.name}: pip install 'vae-pipeline[train]'")
+        package = str(err.name).partition(".")[0]
+        extra = _EXTRAS.get(package)
+        fix = f"'vae-pipeline[{extra}]'" if extra else package
+        say(f"error: this command needs {package}: pip install {fix}")
         return UsageRefused.exit_code
     except OSError as err:
         if err.strerror is None:

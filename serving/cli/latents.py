@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
     device_option,
@@ -27,6 +28,7 @@ from serving.cli.options import (
     threads_option,
     x_option,
 )
+from serving.cli.paths import Origin
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
 @read_options
 @_common
 def decode(
@@ -75,7 +77,8 @@ def decode(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
+@group("Rows and way")
 @x_option
 @read_options
 @click.option(
@@ -86,6 +89,7 @@ def decode(
     help="A row to pass; repeat it  [default: 0 and 1]",
 )
 @option("--steps", type=click.IntRange(2), default=11, help="Points from one row to the next")
+@group("Model and output")
 @_common
 def interpolate(
     input: str,
@@ -98,9 +102,10 @@ def interpolate(
     threads: int,
     **reading: str,
 ) -> None:
-    """Decode the points on the straight lines between the posterior means of rows of INPUT.
+    """Decode the points on the lines between rows of INPUT.
 
-    A picture has a line for each pair of rows; a table has the columns start, stop and step.
+    The lines are straight, between the posterior means of the rows. A picture has a line for each
+    pair of rows; a table has the columns start, stop and step.
 
     Example: vae interpolate images.npy --row 3 --row 8 --row 3 --out there-and-back.png
     """
@@ -122,7 +127,8 @@ def interpolate(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input", default="")
+@click.argument("input", default="", type=click.Path())
+@group("Start and way")
 @x_option
 @read_options
 @option("--row", type=click.IntRange(0), default=0, help="Row of INPUT to start from")
@@ -140,6 +146,7 @@ def interpolate(
     help="Each latent goes from minus this to this",
 )
 @option("--steps", type=click.IntRange(2), default=11, help="Points on the way")
+@group("Model and output")
 @_common
 def traverse(
     input: str,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.cli.paths import Origin, target
 from serving.console import finish, progress, say
 from serving.cpu import available_cores
 from serving.errors import DeviceUnavailable, UsageRefused
@@ -30,6 +31,7 @@ option = partial(click.option, show_default=True)
 model_option = option(
     "--model",
     "reference",
+    type=Origin(),
     default="models:/vae@champion",
     help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
 )
@@ -49,9 +51,7 @@ threads_option = click.option(
 x_option = click.option(
     "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write"
-)
+out_option = click.option("--out", type=target(), required=True, help="File to write")
 seed_option = option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),

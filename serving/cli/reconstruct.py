@@ -21,10 +21,11 @@ from serving.cli.options import (
     threads_option,
     x_option,
 )
+from serving.cli.paths import Origin
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
 @model_option
 @x_option
 @read_options

@@ -16,6 +16,7 @@ from serving.protocol.messages import (
     Parameter,
     from_bytes,
     from_values,
+    refuse_unsupported,
 )
 
 _CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
@@ -26,6 +27,7 @@ def decode_request(message: Any) -> InferRequest:
 
     Raises:
         DataRefused: the sizes of its tensors do not match.
+        UsageRefused: a parameter would change the answer and is not supported.
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -35,19 +37,22 @@ def decode_request(message: Any) -> InferRequest:
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
         if name in inputs:
             raise DataRefused(f"{name} is given twice")
+        refuse_unsupported(name, read_parameters(tensor.parameters))
         if raw:
             inputs[name] = from_bytes(name, datatype, shape, memoryview(raw[place]))
         else:
             field = _CONTENTS.get(datatype, "fp32_contents")
             values = [*getattr(tensor.contents, field)]
             inputs[name] = from_values(name, datatype, shape, values, booleans=False)
+    for output in message.outputs:
+        refuse_unsupported(output.name, read_parameters(output.parameters))
     return InferRequest(
         model=message.model_name,
         version=message.model_version,
         id=message.id,
         inputs=inputs,
         outputs=[output.name for output in message.outputs],
-        parameters=_parameters(message.parameters),
+        parameters=read_parameters(message.parameters),
     )
 
 
@@ -66,7 +71,7 @@ def encode_response(response: InferResponse, *, raw: bool) -> Any:
     return reply
 
 
-def _parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:
+def read_parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:
     """Return the parameters that have a value; one without is absent, like null in JSON."""
     parameters: dict[str, Parameter] = {}
     for name, value in fields.items():

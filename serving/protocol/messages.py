@@ -9,7 +9,7 @@ Source: the Open Inference Protocol specification, required API and tensor data 
 import contextlib
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -95,6 +95,17 @@ def refuse_unsupported(name: str, parameters: Mapping[str, Parameter]) -> None:
     for parameter, advice in _UNSUPPORTED.items():
         if parameters.get(parameter):
             raise UsageRefused(f"{parameter} of {name} is not supported: {advice}")
+
+
+def refuse_to_load(parameters: Iterable[str]) -> None:
+    """Refuse parameters of a load that bring a model along; ignore others.
+
+    Raises:
+        DataRefused: there is such a parameter.
+    """
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise DataRefused(f"load takes no {name[:40]!r}: versions come from the registry")
 
 
 def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:

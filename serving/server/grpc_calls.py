@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from serving.errors import DataRefused, NotFound, NotReady, VaeError
+from serving.errors import NotFound, NotReady, VaeError
 from serving.protocol import open_inference_pb2 as pb
-from serving.protocol.grpc_body import decode_request, encode_response
+from serving.protocol.grpc_body import decode_request, encode_response, read_parameters
+from serving.protocol.messages import refuse_to_load
 from serving.server.alias_follower import WATCH_INTERVAL_S
 from serving.server.grpc_reflection import (
     REFLECTION,
@@ -82,8 +83,7 @@ async def repository_index(server: GrpcServer, message: Any, context: Any) -> An
 
 async def repository_load(server: GrpcServer, message: Any, context: Any) -> Any:
     """Load an operation, on all workers, and poll the registry now."""
-    if any(value.WhichOneof("parameter_choice") for value in message.parameters.values()):
-        raise DataRefused("load takes no parameters: versions come from the registry")
+    refuse_to_load(read_parameters(message.parameters))
     server.service.set_loaded(message.model_name, True)
     return pb.RepositoryModelLoadResponse()
 

@@ -16,6 +16,7 @@ from serving.protocol.http_body import (
     load_object,
     parameters_of,
 )
+from serving.protocol.messages import refuse_to_load
 from serving.server import metrics
 from serving.server.compression import MIN_BYTES, accepted_coding, compress
 from serving.server.openapi import openapi_document
@@ -108,9 +109,7 @@ async def repository_load(server: RestServer, request: Request) -> Answer:
     """Load an operation, on all workers, and poll the registry now."""
     _check_origin(server, request)
     content = load_object(await server.bodies.read(request), optional=True)
-    for name in parameters_of(content, "the request"):
-        if name == "config" or name.startswith("file:"):
-            raise DataRefused(f"load takes no {name[:40]!r}: versions come from the registry")
+    refuse_to_load(parameters_of(content, "the request"))
     server.service.set_loaded(request.name, True)
     return Answer()
 

@@ -152,16 +152,19 @@ def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
 
 
 def test_no_name_is_not_the_working_folder() -> None:
-    with pytest.raises(DataRefused, match="no data at '': give mnist"):
+    with pytest.raises(UsageRefused, match="no data at '': give mnist"):
         read_source("")
+
+
+def test_a_missing_path_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        read_source(str(tmp_path / "none.npy"))
+    assert str(caught.value) == f"no data at '{tmp_path / 'none.npy'}': give {DATA_KINDS}"
+    assert caught.value.exit_code == 2
 
 
 IMAGES = idx_bytes(BYTES[:4])
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (
-        lambda folder: folder / "none.npy",
-        f"no data at '{{path}}': give {DATA_KINDS}",
-    ),
     "folder with half of IDX": (
         lambda folder: write("t10k-images-idx3-ubyte", b"")(folder).parent,
         "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",

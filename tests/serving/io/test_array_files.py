@@ -174,7 +174,7 @@ def test_values_that_no_memory_holds_are_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x", "x.gz"])
 def test_a_missing_file_is_refused_by_its_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(UsageRefused) as caught:
         read_array(tmp_path / name)
     assert str(caught.value) == f"no file {tmp_path / name}"
 

@@ -249,7 +249,6 @@ def save(x: Array) -> Callable[[Path], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing": (lambda path: None, "no file {path}"),
     "empty folder": (lambda path: path.mkdir(), "no files in {path}"),
     "text": (
         lambda path: path.write_text("1,2\n"),

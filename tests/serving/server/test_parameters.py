@@ -103,6 +103,29 @@ def test_what_would_change_the_answer_is_refused_by_name(
     assert text == f"{parameter} of {name} is not supported: {advice}"
 
 
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_grpc_refuses_what_would_change_the_answer_by_name(
+    server: Running, x: np.ndarray, side: str
+) -> None:
+    message = pb.ModelInferRequest(model_name="encode")
+    message.inputs.add(name="x", datatype="UINT8", shape=[1, 6, 5])
+    message.outputs.add(name="z_loc")
+    message.raw_input_contents.append(x[0].tobytes())
+    entry = getattr(message, side)[0]
+    entry.parameters["shared_memory_region"].string_param = "region"
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(message, timeout=20)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    told = f"shared_memory_region of {entry.name} is not supported: send the tensor in the body"
+    assert caught.value.details() == told
+
+
 @pytest.mark.parametrize("name", ["seed", "num_samples"])
 def test_noise_of_an_operation_without_noise_is_refused(http: httpx.Client, name: str) -> None:
     body, _ = body_of({"z": np.zeros((1, 3), np.float32)}, parameters={name: 1})
