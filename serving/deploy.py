@@ -7,7 +7,10 @@ is not empty or a name or number cannot be used, and `VaeError` if the folder ca
 
 import json
 import re
+import shlex
 import shutil
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +59,35 @@ def write_deployment(
         TARGETS[target](source, folder, image, alias)
         files = (path for path in folder.rglob("*") if path.is_file())
         return tuple(sorted(path.relative_to(folder).as_posix() for path in files))
+
+
+def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ...]:
+    """Return the commands of a shell that run what `write_deployment` wrote to `out`."""
+    folder, image = shlex.quote(str(out)), default_image(source)
+    if target == "triton":
+        return (f"tritonserver --model-repository={folder}",)
+    if target == "kserve":
+        resource = shlex.quote(str(out / "inferenceservice.yaml"))
+        return (
+            f"docker push {image}  # made by vae deploy --target docker",
+            f"kubectl apply -f {resource}",
+        )
+    store = "" if source.name is None else " -e MLFLOW_TRACKING_URI=$MLFLOW_TRACKING_URI"
+    ports = f"-p {REST_PORT}:{REST_PORT} -p {GRPC_PORT}:{GRPC_PORT}"
+    return (
+        f"pip wheel --no-deps -w {folder} {_checkout()}",
+        f"docker build -t {image} {folder}",
+        f"docker run {ports}{store} {image}",
+    )
+
+
+def _checkout() -> str:
+    """Return the folder that this package was installed from, or a word for it."""
+    origin = json.loads(metadata.distribution("vae-pipeline").read_text("direct_url.json") or "{}")
+    url = urllib.parse.urlsplit(origin.get("url", ""))
+    folder = Path(urllib.request.url2pathname(url.path))
+    found = url.scheme == "file" and (folder / "pyproject.toml").is_file()
+    return shlex.quote(str(folder)) if found else "CHECKOUT_OF_VAE_PIPELINE"
 
 
 def default_image(source: Source) -> str:

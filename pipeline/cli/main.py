@@ -30,6 +30,7 @@ from pipeline.config import (
     configure,
 )
 from serving.cli.command import CONTEXT, Group, run_command
+from serving.cli.latents import decode, interpolate, traverse
 from serving.cli.options import device_option, seed_option, threads_option
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
@@ -274,7 +275,8 @@ def doctor() -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (*registry.COMMANDS, sample, reconstruct, score, serve, deploy):
+USING = (sample, reconstruct, decode, interpolate, traverse, score, serve, deploy)
+for command in (*registry.COMMANDS, *USING):
     cli.add_command(command)
 
 

@@ -205,13 +205,15 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
 
     Example: vae deploy --model models:/vae@champion --target triton --out repository
     """
-    from serving.deploy import write_deployment
+    from serving.deploy import next_steps, write_deployment
     from serving.source import open_source, parse_reference
 
     registered = parse_reference(reference)
     source = open_source(reference)
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
+    for step in next_steps(source, target, out):
+        say(f"next: {step}")
     finish({"out": str(out), "target": target, "files": list(files), **version_of(source)})
 
 

@@ -1,4 +1,4 @@
-"""Read IDX, `.npy` and `.npz` files whole; write `.npy`, Parquet and PNG files.
+"""Read IDX, `.npy` and `.npz` files whole; write `.npy`, tables and PNG files.
 
 Reading raises `DataRefused`. A file that is written is whole or absent.
 """
@@ -8,7 +8,7 @@ import gzip
 import io
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,30 +56,53 @@ def choose_array(source: object, names: Sequence[str]) -> str:
     return "x" if "x" in names else names[0]
 
 
-def write_array(path: Path, array: Array) -> None:
-    """Write rows as `.npy`, `.parquet` (one column of lists) or `.png` (a grid of images)."""
+def write_array(path: Path, array: Array, names: Sequence[str] = ()) -> None:
+    """Write rows as `.npy`, as a table (`.parquet`, `.csv`) or as a grid of images (`.png`).
+
+    A table has a column for each of `names`, or the column `x_loc` of lists.
+    """
     if path.suffix == ".npy":
         # not "wb": numpy bypasses Python when it writes to such a file, and loses a write's error
         with staged_file(path) as temporary, temporary.open("w+b") as file:
             np.save(file, array)
-    elif path.suffix == ".parquet":
-        write_table(path, {"x_loc": array.reshape(len(array), -1)})
-    else:
+    elif path.suffix == ".png":
         write_grid(path, array)
+    else:
+        write_table(path, named_columns(array, names))
+
+
+def named_columns(x_loc: Array, names: Sequence[str]) -> dict[str, Array]:
+    """Return rows (rows, *x_shape) as a column for each of `names`; without names, as `x_loc`."""
+    values = x_loc.reshape(len(x_loc), -1)
+    return dict(zip(names, values.T, strict=True)) if names else {"x_loc": values}
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a column name that no feature has: `name`, with a `_` at its end if it must be."""
+    return free_name(f"{name}_", taken) if name in taken else name
+
+
+def check_table_file(path: Path, names: Sequence[str]) -> None:
+    """Refuse a `.csv` of rows without names: it holds no lists."""
+    if path.suffix == ".csv" and not names:
+        raise UsageRefused(
+            f"a .csv needs a model of named columns: end --out {str(path)!r} in .parquet or .npy"
+        )
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write named columns as Parquet; a two-dimensional array becomes a column of lists."""
+    """Write named columns as Parquet or CSV; a two-dimensional array becomes a column of lists."""
     try:
         import pyarrow as pa
-        from pyarrow import parquet
+        from pyarrow import csv, parquet
 
         from serving.io.arrow_types import to_column
     except ImportError as err:
-        raise UsageRefused("Parquet needs pyarrow: pip install 'vae-pipeline[files]'") from err
+        raise UsageRefused("tables need pyarrow: pip install 'vae-pipeline[files]'") from err
     table = pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
+    write = csv.write_csv if path.suffix == ".csv" else parquet.write_table
     with staged_file(path) as temporary:
-        parquet.write_table(table, temporary)
+        write(table, temporary)
 
 
 def read_idx_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -193,7 +193,7 @@ def test_writes_columns_as_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
-        ("x.parquet", "pyarrow", "Parquet needs pyarrow: pip install 'vae-pipeline[files]'"),
+        ("x.parquet", "pyarrow", "tables need pyarrow: pip install 'vae-pipeline[files]'"),
         ("x.png", "PIL", "images need pillow: pip install 'vae-pipeline[files]'"),
     ],
     ids=["pyarrow", "pillow"],
