@@ -4,6 +4,7 @@ In: the results of the stages. Out: a part of the JSON line, a summary on stderr
 """
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def say_summary(
     metrics: "Metrics",
     decision: "Decision | None",
     pictures: str,
+    page: str | None = None,
 ) -> None:
     """Print the summary of the main job: the champion, how good it is, and what to do next."""
     from serving.io.images import is_picture
@@ -62,14 +64,15 @@ def say_summary(
         status += champion if decision.previous else "there is no champion"
     # this runs in a virtual environment that is not activated in the shell
     hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
-    activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
+    script = shlex.quote(f"{os.path.relpath(sys.prefix)}/bin/activate")
+    activate = f"  . {script}\n" if hidden else ""
     say(
         f"""
 version {version} {status}
   held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
   parity        passed
   pictures      {pictures}
-
+{f"  MLflow        {page}{chr(10)}" if page else ""}
 try next:
 {activate}  vae sample --model {model} --count 64 --seed 7 --out {out}
   {next_command}
