@@ -46,11 +46,21 @@ def open_run(
 
 def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
     """Load the data and begin the training, so that an error comes before a run is opened."""
+    from pipeline.cli.initial_weights import fetch_initial
     from pipeline.training.state import begin_training
+    from pipeline.training.warm_start import warm_start
 
     device = torch_device(device, threads)
+    initial = fetch_initial(config.train.init_from)
     dataset = load_data(config)
-    return begin_training(dataset, _resolve_config(config, dataset), device), dataset
+    config = _resolve_config(config, dataset)
+    if initial is None:
+        return begin_training(dataset, config, device), dataset
+    config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))
+    state = begin_training(dataset, config, device)
+    warm_start(state, str(dataset.train.x.dtype), initial)
+    say(f"starting from the weights of {config.train.init_from}")
+    return state, dataset
 
 
 def _resolve_config(config: Config, dataset: "Dataset") -> Config:
@@ -119,6 +129,7 @@ def train(
             **{f"git.{key}": value for key, value in git.items()},
             **describe_system(device, threads),
             **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
+            **{f"init.{key}": value for key, value in state.origin.items()},
         }
     )
     run.log_dataset(dataset.describe())

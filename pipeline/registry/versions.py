@@ -71,6 +71,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     splits = manifest.data["splits"]
     metrics = bundle.read_json(METRICS)
+    origin = manifest.config["train"].get("init_from")
     return {
         DIGEST_TAG: manifest.digest,
         "run.id": str(manifest.run_id),
@@ -83,6 +84,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "precision": manifest.precision,
         **{name: str(metrics[name]) for name in ("elbo", "nll", "active_units")},
         "latents": str(manifest.latent_dim),
+        **({"init.from": origin} if origin else {}),
     }
 
 
