@@ -17,15 +17,10 @@ from pipeline.config import PromoteConfig
 from pipeline.experiments import check_experiment, open_experiment
 from pipeline.registry.gate import Judgement
 from pipeline.registry.ledger import Action, Move, list_moves
+from pipeline.registry.references import find_model
 from pipeline.registry.versions import CHAMPION
 from serving.errors import UsageRefused, VerificationFailed
-from serving.mlflow_store import (
-    alias_version,
-    connect,
-    find_in_store,
-    store_errors,
-    store_name,
-)
+from serving.mlflow_store import alias_version, connect, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -147,8 +142,8 @@ def list_decisions(name: str) -> list[dict[str, Any]]:
             else []
         )
         moves = list_moves(client, name)
-        if not runs and not moves and find_in_store(client.get_registered_model, name) is None:
-            raise UsageRefused(f"there is no model {name!r} in {store_name()}: see vae list")
+    if not runs and not moves:
+        find_model(client, name)
     rows = [
         {**{tag: run.data.tags.get(tag) for tag in _TAGS}, "run_id": run.info.run_id}
         for run in runs

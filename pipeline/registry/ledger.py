@@ -89,7 +89,7 @@ def claim_move(client: "MlflowClient", name: str, move: Move) -> Move:
     return winner
 
 
-def mark_done(client: "MlflowClient", name: str, move: Move, moved: bool) -> None:
+def mark_done(client: "MlflowClient", name: str, move: Move, moved: bool = True) -> None:
     """Mark a move as carried out, or as one that could not be."""
     done = "true" if moved else _STALE
     client.set_model_version_tag(ledger_name(name), str(move.number), "done", done)

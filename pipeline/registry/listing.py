@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.registry.audit_log import iso_time
-from serving.errors import UsageRefused
-from serving.mlflow_store import connect, find_in_store, store_errors, store_name
+from pipeline.registry.references import find_model
+from serving.mlflow_store import connect, store_errors
 
 _MAX_RESULTS = 200_000
 """The most versions that the store returns at once."""
@@ -39,9 +39,7 @@ def list_versions(name: str) -> list[dict[str, Any]]:
         UsageRefused: there is no such model.
     """
     client = connect()
-    model = find_in_store(client.get_registered_model, name)
-    if model is None:
-        raise UsageRefused(f"there is no model {name!r} in {store_name()}: {_others(client)}")
+    model = find_model(client, name)
     aliases: dict[str, list[str]] = defaultdict(list)
     for alias, version in sorted(model.aliases.items()):
         aliases[str(version)].append(alias)
@@ -113,13 +111,3 @@ def _cell(key: str, row: Mapping[str, Any]) -> str:
     if key == "active_units":
         return f"{value} of {row['latent_dim'] or '?'}"
     return str(value)[:19].replace("T", " ") if key == "time" else str(value)
-
-
-def _others(client: Any) -> str:
-    with store_errors():
-        models = client.search_registered_models(max_results=100)
-    names = sorted(model.name for model in models if not model.name.endswith("--promotions"))
-    if not names:
-        return "vae run makes the first one"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"it has {', '.join(names[:5])}{more}"
