@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.errors import UsageRefused, VerificationFailed
 from serving.mlflow_store import find_in_store, store_errors, store_name, tracking_uri
-from serving.sqlite_store import database_path, find_move, local_path
+from serving.sqlite_store import database_path, find_moves, local_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,9 +87,10 @@ def _usable(found: Any) -> str:
             f"experiment {found.name!r} was deleted: restore it with "
             f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
-    location = str(found.artifact_location)
-    if move := find_move(location, tracking_uri()):
-        raise VerificationFailed(
-            f"experiment {found.name!r} keeps its files at {local_path(location)}, but {move}"
-        )
+    place = local_path(str(found.artifact_location))
+    for move in find_moves(tracking_uri()):
+        if place is not None and place.is_relative_to(move.old):
+            raise VerificationFailed(
+                f"experiment {found.name!r} keeps its files at {place}, but {move}"
+            )
     return str(found.experiment_id)

@@ -15,7 +15,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.training.state import TrainState
 from serving.errors import UsageRefused
 
-_SHAPES = ("model", "hidden_dims", "latent_dim", "output_bias", "likelihood", "num_categories")
+_SHAPES = ("model", "hidden_dims", "latent_dim", "likelihood", "sigma", "num_categories")
 """Settings that give the weights their names and shapes."""
 
 
@@ -78,6 +78,4 @@ def _advise(old: ModelConfig, new: ModelConfig, names: list[str] | tuple[str, ..
 
 def _option(name: str, value: object) -> str:
     flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
     return f"--{flag} {','.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -9,7 +9,6 @@ import click
 import numpy as np
 import pytest
 
-from pipeline.cli.main import cli
 from pipeline.cli.results import say_summary
 from pipeline.evaluation.evaluate import Metrics
 from pipeline.registry.audit_log import Decision, DecisionStatus, list_decisions
@@ -40,18 +39,6 @@ FILES = (
     "score.onnx",
     "weights.pt",
 )
-
-
-@pytest.fixture
-def vae(capsys: pytest.CaptureFixture[str]) -> Any:
-    """A function that runs the command line and returns its JSON line, or raises its error."""
-
-    def run(*arguments: str) -> Any:
-        capsys.readouterr()
-        cli.main([*arguments], standalone_mode=False)
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    return run
 
 
 def test_dry_run_force_and_at(
