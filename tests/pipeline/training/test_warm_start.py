@@ -126,7 +126,7 @@ def test_other_rows_are_refused(trained: Trained, tmp_path: Path) -> None:
 def test_rows_in_another_range_are_refused(trained: Trained) -> None:
     checkpoint, dataset = trained
     state = begin_training(dataset, tiny_config(dataset), "cpu")
-    state.model.likelihood.x_unit.fill_(16.0)  # as for images of 16 gray values
+    state.model.get_buffer("likelihood.x_unit").fill_(16.0)  # as for images of 16 gray values
     initial = InitialModel(checkpoint, {"from": "bundle"})
     with pytest.raises(UsageRefused, match=r"its x_unit is 255\.0, for these rows it is 16\.0"):
         warm_start(state, "uint8", initial)
