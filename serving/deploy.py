@@ -9,8 +9,6 @@ import json
 import re
 import shlex
 import shutil
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Literal
 
 from serving.bundle import MANIFEST
 from serving.errors import UsageRefused
-from serving.files import staged_folder
+from serving.files import refuse_in_bundle, staged_folder
 from serving.operations import Operation, Tensor
 from serving.source import Source
 
@@ -54,6 +52,7 @@ def write_deployment(
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
         raise UsageRefused(f"image must be REPOSITORY:TAG or REPOSITORY@DIGEST, got {image!r}")
+    refuse_in_bundle(out, "--out")
     _check_place(out.resolve())
     with staged_folder(out) as folder:
         TARGETS[target](source, folder, image, alias)
@@ -82,11 +81,9 @@ def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ..
 
 
 def _checkout() -> str:
-    """Return the folder that this package was installed from, or a word for it."""
-    origin = json.loads(metadata.distribution("vae-pipeline").read_text("direct_url.json") or "{}")
-    url = urllib.parse.urlsplit(origin.get("url", ""))
-    folder = Path(urllib.request.url2pathname(url.path))
-    found = url.scheme == "file" and (folder / "pyproject.toml").is_file()
+    """Return the checkout that this package runs from, or a word for one."""
+    folder = Path(__file__).parent.parent
+    found = (folder / "pyproject.toml").is_file()
     return shlex.quote(str(folder)) if found else "CHECKOUT_OF_VAE_PIPELINE"
 
 

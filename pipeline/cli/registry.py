@@ -10,12 +10,14 @@ from typing import Any
 import click
 
 from pipeline.cli import results, stages
-from pipeline.cli.config_options import gate_config, settings_options
+from pipeline.cli.config_options import gate_config, settings_file, settings_options
 from pipeline.cli.data_loading import data_option
 from pipeline.cli.run_options import experiment_option
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import threads_option
+from serving.cli.paths import Origin
 from serving.console import finish, say
 from serving.errors import UsageRefused
 
@@ -37,11 +39,11 @@ name_option = click.option(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=Origin(path_type=Path))
 @name_option
 @experiment_option
 def register(bundle: Path, name: str, experiment: str | None) -> None:
-    """Register a checked bundle as a new version and make it the candidate.
+    """Register a checked bundle as a version, the new candidate.
 
     Example: vae register bundle
     """
@@ -61,13 +63,16 @@ def register(bundle: Path, name: str, experiment: str | None) -> None:
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("version", default="@candidate")
+@group("Version and rows")
+@settings_file
 @name_option
+@data_option
+@threads_option
 @settings_options(PromoteConfig)
+@group("Decision")
 @click.option("--dry-run", is_flag=True, help="Decide, but do not move or record anything")
 @click.option("--force", is_flag=True, help="Override the gate's judgement; needs --reason")
 @click.option("--reason", help="Why the gate is overridden, for the record")
-@data_option
-@threads_option
 def promote(
     version: str,
     name: str,
@@ -78,11 +83,10 @@ def promote(
     threads: int,
     **settings: Any,
 ) -> None:
-    """Make VERSION the champion if it is no worse than the present one.
+    """Put a version through the gate, and make it the champion.
 
-    VERSION is a number, an alias such as @candidate, models:/NAME/VERSION or models:/NAME@ALIAS.
-
-    Both are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
+    VERSION is a number, an alias, models:/NAME/VERSION or models:/NAME@ALIAS. It and the champion
+    are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
     unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
     the limits, but no failed verification, parity or data check.
 
@@ -102,7 +106,9 @@ def promote(
 @name_option
 @threads_option
 def rollback(name: str, threads: int) -> None:
-    """Make the previous champion the champion again, after verifying its files.
+    """Make the previous champion the champion again.
+
+    Its files are verified first.
 
     Example: vae rollback
     """
@@ -118,7 +124,9 @@ def rollback(name: str, threads: int) -> None:
 @name_option
 @click.option("--at", "when", help="Show the champion at this ISO 8601 time, local without a zone")
 def history(name: str, when: str | None) -> None:
-    """List every decision on a model, the newest first; or show the champion at some time.
+    """List every decision on a model, the newest first.
+
+    With --at, show the champion at some time instead.
 
     Example: vae history --at 2026-11-22T14:30
     """
@@ -167,10 +175,10 @@ def _show_champion(name: str, when: datetime) -> None:
 @click.argument("version", default="@champion")
 @name_option
 def verify(version: str, name: str) -> None:
-    """Compare the files of a version, fetched from the registry, or of a bundle with their digests.
+    """Compare the files of a version or a bundle with their digests.
 
     VERSION is a number, an alias such as @champion, models:/NAME/VERSION, models:/NAME@ALIAS or a
-    bundle folder.
+    bundle folder. The files of a version are fetched from the registry.
 
     Example: vae verify @champion
     """
@@ -205,7 +213,9 @@ def _verify_folder(folder: Path) -> None:
 @click.argument("version")
 @name_option
 def delete(version: str, name: str) -> None:
-    """Delete VERSION unless it has an alias; `mlflow gc` then removes its files.
+    """Delete a version that has no alias.
+
+    `mlflow gc` then removes its files.
 
     Example: vae delete 3
     """

@@ -12,25 +12,30 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
     device_option,
     finish_file,
     model_option,
     open_engine,
+    open_rows,
     option,
     out_option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     threads_option,
     x_option,
 )
+from serving.cli.paths import Origin
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from serving.engine import Engine
+    from serving.io.rows import Rows
     from serving.source import Source
 
 _CODES = ("z", "z_loc")
@@ -44,9 +49,12 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
+@read_options
 @_common
-def decode(input: str, reference: str, out: Path, device: str, threads: int) -> None:
+def decode(
+    input: str, reference: str, out: Path, device: str, threads: int, **reading: str
+) -> None:
     """Decode the latents of INPUT, rows of z.
 
     INPUT is an array of them, or a table with a column z or z_loc of lists, such as the folder that
@@ -59,19 +67,20 @@ def decode(input: str, reference: str, out: Path, device: str, threads: int) -> 
 
     from serving.batch.scorer import read_all
     from serving.io.column_choice import RowLayout
-    from serving.io.rows import Rows
 
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    rows = Rows(input, ids=None)
+    rows = open_rows(input, **reading)
     found = [name for name in _CODES if name in rows.schema.names][:1]
     latents = RowLayout((source.bundle.manifest.latent_dim,), np.dtype(np.float32), False)
     _write(source, engine, out, read_all(rows, found, latents))
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
+@group("Rows and way")
 @x_option
+@read_options
 @click.option(
     "--row",
     "rows",
@@ -80,6 +89,7 @@ def decode(input: str, reference: str, out: Path, device: str, threads: int) -> 
     help="A row to pass; repeat it  [default: 0 and 1]",
 )
 @option("--steps", type=click.IntRange(2), default=11, help="Points from one row to the next")
+@group("Model and output")
 @_common
 def interpolate(
     input: str,
@@ -90,10 +100,12 @@ def interpolate(
     out: Path,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
-    """Decode the points on the straight lines between the posterior means of rows of INPUT.
+    """Decode the points on the lines between rows of INPUT.
 
-    A picture has a line for each pair of rows; a table has the columns start, stop and step.
+    The lines are straight, between the posterior means of the rows. A picture has a line for each
+    pair of rows; a table has the columns start, stop and step.
 
     Example: vae interpolate images.npy --row 3 --row 8 --row 3 --out there-and-back.png
     """
@@ -105,7 +117,7 @@ def interpolate(
         raise UsageRefused(f"--row must be given at least twice, got {rows[0]} alone")
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    z_loc = _encode_rows(source, engine, input, x, rows)
+    z_loc = _encode_rows(engine, open_rows(input, **reading), x, rows)
     shares = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
     z = np.concatenate([(1 - shares) * a + shares * b for a, b in pairwise(z_loc)])
     pairs = np.repeat(np.column_stack([rows[:-1], rows[1:]]), steps, axis=0)
@@ -115,8 +127,10 @@ def interpolate(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input", default="")
+@click.argument("input", default="", type=click.Path())
+@group("Start and way")
 @x_option
+@read_options
 @option("--row", type=click.IntRange(0), default=0, help="Row of INPUT to start from")
 @click.option(
     "--latent",
@@ -132,6 +146,7 @@ def interpolate(
     help="Each latent goes from minus this to this",
 )
 @option("--steps", type=click.IntRange(2), default=11, help="Points on the way")
+@group("Model and output")
 @_common
 def traverse(
     input: str,
@@ -144,6 +159,7 @@ def traverse(
     out: Path,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
     """Change one latent at a time, and decode.
 
@@ -163,7 +179,7 @@ def traverse(
     start = np.zeros((1, size), np.float32)
     if input:
         refuse_inside(out, "--out", "INPUT", input)
-        start = _encode_rows(source, engine, input, x, (row,))
+        start = _encode_rows(engine, open_rows(input, **reading), x, (row,))
     latent = np.repeat(chosen, steps)
     value = np.tile(np.linspace(-limit, limit, steps, dtype=np.float32), len(chosen))
     z = np.repeat(start, len(latent), axis=0)
@@ -182,18 +198,16 @@ def _open(reference: str, out: Path, device: str, threads: int) -> "tuple[Source
 
 
 def _encode_rows(
-    source: "Source", engine: "Engine", input: str, x: Sequence[str], numbers: Sequence[int]
+    engine: "Engine", rows: "Rows", x: Sequence[str], numbers: Sequence[int]
 ) -> "NDArray[Any]":
     """Return the posterior means of some rows of an input, (rows, latent_dim)."""
     import numpy as np
 
     from serving.batch.scorer import layout_of, read_all
-    from serving.io.rows import Rows
 
-    rows = Rows(input, ids=None)
     if max(numbers) >= rows.total:
         raise UsageRefused(
-            f"--row must be below {rows.total}, the rows of {input}, got {max(numbers)}"
+            f"--row must be below {rows.total}, the rows of {rows.input_path}, got {max(numbers)}"
         )
     wanted, places = np.unique(numbers, return_inverse=True)
     layout = layout_of(engine)

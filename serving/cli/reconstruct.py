@@ -13,23 +13,33 @@ from serving.cli.options import (
     finish_file,
     model_option,
     open_engine,
+    open_rows,
     out_option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     threads_option,
     x_option,
 )
+from serving.cli.paths import Origin
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
 @model_option
 @x_option
+@read_options
 @out_option
 @device_option
 @threads_option
 def reconstruct(
-    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
+    input: str,
+    reference: str,
+    x: tuple[str, ...],
+    out: Path,
+    device: str,
+    threads: int,
+    **reading: str,
 ) -> None:
     """Encode the rows of INPUT and decode their posterior means.
 
@@ -45,11 +55,10 @@ def reconstruct(
     from serving.files import check_output_file
     from serving.io.array_files import check_table_file, write_array
     from serving.io.images import write_grid
-    from serving.io.rows import Rows
 
     check_output_file(out, (".png", ".npy", ".parquet", ".csv"))
     refuse_inside(out, "--out", "INPUT", input)
-    rows = Rows(input, ids=None)
+    rows = open_rows(input, **reading)
     source, engine = open_engine(reference, device, threads)
     names = source.bundle.manifest.columns
     check_table_file(out, names)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
     device_option,
@@ -27,6 +28,7 @@ from serving.cli.options import (
     threads_option,
     version_of,
 )
+from serving.cli.paths import Target
 from serving.console import finish
 from serving.errors import UsageRefused
 
@@ -34,11 +36,14 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet", "csv": ".csv"}
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
+@group("Samples")
 @model_option
 @option("--count", type=click.IntRange(min=1), default=64, help="Samples to draw")
 @seed_option
+@group("Output")
 @click.option(
     "--out",
+    type=Target(),
     required=True,
     help="File to write; a path or URI without a suffix, or ending in /, is a folder of parts",
 )
@@ -49,6 +54,7 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet", "csv": ".csv"}
     help="Format  [default: the suffix of --out; a folder takes parquet]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a folder of other samples")
+@group("Computing")
 @device_option
 @threads_option
 def sample(

@@ -16,7 +16,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 from pyarrow import fs, parquet
 from pyspark.sql import SparkSession
 
@@ -32,6 +31,7 @@ from serving.io.rows import Rows
 from serving.source import Source
 from tests.e2e.conftest import VAE, run_vae
 from tests.integration.java import make_java_home
+from tests.serving.io.images import encode, png, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
@@ -252,15 +252,20 @@ def test_columns_of_any_type_pass_by_and_time_stamps_pass_through(
 def test_image_files_that_spark_reads_are_scored(
     session: SparkSession, x: np.ndarray, tmp_path: Path
 ) -> None:
-    for number, row in enumerate(x[:5]):
-        Image.fromarray(row).save(tmp_path / f"{number}.png")
+    """Upright and whole, or with a reason: the last two are transparent and of 16 bits."""
+    images = [encode(x[0]), encode(x[1], "BMP"), encode(x[2], "TIFF"), encode(x[3], "GIF")]
+    lost = [png(np.dstack([x[5]] * 2), 8, 4), png(x[6].astype(np.uint16) << 8, 16, 0)]
+    images += [turned(np.ascontiguousarray(np.rot90(x[4])), 6), *lost]
+    for number, content in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(content)
     frame = session.read.format("binaryFile").load(str(tmp_path))
     scores = spark_frame.score_frame(frame, str(BUNDLE), x=["content"]).toArrow().sort_by("path")
     expected = Engine(open_bundle(BUNDLE)).score(x[:5], 1, 0)["elbo"]
-    assert scores["elbo"].to_numpy().tobytes() == expected.tobytes()
-    modified = [
-        datetime.fromtimestamp((tmp_path / f"{n}.png").stat().st_mtime, UTC) for n in range(5)
-    ]
+    assert scores["elbo"][:5].to_numpy().tobytes() == expected.tobytes()
+    reason = "x is not an opaque 8-bit image of the model's size and colours"
+    assert scores["reason"].to_pylist() == [None] * 5 + [reason] * 2
+    written = (tmp_path / f"{number}.png" for number in range(7))
+    modified = [datetime.fromtimestamp(path.stat().st_mtime, UTC) for path in written]
     found = scores["modificationTime"].to_pylist()
     assert all(abs((a - b).total_seconds()) < 0.01 for a, b in zip(found, modified, strict=True))
 
