@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.devices import missing_cuda, torch_device
 from pipeline.config import Config, Precision, PromoteConfig
-from serving.console import progress, say
+from serving.console import progress, say, warn
 from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
@@ -153,6 +153,14 @@ def train(
         )
         samples = config.evaluate.nll_samples
         metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
+        if result.longer is not None:
+            unfinished = (
+                f"validation was still improving in the last epoch, the {len(result.history)}th: "
+                f"train longer, for example with --epochs {result.longer}"
+            )
+            warn(unfinished)
+            metrics = replace(metrics, warnings=(*metrics.warnings, unfinished))
+        run.set_tags({"warnings": "; ".join(metrics.warnings) or "none"})
         tracked.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
         run.log_json("metrics.json", metrics.to_json())
         run.describe(render_figures(metrics.to_json(), config.model.latent_dim))
@@ -161,7 +169,7 @@ def train(
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            draw_figures(folder, result.model, result.history, dataset.test, metrics.held_out)
+            draw_figures(folder, result.model, result.history, dataset, metrics)
             run.log_folder(folder, FIGURES)
     return checkpoint, metrics
 
@@ -181,8 +189,11 @@ def evaluate(
     say(
         f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
         f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
-        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active"
+        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active, "
+        f"{metrics.informative_units} informative"
     )
+    for text in metrics.warnings:
+        warn(text)
     return metrics
 
 

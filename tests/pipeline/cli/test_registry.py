@@ -49,7 +49,7 @@ def test_dry_run_force_and_at(
     promote_with(trained, register(sealed))
     register(worse)
     assert vae("promote", "1", "--dry-run")["decision"] == "promoted"  # it is already
-    with pytest.raises(VaeError, match="version 2 of vae was refused: not shown to be") as caught:
+    with pytest.raises(VaeError, match=r"was refused: .*not shown to be") as caught:
         vae("promote", "--dry-run", "true")  # mlflow writes a flag like this
     assert caught.value.exit_code == 5
     printed = capsys.readouterr()
