@@ -140,6 +140,13 @@ class TrainConfig:
     max_time: Annotated[
         float | None, Option("Minutes after which training stops", min=0, open_min=True)
     ] = None
+    init_from: Annotated[
+        str,
+        Option(
+            "Start from the weights of models:/NAME@ALIAS, models:/NAME/VERSION, a bundle folder "
+            "or a run's id; none: draw them"
+        ),
+    ] = ""
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 

@@ -4,6 +4,7 @@ In: the results of the stages. Out: a part of the JSON line, a summary on stderr
 """
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -46,6 +47,7 @@ def say_summary(
     metrics: "Metrics",
     decision: "Decision | None",
     pictures: str,
+    page: str | None = None,
 ) -> None:
     """Print the summary of the main job: the champion, how good it is, and what to do next."""
     from serving.io.images import is_picture
@@ -64,14 +66,15 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    activate = "" if _is_active() else f"  . {os.path.relpath(sys.prefix)}/bin/activate\n"
+    script = shlex.quote(f"{os.path.relpath(sys.prefix)}/bin/activate")
+    activate = "" if _is_active() else f"  . {script}\n"
     say(
         f"""
 version {version} {status}
   held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
   parity        passed
   pictures      {pictures}
-
+{f"  MLflow        {page}{chr(10)}" if page else ""}
 try next:
 {activate}  vae sample --model {model} --count 64 --seed 7 --out {out}
   {next_command}

@@ -143,6 +143,15 @@ def render_card(
     )
 
 
+def render_figures(metrics: Mapping[str, Any], latent_dim: int) -> str:
+    """Return the figures that matter in one line; ± is a standard error over rows."""
+    return (
+        f"ELBO {metrics['elbo']:.2f} ± {metrics['elbo_se']:.2f} nats, NLL {metrics['nll']:.2f} ± "
+        f"{metrics['nll_se']:.2f}, KL {metrics['kl']:.2f}; {metrics['active_units']} of "
+        f"{latent_dim} latents active, on {metrics['rows']:,} held-out rows"
+    )
+
+
 def has_pictures(x_shape: Sequence[int], x_dtype: str, data: Mapping[str, Any]) -> bool:
     """Whether a bundle holds pictures: its rows are images, of a range that is known."""
     return is_picture(x_shape) and (x_dtype == "uint8" or "range" in data)

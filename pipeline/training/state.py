@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +74,8 @@ class TrainState:
     """Training time so far, over all processes."""
     saves: int = 0
     """How often the state has been saved, including this time."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Where the weights before the first step came from, if they were not drawn; not saved."""
 
     @property
     def settings(self) -> TrainConfig:
