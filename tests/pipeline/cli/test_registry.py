@@ -55,7 +55,10 @@ def test_dry_run_force_and_at(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["decision"] == "refused"
     assert "not shown" not in printed.err  # only the error says it
-    assert vae("promote", "--dry-run", "--margin", "1000")["decision"] == "accepted"
+    assert (
+        vae("promote", "--dry-run", "--margin", "1000", "--min-active-units", "0")["decision"]
+        == "accepted"
+    )
     assert len(list_decisions("vae")) == 1
     forced = vae("promote", "--force", "--reason", "for a test", "--confidence", "0.5")
     assert (forced["decision"], forced["previous"]) == ("promoted", "1")
