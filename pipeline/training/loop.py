@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.objective import ElboTerms, elbo_terms, loss
+from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from pipeline.training.schedules import (
     kl_weight_at,
@@ -215,8 +216,10 @@ def _save(state: TrainState, hooks: TrainHooks) -> None:
 
 def _result(state: TrainState) -> TrainResult:
     state.model.load_state_dict(state.best_weights)
-    state.model.eval().requires_grad_(False)
-    return TrainResult(state.model.cpu(), tuple(state.history), state.best_epoch, state.seconds)
+    model = state.model.cpu().eval()
+    fix_weights(model)
+    model.requires_grad_(False)
+    return TrainResult(model, tuple(state.history), state.best_epoch, state.seconds)
 
 
 def _draw_eps(model: VAE, rows: int, num_samples: int, generator: torch.Generator) -> Tensor:
