@@ -104,9 +104,12 @@ def _optimize(model: onnx_ir.Model) -> None:
         value.const_value = None
         graph.inputs.append(value)
     onnxscript.optimizer.optimize_ir(model, output_size_limit=SMALL_CONSTANT)
+    constants = list(graph.initializers.values())
+    graph.initializers.clear()
     for value, content in weights.items():
         graph.inputs.remove(value)
         value.const_value = content
+    for value in (*weights, *constants):
         if value.uses():
             graph.register_initializer(value)
 
