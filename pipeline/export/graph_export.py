@@ -7,11 +7,15 @@ the graph, which a runtime folds when it loads the graph. Raises `ParityFailed` 
 be exported.
 """
 
+import io
 import logging
+import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +26,9 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
+from torch.nn import functional as F
+from torch.onnx import OnnxExporterError
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ParityFailed
 from pipeline.export.quantization import rewrite_graph
@@ -33,6 +40,7 @@ OPSET = 20
 SMALL_CONSTANT = 8
 """The largest number of elements of a constant that the exporter computes: shapes, limits,
 scalars."""
+REASON_LENGTH = 160
 
 
 def save_graph(
@@ -79,17 +87,21 @@ def _translate(model: VAE, operation: Operation) -> tuple[onnx_ir.Model, Exporte
     # that question for a limit of the graph (pytorch#133653)
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with _quiet_exporter(), oblivious:
-        program = torch.onnx.export(
-            _Graph(model, operation).eval(),
-            tuple(torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs),
-            input_names=list(operation.graph_inputs()),
-            output_names=[tensor.name for tensor in operation.outputs],
-            dynamo=True,
-            dynamic_shapes=(axes,),
-            opset_version=OPSET,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _Graph(model, operation).eval(),
+                tuple(torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs),
+                input_names=list(operation.graph_inputs()),
+                output_names=[tensor.name for tensor in operation.outputs],
+                dynamo=True,
+                dynamic_shapes=(axes,),
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+        except OnnxExporterError as err:
+            reason = _describe_failure(err)
+            raise ParityFailed(f"{operation.graph} cannot be exported: {reason}") from err
     if program is None or program.exported_program is None:
         raise ParityFailed(f"the exporter made no {operation.graph}")
     return program.model, program.exported_program
@@ -103,7 +115,12 @@ def _optimize(model: onnx_ir.Model) -> None:
         graph.initializers.pop(str(value.name))
         value.const_value = None
         graph.inputs.append(value)
-    onnxscript.optimizer.optimize_ir(model, output_size_limit=SMALL_CONSTANT)
+    onnxscript.optimizer.optimize_ir(
+        model,
+        output_size_limit=SMALL_CONSTANT,
+        # the limit alone does not hold for values that take the place of as many others
+        should_fold=lambda node: None if all(map(_is_small, node.outputs)) else False,
+    )
     constants = list(graph.initializers.values())
     graph.initializers.clear()
     for value, content in weights.items():
@@ -112,6 +129,22 @@ def _optimize(model: onnx_ir.Model) -> None:
     for value in (*weights, *constants):
         if value.uses():
             graph.register_initializer(value)
+
+
+def _is_small(value: onnx_ir.Value) -> bool:
+    """Whether a value has few elements; one whose shape is not known may have few."""
+    sizes = [size for size in value.shape or () if isinstance(size, int)]
+    return math.prod(sizes) <= SMALL_CONSTANT
+
+
+def _describe_failure(err: BaseException) -> str:
+    """Name the operator of torch at which the export failed, and the first cause, in one line."""
+    operator = ""
+    while cause := err.__cause__ or err.__context__:
+        if found := re.search(r"target=torch\.ops\.([\w.]+)", str(err)):
+            operator = f"{found[1]}: "
+        err = cause
+    return operator + str(err).partition("\n")[0][:REASON_LENGTH]
 
 
 class _Graph(nn.Module):
@@ -124,7 +157,36 @@ class _Graph(nn.Module):
         self._function = FUNCTIONS[operation.name]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._function(self._model[0], *inputs)
+        with _HeadedAttention():
+            return self._function(self._model[0], *inputs)
+
+
+class _HeadedAttention(TorchFunctionMode):
+    """Gives attention without an axis of heads one head: the exporter takes no other attention."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            query = args[0] if args else kwargs["query"]
+            if query.dim() == 3:
+                return _attend_with_head(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _attend_with_head(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **options: Any,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dim() == 3:
+        attn_mask = attn_mask.unsqueeze(1)
+    q, k, v = (tensor.unsqueeze(1) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, *rest, **options).squeeze(1)
 
 
 @contextmanager
@@ -133,7 +195,8 @@ def _quiet_exporter() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    # torch prints the whole graph when it cannot trace a network
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
         warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
         try:

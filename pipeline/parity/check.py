@@ -31,7 +31,6 @@ from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
-from pipeline.parity.weights import weight_faults
 from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
 from serving.engine import PROVIDERS, Device, Engine, require_cuda
 from serving.errors import VerificationFailed
@@ -69,7 +68,7 @@ def check_parity(
     graphs, faults = load_graphs(bundle)
     manifest, loss = bundle.manifest, None
     reduced = convert_precision(model, manifest.precision, manifest.ranges)
-    faults += weight_faults(graphs, model, reduced, bundle.operations)
+    faults += rules.weights(graphs, model, reduced, bundle.operations)
     plans = tuple(plan_settings(devices, threads, rules))
     found = _Found()
     try:

@@ -22,6 +22,7 @@ RANDOM = {
 }
 BRANCHING = {"If", "Loop", "Scan"}
 
+
 def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
     """Read every graph, and check its form and its operators."""
     graphs: dict[str, ModelProto] = {}

@@ -1,21 +1,24 @@
 """The rules by which outputs are judged, for each precision that computes them.
 
-A set of rules says how much noise is allowed, and how close the ELBO must be. `FLOAT32` is for every graph; `TF32` judges a run on CUDA that rounds the factors of
+A set of rules says how much noise is allowed, which weights a graph must hold, and how close the
+ELBO must be. `FLOAT32` is for every graph; `TF32` judges a run on CUDA that rounds the factors of
 its matrix products. Its noise is measured by torch on the CPU with the same rounding: for random
 encoders 784-128-64-20 the errors are 2.8e-4 to 3.8e-4 of the largest value, and on an H100 they
 were 2.9e-4 to 3.7e-4.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from onnx import ModelProto
 
 from pipeline.model.operations import Array, rms, run_reference
 from pipeline.model.vae import VAE
-from pipeline.parity.comparison_result import ElboParity, Setting
+from pipeline.parity.comparison_result import ElboParity, Fault, Setting
+from pipeline.parity.weights import weight_faults
 from serving.operations import Operation
 
 
@@ -26,6 +29,10 @@ class Rules:
     precision: str
     noise: Callable[[VAE, Operation, Mapping[str, Array]], Mapping[str, Array]]
     """Runs torch with the rounding of this precision; four times its error is the tolerance."""
+    weights: Callable[
+        [Mapping[str, ModelProto], VAE, VAE, Mapping[str, Operation]], Iterator[Fault]
+    ]
+    """Finds weights that are not those of the state dict."""
     mean_nats: float
     """How far the mean ELBO of held-out rows may be from that of float64, in nats."""
     row_share: float
@@ -35,6 +42,7 @@ class Rules:
 FLOAT32 = Rules(
     precision="float32",
     noise=partial(run_reference, dtype=torch.float32),
+    weights=weight_faults,
     mean_nats=1e-5,
     row_share=1e-6,
 )
