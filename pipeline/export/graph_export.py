@@ -144,6 +144,8 @@ def _describe_failure(err: BaseException) -> str:
         if found := re.search(r"target=torch\.ops\.([\w.]+)", str(err)):
             operator = f"{found[1]}: "
         err = cause
+    if "inferred a static shape" in str(err):
+        return "a network fixes the number of rows: take it from x.shape[0], not from len(x)"
     return operator + str(err).partition("\n")[0][:REASON_LENGTH]
 
 
@@ -191,14 +193,16 @@ def _attend_with_head(
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's messages on torchvision, its own internals and shared axis names."""
+    """Silence messages on torchvision, on the internals of torch, and on shared names of axes."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     # torch prints the whole graph when it cannot trace a network
     with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
-        warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+        for internal in (".*treespec.*", "_check_is_size"):
+            warnings.filterwarnings("ignore", internal, FutureWarning)
+        for own in ("# The axis name: batch will not be used", ".*_flat_weights.* during export"):
+            warnings.filterwarnings("ignore", own, UserWarning)
         try:
             yield
         finally:

@@ -121,9 +121,11 @@ def _reason(err: Exception, function: object = None) -> str:
 
 def _is_own(filename: str) -> bool:
     """Whether a file is a user's: not part of Python, of an installed package or of this one."""
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    others = [*installed, Path(pipeline.__file__).parent]
-    path = Path(filename)
+    installed = [
+        Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")
+    ]
+    others = [*installed, Path(pipeline.__file__).resolve().parent]
+    path = Path(filename).resolve()
     return path.is_file() and not any(path.is_relative_to(folder) for folder in others)
 
 
