@@ -101,7 +101,7 @@ class Mean(nn.Sequential):
 class Steps(nn.Module):
     """A decoder that makes each step by a recurrent layer."""
 
-    def __init__(self, spec: Any, layer: type[nn.RNNBase]) -> None:
+    def __init__(self, spec: Any, layer: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.steps = spec.x_shape[0]
         self.start = nn.Linear(spec.latent_dim, WIDTH)
@@ -116,7 +116,9 @@ class Steps(nn.Module):
 class Tied(nn.Module):
     """A decoder whose last weight is the transposed first one of the encoder, and a spare layer."""
 
-    def __init__(self, spec: Any, weight: nn.Parameter) -> None:
+    gain: Tensor
+
+    def __init__(self, spec: Any, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
         self.start = nn.Linear(spec.latent_dim, len(weight))
@@ -134,14 +136,14 @@ class Transposed(nn.Module):
 
     def __init__(self, spec: Any) -> None:
         super().__init__()
-        self.short = -(-spec.x_shape[0] // 2)
+        self.steps, self.short = spec.x_shape[0], -(-spec.x_shape[0] // 2)
         self.start = nn.Linear(spec.latent_dim, 8 * self.short)
         self.up = nn.ConvTranspose1d(8, 6, 4, stride=2, padding=1)
         self.norm = nn.GroupNorm(2, 6)
         self.x_params = nn.Conv1d(6, spec.params_width // spec.x_shape[0], 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.up(self.start(z).unflatten(1, (8, self.short)))
+        h = self.up(self.start(z).unflatten(1, (8, self.short)))[:, :, : self.steps]
         return self.x_params(F.silu(self.norm(h))).transpose(1, 2).flatten(1)
 
 

@@ -121,12 +121,10 @@ def _reason(err: Exception, function: object = None) -> str:
 
 def _is_own(filename: str) -> bool:
     """Whether a file is a user's: not part of Python, of an installed package or of this one."""
-    installed = [
-        Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")
-    ]
-    others = [*installed, Path(pipeline.__file__).resolve().parent]
-    path = Path(filename).resolve()
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in others)
+    path = Path(filename)
+    others = (Path(sysconfig.get_path("stdlib")), Path(pipeline.__file__).parent)
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return path.is_file() and not installed and not any(map(path.is_relative_to, others))
 
 
 def _import_builder(path: str) -> Builder:

@@ -88,10 +88,10 @@ def test_a_corruption_is_caught_by_its_rule(
 def test_any_weight_that_is_changed_swapped_or_transposed_is_caught(subject: Subject) -> None:
     """Each weight of the graph that has them all, one at a time."""
     graph = "score.onnx"
-    proto = read_graphs(subject.bundle)[graph]
+    proto, model = read_graphs(subject.bundle)[graph], subject.model
 
     def faults() -> list[str]:
-        found = weight_faults({graph: proto}, *2 * [subject.model], subject.bundle.operations)
+        found = weight_faults({graph: proto}, model, model, subject.bundle.operations)
         return [str(fault) for fault in found]
 
     arrays = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
