@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_AGENT_HINT ?= true
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test test-fast test-serving lint types graph bench bench-serve soak serve ui clean
+.PHONY: help setup setup-dev run test test-fast test-serving lint types graph bench bench-serve bench-tools soak serve ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,15 @@ define install
 			/^Installing /{ print "  installing " n " packages"; fflush() }'
 endef
 
+# Triton's perf_analyzer is in the wheels of its client, up to this one in a form that glibc 2.35
+# can run. It gets a folder of its own, since the tests use a later client.
+define perf_analyzer
+	@$(1)/bin/python -m pip install --quiet --no-deps --upgrade --disable-pip-version-check \
+		--target $(1)/perf_analyzer tritonclient==2.51.0
+endef
+
 $(VENV)/ready: conda.yaml pyproject.toml
-	@echo "setting up $(VENV): fetching 55 packages, 1.8 GB on disk (a minute or more)"
+	@echo "setting up $(VENV): fetching 56 packages, 1.8 GB on disk (a minute or more)"
 	@$(PYTHON) -m venv $(VENV)
 	$(call install,$(VENV),train)
 	@touch $@
@@ -46,6 +53,7 @@ $(VENV)/ready: conda.yaml pyproject.toml
 $(VENV)/dev-ready: $(VENV)/ready
 	@echo "adding the packages of development to $(VENV) (1 GB on disk)"
 	$(call install,$(VENV),train$(comma)dev$(comma)serving-test)
+	$(call perf_analyzer,$(VENV))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 
@@ -64,9 +72,10 @@ test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and 
 		tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
-	@echo "setting up $(VENV)-serving, without torch and mlflow: 60 packages"
+	@echo "setting up $(VENV)-serving, without torch and mlflow: about 90 packages"
 	@$(PYTHON) -m venv $(VENV)-serving
 	$(call install,$(VENV)-serving,serving-test)
+	$(call perf_analyzer,$(VENV)-serving)
 	@$(VENV)-serving/bin/python -m compileall -qq -j 0 $(VENV)-serving/lib > /dev/null || true
 	@touch $@
 
@@ -84,9 +93,12 @@ types: setup-dev ## types of the code
 bench: setup-dev ## speed and memory, each beside the thing to beat
 	@$(BIN)/python -m tests.benchmarks
 
-bench-serve: setup-dev ## the server beside its peers, each in an environment of its own (minutes)
+bench-serve: bench-tools setup-dev ## the server beside its peers, each in an environment of its own (minutes)
 	@$(BIN)/python -m tests.benchmarks.serve
 	@$(BIN)/python -m tests.benchmarks.serve.reload
+
+bench-tools: ## the programs that bench-serve needs: names those that are missing
+	@$(PYTHON) -m tests.benchmarks.serve.tools
 
 soak: setup-dev ## eight promotions at once, on sqlite and on a tracking server (minutes)
 	@$(BIN)/python -m tests.benchmarks.races

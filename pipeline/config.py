@@ -22,6 +22,12 @@ LikelihoodName = Literal[
     "categorical",
 ]
 
+DATA_KINDS = (
+    "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet, .csv or .tsv file, or a "
+    "folder of Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+)
+"""What `--data` reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -32,28 +38,32 @@ class Option:
     max: float | None = None
     open_min: bool = False
     """Whether the value must be larger than `min`."""
+    path: bool = False
+    """Whether the value may be the path of a file or a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """The data and its splits."""
 
-    data: Annotated[
-        str,
-        Option(
-            "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet or .csv file, or a "
-            "folder of Parquet files or of PNG and JPEG images"
-        ),
-    ] = "mnist"
+    data: Annotated[str, Option(DATA_KINDS, path=True)] = "mnist"
     columns: Annotated[
         tuple[str, ...], Option("Columns of a table to train on; none: all but the label")
     ] = ()
     label: Annotated[str, Option("Table column that is not trained on, but colours the plots")] = ""
+    array: Annotated[str, Option("Array of an .npz file to train on; none: its usual names")] = ""
+    delimiter: Annotated[
+        str, Option("Between the fields of a CSV file, a character or tab; none: it is found")
+    ] = ""
+    drop_missing: Annotated[
+        bool, Option("Leave out the rows that lack a value; otherwise they are refused")
+    ] = False
     binarize: Annotated[
         Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
     ] = "none"
     valid_fraction: Annotated[
-        float, Option("Fraction of the training rows held out for early stopping", min=0, max=0.5)
+        float,
+        Option("Fraction held out for early stopping if the data has no such set", min=0, max=0.5),
     ] = 0.1
     test_fraction: Annotated[
         float,
@@ -100,7 +110,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The optimisation, by Adam on the negative ELBO."""
+    """The optimisation by Adam."""
 
     epochs: Annotated[int, Option("Maximum passes over the training rows", min=1)] = 25
     batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
@@ -125,7 +135,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """The evaluation on held-out rows."""
+    """The held-out evaluation."""
 
     nll_samples: Annotated[
         int, Option("Importance samples per row for the NLL", min=1, max=100_000)
@@ -143,7 +153,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteConfig:
-    """The gate, whose rule `pipeline.registry.gate` explains."""
+    """The gate of a promotion."""
 
     margin: Annotated[float, Option("Nats by which the held-out ELBO may be lower", min=0)] = 1.0
     confidence: Annotated[
@@ -160,6 +170,17 @@ class PromoteConfig:
     allow_new_data: Annotated[
         bool, Option("Accept a candidate whose held-out rows are not the champion's")
     ] = False
+
+
+SECTIONS: Mapping[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "promote": PromoteConfig,
+}
+"""All sections by the names that they have in a file of options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +300,12 @@ def settings_of(section: type) -> Iterator[tuple[str, Any, Option, Any]]:
     for item in fields(section):
         annotated = hints[item.name]
         yield item.name, annotated.__origin__, annotated.__metadata__[0], item.default
+
+
+def setting_names() -> dict[str, tuple[str, ...]]:
+    """Return the names of all settings by section; the preset stands in none."""
+    names = {key: tuple(item.name for item in fields(part)) for key, part in SECTIONS.items()}
+    return {"": ("preset",), **names}
 
 
 def preset_settings() -> set[str]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.console import say
 from serving.errors import UsageRefused
-from serving.mlflow_store import check_run, connect, store_errors
+from serving.mlflow_store import check_run, connect, store_errors, store_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,6 +141,7 @@ class TrackedRun:
 @contextlib.contextmanager
 def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[TrackedRun]:
     """Open a new run in `experiment`, or the run `run_id`, and close it when the block ends."""
+    say(f"opening the store {store_name()}")  # the first time, it takes seconds
     client = connect()
     import mlflow
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
+
+from serving.errors import VaeError
 
 _TERMINAL_S, _PLAIN_S = 0.2, 10.0
 """Seconds between two lines of progress, on a terminal and elsewhere."""
@@ -22,12 +26,24 @@ def say(message: str) -> None:
 
 
 def finish(content: Mapping[str, Any]) -> None:
-    """Print the result as the last line of stdout, in JSON; a number that is not finite is null."""
+    """Print the result as the last line of stdout, in JSON; a number that is not finite is null.
+
+    Raises:
+        VaeError: stdout is on a full disk, or its reader has ended.
+    """
     plain = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()
     }
-    click.echo(json.dumps(plain, allow_nan=False))
+    try:
+        click.echo(json.dumps(plain, allow_nan=False))
+    except OSError as err:
+        raise VaeError(f"cannot write the result to stdout: {err.strerror}") from err
+
+
+def _can_clear() -> bool:
+    """Whether stderr is a terminal that can clear a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
@@ -50,7 +66,7 @@ class Progress:
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
-    terminal: bool = field(default_factory=lambda: sys.stderr.isatty())
+    terminal: bool = field(default_factory=_can_clear)
 
     def skip(self, count: int) -> None:
         """Count what an earlier process did, which is left out of the rate."""
@@ -64,13 +80,16 @@ class Progress:
         if now - self.said < (_TERMINAL_S if self.terminal else _PLAIN_S):
             return
         rate = (self.done - self.skipped) / (now - self.started)
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         left = round((self.total - self.done) / rate)
         line = (
-            f"{self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, "
+            f"{self.done:,} of {self.total:,} {self.unit}, {shown} {self.unit}/s, "
             f"{left // 60}:{left % 60:02d} left"
         )
         self.said = now
-        click.echo(f"{_CLEAR}{line}" if self.terminal else line, err=True, nl=not self.terminal)
+        if self.terminal:  # a line that is wrapped cannot be cleared
+            line = f"{_CLEAR}{line[: shutil.get_terminal_size().columns - 1]}"
+        click.echo(line, err=True, nl=not self.terminal)
 
     def say(self, message: str) -> None:
         """Print a message above the line."""

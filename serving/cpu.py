@@ -5,10 +5,14 @@ cores; a short spin keeps most of the speed of an idle machine. The limit must b
 is imported.
 """
 
+import contextlib
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 _NO_QUOTA = 1e9
 
 
@@ -25,8 +29,36 @@ def available_cores() -> int:
 
 
 def _cgroup_quota() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return _NO_QUOTA
-    return _NO_QUOTA if quota == "max" else int(quota) / int(period)
+    """Return the least quota, in cores, of this process's cgroup and of those around it."""
+    return min(map(_quota, _cgroups()))
+
+
+def _cgroups() -> Iterator[Path]:
+    """Yield the folders of the cgroups of both versions that this process may be in.
+
+    In a container, the path may be the host's, and the mounted root is the process's own cgroup.
+    """
+    lines = ["0::/", "0:cpu:/"]
+    with contextlib.suppress(OSError, ValueError):
+        lines += MEMBERSHIP.read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mounts: tuple[str, ...] = (".", "unified")
+        elif "cpu" in controllers.split(","):
+            mounts = ("cpu", controllers)
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for folder in (inner, *inner.parents):
+            yield from (CGROUPS / mount / folder for mount in mounts)
+
+
+def _quota(folder: Path) -> float:
+    """Return the quota of one cgroup, in cores: version 2 has one file, version 1 has two."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if quota != "max" and int(quota) > 0:  # version 1 writes -1 for none
+                return int(quota) / int(period)
+    return _NO_QUOTA

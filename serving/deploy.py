@@ -7,6 +7,7 @@ is not empty or a name or number cannot be used, and `VaeError` if the folder ca
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -15,7 +16,7 @@ from typing import Literal
 
 from serving.bundle import MANIFEST
 from serving.errors import UsageRefused
-from serving.files import staged_folder
+from serving.files import refuse_in_bundle, staged_folder
 from serving.operations import Operation, Tensor
 from serving.source import Source
 
@@ -51,11 +52,39 @@ def write_deployment(
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
         raise UsageRefused(f"image must be REPOSITORY:TAG or REPOSITORY@DIGEST, got {image!r}")
+    refuse_in_bundle(out, "--out")
     _check_place(out.resolve())
     with staged_folder(out) as folder:
         TARGETS[target](source, folder, image, alias)
         files = (path for path in folder.rglob("*") if path.is_file())
         return tuple(sorted(path.relative_to(folder).as_posix() for path in files))
+
+
+def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ...]:
+    """Return the commands of a shell that run what `write_deployment` wrote to `out`."""
+    folder, image = shlex.quote(str(out)), default_image(source)
+    if target == "triton":
+        return (f"tritonserver --model-repository={folder}",)
+    if target == "kserve":
+        resource = shlex.quote(str(out / "inferenceservice.yaml"))
+        return (
+            f"docker push {image}  # made by vae deploy --target docker",
+            f"kubectl apply -f {resource}",
+        )
+    store = "" if source.name is None else " -e MLFLOW_TRACKING_URI=$MLFLOW_TRACKING_URI"
+    ports = f"-p {REST_PORT}:{REST_PORT} -p {GRPC_PORT}:{GRPC_PORT}"
+    return (
+        f"pip wheel --no-deps -w {folder} {_checkout()}",
+        f"docker build -t {image} {folder}",
+        f"docker run {ports}{store} {image}",
+    )
+
+
+def _checkout() -> str:
+    """Return the checkout that this package runs from, or a word for one."""
+    folder = Path(__file__).parent.parent
+    found = (folder / "pyproject.toml").is_file()
+    return shlex.quote(str(folder)) if found else "CHECKOUT_OF_VAE_PIPELINE"
 
 
 def default_image(source: Source) -> str:

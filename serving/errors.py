@@ -83,18 +83,19 @@ class BodyTimeout(VaeError):
     grpc_status = "DEADLINE_EXCEEDED"
 
 
-class LengthRequired(VaeError):
-    """The request does not give the length of its body."""
-
-    status = 411
-    grpc_status = "INVALID_ARGUMENT"
-
-
 class TooLarge(VaeError):
     """The body of the request is larger than the limit."""
 
     status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class EncodingRefused(VaeError):
+    """The body of the request is compressed in a way that is not read."""
+
+    status = 415
+    grpc_status = "INVALID_ARGUMENT"
+    headers = (("accept-encoding", "gzip, deflate"),)
 
 
 class Overloaded(VaeError):

@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all, refuse bad outputs early, name unreadable files.
 
-Raises `VaeError` if an output cannot be written, `UsageRefused` if that is known before the work,
-and `DataRefused` if a file cannot be read.
+Raises `VaeError` if an output cannot be written, `UsageRefused` if that is known before the work
+or if there is no such file, and `DataRefused` if a file cannot be read.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.bundle import MANIFEST
+from serving.bundle import GRAPHS, MANIFEST
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 FILE_READ_ERRORS: tuple[type[Exception], ...] = (
@@ -37,7 +37,7 @@ def reading(name: object, *more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataRefused(f"no file {name}") from None
+        raise UsageRefused(f"no file {name}") from None
     except IsADirectoryError:
         raise DataRefused(f"{name} is a folder: give a file") from None
     except (*FILE_READ_ERRORS, *more) as err:
@@ -49,18 +49,27 @@ def check_output_file(path: Path, suffixes: tuple[str, ...], option: str = "--ou
     """Refuse a file with another suffix, in a bundle, or in a folder that cannot be written to."""
     if path.suffix not in suffixes:
         raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
+    refuse_in_bundle(path, option)
     _try_to_write(path.parent, f"cannot write {path}")
-    if (path.parent / MANIFEST).exists():
-        raise UsageRefused(
-            f"{option} must lie outside the bundle {path.parent}, which may hold nothing more, "
-            f"got {str(path)!r}"
-        )
+
+
+def refuse_in_bundle(path: Path, option: str) -> None:
+    """Refuse an output at any depth below a bundle, which would no longer be intact."""
+    folder = path.parent.resolve()
+    for parent in (folder, *folder.parents):
+        # other projects, too, have files of the manifest's name
+        if (parent / MANIFEST).exists() and any((parent / graph).exists() for graph in GRAPHS):
+            raise UsageRefused(
+                f"{option} must lie outside the bundle {parent}, which may hold nothing more, "
+                f"got {str(path)!r}"
+            )
 
 
 def check_output_folder(path: Path) -> None:
     """Refuse an output folder that exists or cannot be made."""
     if path.exists():
         raise UsageRefused(f"--out {path} exists: name a new folder")
+    refuse_in_bundle(path, "--out")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     _try_to_write(parent, f"cannot write to {parent}")
 

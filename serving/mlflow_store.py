@@ -177,7 +177,7 @@ def store_errors() -> Iterator[None]:
 
 def store_name() -> str:
     """Return the store's URI without its password."""
-    return _without_password(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    return _without_password(tracking_uri())
 
 
 def _without_password(text: str) -> str:

@@ -87,6 +87,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             values = rows.astype(dtype).reshape(len(rows), *shape)
         if dtype == "uint8" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
+        if rows.dtype.kind in "iu" and not np.array_equal(values.ravel(), rows.ravel()):
+            raise ValueError(f"{name} must be whole numbers that float32 holds exactly")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite in float32")
         bernoulli = self._manifest["likelihood"].endswith("bernoulli")

@@ -12,12 +12,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle, open_bundle
-from serving.errors import UsageRefused, VerificationFailed
+from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.files import staged_file
 from serving.mlflow_store import (
     alias_version,
@@ -120,12 +121,23 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
     import filelock
 
     folder = _cache_folder() / digest
-    with filelock.FileLock(f"{folder}.lock"):
+    with version_errors(name, version, folder), filelock.FileLock(f"{folder}.lock"):
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
         shutil.rmtree(folder, ignore_errors=True)  # it is absent or damaged
         download_bundle(f"{name} version {version}", model_uri, folder)
         return Source(_open_sealed(folder, digest), name, version)
+
+
+@contextlib.contextmanager
+def version_errors(name: str | None, version: str | None, folder: Path) -> Iterator[None]:
+    """Name a file `version 2 of vae: decoder.onnx` in errors, not by its path in a cache."""
+    try:
+        yield
+    except VaeError as err:
+        subject = f"version {version} of {name}"
+        message = str(err).replace(f"{folder}/", f"{subject}: ").replace(str(folder), subject)
+        raise type(err)(message) from err
 
 
 def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:

@@ -54,6 +54,21 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
+def test_completion_and_vae_config_load_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[train]\nepochs = 3\n")
+    modules = loaded(
+        "from click.shell_completion import BashComplete\n"
+        "from pipeline.cli.main import cli\n"
+        "shell = BashComplete(cli, {}, 'vae', '_VAE_COMPLETE')\n"
+        "assert shell.get_completions(['run', '--preset'], 'se')\n"
+        f"arguments = ['config', 'run', '--config', '{tmp_path / 'run.toml'}']\n"
+        "cli.main(arguments, standalone_mode=False)\n"
+    )
+    assert {"pipeline", "serving", "click"} <= modules
+    assert modules & HEAVY == set()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "needed"),
     [

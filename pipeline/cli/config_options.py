@@ -9,7 +9,17 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from pipeline.config import PRESETS, Option, PromoteConfig, preset_settings, settings_of
+from pipeline.config import (
+    PRESETS,
+    SECTIONS,
+    Option,
+    PromoteConfig,
+    preset_settings,
+    setting_names,
+    settings_of,
+)
+from serving.cli.config_file import Setting, config_option
+from serving.cli.paths import Origin
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -51,8 +61,16 @@ class Words(click.ParamType[tuple[str, ...]]):
         return words
 
 
+class Integer(click.IntRange):
+    """A whole number within limits; click's own name for it is `integer range`."""
+
+    name = "integer"
+
+
 class Number(click.FloatRange):
     """A finite number within limits; click's own check of limits lets NaN pass."""
+
+    name = "number"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Read `0.1`."""
@@ -76,13 +94,17 @@ class NumberOrNone(Number):
 
 def settings_options(*sections: type) -> Decorator:
     """Add an option for every setting of the sections; None means that the preset decides."""
-    settings = [setting for section in sections for setting in settings_of(section)]
+    settings = [(section, *setting) for section in sections for setting in settings_of(section)]
+    names = {section: name for name, section in SECTIONS.items()}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, kind, option, default in reversed(settings):
+        for section, name, kind, option, default in reversed(settings):
             flag = name.replace("_", "-")
             function = click.option(
                 f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+                cls=Setting,
+                section=names[section],
+                heading=str(section.__doc__).rstrip("."),
                 type=_click_type(kind, option),
                 is_flag=kind is bool,
                 default=None,
@@ -102,14 +124,22 @@ preset_option = click.option(
 )
 
 
+settings_file = config_option(setting_names())
+
+
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
     source = given.get("data", "mnist")
     path = Path(source).expanduser()
     if source != "mnist" and path.exists():  # mnist is never a folder
-        given["data"] = str(path.absolute())
+        given["data"] = str(_without_dots(path))
     return given
+
+
+def _without_dots(path: Path) -> Path:
+    """Make a path absolute; its last part may be a link, whose own suffix says what it is."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def gate_config(settings: dict[str, Any]) -> PromoteConfig:
@@ -140,8 +170,9 @@ def given_beside(option: str, *allowed: str) -> dict[str, Any]:
 
 
 def _describe_default(name: str, default: Any) -> str:
-    if isinstance(default, tuple):
-        shown = ",".join(map(str, default))
+    if isinstance(default, tuple | str):
+        shown = default if isinstance(default, str) else ",".join(map(str, default))
+        shown = shown or "none"
     elif isinstance(default, float):
         shown = f"{default:g}"
     else:
@@ -156,14 +187,14 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
         item = get_args(kind)[0]
         return Widths() if item is int else Words(get_args(item))
     if kind is int:
-        return click.IntRange(_as_int(option.min), _as_int(option.max))
+        return Integer(_as_int(option.min), _as_int(option.max))
     if kind is bool:
         return click.BOOL
     if kind == float | None:
         return NumberOrNone(option.min, option.max, min_open=option.open_min)
     if kind is float:
         return Number(option.min, option.max, min_open=option.open_min)
-    return click.STRING
+    return Origin() if option.path else click.STRING
 
 
 def _as_int(bound: float | None) -> int | None:

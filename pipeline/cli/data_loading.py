@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.config import Config
+from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data_option = click.option(
     "--data",
     "source",
-    default=None,
+    type=Origin(),
     help="Where the model's data is now  [default: where it was in training]",
 )
 
@@ -33,6 +34,7 @@ def load_data(
     from pipeline.data.dataset import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
+    say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
     dataset = load_dataset(settings.pop("data"), **settings)
     if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
@@ -43,22 +45,31 @@ def load_data(
     return dataset
 
 
-def rows_to_evaluate(checkpoint: "Checkpoint", source: str | None) -> "Split":
+def rows_to_evaluate(
+    checkpoint: "Checkpoint", source: str | None, array: str = "", delimiter: str = ""
+) -> "Split":
     """Return the held-out rows of the model's own data or, if given, those of `source`.
+
+    `array` is the array of an .npz file to read, empty for that of the training, if it is there;
+    `delimiter` that of a CSV file, empty to find it.
 
     Raises:
         DataRefused: the rows of `source` do not fit the model.
+        UsageRefused: there is no `array`.
     """
     from pipeline.data.dataset import load_rows
+    from pipeline.data.readers import has_array
 
     data = checkpoint.config.data
     if source is None:
         return load_data(checkpoint.config, checkpoint.data).test
     known = checkpoint.data["splits"]["test"]["sha256"]
-    names = ("test_fraction", "label", "binarize")
+    if not array and data.array and has_array(source, data.array):
+        array = data.array
+    names = ("test_fraction", "label", "binarize", "drop_missing")
     columns = data.columns or checkpoint.data.get("columns", ())  # in training's order
     settings = {name: getattr(data, name) for name in names}
-    split = load_rows(source, known, columns=columns, **settings)
+    split = load_rows(source, known, columns=columns, array=array, delimiter=delimiter, **settings)
     wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
     if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:
         raise DataRefused(f"{source} has rows of {found}, but the model takes {wanted}")

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import click
 
 from pipeline.cli import registry, results, stages
+from pipeline.cli.config_command import show_config
 from pipeline.cli.config_options import (
     chosen,
     gate_config,
     given_beside,
     preset_option,
+    settings_file,
     settings_options,
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
@@ -29,8 +31,11 @@ from pipeline.config import (
     TrainConfig,
     configure,
 )
-from serving.cli.command import CONTEXT, Group, run_command
-from serving.cli.options import device_option, seed_option, threads_option
+from serving.cli.command import CONTEXT, Command, Group, run_command
+from serving.cli.help_page import group
+from serving.cli.latents import decode, interpolate, traverse
+from serving.cli.options import device_option, read_options, seed_option, threads_option
+from serving.cli.paths import Origin, target
 from serving.cli.reconstruct import reconstruct
 from serving.cli.sample import sample
 from serving.cli.score import score
@@ -40,7 +45,7 @@ from serving.errors import VaeError
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
-@click.version_option(package_name="vae-pipeline")
+@click.version_option(None, "-V", "--version", package_name="vae-pipeline")
 def cli() -> None:
     """Train a VAE, prove that its ONNX files are the same model, promote it and use it.
 
@@ -48,18 +53,18 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@click.command(cls=Command, context_settings=CONTEXT)
+@group("Settings")
+@settings_file
 @preset_option
 @settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig)
+@group("Bundle and registry")
+@click.option("--out", type=target(), help="Folder for the bundle  [default: bundles/RUN_ID]")
+@registry.name_option
+@click.option("--no-promote", is_flag=True, help="Stop after registering the version")
+@group("Computing")
 @device_option
 @threads_option
-@registry.name_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder for the bundle  [default: bundles/RUN_ID]",
-)
-@click.option("--no-promote", is_flag=True, help="Stop after registering the version")
 def run(
     preset: str,
     device: str,
@@ -89,6 +94,7 @@ def run(
         bundle, report = stages.check(bundle, checkpoint, dataset, "cpu", threads)
         stages.log_report(tracked.run_id, report, f"bundle {out.name}")
         results.raise_unless_parity_passed(report)
+        say(f"registering the bundle as a version of {name}")
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.version": version})
         decision = (
@@ -109,18 +115,21 @@ def run(
     results.raise_unless_promoted(decision)
 
 
-@cli.command()
+@click.command(cls=Command, context_settings=CONTEXT)
+@group("Settings")
+@settings_file
 @preset_option
-@settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig)
 @click.option(
     "--resume",
     metavar="RUN_ID",
     help="Continue an interrupted run with its own settings",
 )
+@settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig)
+@group("Computing")
 @device_option
 @threads_option
 def train(preset: str, resume: str | None, device: str, threads: int, **settings: Any) -> None:
-    """Train a model and evaluate it on held-out data, as an MLflow run.
+    """Train a model and evaluate it, as an MLflow run.
 
     Example: vae train --preset example --epochs 10
     """
@@ -140,17 +149,20 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     finish(results.metrics_summary(tracked.run_id, metrics, started))
 
 
-@cli.command()
-@click.argument("model", default="")
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("model", default="", type=click.Path())
+@group("Model and rows")
 @click.option("--run-id", help="A training run, instead of MODEL")
-@settings_options(EvaluateConfig)
-@seed_option
 @click.option(
     "--data",
     "source",
-    default=None,
+    type=Origin(),
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
+@read_options
+@settings_options(EvaluateConfig)
+@group("Computing")
+@seed_option
 @device_option
 @threads_option
 def evaluate(
@@ -161,8 +173,9 @@ def evaluate(
     source: str | None,
     device: str,
     threads: int,
+    **reading: str,
 ) -> None:
-    """Evaluate a trained model on its held-out rows, or on other data.
+    """Evaluate a model on its held-out rows, or on other data.
 
     MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. If --data has a test set,
     its rows are used, otherwise all rows.
@@ -179,17 +192,20 @@ def evaluate(
         checkpoint = checkpoint_of(open_source(model).bundle)
     else:
         checkpoint, _ = stages.fetch_checkpoint(str(run_id))
-    test = rows_to_evaluate(checkpoint, source)
+    if source is None and (given := [name for name, value in reading.items() if value]):
+        raise click.UsageError(f"--{given[0]} goes with --data")
+    test = rows_to_evaluate(checkpoint, source, **reading)
     samples = nll_samples or checkpoint.config.evaluate.nll_samples
     metrics = stages.evaluate(checkpoint.model, test, samples, seed, device, threads)
     finish(results.metrics_summary(checkpoint.run_id, metrics, started))
 
 
-@cli.command()
+@click.command(cls=Command, context_settings=CONTEXT)
+@group("Run and bundle")
 @click.option("--run-id", required=True, help="The training run")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create")
-@settings_options(ExportConfig)
+@click.option("--out", type=target(), required=True, help="Folder to create")
 @data_option
+@settings_options(ExportConfig)
 def export(run_id: str, out: Path, precision: Precision | None, source: str | None) -> None:
     """Export a run's model as a bundle of ONNX graphs.
 
@@ -206,8 +222,8 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
     finish({"bundle": str(out), "digest": manifest.digest, "precision": manifest.precision})
 
 
-@cli.command()
-@click.argument("bundle")
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("bundle", type=Origin())
 @data_option
 @click.option(
     "--device",
@@ -216,9 +232,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
     show_default=True,
     help="Device on which the graphs must agree with torch; all checks both, one by one",
 )
-@click.option(
-    "--report", "page", type=click.Path(path_type=Path), help="Also write an HTML page to this file"
-)
+@click.option("--report", "page", type=target(), help="Also write an HTML page to this file")
 @threads_option
 def check(
     bundle: str,
@@ -227,7 +241,9 @@ def check(
     page: Path | None,
     threads: int,
 ) -> None:
-    """Compare every output of BUNDLE's graphs with torch, and keep the report.
+    """Compare a bundle's graphs with torch, and keep the report.
+
+    Every output is compared, on held-out and on adversarial rows, as docs/parity.md describes.
 
     BUNDLE is a folder, into which the report is sealed; or a version, models:/NAME/VERSION, which
     is not changed: its report is stored beside it, for vae promote --require.
@@ -244,6 +260,7 @@ def check(
     checkpoint = checkpoint_of(opened.bundle)
     dataset = load_data(checkpoint.config, checkpoint.data, source)
     report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
+    say(report.table())
     digest, place = stages.keep_report(opened, report)
     if page is not None:
         write_page(page, report, bundle)
@@ -253,9 +270,9 @@ def check(
     results.raise_unless_parity_passed(report)
 
 
-@cli.command()
+@click.command(cls=Command, context_settings=CONTEXT)
 def doctor() -> None:
-    """Show what is missing on this machine, and the command that fixes it.
+    """Show what this machine lacks, and the command that fixes it.
 
     Example: vae doctor
     """
@@ -274,8 +291,11 @@ def doctor() -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-for command in (*registry.COMMANDS, sample, reconstruct, score, serve, deploy):
-    cli.add_command(command)
+cli.add_section("Train", run, train, evaluate, export, check, show_config)
+cli.add_section("Registry", *registry.COMMANDS)
+cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score)
+cli.add_section("Serve and deploy", serve, deploy)
+cli.add_section("Help", doctor)
 
 
 def main() -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import click
 
 from pipeline.cli import results, stages
-from pipeline.cli.config_options import gate_config, settings_options
+from pipeline.cli.config_options import gate_config, settings_file, settings_options
 from pipeline.cli.data_loading import data_option
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import threads_option
+from serving.cli.paths import Origin
 from serving.console import finish, say
 
 
@@ -35,10 +37,10 @@ name_option = click.option(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=Origin(path_type=Path))
 @name_option
 def register(bundle: Path, name: str) -> None:
-    """Register a checked bundle as a new version and make it the candidate.
+    """Register a checked bundle as a version, the new candidate.
 
     Example: vae register bundle
     """
@@ -56,13 +58,16 @@ def register(bundle: Path, name: str) -> None:
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("version", default="@candidate")
+@group("Version and rows")
+@settings_file
 @name_option
+@data_option
+@threads_option
 @settings_options(PromoteConfig)
+@group("Decision")
 @click.option("--dry-run", is_flag=True, help="Decide, but do not move or record anything")
 @click.option("--force", is_flag=True, help="Override the gate's judgement; needs --reason")
 @click.option("--reason", help="Why the gate is overridden, for the record")
-@data_option
-@threads_option
 def promote(
     version: str,
     name: str,
@@ -73,11 +78,12 @@ def promote(
     threads: int,
     **settings: Any,
 ) -> None:
-    """Make VERSION, a number or an alias, the champion if it is no worse than the present one.
+    """Put a version through the gate, and make it the champion.
 
-    Both are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
-    unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
-    the limits, but no failed verification, parity or data check.
+    VERSION is a number or an alias. It and the champion are scored now, on the held-out rows of
+    VERSION and with the same noise. VERSION is refused unless its ELBO is, with --confidence, at
+    most --margin nats lower. --force overrides this and the limits, but no failed verification,
+    parity or data check.
 
     Example: vae promote @candidate --margin 0.1
     """
@@ -97,7 +103,9 @@ def promote(
 @name_option
 @threads_option
 def rollback(name: str, threads: int) -> None:
-    """Make the previous champion the champion again, after verifying its files.
+    """Make the previous champion the champion again.
+
+    Its files are verified first.
 
     Example: vae rollback
     """
@@ -113,7 +121,9 @@ def rollback(name: str, threads: int) -> None:
 @name_option
 @click.option("--at", "when", help="Show the champion at this ISO 8601 time, local without a zone")
 def history(name: str, when: str | None) -> None:
-    """List every decision on a model, the newest first; or show the champion at some time.
+    """List every decision on a model, the newest first.
+
+    With --at, show the champion at some time instead.
 
     Example: vae history --at 2026-11-22T14:30
     """
@@ -159,7 +169,7 @@ def _show_champion(name: str, when: datetime) -> None:
 @click.argument("version", default="@champion")
 @name_option
 def verify(version: str, name: str) -> None:
-    """Fetch a version's files from the registry and compare them with their digests.
+    """Compare a version's files in the registry with their digests.
 
     Example: vae verify @champion
     """
@@ -179,7 +189,9 @@ def verify(version: str, name: str) -> None:
 @click.argument("version")
 @name_option
 def delete(version: str, name: str) -> None:
-    """Delete VERSION unless it has an alias; `mlflow gc` then removes its files.
+    """Delete a version that has no alias.
+
+    `mlflow gc` then removes its files.
 
     Example: vae delete 3
     """

@@ -4,9 +4,11 @@ In: the results of the stages. Out: a part of the JSON line, a summary on stderr
 """
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
@@ -60,9 +62,7 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    # this runs in a virtual environment that is not activated in the shell
-    hidden = sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ
-    activate = f"  . {os.path.relpath(sys.prefix)}/bin/activate\n" if hidden else ""
+    activate = "" if _is_active() else f"  . {os.path.relpath(sys.prefix)}/bin/activate\n"
     say(
         f"""
 version {version} {status}
@@ -75,6 +75,23 @@ try next:
   {next_command}
   vae doctor
 """
+    )
+
+
+def _is_active() -> bool:
+    """Whether the shell finds the commands of the virtual environment that this runs in, if any.
+
+    `make` puts the environment on the path of its own commands, not of the shell.
+    """
+    if sys.prefix == sys.base_prefix:
+        return True
+    if os.environ.get("VIRTUAL_ENV"):
+        return Path(os.environ["VIRTUAL_ENV"]).resolve() == Path(sys.prefix).resolve()
+    found = shutil.which("vae")
+    return (
+        found is not None
+        and Path(found).parent.parent == Path(sys.prefix)
+        and ("MAKELEVEL" not in os.environ)
     )
 
 

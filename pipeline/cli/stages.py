@@ -35,6 +35,7 @@ EVALUATION_SEED = 0
 
 def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
     """Load the data and begin the training, so that an error comes before a run is opened."""
+    say("loading torch")
     from pipeline.training.state import begin_training
 
     device = torch_device(device, threads)
@@ -44,6 +45,7 @@ def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dat
 
 def _resolve_config(config: Config, dataset: "Dataset") -> Config:
     from pipeline.model.likelihoods import choose_likelihood, resolve_model_config
+    from serving.io.images import advise_axes
 
     reason = ""
     if config.model.likelihood == "auto":
@@ -52,6 +54,8 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
         reason = f", for {kind}"
     model = resolve_model_config(config, *dataset.rows)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
+    if hint := advise_axes(dataset.x_shape):
+        say(f"warning: {hint}")
     return replace(config, model=model)
 
 
@@ -64,6 +68,7 @@ def prepare_resume(
         UsageRefused: `device` is not the one that the run was training on.
         DeviceUnavailable: this machine does not have the run's device.
     """
+    say("loading torch and MLflow")
     from pipeline.training.resumable_run import fetch_state
     from pipeline.training.state import restore_training
 
@@ -145,7 +150,7 @@ def evaluate(
 
     device = torch_device(device, threads)
     say(f"evaluating {len(test.x):,} rows with {nll_samples:,} samples each")
-    with progress(len(test.x), "rows") as bar:
+    with progress(len(test.x) * nll_samples, "samples") as bar:
         metrics = evaluate_rows(
             model, test.x, nll_samples=nll_samples, seed=seed, device=device, advance=bar.advance
         )
@@ -167,30 +172,40 @@ def export(
     """Write the bundle; int8 takes its ranges from the training rows."""
     from pipeline.export.bundle_export import export_bundle
     from pipeline.export.quantization import calibrate
+    from serving.bundle import GRAPHS
 
-    say(f"exporting {precision} to {out}")
+    say(f"exporting {len(GRAPHS)} graphs, {precision}, to {out}")
     ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
-    content, x = metrics.to_json(), dataset.test.x
-    return export_bundle(out, checkpoint, content, x, precision=precision, ranges=ranges)
+    with progress(len(GRAPHS), "graphs") as bar:
+        return export_bundle(
+            out,
+            checkpoint,
+            metrics.to_json(),
+            dataset.test.x,
+            precision=precision,
+            ranges=ranges,
+            advance=bar.advance,
+        )
 
 
 def check(
     bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "tuple[Bundle, ParityReport]":
-    """Compare a bundle with torch and seal the report into it.
+    """Compare a bundle with torch and seal the report into it; print what failed, if anything.
 
     If a device is missing, nothing is written, and an earlier report stays.
     """
     from pipeline.parity.bundle_report import add_report
 
     report = compare(bundle, checkpoint, dataset, device, threads)
+    say(f"  {report.verdict()}" if report.passed else report.table())
     return add_report(bundle, report), report
 
 
 def compare(
     bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
 ) -> "ParityReport":
-    """Compare a bundle's graphs with torch and print the table; the bundle is not changed."""
+    """Compare a bundle's graphs with torch; the bundle is not changed."""
     from pipeline.parity.check import DEVICES, check_parity
     from pipeline.parity.first_divergence import find_difference
     from pipeline.parity.quantization_loss import measure_cost
@@ -208,7 +223,6 @@ def compare(
         report = replace(report, quantization_loss=loss)
     if not report.passed:
         report = replace(report, first_difference=find_difference(bundle, model, x, report))
-    say(report.table())
     return report
 
 
@@ -274,6 +288,7 @@ def promote(
 
 def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
     """Return the model that a training run logged, and its held-out metrics."""
+    say(f"fetching the model of run {run_id}")
     from pipeline.evaluation.evaluate import Metrics
     from pipeline.model.checkpoint import load_checkpoint
     from pipeline.tracking import CHECKPOINT, fetch_artifact, fetch_json

@@ -6,7 +6,7 @@ of a training, so that models of different seeds are compared on the same held-o
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Binarize
-from pipeline.data.readers import LabelledRows, read_like, read_source
+from pipeline.data.readers import LabelledRows, SourceSplits, read_like, read_source
+from pipeline.data.row_checks import check_rows
+from pipeline.data.selection import Selection
 from serving.errors import DataRefused
 
 Array = NDArray[Any]
@@ -22,8 +24,6 @@ Array = NDArray[Any]
 _BINARIZED_ROWS = 4096
 """Rows binarized at a time, which bounds memory; another number would change the random bits."""
 _MOVED_ROWS = 4096
-_EXACT = 1 << 24
-"""Float32 holds every whole number up to this one exactly, and not all above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +79,18 @@ def load_dataset(
     *,
     valid_fraction: float,
     test_fraction: float,
-    columns: Sequence[str] = (),
-    label: str = "",
     binarize: Binarize = "none",
+    **chosen: Any,
 ) -> Dataset:
-    """Load and split the data at `source`; the settings are those of `DataConfig`.
+    """Load and split the data at `source`; `chosen` are settings of `Selection`.
 
-    If the source has a test set of its own, `test_fraction` is not used.
+    If the source has a validation or a test set of its own, its fraction is not used.
     """
-    rest, test = read_source(source, columns, label)
+    rest, test, valid = _read(read_source, source, Selection(**chosen))
     names = rest.columns
-    rest = replace(rest, x=_check_rows(source, rest.x))
     if test is None:
         rest, test = _split(source, rest, test_fraction)
-    else:
-        test = replace(test, x=_check_rows(f"{source} (test)", test.x))
-        if (test.x.dtype, test.x.shape[1:]) != (rest.x.dtype, rest.x.shape[1:]):
-            raise DataRefused(
-                f"{source}: test rows are {test.x.dtype} {test.x.shape[1:]}, "
-                f"training rows {rest.x.dtype} {rest.x.shape[1:]}"
-            )
-    train, valid = _split(source, rest, valid_fraction)
+    train, valid = (rest, valid) if valid else _split(source, rest, valid_fraction)
     del rest  # so that memory holds no more than the data and one copy
     if binarize == "static":  # "dynamic" binarizes each batch anew during training
         train = _binarize_once(train, key=1)
@@ -119,20 +110,18 @@ def load_rows(
     known: str,
     *,
     test_fraction: float,
-    columns: Sequence[str] = (),
-    label: str = "",
     binarize: Binarize = "none",
+    **chosen: Any,
 ) -> Split:
-    """Load rows to evaluate on: the test set of the source, or all rows if it has none.
+    """Load rows to evaluate on: the test set of the source, its validation set, or all rows.
 
     If the source is the data that the model was trained on, whose test split has the digest
     `known`, the rows are that test split.
     """
-    rest, test = read_like(source, columns, label)
-    rows = replace(rest if test is None else test, x=_check_rows(source, (test or rest).x))
-    choices = [rows]
-    if test is None and len(rows.x) > 1:
-        choices.insert(0, _take(rows, _held_out(source, len(rows.x), test_fraction)))
+    rest, test, valid = _read(read_like, source, Selection(**chosen))
+    choices = [test or valid or rest]
+    if test is None and len(rest.x) > 1:
+        choices.insert(0, _take(rest, _held_out(source, len(rest.x), test_fraction)))
     for part in choices:
         final = part if binarize == "none" else _binarize_once(part, key=3)
         split = Split(final.x, digest(final.x), final.labels)
@@ -181,35 +170,36 @@ def _binarize_once(part: LabelledRows, *, key: int) -> LabelledRows:
     return replace(part, x=binarize(part.x, generator))
 
 
-def _check_rows(source: str, x: Array) -> Array:
-    """Return rows of uint8 or finite float32; convert other numbers, refuse everything else."""
-    if x.dtype.kind not in "buif":
-        raise DataRefused(f"{source} must be numbers, got {x.dtype}")
-    if x.ndim < 2 or x.size == 0:
-        raise DataRefused(f"{source} must be rows of features, at least one of each; got {x.shape}")
-    if x.dtype not in (np.uint8, np.float32):
-        x = _to_float32(source, x)
-    if x.dtype == np.float32:
-        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
-        if bad.any():
-            raise DataRefused(
-                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, "
-                f"the first is row {int(bad.argmax())}"
-            )
-    return x
+def _read(read: Callable[..., SourceSplits], source: str, selection: Selection) -> SourceSplits:
+    """Read a source and check its rows: those of all its sets must be alike."""
+    splits = read(source, selection)
+    train = _check(source, splits.train, selection)
+    test = _check_like(train, source, "test", splits.test, selection)
+    return SourceSplits(
+        train, test, _check_like(train, source, "validation", splits.valid, selection)
+    )
 
 
-def _to_float32(source: str, x: Array) -> Array:
-    """Copy to float32; refuse whole numbers that would be rounded."""
-    if x.dtype.kind in "ui":
-        low, high = int(x.min()), int(x.max())
-        if low < -_EXACT or high > _EXACT:
-            raise DataRefused(
-                f"{source} must be whole numbers from {-_EXACT} to {_EXACT}, which float32 holds "
-                f"exactly; got {x.dtype} from {low} to {high}"
-            )
-    with np.errstate(over="ignore"):  # too large a value becomes inf, refused later
-        return x.astype(np.float32)
+def _check_like(
+    train: LabelledRows, source: str, name: str, part: LabelledRows | None, selection: Selection
+) -> LabelledRows | None:
+    """Check the rows of a set of the source's own, if it has it: they must be like `train`."""
+    if part is None:
+        return None
+    part = _check(f"{source} ({name})", part, selection)
+    if (part.x.dtype, part.x.shape[1:]) != (train.x.dtype, train.x.shape[1:]):
+        raise DataRefused(
+            f"{source}: {name} rows are {part.x.dtype} {part.x.shape[1:]}, "
+            f"training rows {train.x.dtype} {train.x.shape[1:]}"
+        )
+    return part
+
+
+def _check(source: str, part: LabelledRows, selection: Selection) -> LabelledRows:
+    x, kept = check_rows(source, part.x, part.columns, selection.drop_missing)
+    if part.labels is None or kept.all():
+        return replace(part, x=x)
+    return replace(part, x=x, labels=part.labels[kept])
 
 
 def _split(source: str, part: LabelledRows, fraction: float) -> tuple[LabelledRows, LabelledRows]:

@@ -8,14 +8,18 @@ if all its columns hold bytes, else as float32, which a CSV file always gives; a
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
+from pipeline.data.row_checks import Float32Check
+from pipeline.data.selection import Selection
+from serving.console import say
 from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io.arrow_types import (
@@ -27,15 +31,19 @@ from serving.io.arrow_types import (
     unwrap_type,
 )
 from serving.io.column_choice import RowLayout, require_columns
-from serving.io.columns import REASONS, read_x, unwrap_array
+from serving.io.columns import NAN, NULL, REASONS, read_x, unwrap_array
+from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
-from serving.io.images import read_image_shape
+from serving.io.image_files import read_image_shape
 from serving.io.rows import Rows
+from serving.io.side_columns import describe_side_columns, find_side_columns
 
 Array = NDArray[Any]
 
 _BATCH_BYTES = 4 << 20
+_WIDE_ROWS, _WIDE_BYTES = 256, 32 << 20
+_SHOWN = 5
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
 
@@ -43,46 +51,63 @@ TableRows = tuple[Array, Array | None, tuple[str, ...]]
 """Rows, labels, and the names of the features if each has a column of its own."""
 
 
-def read_table(path: Path, columns: Sequence[str], label: str) -> TableRows:
+def read_table(path: Path, selection: Selection) -> TableRows:
     """Read CSV, or Parquet or Arrow: columns of numbers, or one of (nested) lists or images."""
-    if path.suffix.lower() == ".csv" and not path.is_dir():
-        return _read_csv(path, columns, label)
-    rows = Rows(str(path), ids=None)
-    names = _choose(path, rows.schema, columns, label)
+    if is_csv_name(path.name) and not path.is_dir():
+        return _read_csv(path, selection)
+    rows = Rows(str(path), ids=None, delimiter=selection.delimiter)
+    for note in rows.notes:
+        say(note)
+    names, label = _choose(path, rows.schema, selection), selection.label
     wanted = [*names, label] if label else names
     first = next(rows.read(0, min(rows.total, _FIRST_ROWS), wanted, _FIRST_ROWS))
-    kinds = (item.type for file in rows.files for item in file.schema if item.name in names)
+    chosen = frozenset(names)
+    kinds = (item.type for file in rows.files for item in file.schema if item.name in chosen)
     are_bytes = all(pa.types.is_uint8(number_type(unwrap_type(kind))) for kind in kinds)
     layout = _find_layout(path, first, names, are_bytes)
-    batch_rows = max(1, _BATCH_BYTES // layout.row_bytes)
+    wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
+    batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
     batches = rows.read(0, rows.total, wanted, batch_rows)
     numbers = is_number(unwrap_type(first.schema.field(names[0]).type))
-    return *_gather(path, batches, names, label, layout), tuple(names) if numbers else ()
+    features = tuple(names) if numbers else ()
+    check = Float32Check(path, features, _are_whole(rows.schema, features))
+    return *_gather(path, batches, names, selection, layout, check), features
 
 
-def _read_csv(path: Path, columns: Sequence[str], label: str) -> TableRows:
+def _read_csv(path: Path, selection: Selection) -> TableRows:
     """Read a CSV file with a header; the first megabyte shows which columns are numbers."""
+    label = selection.label
     with reading(location := locate(str(path)), pa.ArrowException):
-        seen = read_header(location)
+        csv_format = find_format(location, selection.delimiter)
+        if said := csv_format.describe():
+            say(f"{path}: {said}")
+        seen = read_header(location, csv_format)
         schema = pa.schema([(item.name, widen(item.type)) for item in seen])
-        names = _choose(path, schema, columns, label)
+        names = _choose(path, schema, selection)
         fields = [schema.field(name) for name in names]
         if label:
             kind = seen.field(label).type
             fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
         wanted = pa.schema(fields)
-        with open_rows(wanted, location, wanted.names) as stream:
-            return *_gather(path, stream, names, label, layout), tuple(names)
+        check = Float32Check(path, names, _are_whole(seen, names))
+        with open_rows(csv_format, wanted, location, wanted.names) as stream:
+            return *_gather(path, stream, names, selection, layout, check), tuple(names)
 
 
-def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -> list[str]:
-    """Choose the columns of `x`: those named in `columns`, else all but the label."""
+def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
+    """Choose the columns of `x`: those that are named, else all that may be features."""
+    columns, label = selection.columns, selection.label
     require_columns(path, schema, (*columns, *([label] if label else [])))
     if label in columns:
         raise UsageRefused(f"column {label!r} cannot be the label and a feature")
-    names = list(columns) or [name for name in schema.names if name != label]
-    chosen = pa.schema([schema.field(schema.names.index(name)) for name in names])
+    side = {} if columns else find_side_columns(schema)
+    side.pop(label, None)
+    if side:
+        say(f"{path}: {describe_side_columns(side)}")
+    names = list(columns) or [name for name in schema.names if name != label and name not in side]
+    places = {name: index for index, name in enumerate(schema.names)}
+    chosen = pa.schema([schema.field(places[name]) for name in names])
     if len(set(names)) < len(names):
         raise DataRefused(f"{path} has columns of the same name: {list_columns(chosen)}")
     others = pa.schema([item for item in chosen if not is_number(unwrap_type(item.type))])
@@ -94,6 +119,11 @@ def _choose(path: Path, schema: pa.Schema, columns: Sequence[str], label: str) -
     if not names:
         raise UsageRefused(f"{path} has no columns but the label {label!r}")
     return names
+
+
+def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
+    """Return which columns hold whole numbers."""
+    return [pa.types.is_integer(unwrap_type(schema.field(name).type)) for name in names]
 
 
 def _holds_rows(kind: pa.DataType) -> bool:
@@ -133,30 +163,39 @@ def _gather(
     path: Path,
     batches: Iterator[pa.RecordBatch],
     names: Sequence[str],
-    label: str,
+    selection: Selection,
     layout: RowLayout,
+    check: Float32Check,
 ) -> tuple[Array, Array | None]:
     """Read all batches; count missing values and bad rows, and refuse them at the end."""
+    label = selection.label
     x = np.empty((0, *layout.shape), layout.dtype)
     labels: list[pa.Array] = []
     missing: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    dropped = 0
     for batch in batches:
-        missing.update({name: _count_missing(batch.column(name)) for name in names})
-        good, codes = read_x(batch, names, layout)
-        reasons.update(REASONS[code] for code in codes[codes > 0].tolist())
+        good, codes = read_x(batch, names, layout, check.watch)
+        gaps = np.isin(codes, (NULL, NAN))
+        if gaps.any():
+            dropped += int(gaps.sum())
+            missing.update(_count_missing(batch.filter(pa.array(gaps)), names))
+        reasons.update(REASONS[code] for code in codes[(codes > 0) & ~gaps].tolist())
         x.resize(
             (len(x) + len(good), *layout.shape), refcheck=False
         )  # in place, without a second copy
         x[len(x) - len(good) :] = good
-        labels += [batch.column(label)] if label else []
+        labels += [batch.column(label).filter(pa.array(codes == 0))] if label else []
     pa.default_memory_pool().release_unused()  # otherwise the pool keeps the memory of the batches
-    if missing := +missing:  # without the columns that lack nothing
-        listed = ", ".join(f"{name}: {count} missing" for name, count in missing.items())
-        raise DataRefused(
-            f"{path} has missing values, {listed}: fill them in, leave those rows out, or name "
-            "other columns by --columns"
-        )
+    if missing:
+        listed = _list_missing(missing)
+        if not selection.drop_missing:
+            raise DataRefused(
+                f"{path} has missing values, {listed}: fill them in, leave such rows out by "
+                "--drop-missing, or name other columns by --columns"
+            )
+        say(f"{path}: {dropped:,} rows with missing values are left out, {listed}")
+    check.finish()
     if reasons:
         listed = ", ".join(f"{reason}: {count} rows" for reason, count in reasons.items())
         raise DataRefused(f"{path} cannot be used, {listed}; x is {', '.join(names[:8])}")
@@ -165,10 +204,19 @@ def _gather(
     return x, _as_labels(labels) if label else None
 
 
-def _count_missing(array: pa.Array) -> int:
-    if pa.types.is_floating(array.type):  # its nulls become NaN
-        return int(np.isnan(array.to_numpy(zero_copy_only=False)).sum())
-    return int(array.null_count)
+def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, int]:
+    """Count the values, null or NaN, that each column lacks; in a column of lists, the rows."""
+    if not is_number(unwrap_type(batch.schema.field(names[0]).type)):
+        return {names[0]: batch.num_rows}
+    columns = (unwrap_array(batch.column(name)) for name in names)
+    counts = (compute.sum(column.is_null(nan_is_null=True)).as_py() for column in columns)
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
+def _list_missing(missing: Mapping[str, int]) -> str:
+    shown = [f"{name[:40]}: {count} missing" for name, count in [*missing.items()][:_SHOWN]]
+    more = f" and {len(missing) - _SHOWN} more columns" if len(missing) > _SHOWN else ""
+    return ", ".join(shown) + more
 
 
 def _as_labels(arrays: Sequence[pa.Array]) -> Array:

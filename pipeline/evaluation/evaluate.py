@@ -76,11 +76,11 @@ def evaluate(
     nll_samples: int,
     seed: int,
     device: str = "cpu",
-    advance: Callable[[int], None] = lambda rows: None,
+    advance: Callable[[int], None] = lambda samples: None,
 ) -> Metrics:
     """Average the ELBO over all samples of a row; estimate the NLL from the same samples.
 
-    `advance` receives the number of rows done since its last call.
+    `advance` receives the number of samples, of all rows, done since its last call.
 
     Raises:
         TrainingDiverged: a metric is not finite.
@@ -89,8 +89,7 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(seed)
     chunks = []
     for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK):
-        chunks.append(_evaluate_rows(model, rows.to(device), nll_samples, generator))
-        advance(len(rows))
+        chunks.append(_evaluate_rows(model, rows.to(device), nll_samples, generator, advance))
     log_likelihood, kl, log_p, z_loc, squared_errors = (
         torch.cat(values).double() for values in zip(*chunks, strict=True)
     )
@@ -133,7 +132,11 @@ def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]
 
 
 def _evaluate_rows(
-    model: VAE, x: Tensor, nll_samples: int, generator: torch.Generator
+    model: VAE,
+    x: Tensor,
+    nll_samples: int,
+    generator: torch.Generator,
+    advance: Callable[[int], None],
 ) -> tuple[Tensor, ...]:
     """Return log_likelihood (mean over samples), kl and log p(x), each (rows,); z_loc; and errors.
 
@@ -147,6 +150,7 @@ def _evaluate_rows(
         terms = elbo_terms(model, x, eps)
         log_likelihood += terms.log_likelihood.sum(-1)
         log_sum = torch.logaddexp(log_sum, terms.log_weights().logsumexp(-1))
+        advance(len(x) * samples)
     log_p = log_sum - float(np.log(nll_samples))
     z_loc = model.encode(x).loc
     squared_errors = (model.decode(z_loc) - x).square().flatten(1).mean(1)

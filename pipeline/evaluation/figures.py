@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.data.dataset import Split
-from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores
+from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores, plot_traversals
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
 from serving.drift import HeldOut
@@ -57,7 +57,8 @@ def _draw_images(folder: Path, model: VAE, x: Array) -> list[Path]:
     drawn = _decode(model, draw_rows(0, 0, SAMPLES, model.latent_dim))
     write_grid(samples, drawn * unit, columns=10)
     traversals = folder / "traversals.png"
-    write_grid(traversals, _traversals(model, x) * unit, len(TRAVERSAL))
+    drawn, names = _traverse(model, x[:ENCODED_ROWS])
+    plot_traversals(traversals, drawn * unit, names, TRAVERSAL)
     return [reconstructions, samples, traversals]
 
 
@@ -69,15 +70,17 @@ def _encode(model: VAE, x: Array) -> Array:
 
 
 @torch.no_grad()
-def _traversals(model: VAE, x: Array) -> Array:
-    """Return one line for each of the latents that vary most: only it changes, from -3 to 3."""
-    z_loc = _encode(model, x[:1000])
-    latents = np.argsort(-z_loc.var(0), kind="stable")[:TRAVERSED_LATENTS]
-    z = np.repeat(z_loc[:1], len(latents) * len(TRAVERSAL), axis=0)
-    for line, latent in enumerate(latents):
-        start = line * len(TRAVERSAL)
-        z[start : start + len(TRAVERSAL), latent] = TRAVERSAL
-    return _decode(model, z)
+def _traverse(model: VAE, x: Array) -> tuple[Array, list[str]]:
+    """Return a line of rows for each latent of the largest mean KL, and what to call the lines.
+
+    The rows are decoded from the posterior mean of the first row of `x`; only one latent changes.
+    """
+    qz = model.encode(torch.from_numpy(x))
+    kl = qz.latent_kl().mean(0).numpy()
+    latents = np.argsort(-kl, kind="stable")[:TRAVERSED_LATENTS]
+    z = np.repeat(qz.loc[:1].numpy(), len(latents) * len(TRAVERSAL), axis=0)
+    z[np.arange(len(z)), np.repeat(latents, len(TRAVERSAL))] = np.tile(TRAVERSAL, len(latents))
+    return _decode(model, z), [f"z[{latent}]: {kl[latent]:.3g} nats" for latent in latents]
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from serving.drift import HeldOut
+from serving.io.images import tile
 
 MAX_GROUPS = 20
 """Labels with more distinct values are shown on a colour scale, or omitted if they are words."""
@@ -28,6 +30,7 @@ def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
             if history and prefix + name in history[0]:
                 axes.plot(epochs, [row[prefix + name] for row in history], ".-", label=label)
         axes.set(title=name, xlabel="epoch", ylabel="nats per row")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=100)
@@ -66,14 +69,49 @@ def plot_scores(path: Path, held_out: HeldOut) -> None:
     axes = figure.subplots()
     knots = np.asarray(held_out.elbo_quantiles)
     # every interval between two quantiles holds the same share of rows
-    axes.hist((knots[1:] + knots[:-1]) / 2, bins=40, density=True)
+    elbo = (knots[1:] + knots[:-1]) / 2
+    low, high = _bulk(elbo)
+    axes.hist(elbo, bins=40, range=(low, high), density=True)
     axes.axvline(held_out.elbo_mean, color="black", linewidth=1)
+    outside = 1 - np.mean((low <= elbo) & (elbo <= high))
     axes.set(
         title=f"ELBO of {held_out.rows:,} held-out rows as vae score gives it, "
         f"mean {held_out.elbo_mean:.2f}",
-        xlabel="nats per row",
+        xlabel="nats per row" + (f"; {outside:.1%} of the rows lie outside" if outside else ""),
         ylabel="density",
     )
+    if low < high:
+        axes.set_xlim(low, high)
+    figure.savefig(path, dpi=100)
+
+
+def _bulk(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the range of all values but outliers, which would squeeze the others into one bin.
+
+    Of a normal distribution it would hold all within six standard deviations.
+    """
+    low, high = np.quantile(values, (0.02, 0.98), method="nearest")
+    width = max(high - low, 1e-3 * abs(high))
+    shown = values[(low - width <= values) & (values <= high + width)]
+    return float(shown.min()), float(shown.max())
+
+
+def plot_traversals(
+    path: Path, images: NDArray[Any], latents: Sequence[str], values: NDArray[Any]
+) -> None:
+    """Plot images from 0 to 255, a line for each of `latents` and a column for each of `values`."""
+    picture = tile(images, len(values))
+    height, width = (size + 2 for size in images.shape[1:3])  # tile keeps 2 pixels between two
+    figure = _figure(2.2 + 0.6 * len(values), 0.8 + 0.6 * len(latents) * height / width)
+    axes = figure.subplots()
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
+    axes.set_xticks([1 + width * (index + 0.5) for index in range(len(values))])
+    axes.set_xticklabels([f"{value:.1f}" for value in values])
+    axes.set_yticks([1 + height * (index + 0.5) for index in range(len(latents))])
+    axes.set_yticklabels(latents)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(title="One latent changes; its mean KL at the left", xlabel="value of the latent")
     figure.savefig(path, dpi=100)
 
 

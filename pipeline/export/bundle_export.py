@@ -8,7 +8,7 @@ is not sound, `UsageRefused` if the directory exists already.
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,12 @@ def export_bundle(
     *,
     precision: Precision = "float32",
     ranges: Ranges | None = None,
+    advance: Callable[[int], None] = lambda graphs: None,
 ) -> Bundle:
     """Write the bundle to `out`, which must not exist; `x` are held-out rows.
 
     `int8` needs the `ranges` that `pipeline.export.quantization.calibrate` found on training rows.
+    `advance` receives the number of graphs done since its last call.
     """
     check_output_folder(out)
     model = checkpoint.model
@@ -77,6 +79,7 @@ def export_bundle(
             if operation.name == "sample":  # the decoder, under other names
                 continue
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
+            advance(1)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
         if has_pictures(model.x_shape, checkpoint.x_dtype):

@@ -19,7 +19,7 @@ data's own units, so a client needs no scaler.
 ## Data
 
 `{source}`
-
+{columns}
 | split | rows | sha256 |
 |---|--:|---|
 {splits}
@@ -36,8 +36,8 @@ the KL and the NLL.
 | KL | {kl:.2f} ± {kl_se:.2f} |
 | NLL, {nll_samples} importance samples | {nll:.2f} ± {nll_se:.2f} |
 | active latents | {active_units} of {latent_dim} |
-{more}{reconstructions}
-## Parity of ONNX and torch
+{more}
+{reconstructions}## Parity of ONNX and torch
 
 {parity}
 
@@ -123,11 +123,12 @@ def render_card(
         more=_describe_more(metrics),
         samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=data["source"],
+        columns=_list_columns(data.get("columns", ())),
         splits="\n".join(
             f"| {name} | {split['rows']:,} | `{split['sha256']}` |"
             for name, split in data["splits"].items()
         ),
-        reconstructions=f"\n{_PAIRS}\n" if pictured else "",
+        reconstructions=f"{_PAIRS}\n\n" if pictured else "",
         parity=parity,
         operations="\n".join(
             f"| {name} | {row['graph']} | {_tensors(row['inputs'])} | {_tensors(row['outputs'])} |"
@@ -146,7 +147,18 @@ def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
     return is_picture(x_shape) and x_dtype == "uint8"
 
 
+_SHOWN_COLUMNS = 100
 _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"
+
+
+def _list_columns(names: Sequence[str]) -> str:
+    """Name the features in the order of `x`, if they have names."""
+    if not names:
+        return ""
+    plain = (" ".join(name.replace("`", "'").split()) for name in names[:_SHOWN_COLUMNS])
+    shown = ", ".join(f"`{name}`" for name in plain)
+    more = len(names) - _SHOWN_COLUMNS
+    return f"\n{len(names):,} columns: {shown}{f' and {more:,} more' if more > 0 else ''}.\n"
 
 
 def _describe_more(metrics: Mapping[str, Any]) -> str:

@@ -120,9 +120,13 @@ class ParityReport:
             lines.append(f"  and {len(faults) - 10} more: see parity.json")
         if self.first_difference:
             lines.append(f"  {self.first_difference.line()}")
+        return "\n".join([*lines, f"  {self.verdict()}"])
+
+    def verdict(self) -> str:
+        """Say whether it passed, and how much was compared."""
         verdict = "passed" if self.passed else "FAILED"
         count = f"{len(self.comparisons)} comparisons on {' and '.join(self.devices)}"
-        return "\n".join([*lines, f"  parity {verdict}: {count}"])
+        return f"parity {verdict}: {count}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `parity.json` keeps it; a number that is not finite is null."""

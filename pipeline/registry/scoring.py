@@ -3,10 +3,9 @@
 import numpy as np
 
 from pipeline.registry.gate import Array
-from pipeline.registry.versions import version_errors
 from serving.engine import Engine
 from serving.noise import draw_rows
-from serving.source import Source
+from serving.source import Source, version_errors
 
 
 def score_version(source: Source, x: Array, num_samples: int, threads: int) -> Array:

@@ -7,8 +7,6 @@ not passed, raises `ParityFailed` and registers nothing.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +17,8 @@ from pipeline.errors import ParityFailed
 from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
-from serving.errors import VaeError
 from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
-from serving.source import Source, fetch_version
+from serving.source import Source, fetch_version, version_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,17 +49,6 @@ def fetch_verified(client: "MlflowClient", name: str, version: str, folder: Path
     """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     with version_errors(name, version, folder / f"{name}-{version}"):
         return fetch_version(client, name, version, folder)
-
-
-@contextmanager
-def version_errors(name: str | None, version: str | None, folder: Path) -> Iterator[None]:
-    """Name a file `version 2 of vae: decoder.onnx` in errors, not by its temporary path."""
-    try:
-        yield
-    except VaeError as err:
-        subject = f"version {version} of {name}"
-        message = str(err).replace(f"{folder}/", f"{subject}: ").replace(str(folder), subject)
-        raise type(err)(message) from err
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:

@@ -115,6 +115,7 @@ def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
         "x": list(scorer.x),
         "ids": list(scorer.ids),
         "where": rows.filter.text if rows.filter else "",
+        **({"array": rows.array} if rows.array else {}),
         "part_rows": PART_ROWS,
     }
 

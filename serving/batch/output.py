@@ -13,12 +13,14 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs, parquet
 
 from serving.errors import UsageRefused, VaeError
+from serving.files import refuse_in_bundle
 from serving.io.filesystems import Location, locate, remove_leftovers, staged_stream
 
 JOB, SUMMARY, SUCCESS, QUARANTINE = "_job.json", "_summary.json", "_SUCCESS", "_quarantine"
@@ -154,9 +156,12 @@ def open_output(location: str, job: Mapping[str, Any], *, overwrite: bool) -> It
     If folders cannot be renamed, the old content is deleted first.
 
     Raises:
-        UsageRefused: the folder belongs to another job, holds other files, or is being written to.
+        UsageRefused: the folder belongs to another job, lies in a bundle, holds other files, or is
+            being written to.
     """
     place = locate(location)
+    if place.is_local:
+        refuse_in_bundle(Path(place.path), "the output")
     found = _found(place, job)
     if not overwrite or found == "nothing":
         if found == "another job":

@@ -14,6 +14,7 @@ import pyarrow as pa
 from serving.batch import job
 from serving.batch.scorer import PROVENANCE_FIELDS, Provenance, arrow_type, to_arrow
 from serving.engine import Engine
+from serving.io.array_files import free_name
 from serving.io.column_choice import RowLayout
 from serving.noise import check_seed
 
@@ -42,7 +43,11 @@ class RowNumbers:
 
 
 class Sampler:
-    """Maps row numbers to the samples that `Engine.sample` gives for them; no row is bad."""
+    """Maps row numbers to the samples that `Engine.sample` gives for them; no row is bad.
+
+    They are columns by the names that the model learned from, or lists. Where the name of a column
+    is that of what made the sample, such as `model`, the latter gets a `_` at its end.
+    """
 
     def __init__(self, engine: Engine, provenance: Provenance) -> None:
         check_seed(provenance.seed)
@@ -51,17 +56,25 @@ class Sampler:
         (x_loc,) = engine.operations["sample"].outputs
         self.layout = RowLayout(engine.bundle.manifest.x_shape, np.dtype(x_loc.dtype), False)
         self.x: tuple[str, ...] = ()
-        self._x_loc = pa.field(x_loc.name, arrow_type(x_loc))
-        self.schema = pa.schema([*_ROWS, self._x_loc, *PROVENANCE_FIELDS])
+        self.columns = engine.bundle.manifest.columns
+        self._x_loc = arrow_type(x_loc)
+        features = [pa.field(name, pa.float32()) for name in self.columns]
+        made_by = [*_ROWS, *PROVENANCE_FIELDS]
+        row, *origin = (item.with_name(free_name(item.name, self.columns)) for item in made_by)
+        self.schema = pa.schema([row, *(features or [pa.field("x_loc", self._x_loc)]), *origin])
 
     def __call__(self, numbers: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the samples of consecutive rows, with `schema`, and no bad rows."""
         rows = numbers.num_rows
         start = numbers.column(ROW)[0].as_py()
         x_loc = self.engine.sample(rows, self.provenance.seed, start=start)
-        values = to_arrow(x_loc, self._x_loc.type)
+        values = (
+            [*map(pa.array, x_loc.reshape(rows, -1).T)]
+            if self.columns
+            else [to_arrow(x_loc, self._x_loc)]
+        )
         made_by = self.provenance.columns(rows)
-        results = pa.record_batch([numbers.column(ROW), values, *made_by], schema=self.schema)
+        results = pa.record_batch([numbers.column(ROW), *values, *made_by], schema=self.schema)
         return results, numbers.slice(0, 0)
 
 
@@ -71,6 +84,7 @@ def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
         "format": 1,
         "operation": "sample",
         "count": count,
+        "columns": list(sampler.columns),
         **asdict(sampler.provenance),
         "device": sampler.engine.device,
         "part_rows": job.PART_ROWS,

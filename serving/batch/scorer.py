@@ -70,22 +70,26 @@ def layout_of(engine: Engine) -> RowLayout:
     return RowLayout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
 
 
-def read_all(rows: Rows, x: Sequence[str], layout: RowLayout) -> Array:
-    """Read all rows as the input of a model, (rows, *x_shape).
+def read_all(
+    rows: Rows, x: Sequence[str], layout: RowLayout, start: int = 0, stop: int | None = None
+) -> Array:
+    """Read the rows from `start` to `stop`, or to the end, as the input of a model.
+
+    Returns them as (rows, *x_shape).
 
     Raises:
         UsageRefused: a column of `x` is missing, or it is unclear which columns are meant.
         DataRefused: a row cannot be used.
     """
     columns = choose_columns(rows.schema, x, (), layout)
-    batches = rows.read(0, rows.total, columns, _BATCH_ROWS)
+    batches = rows.read(start, rows.total if stop is None else stop, columns, _BATCH_ROWS)
     arrays, codes = zip(*(read_x(batch, columns, layout) for batch in batches), strict=True)
     every = np.concatenate(codes)
     bad = np.flatnonzero(every)
     if len(bad):
         raise DataRefused(
-            f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {bad[0]}; {len(bad)} of "
-            f"{rows.total} rows cannot be used; to set them aside: "
+            f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {start + bad[0]}; {len(bad)} of "
+            f"{len(every)} rows cannot be used; to set them aside: "
             "vae score --operation reconstruct --on-error quarantine"
         )
     return np.concatenate(arrays)

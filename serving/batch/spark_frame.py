@@ -14,6 +14,7 @@ from serving.batch.job import BATCH_BYTES
 from serving.batch.scorer import Scorer, layout_of, provenance_of
 from serving.batch.spark_job import Recipe, recipe_of, ship
 from serving.engine import Engine
+from serving.errors import UsageRefused
 from serving.io.column_choice import choose_columns
 from serving.source import open_source
 
@@ -47,18 +48,19 @@ def score_frame(
         model: a bundle folder on the driver, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         operation: `score`, `encode` or `reconstruct`.
         x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
-        ids: columns that are passed through; if empty, all but those of `x`.
+        ids: columns that are passed through; if empty, all but those of `x` and intervals of
+            the calendar, which Arrow does not have.
         num_samples: noise draws per row.
         seed: seed of the noise.
     """
     from pyspark.sql import functions
-    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+    from pyspark.sql.pandas.types import from_arrow_schema
 
     source = open_source(model)
     engine = Engine(source.bundle)
-    schema = to_arrow_schema(frame.schema)
+    schema = _arrow_schema(frame, (*x, *ids))
     columns = choose_columns(schema, x, ids, layout_of(engine))
-    ids = ids or [name for name in frame.columns if name not in columns]
+    ids = ids or [name for name in schema.names if name not in columns]
     made_by = provenance_of(source, seed, num_samples)
     scorer = Scorer(engine, made_by, operation, schema, x=columns, ids=ids)
     context = frame.sparkSession.sparkContext
@@ -108,6 +110,27 @@ class _RowTask:
             for item in self.schema
         ]
         return pa.record_batch(columns, schema=self.schema)
+
+
+def _arrow_schema(frame: "DataFrame", chosen: Sequence[str]) -> pa.Schema:
+    """Return the types in Arrow of all columns that have one; refuse `chosen` ones that have none.
+
+    Raises:
+        UsageRefused: Arrow has no type for a chosen column.
+    """
+    from pyspark.sql.types import CalendarIntervalType, YearMonthIntervalType
+
+    intervals = (CalendarIntervalType, YearMonthIntervalType)
+    foreign = {
+        item.name: item.dataType for item in frame.schema if isinstance(item.dataType, intervals)
+    }
+    for name in chosen:
+        if name in foreign:
+            raise UsageRefused(
+                f"column {name!r} is {foreign[name].simpleString()}, which Arrow does not have: "
+                "cast it to a number or a string"
+            )
+    return frame.drop(*foreign).limit(0).toArrow().schema
 
 
 def _plain(item: pa.Field) -> pa.Field:

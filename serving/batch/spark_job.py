@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 import weakref
@@ -54,6 +55,10 @@ _LOCAL = {
 """Settings for one machine: nothing listens to the network, and Java starts fast."""
 _RAISED = re.compile(r"^serving\.errors\.(\w+): (.*)$", re.MULTILINE)
 """An error of this package in the trace of a task that Spark reports."""
+_TRACE = re.compile(
+    r"^(?:.*: )?Traceback \(most recent call last\):\n(?:[ \t].*\n)*(\S.*)$", re.MULTILINE
+)
+"""A trace of Python, and the error in its last line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +135,14 @@ def _start(master: str) -> "SparkSession":
         ) from err
     _require_java()
     builder = SparkSession.builder.appName("vae score").master(master)
-    if master.startswith("local"):
+    if master.startswith("local"):  # local-cluster, too: processes of this machine
         os.environ.setdefault("SPARK_LOCAL_IP", _LOCAL["spark.driver.host"])
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.config(map={**_LOCAL})
     try:
         return builder.getOrCreate()
     except (PySparkException, Py4JJavaError) as err:
-        raise UsageRefused(
-            f"Spark does not start with --master {master}: {_first_line(err)}"
-        ) from err
+        raise UsageRefused(f"Spark does not start with --master {master}: {_cause(err)}") from err
 
 
 def execute_parts(
@@ -241,11 +245,16 @@ def _task_errors() -> Iterator[None]:
         kind = getattr(errors, found[1], None) if found else None
         if found and isinstance(kind, type) and issubclass(kind, VaeError):
             raise kind(found[2]) from err
-        raise VaeError(f"Spark gave up: {_first_line(err)}") from err
+        raise VaeError(f"Spark gave up: {_cause(err)}") from err
 
 
-def _first_line(err: Exception) -> str:
-    """Return the message of an error without the traces of Java and Python."""
+def _cause(err: Exception) -> str:
+    """Return what Python raised in an executor, else the first line, without any traces."""
     java = getattr(err, "java_exception", None)
-    text = str(java.getMessage() if java else err).strip()
-    return (text or type(err).__name__).splitlines()[0]
+    text = str(java.getMessage() if java else err).strip() or type(err).__name__
+    raised = _TRACE.findall(text)
+    cause = raised[-1].strip() if raised else text.splitlines()[0]
+    if cause.startswith("ModuleNotFoundError"):
+        cause += "; executors need numpy, onnxruntime, pandas and pyarrow in their Python, which "
+        cause += "PYSPARK_PYTHON names"
+    return cause

@@ -3,25 +3,44 @@
 stdout ends with one JSON line; everything else goes to stderr.
 """
 
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from serving.cli.help_page import HelpPage, write_commands, write_options
 from serving.console import say
 from serving.cpu import limit_spinning
 from serving.errors import UsageRefused, VaeError
 
 
+class _Context(click.Context):
+    formatter_class = HelpPage
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            attributes["color"] = False  # click itself asks only for a terminal
+        super().__init__(*args, **attributes)
+
+
 class Command(click.Command):
-    """A command that takes options the way `mlflow run -P` writes them.
+    """A command that takes options the way `mlflow run -P` writes them, and shows them in groups.
 
     MLflow passes every parameter as `--name value`, also flags: `--no-promote true`. A flag that is
     false becomes its opposite; if it has none, it is left out.
     """
+
+    context_class = _Context
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in their groups."""
+        write_options(self, ctx, formatter)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Turn `--flag true` into `--flag`, and `--flag false` into `--no-flag` or nothing."""
@@ -47,15 +66,37 @@ class Command(click.Command):
                 plain.append(argument)
         return super().parse_args(ctx, plain)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, unless the working folder was deleted: libraries would crash."""
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            raise UsageRefused("the working folder was deleted: change to another") from None
+        return super().invoke(ctx)
+
 
 class Group(click.Group):
-    """A group whose commands are listed in the order of their use."""
+    """A group whose commands are listed in sections, in the order of their use."""
 
-    command_class = Command
+    context_class = _Context
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def add_section(self, title: str, *commands: click.Command) -> None:
+        """Add commands under a heading."""
+        self.sections[title] = commands
+        for command in commands:
+            self.add_command(command)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the names in the order of definition."""
+        """List the names in the order of the sections."""
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands in their sections, each with a whole sentence."""
+        write_commands(self.sections, formatter)
 
 
 CONTEXT: Mapping[str, Any] = {
@@ -65,12 +106,49 @@ CONTEXT: Mapping[str, Any] = {
 }
 
 
+_EXTRAS: Mapping[str, str] = {
+    **dict.fromkeys(("PIL", "jinja2", "pyarrow"), "files"),
+    **dict.fromkeys(("filelock", "mlflow"), "registry"),
+    **dict.fromkeys(("matplotlib", "onnx", "onnx_ir", "onnxscript", "packaging", "torch"), "train"),
+    "httpx": "client",
+    "opentelemetry": "otel",
+    "pyspark": "spark",
+}
+"""The extra that brings each optional package, by the name that it is imported by."""
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command line and exit with its code; an error that a user can act on is one line."""
+    _open_closed_streams()
+    _use_utf8()
     limit_spinning()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata; what matters is refused
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     sys.exit(_exit_code(command))
+
+
+def _open_closed_streams() -> None:
+    """Open what was closed of stdin, stdout and stderr, to nowhere.
+
+    Otherwise the next file that is opened would have its number, and libraries would write to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w" if number else "r"))
+
+
+def _use_utf8() -> None:
+    """Start again in UTF-8 mode where the locale has another encoding.
+
+    Paths and files of this program are UTF-8; Arrow cannot open a path that was read as ASCII.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _exit_code(command: click.Command) -> int:
@@ -89,13 +167,17 @@ def _exit_code(command: click.Command) -> int:
         say("interrupted")
         return 128 + signal.SIGINT
     except ModuleNotFoundError as err:
-        say(f"error: this command needs {err.name}: pip install 'vae-pipeline[train]'")
+        package = str(err.name).partition(".")[0]
+        extra = _EXTRAS.get(package)
+        fix = f"'vae-pipeline[{extra}]'" if extra else package
+        say(f"error: this command needs {package}: pip install {fix}")
         return UsageRefused.exit_code
     except OSError as err:
         if err.strerror is None:
             raise
         place = f": {err.filename}" if err.filename else ""
-        say(f"error: {err.strerror}{place}")
+        advice = "; name one in TMPDIR" if "temporary directory" in err.strerror else ""
+        say(f"error: {err.strerror}{place}{advice}")
         return VaeError.exit_code
 
 

@@ -3,6 +3,7 @@
 Slow imports are inside the commands.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.cli.paths import Origin, target
 from serving.console import finish, progress, say
 from serving.cpu import available_cores
 from serving.errors import DeviceUnavailable, UsageRefused
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from serving.batch.job import Input, Mapper, PartExecutor
     from serving.batch.output import Output
     from serving.engine import Device, Engine
+    from serving.io.rows import Rows
     from serving.source import Source
 
 option = partial(click.option, show_default=True)
@@ -28,6 +31,7 @@ option = partial(click.option, show_default=True)
 model_option = option(
     "--model",
     "reference",
+    type=Origin(),
     default="models:/vae@champion",
     help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
 )
@@ -47,15 +51,23 @@ threads_option = click.option(
 x_option = click.option(
     "--x", multiple=True, help="Column of x; repeat it if each column holds one number"
 )
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write"
-)
+out_option = click.option("--out", type=target(), required=True, help="File to write")
 seed_option = option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     help="Seed of the noise: the same seed gives the same bytes",
 )
+
+
+def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how an input is read; `open_rows` takes them."""
+    for name, help in (
+        ("--delimiter", "Between the fields of a CSV file, a character or tab  [default: found]"),
+        ("--array", "Array of an .npz file to read  [default: its usual names]"),
+    ):
+        command = click.option(name, default="", help=help)(command)
+    return command
 
 
 def refuse_inside(path: Path, option: str, name: str, location: str) -> None:
@@ -73,6 +85,22 @@ def require_pyarrow(what: str) -> None:
         import pyarrow  # noqa: F401
     except ImportError as err:
         raise UsageRefused(f"{what} needs pyarrow: pip install 'vae-pipeline[files]'") from err
+
+
+def open_rows(
+    location: str,
+    ids: Sequence[str] | None = None,
+    where: str = "",
+    array: str = "",
+    delimiter: str = "",
+) -> "Rows":
+    """Open the rows of an input, and print what a person should know about how they are read."""
+    from serving.io.rows import Rows
+
+    rows = Rows(location, ids, where, array, delimiter)
+    for note in rows.notes:
+        say(note)
+    return rows
 
 
 def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source, Engine]":

@@ -13,28 +13,38 @@ from serving.cli.options import (
     finish_file,
     model_option,
     open_engine,
+    open_rows,
     out_option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     threads_option,
     x_option,
 )
+from serving.cli.paths import Origin
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
+@click.argument("input", type=Origin())
 @model_option
 @x_option
+@read_options
 @out_option
 @device_option
 @threads_option
 def reconstruct(
-    input: str, reference: str, x: tuple[str, ...], out: Path, device: str, threads: int
+    input: str,
+    reference: str,
+    x: tuple[str, ...],
+    out: Path,
+    device: str,
+    threads: int,
+    **reading: str,
 ) -> None:
     """Encode the rows of INPUT and decode their posterior means.
 
-    INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet),
-    or a picture in which originals and reconstructions alternate (.png).
+    INPUT is what vae score takes, and must fit in memory. The file holds the rows (.npy, .parquet,
+    .csv), or a picture in which originals and reconstructions alternate (.png).
 
     Example: vae reconstruct images.npy --out reconstructions.npy
     """
@@ -43,14 +53,15 @@ def reconstruct(
     require_pyarrow("vae reconstruct")
     from serving.batch.scorer import layout_of, read_all
     from serving.files import check_output_file
-    from serving.io.array_files import write_array
+    from serving.io.array_files import check_table_file, write_array
     from serving.io.images import write_grid
-    from serving.io.rows import Rows
 
-    check_output_file(out, (".png", ".npy", ".parquet"))
+    check_output_file(out, (".png", ".npy", ".parquet", ".csv"))
     refuse_inside(out, "--out", "INPUT", input)
-    rows = Rows(input, ids=None)
+    rows = open_rows(input, **reading)
     source, engine = open_engine(reference, device, threads)
+    names = source.bundle.manifest.columns
+    check_table_file(out, names)
     originals = read_all(rows, x, layout_of(engine))
     started = time.perf_counter()
     x_loc = engine.reconstruct(originals)
@@ -60,5 +71,5 @@ def reconstruct(
         images = as_picture(source, pairs.reshape(-1, *x_loc.shape[1:]))
         write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))
     else:
-        write_array(out, x_loc)
+        write_array(out, x_loc, names)
     finish_file(out, len(x_loc), seconds, source)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
     device_option,
@@ -27,18 +28,22 @@ from serving.cli.options import (
     threads_option,
     version_of,
 )
+from serving.cli.paths import Target
 from serving.console import finish
 from serving.errors import UsageRefused
 
-_SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
+_SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet", "csv": ".csv"}
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
+@group("Samples")
 @model_option
 @option("--count", type=click.IntRange(min=1), default=64, help="Samples to draw")
 @seed_option
+@group("Output")
 @click.option(
     "--out",
+    type=Target(),
     required=True,
     help="File to write; a path or URI without a suffix, or ending in /, is a folder of parts",
 )
@@ -49,6 +54,7 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet"}
     help="Format  [default: the suffix of --out; a folder takes parquet]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a folder of other samples")
+@group("Computing")
 @device_option
 @threads_option
 def sample(
@@ -56,9 +62,10 @@ def sample(
 ) -> None:
     """Draw samples from the prior and decode them.
 
-    A file is a grid (.png) or the rows themselves (.npy, .parquet), which must fit in memory. A
-    folder is filled with Parquet parts, in bounded memory; the same command again resumes where an
-    earlier one was interrupted. Row i of a seed is the same in all of them.
+    A file is a grid (.png) or the rows themselves (.npy, .parquet, .csv), which must fit in memory.
+    A folder is filled with Parquet parts, in bounded memory; the same command again resumes where
+    an earlier one was interrupted. Row i of a seed is the same in all of them. A table has the
+    columns that the model learned from, or a column x_loc of lists.
 
     Example: vae sample --count 64 --seed 7 --out grid.png
     """
@@ -78,15 +85,18 @@ def _write_file(
     reference: str, count: int, seed: int, out: Path, threads: int, device: str
 ) -> None:
     from serving.files import check_output_file
-    from serving.io.array_files import write_array
+    from serving.io.array_files import check_table_file, write_array
 
     check_output_file(out, tuple(_SUFFIXES.values()))
     source, engine = open_engine(reference, device, threads)
-    _refuse_too_many(count, source.bundle.manifest.x_shape)
+    manifest = source.bundle.manifest
+    check_table_file(out, manifest.columns)
+    _refuse_too_many(count, manifest.x_shape)
     started = time.perf_counter()
     x_loc = engine.sample(count, seed)
     seconds = time.perf_counter() - started
-    write_array(out, as_picture(source, x_loc) if out.suffix == ".png" else x_loc)
+    shown = as_picture(source, x_loc) if out.suffix == ".png" else x_loc
+    write_array(out, shown, manifest.columns)
     finish_file(out, count, seconds, source)
 
 

@@ -12,18 +12,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.config_file import config_option
+from serving.cli.help_page import group
 from serving.cli.options import (
     device_option,
     fill_folder,
     model_option,
     open_engine,
+    open_rows,
     option,
+    read_options,
     refuse_inside,
     require_pyarrow,
     seed_option,
     version_of,
     x_option,
 )
+from serving.cli.paths import Origin, Target, target
 from serving.console import finish, say
 from serving.cpu import available_cores
 from serving.errors import UsageRefused
@@ -36,8 +41,10 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input")
-@click.argument("output")
+@click.argument("input", type=Origin())
+@click.argument("output", type=Target())
+@group("Model and rows")
+@config_option()
 @model_option
 @option(
     "--operation",
@@ -46,8 +53,10 @@ if TYPE_CHECKING:
     help="What to compute",
 )
 @x_option
+@read_options
 @click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
+@group("Noise")
 @option(
     "--num-samples",
     type=click.IntRange(1, 4096),
@@ -55,20 +64,7 @@ if TYPE_CHECKING:
     help="Noise draws per row; more make iw_elbo tighter",
 )
 @seed_option
-@option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=4096,
-    help="Rows to read at once; results do not depend on it",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=available_cores,
-    show_default="available cores",
-    help="Threads that compute, each on rows of its own",
-)
-@device_option
+@group("Bad rows and output")
 @option(
     "--on-error",
     type=click.Choice(["fail", "quarantine"]),
@@ -81,16 +77,9 @@ if TYPE_CHECKING:
     help="With quarantine, the most bad rows before the job fails: a number, or a share",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of another job")
-@option(
-    "--engine",
-    type=click.Choice(["local", "spark"]),
-    default="local",
-    help="Where to compute: in this process, or in Spark's executors",
-)
-@click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=target(),
     help="HTML file to write: distributions, drift from the held-out rows, the rows at both ends",
 )
 @click.option(
@@ -99,13 +88,35 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="MLflow run to log the report and its figures to",
 )
+@group("Computing")
+@device_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads that compute, each on rows of its own",
+)
+@option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=4096,
+    help="Rows to read at once; results do not depend on it",
+)
+@option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    help="Where to compute: in this process, or in Spark's executors",
+)
+@click.option("--master", help="Spark's master  [default: local with as many cores as workers]")
 def score(**settings: Any) -> None:
-    r"""Score rows: bounds on log p(x) in nats, larger is better; or encode, or reconstruct.
+    """Score, encode or reconstruct any number of rows.
 
-    INPUT is a file, a folder or a pattern of Parquet, Arrow, .npy, .npz, IDX, .csv or images, here
-    or at a URI (s3://…). OUTPUT becomes a folder of Parquet files with a line for each row: ids,
-    results, and what made them. The same command again resumes where an earlier one was
-    interrupted.
+    Scores are bounds on log p(x) in nats, larger is better. INPUT is a file, a folder or a pattern
+    of Parquet, Arrow, .npy, .npz, IDX, .csv or images, here or at a URI (s3://…). OUTPUT becomes a
+    folder of Parquet files with a line for each row: ids, results, and what made them. The same
+    command again resumes where an earlier one was interrupted.
 
     Example: vae score images.parquet scores/ --model models:/vae@champion
     """
@@ -119,10 +130,15 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.job import describe_job, parse_limit
     from serving.batch.output import open_output
     from serving.batch.scorer import Scorer, provenance_of
-    from serving.io.rows import Rows
 
     limit = parse_limit(settings["max_bad"])
-    rows = Rows(settings["input"], settings["ids"], settings["where"])
+    rows = open_rows(
+        settings["input"],
+        settings["ids"],
+        settings["where"],
+        settings["array"],
+        settings["delimiter"],
+    )
     source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(

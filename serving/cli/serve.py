@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.cli.command import CONTEXT, Command
+from serving.cli.config_file import config_option
+from serving.cli.help_page import group
 from serving.cli.options import device_option, engine_device, model_option, option, version_of
+from serving.cli.paths import Origin, target
 from serving.console import finish, say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
     from serving.deploy import DeployTarget
     from serving.server.auth import Access
+    from serving.server.cors import Cors
     from serving.server.settings import Settings
     from serving.source import Source
 
@@ -28,7 +32,17 @@ _PASSED_ON = (
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
+@group("Model")
+@config_option()
 @model_option
+@option(
+    "--poll",
+    "poll_s",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    help="Seconds between two checks of which version the alias names",
+)
+@group("Address and access")
 @option("--host", default="127.0.0.1", help="Address to listen at")
 @option(
     "--port", type=click.IntRange(0, 65535), default=8080, help="Port of REST; 0 picks a free one"
@@ -39,32 +53,35 @@ _PASSED_ON = (
     default=8081,
     help="Port of gRPC; 0 picks a free one",
 )
-@option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Processes that share the ports; choose up to one per core",
+@click.option(
+    "--api-key-file",
+    type=Origin(path_type=Path),
+    help="File with the API key; the variable VAE_API_KEY does the same",
 )
-@device_option
-@option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Threads inside one run of a graph, on the CPU",
+@click.option("--tls-cert", type=Origin(path_type=Path), help="Certificate chain, PEM")
+@click.option("--tls-key", type=Origin(path_type=Path), help="Its private key, PEM")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose pages may use REST, for example https://example.org; repeat it for several; "
+    "* stands for any",
 )
-@option(
-    "--poll",
-    "poll_s",
-    type=click.FloatRange(min=0.1),
-    default=5.0,
-    help="Seconds between two checks of which version the alias names",
-)
+@group("Limits of a worker")
 @option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0.001),
     default=30.0,
     help="Seconds that a request may wait in the queue, and that its body may take to arrive",
+)
+@option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    help="Seconds that requests in progress have to finish after SIGTERM",
 )
 @option(
     "--max-requests",
@@ -90,20 +107,21 @@ _PASSED_ON = (
     default=16,
     help="Largest request, in MiB",
 )
+@group("Computing")
+@device_option
 @option(
-    "--drain",
-    "drain_s",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    help="Seconds that requests in progress have to finish after SIGTERM",
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that share the ports; choose up to one per core",
 )
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate chain, PEM")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM")
-@click.option(
-    "--api-key-file",
-    type=click.Path(path_type=Path),
-    help="File with the API key; the variable VAE_API_KEY does the same",
+@option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Threads inside one run of a graph, on the CPU",
 )
+@group("Logs")
 @option(
     "--log-format",
     type=click.Choice(["plain", "json"]),
@@ -121,6 +139,7 @@ def serve(**options: Any) -> None:
     Example: vae serve --model models:/vae@champion --port 8080
     """
     from serving.server.auth import Access
+    from serving.server.cors import parse_origins
     from serving.server.supervisor import resolve_host, run_server, runtime_folder
     from serving.server.tracing import open_tracer
 
@@ -128,6 +147,7 @@ def serve(**options: Any) -> None:
     if options["port"] and options["port"] == options["grpc_port"]:
         raise UsageRefused(f"--port and --grpc-port must differ, got {options['port']} twice")
     tls = _tls(options["tls_cert"], options["tls_key"])
+    cors = parse_origins(options["cors_origins"])
     access = Access(
         api_key=_secret("VAE_API_KEY", options["api_key_file"]),
         webhook_secret=os.environ.get("VAE_WEBHOOK_SECRET", "").strip(),
@@ -139,7 +159,7 @@ def serve(**options: Any) -> None:
         )
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder:
-        settings = _settings(Path(folder), host, access, tls, options)
+        settings = _settings(Path(folder), host, access, cors, tls, options)
         run_server(
             options["reference"],
             settings,
@@ -152,6 +172,7 @@ def _settings(
     folder: Path,
     host: str,
     access: "Access",
+    cors: "Cors",
     tls: tuple[Path, Path] | None,
     options: Mapping[str, Any],
 ) -> "Settings":
@@ -170,6 +191,7 @@ def _settings(
         device=engine_device(options["device"]),
         limits=limits,
         access=access,
+        cors=cors,
         tls=tls,
         **{name: options[name] for name in _PASSED_ON},
     )
@@ -196,7 +218,7 @@ def _say_started(settings: "Settings", source: "Source") -> None:
     required=True,
     help="Triton's model repository, KServe's InferenceService, or a Dockerfile",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write")
+@click.option("--out", type=target(), required=True, help="Folder to write")
 def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     """Write the files to deploy a model on other servers.
 
@@ -205,13 +227,15 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
 
     Example: vae deploy --model models:/vae@champion --target triton --out repository
     """
-    from serving.deploy import write_deployment
+    from serving.deploy import next_steps, write_deployment
     from serving.source import open_source, parse_reference
 
     registered = parse_reference(reference)
     source = open_source(reference)
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
+    for step in next_steps(source, target, out):
+        say(f"next: {step}")
     finish({"out": str(out), "target": target, "files": list(files), **version_of(source)})
 
 

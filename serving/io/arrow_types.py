@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_LISTED = 20
+_NUMBERS = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_boolean,
+)
+_LISTED = 8
+_NAME = 40
+"""Characters of a column's name in a message."""
 
 
 def unwrap_type(kind: pa.DataType) -> pa.DataType:
@@ -24,10 +32,8 @@ def unwrap_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Whether a type is an integer, a float or a boolean."""
-    return bool(
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    )
+    """Whether a type is an integer, a float, a decimal or a boolean."""
+    return any(is_kind(kind) for is_kind in _NUMBERS)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -58,7 +64,7 @@ def number_type(kind: pa.DataType) -> pa.DataType:
 
 def list_columns(schema: pa.Schema) -> str:
     """Name the columns with their types, for a message."""
-    shown = [f"{item.name} ({item.type})" for item in schema][:_LISTED]
+    shown = [f"{item.name[:_NAME]} ({str(item.type)[:_NAME]})" for item in list(schema)[:_LISTED]]
     more = len(schema) - _LISTED
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 

@@ -22,7 +22,7 @@ from serving.io.arrow_types import (
     list_sizes,
     unwrap_type,
 )
-from serving.io.rows import DEFAULT_IDS
+from serving.io.side_columns import DEFAULT_IDS, find_side_columns
 
 _DEFAULTS = ("x", "image")
 _SHOWN = 8
@@ -61,7 +61,8 @@ def choose_columns(
     """
     own = pa.schema([item for item in schema if ids != DEFAULT_IDS or item.name not in ids])
     require_columns("the input", schema, (*asked, *ids), listed=own)
-    missing = [name for name in layout.columns if name not in schema.names]
+    there = frozenset(schema.names)
+    missing = [name for name in layout.columns if name not in there]
     if asked:
         columns = tuple(asked)
     elif layout.columns and not missing:
@@ -76,8 +77,9 @@ def choose_columns(
             f"The input has {list_columns(own)}"
         )
     else:
+        others = {*ids, *find_side_columns(schema)}
         columns = tuple(item.name for item in schema if is_number(item.type))
-        columns = tuple(name for name in columns if name not in ids)
+        columns = tuple(name for name in columns if name not in others)
         if len(columns) != layout.size:
             raise UsageRefused(
                 f"cannot tell which columns hold x: {len(columns)} are numbers, but the model "
@@ -91,8 +93,9 @@ def require_columns(
     source: object, schema: pa.Schema, names: Iterable[str], listed: pa.Schema | None = None
 ) -> None:
     """Refuse names that `schema` lacks; the message lists the columns of `listed` or `schema`."""
+    there = frozenset(schema.names)
     for name in names:
-        if name not in schema.names:
+        if name not in there:
             has = list_columns(schema if listed is None else listed)
             raise UsageRefused(f"{source} has no column {name!r}; it has {has}")
 
@@ -125,7 +128,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
         raise DataRefused(f"column {name!r} is {kind}, but x takes rows of {layout.shape}")
     if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
-            f"column {name!r} is {kind}; x can be bytes, a list of numbers, a PNG or JPEG, "
+            f"column {name!r} is {kind}; x can be bytes, a list of numbers, an image, "
             "or one number per column"
         )
 

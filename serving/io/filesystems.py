@@ -1,6 +1,7 @@
 """Find files by path or URI, on this machine or on any file system that pyarrow or fsspec opens.
 
-Raises `DataRefused` if there is nothing to read, `UsageRefused` if no file system fits the URI.
+Raises `UsageRefused` if there is nothing at a path, or if no file system fits the URI, and
+`DataRefused` if a folder has nothing to read.
 """
 
 import contextlib
@@ -82,7 +83,8 @@ def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
     or `.` are left out, because they are markers or files that are still being written.
 
     Raises:
-        DataRefused: there is no file.
+        UsageRefused: there is nothing at the path, or nothing that fits the pattern.
+        DataRefused: the folder has no file.
     """
     is_uri = "://" in path
     is_pattern = bool(_PATTERN & set(path)) and (is_uri or not locate(path).exists())
@@ -97,10 +99,11 @@ def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
         location = locate(path)
         info = location.info()
         if info.type == fs.FileType.NotFound:
-            raise DataRefused(f"no file {path}")
+            raise UsageRefused(f"no file {path}")
         found = [(info.base_name, info)] if info.is_file else _list_files(location)
     if not found:
-        raise DataRefused(f"no files in {path}")
+        refused = UsageRefused if is_pattern else DataRefused
+        raise refused(f"no files in {path}")
     return [(name, Location(location.system, info.path), info) for name, info in sorted(found)]
 
 

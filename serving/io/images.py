@@ -1,4 +1,4 @@
-"""Decode PNG and JPEG files, and write grids of images as one PNG."""
+"""Encode images as PNG, and write grids of them."""
 
 import io
 import math
@@ -9,22 +9,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import DataRefused, UsageRefused
-from serving.files import FILE_READ_ERRORS, staged_file
+from serving.errors import UsageRefused
+from serving.files import staged_file
+from serving.io.image_files import require_pillow
 
 Array = NDArray[Any]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-_IMAGE_FORMATS = ("PNG", "JPEG")
-_GRAY_MODES = ("1", "L")
-_DECODE_ERRORS: tuple[type[Exception], ...] = (*FILE_READ_ERRORS, DataRefused)
-_IMAGE_MODES = (*_GRAY_MODES, "P", "RGB")  # of 8 bits per channel; others would lose information
+_CHANNELS = (1, 3, 4)
 
 
 def is_picture(shape: Sequence[int]) -> bool:
     """Whether rows of a shape are pictures: (height, width) is gray, (height, width, 3) is RGB."""
     return len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)
+
+
+def advise_axes(shape: Sequence[int]) -> str:
+    """Return how to move the colours of rows that look like (channels, height, width), or ''."""
+    looks_like = len(shape) == 3 and shape[0] in _CHANNELS and min(shape[1:]) > max(_CHANNELS)
+    if not looks_like:
+        return ""
+    change = "x[:, 0]" if shape[0] == 1 else "x.transpose(0, 2, 3, 1)"
+    return (
+        f"rows of {tuple(shape)} look like images with their channels first, but here the last "
+        f"axis holds them: if so, save {change}"
+    )
 
 
 def write_grid(path: Path, images: Array, columns: int | None = None) -> None:
@@ -58,39 +66,10 @@ def byte_unit(x: Array) -> float:
 def encode_png(image: Array) -> bytes:
     """Encode an image (height, width) or (height, width, 3) with values from 0 to 255."""
     stream = io.BytesIO()
-    _pillow().fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(stream, format="PNG")
+    require_pillow().fromarray(np.rint(image).clip(0, 255).astype(np.uint8)).save(
+        stream, format="PNG"
+    )
     return stream.getvalue()
-
-
-def read_image_shape(content: bytes) -> tuple[int, ...]:
-    """Read the shape of a PNG or JPEG from its header: (height, width[, 3]), without 3 if gray.
-
-    Raises:
-        DataRefused: it is neither, has more than 8 bits per channel, or has transparency.
-        UsageRefused: pillow is missing.
-    """
-    with _open_image(content) as image:
-        size, mode = (image.height, image.width), image.mode
-    if mode not in _IMAGE_MODES:
-        raise DataRefused(f"its mode is {mode}: save it as gray or RGB of 8 bits, without alpha")
-    return size if mode in _GRAY_MODES else (*size, 3)
-
-
-def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Decode a PNG or JPEG to `shape`, see `is_picture`; None if it is damaged or of another shape.
-
-    Raises:
-        UsageRefused: pillow is missing.
-    """
-    if not is_picture(shape):
-        return None
-    try:
-        with _open_image(content) as image:
-            if (image.height, image.width) != shape[:2] or image.mode not in _IMAGE_MODES:
-                return None  # before the pixels are decoded
-            return np.asarray(image.convert("L" if len(shape) == 2 else "RGB"))
-    except _DECODE_ERRORS:
-        return None
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
@@ -107,19 +86,3 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
         )
         canvas[top : top + height, left : left + width] = np.rint(image).clip(0, 255)
     return canvas
-
-
-def _open_image(content: bytes) -> Any:
-    pillow = _pillow()
-    try:
-        return pillow.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
-    except (*FILE_READ_ERRORS, pillow.DecompressionBombError) as err:
-        raise DataRefused("it is not a PNG or JPEG") from err
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as err:
-        raise UsageRefused("images need pillow: pip install 'vae-pipeline[files]'") from err
-    return Image

@@ -1,53 +1,23 @@
-"""Read rows of Parquet, Arrow IPC, array, CSV and picture files as record batches.
+"""The rows of an input: of a file, or of all files of a folder in the order of their names.
 
 In: a file, a folder, a pattern or a URI. Out: batches of a range of rows; rows are counted over all
-files in the order of their names. The first bytes of a file tell its format; a CSV file is known by
-its name. The rows of an array become a column `x`. A PNG or JPEG file is one row, with its bytes as
-`x`; so is any file with such a suffix, whose row is bad if it is not a picture. Memory is bounded
-by one batch, or for Arrow IPC by one of the file's own batches.
+files. The keys in the names of a partitioned folder's folders, such as `year=2026`, are columns.
 Raises `DataRefused` if a file cannot be read.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import dataset, ipc, parquet
 
 from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
-from serving.io import csv_rows
-from serving.io.array_rows import count_array, read_array_rows
 from serving.io.filesystems import Location, find_files
-from serving.io.images import IMAGE_SUFFIXES
+from serving.io.image_folders import keep_images
 from serving.io.row_filter import parse_row_filter
-
-FILE, ROW = "file", "row"
-DEFAULT_IDS = (FILE, ROW)
-"""Names of the default ids: the file's name relative to the input, the row's index in its file."""
-_READ_BYTES = 1 << 20
-_PICTURE = pa.schema([("x", pa.binary())])
-
-Batches = Iterator[pa.RecordBatch]
-RowCounter = Callable[[Location], tuple[pa.Schema, int]]
-RowReader = Callable[[Location, int, int, Sequence[str], int], Batches]
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """A file of rows, how to read it, and the size and time that show whether it has changed."""
-
-    name: str
-    location: Location
-    size: int
-    mtime_ns: int | None
-    schema: pa.Schema
-    rows: int
-    read: RowReader
+from serving.io.row_formats import Batches, InputFile, open_file
+from serving.io.side_columns import DEFAULT_IDS, FILE, ROW, partition_fields
 
 
 class Rows:
@@ -57,26 +27,43 @@ class Rows:
         input_path: a file, a folder, a pattern or a URI.
         ids: columns that identify a row; empty for `file` and `row`, None for none.
         row_filter: see `serving.io.row_filter`; empty for all rows.
+        array: the array of `.npz` files, see `serving.io.array_choice`; empty for the usual names.
+        delimiter: the delimiter of CSV files; empty to find it.
 
     Raises:
         DataRefused: there are no rows, or a file cannot be read.
-        UsageRefused: the filter or an id does not fit the columns.
+        UsageRefused: the filter, an id or the array does not fit the input.
     """
 
     def __init__(
-        self, input_path: str, ids: Sequence[str] | None = (), row_filter: str = ""
+        self,
+        input_path: str,
+        ids: Sequence[str] | None = (),
+        row_filter: str = "",
+        array: str = "",
+        delimiter: str = "",
     ) -> None:
         self.input_path = input_path
-        found = find_files(input_path)
-        self.files = [_open(name, location, info, ids or ()) for name, location, info in found]
+        self.array = array
+        found, note = keep_images(input_path, find_files(input_path))
+        self.files = [open_file(*file, ids or (), array, delimiter) for file in found]
         self.total = sum(file.rows for file in self.files)
         if not self.total:
             raise DataRefused(f"{input_path} must hold at least one row, it has none")
-        self.schema = self.files[0].schema
+        own = self.files[0].schema
+        keys = partition_fields([file.keys for file in self.files])
+        fields = [item for item in keys if own.get_field_index(item.name) < 0]
+        self._partition = {item.name: item for item in fields}
+        self.schema = reduce(pa.Schema.append, fields, own)
+        first = self.files[0]
+        said = f"{first.location}: {first.note}" if first.note else ""
+        self.notes = [text for text in (note, said) if text]
+        """What a person should know about how the input is read."""
         self._numbered = ids is not None and not ids
         self.ids = DEFAULT_IDS if self._numbered else tuple(ids or ())
         if self._numbered:
             self.schema = _add_id_fields(self.schema)
+        self._added = {*self._partition, *(DEFAULT_IDS if self._numbered else ())}
         self.filter = parse_row_filter(row_filter, self.schema) if row_filter else None
 
     def read(self, start: int, stop: int, columns: Sequence[str], batch_rows: int) -> Batches:
@@ -86,13 +73,15 @@ class Rows:
         """
         needed = dict.fromkeys((*columns, *self.ids, *(self.filter.columns if self.filter else ())))
         for file, low, high in self._ranges(start, stop):
-            names = [name for name in needed if not (self._numbered and name in DEFAULT_IDS)]
-            if missing := [name for name in names if name not in file.schema.names]:
+            own = frozenset(file.schema.names)
+            names = [name for name in needed if name not in self._added or name in own]
+            if missing := [name for name in names if name not in own]:
                 raise DataRefused(f"{file.location} has no column {missing[0]!r}")
             row = low
             batches = file.read(file.location, low, high, names, batch_rows)
             for batch in _read_all(file.location, batches):
                 rows = batch.num_rows
+                batch = _add_keys(batch, file.keys, self._partition)
                 if self._numbered:
                     batch = _add_ids(batch, file.name, row)
                 row += rows
@@ -114,31 +103,6 @@ class Rows:
             if low < high:
                 yield file, low, high
             first += file.rows
-
-
-def _open(name: str, location: Location, info: Any, ids: Sequence[str]) -> InputFile:
-    read: RowReader
-    with reading(location, pa.ArrowException):
-        is_picture = location.path.lower().endswith(IMAGE_SUFFIXES)
-        if info.size == 0 and not is_picture:
-            raise DataRefused(f"{location} is empty")
-        if location.path.lower().endswith(".csv"):
-            schema, rows = _count_csv(location, ids)
-            read = partial(_read_stream, partial(csv_rows.open_rows, schema))
-            return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
-        with location.open() as stream:
-            head = bytes(stream.read(8))
-        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-        if kind is None and is_picture:
-            kind = "picture"
-        if kind is None:
-            raise DataRefused(
-                f"{location} is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: "
-                f"it starts with 0x{head.hex()}"
-            )
-        count, read = _FORMATS[kind]
-        schema, rows = count(location)
-    return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read)
 
 
 def _read_all(location: Location, batches: Batches) -> Batches:
@@ -167,121 +131,11 @@ def _add_ids(batch: pa.RecordBatch, name: str, row: int) -> pa.RecordBatch:
     return batch.append_column(ROW, pa.array(np.arange(row, row + rows)))
 
 
-def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
-    with _parquet(location) as file:
-        return file.schema_arrow, file.metadata.num_rows
-
-
-def _read_parquet(
-    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Batches:
-    """Read each column through a buffered stream, so that memory never holds a whole row group."""
-    with _parquet(location) as file:
-        groups, first, skipped = [], 0, 0
-        for index in range(file.num_row_groups):
-            rows = file.metadata.row_group(index).num_rows
-            if first + rows <= start:
-                skipped += rows
-            elif first < stop:
-                groups.append(index)
-            first += rows
-        batches = file.iter_batches(batch_rows, groups, list(columns), use_threads=False)
-        yield from _cut(batches, start - skipped, stop - skipped, columns)
-
-
-@contextlib.contextmanager
-def _parquet(location: Location) -> Iterator[parquet.ParquetFile]:
-    with location.open() as stream:
-        yield parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
-
-
-def _count_ipc_file(location: Location) -> tuple[pa.Schema, int]:
-    fragment = dataset.IpcFileFormat().make_fragment(location.path, location.system)
-    return fragment.physical_schema, fragment.count_rows()
-
-
-@contextlib.contextmanager
-def _open_ipc_file(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
-    with _mapped(location) as stream, ipc.open_file(stream) as file:
-        yield (file.get_batch(index) for index in range(file.num_record_batches))
-
-
-def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
-    with _mapped(location) as stream, ipc.open_stream(stream) as batches:
-        return batches.schema, sum(batch.num_rows for batch in batches)
-
-
-@contextlib.contextmanager
-def _open_ipc_stream(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
-    with _mapped(location) as stream, ipc.open_stream(stream) as batches:
-        yield batches
-
-
-def _count_csv(location: Location, ids: Sequence[str]) -> tuple[pa.Schema, int]:
-    """Read the whole file, so that a value of the wrong type is found before the work starts."""
-    schema = csv_rows.read_schema(location, ids)
-    with csv_rows.open_rows(schema, location, schema.names) as batches:
-        return schema, sum(batch.num_rows for batch in batches)
-
-
-def _read_stream(
-    open_batches: Callable[[Location, Sequence[str]], contextlib.AbstractContextManager[Batches]],
-    location: Location,
-    start: int,
-    stop: int,
-    columns: Sequence[str],
-    batch_rows: int,
-) -> Batches:
-    with open_batches(location, columns) as batches:
-        yield from _cut(_slices(batches, batch_rows), start, stop, columns)
-
-
-def _count_picture(location: Location) -> tuple[pa.Schema, int]:
-    return _PICTURE, 1
-
-
-def _read_picture(
-    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Batches:
-    yield pa.RecordBatch.from_pylist([{"x": location.read()}], _PICTURE).select(columns)
-
-
-def _mapped(location: Location) -> pa.NativeFile:
-    return pa.memory_map(location.path) if location.is_local else location.open()
-
-
-def _slices(batches: Batches, batch_rows: int) -> Batches:
-    for batch in batches:
-        for start in range(0, batch.num_rows, batch_rows):
-            yield batch.slice(start, batch_rows)
-
-
-def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Batches:
-    first = 0
-    for batch in batches:
-        low, high = max(0, start - first), min(batch.num_rows, stop - first)
-        first += batch.num_rows
-        if low < high:
-            yield batch.select(columns).slice(low, high - low)
-        if first >= stop:
-            return
-
-
-_FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
-    "parquet": (_count_parquet, _read_parquet),
-    "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
-    "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
-    "array": (count_array, read_array_rows),
-    "picture": (_count_picture, _read_picture),
-}
-_MAGIC: Mapping[bytes, str] = {
-    b"PAR1": "parquet",
-    b"ARROW1": "arrow file",
-    b"\xff\xff\xff\xff": "arrow stream",
-    b"\x93NUMPY": "array",
-    b"PK": "array",  # .npz
-    b"\x1f\x8b": "array",  # gzipped IDX or .npy
-    b"\0\0": "array",  # IDX
-    b"\x89PNG": "picture",
-    b"\xff\xd8\xff": "picture",  # JPEG
-}
+def _add_keys(
+    batch: pa.RecordBatch, keys: Mapping[str, str | None], fields: Mapping[str, pa.Field]
+) -> pa.RecordBatch:
+    """Append the keys of a partitioned folder, which have one value in all rows of a file."""
+    for name, field in fields.items():
+        value = pa.scalar(keys[name]).cast(field.type)
+        batch = batch.append_column(field, pa.repeat(value, batch.num_rows))
+    return batch

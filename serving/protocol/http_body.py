@@ -23,6 +23,7 @@ from serving.protocol.messages import (
     datatype_of,
     from_bytes,
     from_values,
+    refuse_unsupported,
 )
 
 JSON = "application/json"
@@ -57,12 +58,13 @@ def decode_request(
             return _raw_request(operation, version, body), BinaryOutputs(default=True)
         head, tail = body[:split], memoryview(body)[split:]
     content = load_object(head)
-    parameters = _parameters(content, "the request")
+    parameters = parameters_of(content, "the request")
+    given_id = content.get("id")
     binary = _binary_outputs(parameters, _list(content, "outputs"))
     request = InferRequest(
         model=operation.name,
         version=version,
-        id=_text(content.get("id", ""), "id"),
+        id="" if given_id is None else _text(given_id, "id"),
         inputs=_decode_tensors(
             _list(content, "inputs"), tail, booleans=b"true" in head or b"false" in head
         ),
@@ -132,7 +134,7 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
     return InferResponse(
         model=content["model_name"],
         version=content["model_version"],
-        id=content.get("id", ""),
+        id=content.get("id") or "",
         outputs=_decode_tensors(content["outputs"], memoryview(body)[split:], booleans=True),
     )
 
@@ -168,7 +170,9 @@ def _decode_tensors(
         name = _text(_object(entry, "an input").get("name"), "name of an input")
         if name in arrays:
             raise DataRefused(f"{name} is given twice")
-        size = _parameters(entry, name).get("binary_data_size")
+        parameters = parameters_of(entry, name)
+        refuse_unsupported(name, parameters)
+        size = parameters.get("binary_data_size")
         if size is None:
             if "data" not in entry:
                 raise DataRefused(f"{name} has neither data nor a binary_data_size")
@@ -190,8 +194,8 @@ def _decode_tensors(
     return arrays
 
 
-def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any]) -> BinaryOutputs:
-    default = parameters.get("binary_data_output", False)
+def _binary_outputs(request: Mapping[str, Parameter], entries: Sequence[Any]) -> BinaryOutputs:
+    default = request.get("binary_data_output", False)
     if type(default) is not bool:
         raise UsageRefused(f"binary_data_output must be true or false, got {default!r}")
     named: dict[str, bool] = {}
@@ -199,24 +203,26 @@ def _binary_outputs(parameters: Mapping[str, Parameter], entries: Sequence[Any])
         name = _text(_object(entry, "an output").get("name"), "name of an output")
         if name in named:
             raise UsageRefused(f"the output {name} is asked for twice")
-        binary = _parameters(entry, name).get("binary_data", default)
+        parameters = parameters_of(entry, name)
+        refuse_unsupported(name, parameters)
+        binary = parameters.get("binary_data", default)
         if type(binary) is not bool:
             raise UsageRefused(f"binary_data of {name} must be true or false, got {binary!r}")
         named[name] = binary
     return BinaryOutputs(default, named)
 
 
-def load_object(head: bytes) -> dict[str, Any]:
-    """Parse a JSON object.
+def load_object(head: bytes, *, optional: bool = False) -> dict[str, Any]:
+    """Parse a JSON object; if it is optional, nothing and null stand for an empty one.
 
     Raises:
         DataRefused: it is not JSON, or not an object.
     """
     try:
-        content = orjson.loads(head)
+        content = orjson.loads(head or b"null" if optional else head)
     except orjson.JSONDecodeError as err:
         raise DataRefused(f"the body is not JSON: {err}") from err
-    return _object(content, "the body")
+    return {} if content is None and optional else _object(content, "the body")
 
 
 def _object(value: object, what: str) -> dict[str, Any]:
@@ -234,9 +240,19 @@ def _list(content: Mapping[str, Any], name: str) -> list[Any]:
     return entries
 
 
-def _parameters(content: Mapping[str, Any], what: str) -> Mapping[str, Parameter]:
+def parameters_of(content: Mapping[str, Any], what: str) -> Mapping[str, Parameter]:
+    """Return the parameters of a request, a tensor or an output; null stands for an absent one.
+
+    Raises:
+        DataRefused: they are not a JSON object.
+    """
     parameters = content.get("parameters")
-    return {} if parameters is None else _object(parameters, f"parameters of {what}")
+    if parameters is None:
+        return {}
+    values = _object(parameters, f"parameters of {what}")
+    if None not in values.values():
+        return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _text(value: object, what: str) -> str:

@@ -9,7 +9,7 @@ Source: the Open Inference Protocol specification, required API and tensor data 
 import contextlib
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,13 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import DataRefused
+from serving.errors import DataRefused, UsageRefused
 from serving.operations import Tensor
 
 Array = NDArray[Any]
 MAX_VALUES = 2**28
 """Values of one tensor. A size of 0 counts as 1 here, since numpy multiplies the other sizes."""
 Parameter = str | int | float | bool
+PARAMETERS = ("seed", "num_samples", "timeout", "binary_data_output")
+"""The parameters of a request that mean something here; all others are ignored."""
+_UNSUPPORTED: Mapping[str, str] = {
+    "shared_memory_region": "send the tensor in the body",
+    "shared_memory_offset": "send the tensor in the body",
+    "shared_memory_byte_size": "send the tensor in the body",
+    "classification": "ask for the whole output",
+}
+"""Parameters of Triton's tensors and outputs that would change the answer, and what to do."""
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 DATATYPES: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
@@ -73,6 +82,30 @@ def wire_shape(name: str, shape: object) -> tuple[int, ...]:
             f"{name} may hold at most {MAX_VALUES} values, got the shape {list(shape)}"
         )
     return tuple(shape)
+
+
+def refuse_unsupported(name: str, parameters: Mapping[str, Parameter]) -> None:
+    """Refuse a parameter of a tensor or an output that would change the answer; ignore others.
+
+    Raises:
+        UsageRefused: there is such a parameter, and it is not 0 or empty.
+    """
+    if _UNSUPPORTED.keys().isdisjoint(parameters):
+        return
+    for parameter, advice in _UNSUPPORTED.items():
+        if parameters.get(parameter):
+            raise UsageRefused(f"{parameter} of {name} is not supported: {advice}")
+
+
+def refuse_to_load(parameters: Iterable[str]) -> None:
+    """Refuse parameters of a load that bring a model along; ignore others.
+
+    Raises:
+        DataRefused: there is such a parameter.
+    """
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise DataRefused(f"load takes no {name[:40]!r}: versions come from the registry")
 
 
 def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:

@@ -5,8 +5,19 @@ from typing import ClassVar as _ClassVar
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TYPE_INVALID: _ClassVar[DataType]
+    TYPE_UINT8: _ClassVar[DataType]
+    TYPE_FP32: _ClassVar[DataType]
+
+TYPE_INVALID: DataType
+TYPE_UINT8: DataType
+TYPE_FP32: DataType
 
 class ServerLiveRequest(_message.Message):
     __slots__ = ()
@@ -335,16 +346,31 @@ class ModelInferResponse(_message.Message):
         raw_output_contents: _Iterable[bytes] | None = ...,
     ) -> None: ...
 
+class ModelStreamInferResponse(_message.Message):
+    __slots__ = ("error_message", "infer_response")
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    INFER_RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    error_message: str
+    infer_response: ModelInferResponse
+    def __init__(
+        self,
+        error_message: str | None = ...,
+        infer_response: ModelInferResponse | _Mapping | None = ...,
+    ) -> None: ...
+
 class ModelInput(_message.Message):
     __slots__ = ("data_type", "dims", "name")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    data_type: int
+    data_type: DataType
     dims: _containers.RepeatedScalarFieldContainer[int]
     def __init__(
-        self, name: str | None = ..., data_type: int | None = ..., dims: _Iterable[int] | None = ...
+        self,
+        name: str | None = ...,
+        data_type: DataType | str | None = ...,
+        dims: _Iterable[int] | None = ...,
     ) -> None: ...
 
 class ModelOutput(_message.Message):
@@ -353,10 +379,13 @@ class ModelOutput(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     DIMS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    data_type: int
+    data_type: DataType
     dims: _containers.RepeatedScalarFieldContainer[int]
     def __init__(
-        self, name: str | None = ..., data_type: int | None = ..., dims: _Iterable[int] | None = ...
+        self,
+        name: str | None = ...,
+        data_type: DataType | str | None = ...,
+        dims: _Iterable[int] | None = ...,
     ) -> None: ...
 
 class ModelDynamicBatching(_message.Message):
@@ -622,6 +651,17 @@ class HealthCheckRequest(_message.Message):
 
 class HealthCheckResponse(_message.Message):
     __slots__ = ("status",)
+    class ServingStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[HealthCheckResponse.ServingStatus]
+        SERVING: _ClassVar[HealthCheckResponse.ServingStatus]
+        NOT_SERVING: _ClassVar[HealthCheckResponse.ServingStatus]
+        SERVICE_UNKNOWN: _ClassVar[HealthCheckResponse.ServingStatus]
+
+    UNKNOWN: HealthCheckResponse.ServingStatus
+    SERVING: HealthCheckResponse.ServingStatus
+    NOT_SERVING: HealthCheckResponse.ServingStatus
+    SERVICE_UNKNOWN: HealthCheckResponse.ServingStatus
     STATUS_FIELD_NUMBER: _ClassVar[int]
-    status: int
-    def __init__(self, status: int | None = ...) -> None: ...
+    status: HealthCheckResponse.ServingStatus
+    def __init__(self, status: HealthCheckResponse.ServingStatus | str | None = ...) -> None: ...

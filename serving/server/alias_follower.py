@@ -122,8 +122,8 @@ class AliasFollower:
     def _take_up(self, version: str) -> None:
         source = open_version(self._client, self.registered.name, version)
         self.check(source)
-        self.source, self._refused = source, None
         ServedVersion.of(source).write(self.file)
+        self.source, self._refused = source, None
         self._remember()
 
     def _remember(self) -> None:
@@ -135,14 +135,20 @@ class AliasFollower:
     def _accept_current(self) -> None:
         if self._refused is not None:
             self._refused = None
-            ServedVersion.of(self.source).write(self.file)
+            self._report(None)
 
     def _refuse(self, version: str, err: Exception) -> None:
         LOG.error("version %s is refused, still serving %s: %s", version, self.source.version, err)
         self.counters.add("reload_failures")
         self._refused, self._retry_at = version, time.monotonic() + RETRY_S
-        refused = {"version": version, "reason": str(err)}
-        ServedVersion.of(self.source, refused).write(self.file)
+        self._report({"version": version, "reason": str(err)})
+
+    def _report(self, refused: Mapping[str, str] | None) -> None:
+        """Tell the workers which version was refused; a full disk must not end the follower."""
+        try:
+            ServedVersion.of(self.source, refused).write(self.file)
+        except VaeError as err:
+            LOG.warning("%s", err)
 
     def _count_registry_failure(self, err: Exception) -> None:
         self.counters.add("registry_failures")

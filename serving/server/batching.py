@@ -201,7 +201,9 @@ class Batcher:
     ) -> None:
         self.running = False
         counters = self._counters
-        counters.observe("compute", operation, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        counters.observe("compute", operation, seconds)
+        counters.add("request_compute", operation, value=seconds * len(batch))
         counters.observe("batch_rows", operation, rows)
         counters.add("rows", operation, value=rows)
         counters.set("last_inference", operation, value=time.time())

@@ -1,43 +1,54 @@
-"""The gRPC side of the server: read messages, call `Service`, answer with messages.
+"""The gRPC side of the server: take calls on the event loop, and give each its answer or status.
 
-Source: Open Inference Protocol gRPC API; Triton's extensions; the gRPC health checking protocol.
+`serving.server.grpc_calls` has the table of calls, and the function that answers each.
 """
 
+import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import cached_property
+from inspect import isasyncgenfunction
+from typing import Any, NamedTuple
 
 import grpc
 
-from serving.errors import DataRefused, NotFound, NotReady, Unauthorized, UsageRefused, VaeError
-from serving.protocol import open_inference_pb2 as pb
-from serving.protocol.messages import (
-    DATATYPES,
-    Array,
-    InferRequest,
-    InferResponse,
-    Parameter,
-    from_bytes,
-    from_values,
-)
+from serving.errors import NotReady, Unauthorized, VaeError
 from serving.server.auth import Access
+from serving.server.batching import Admission
+from serving.server.grpc_reflection import describe_services
 from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
 
 LOG = logging.getLogger(__name__)
-SERVICE = "inference.GRPCInferenceService"
-HEALTH = "grpc.health.v1.Health"
-DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_FP32": 11}
-"""Triton's numbers for datatypes in a model configuration."""
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
 MAX_MESSAGE = 1000
 """Characters of an error message; clients refuse metadata of more than a few kilobytes."""
-_SERVING, _NOT_SERVING = 1, 2
+LEAST_PING_INTERVAL_MS = 100
+"""Clients may ping this often to keep a connection; gRPC's default is five minutes."""
 
-Call = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
+UnaryCall = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
+StreamCall = Callable[["GrpcServer", AsyncIterator[Any], Any], AsyncIterator[Any]]
+
+
+class Method(NamedTuple):
+    """One line of the table of calls."""
+
+    call: Any
+    """A `UnaryCall`, or a `StreamCall`, which is an asynchronous generator of replies."""
+    request: Any
+    """The class of its request."""
+    reply: Any
+    open: bool = False
+    """Whether it answers without an API key."""
+    counted: bool = False
+    """Whether it is an inference, which is counted when it is refused for its key."""
+    many_requests: bool = False
+    """Whether a client may send more than one request in a call."""
+
+
+Methods = Mapping[str, Method]
 
 
 class GrpcServer:
@@ -45,16 +56,18 @@ class GrpcServer:
 
     Args:
         service: the inference service that all transports share.
+        methods: the table of calls, by the name of their gRPC service.
         access: the API key, if there is one.
         tracer: makes the spans.
-        max_bytes: largest message that is read.
-        max_calls: calls in progress at a time; more are refused.
+        max_bytes: largest message that is read, after it was decompressed.
+        max_calls: calls in progress at a time, half of them streams; more are refused.
         access_log: whether to log every call.
     """
 
     def __init__(
         self,
         service: Service,
+        methods: Mapping[str, Methods],
         access: Access,
         tracer: Tracer,
         *,
@@ -63,19 +76,24 @@ class GrpcServer:
         access_log: bool = False,
     ) -> None:
         self.service = service
+        self.methods = methods
         self.access = access
         self.tracer = tracer
         self.access_log = access_log
+        self._stopping = asyncio.Event()
+        self._streams = Admission(max(1, max_calls // 2))
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 1),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
             ],
             maximum_concurrent_rpcs=max_calls,
         )
-        for name, calls in ((SERVICE, CALLS), (HEALTH, HEALTH_CALLS)):
-            handlers = {call: self._handler(call, *parts) for call, parts in calls.items()}
+        for name, table in methods.items():
+            handlers = {call: self._handler(call, method) for call, method in table.items()}
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(name, handlers),)
             )
@@ -90,213 +108,105 @@ class GrpcServer:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, and give those in progress time to end."""
+        """Refuse new calls, end streams that wait, and give calls in progress time to end."""
+        self._stopping.set()
         await self._server.stop(grace_s)
 
-    def _handler(self, name: str, call: Call, request: Any, needs_key: bool) -> Any:
+    @property
+    def stopping(self) -> bool:
+        """Whether streams must end."""
+        return self._stopping.is_set()
+
+    @cached_property
+    def descriptions(self) -> Any:
+        """Answers the calls of server reflection."""
+        return describe_services(self.methods)
+
+    def _handler(self, name: str, method: Method) -> Any:
+        read = getattr(method.request, "FromString", None)
+        if isasyncgenfunction(method.call):
+            return grpc.stream_stream_rpc_method_handler(self._stream(name, method), read, _write)
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, method), read, _write)
+
+    def _unary(self, name: str, method: Method) -> Any:
+        call, key_needed = method.call, bool(self.access.api_key) and not method.open
+
         async def answer(message: Any, context: Any) -> Any:
             started = time.perf_counter()
             try:
-                if self.access.api_key and needs_key:
-                    metadata = dict(context.invocation_metadata())
-                    self.access.check(metadata.get("authorization"), metadata.get("x-api-key"))
+                if key_needed:
+                    self._check_key(context)
                 return await call(self, message, context)
-            except VaeError as err:
-                if err.status == 500:
-                    LOG.error("%s", err)
-                if isinstance(err, Unauthorized) and call is infer:
+            except Exception as err:  # noqa: BLE001 - every error becomes a status
+                if method.counted and isinstance(err, Unauthorized):
                     self.service.record("grpc", message.model_name, err.status, 0.0)
-                code = getattr(grpc.StatusCode, err.grpc_status)
-                await context.abort(code, str(err)[:MAX_MESSAGE])
-            except Exception:
-                if context.cancelled():
-                    raise
-                given = uuid.uuid4().hex
-                LOG.exception("internal error", extra={"request_id": given})
-                await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
+                await _refuse(context, err)
             finally:
                 if self.access_log:
-                    code = context.code() or grpc.StatusCode.OK.name
-                    text = f"{name} {getattr(message, 'model_name', '')} {code}"
-                    log_answer(LOG, text, getattr(message, "id", ""), started)
+                    self._log(name, message, context, started)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer, request.FromString, lambda reply: reply.SerializeToString()
-        )
+        return answer
 
+    def _stream(self, name: str, method: Method) -> Any:
+        call, key_needed = method.call, bool(self.access.api_key) and not method.open
 
-async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Answer; any answer shows that the process is alive."""
-    return pb.ServerLiveResponse(live=True)
+        async def answer(messages: Any, context: Any) -> AsyncIterator[Any]:
+            started = time.perf_counter()
+            try:
+                if key_needed:
+                    self._check_key(context)
+                with self._streams:
+                    async for reply in call(self, self._until_stopped(messages), context):
+                        yield reply
+            except Exception as err:  # noqa: BLE001 - as above
+                await _refuse(context, err)
+            finally:
+                if self.access_log:
+                    self._log(name, None, context, started)
 
+        return answer
 
-async def server_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Report whether the server takes requests."""
-    return pb.ServerReadyResponse(ready=server.service.ready)
+    def _check_key(self, context: Any) -> None:
+        metadata = dict(context.invocation_metadata())
+        self.access.check(metadata.get("authorization"), metadata.get("x-api-key"))
 
+    def _log(self, name: str, message: Any, context: Any, started: float) -> None:
+        code = context.code() or grpc.StatusCode.OK.name
+        text = f"{name} {getattr(message, 'model_name', '')} {code}"
+        log_answer(LOG, text, getattr(message, "id", ""), started)
 
-async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Report whether the operation is loaded."""
-    service = server.service
-    try:
-        service.operation(message.name, message.version)
-    except (NotFound, NotReady):
-        return pb.ModelReadyResponse(ready=False)
-    return pb.ModelReadyResponse(ready=service.ready and service.is_loaded(message.name))
-
-
-async def server_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Report the name, version and extensions of the server."""
-    return pb.ServerMetadataResponse(**server.service.server_metadata())
-
-
-async def model_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Describe the tensors: names, datatypes and shapes."""
-    content = server.service.model_metadata(message.name, message.version)
-    del content["parameters"]
-    return pb.ModelMetadataResponse(**content)
-
-
-async def model_config(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Describe the operation as a Triton model configuration."""
-    content = server.service.model_config(message.name, message.version)
-    for side in ("input", "output"):
-        for tensor in content[side]:
-            tensor["data_type"] = DATA_TYPES[tensor["data_type"]]
-    return pb.ModelConfigResponse(config=pb.ModelConfig(**content))
-
-
-async def model_statistics(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Report counts and times since the start."""
-    content = server.service.statistics(message.name, message.version)
-    for entry in content["model_stats"]:
-        del entry["batch_stats"]
-    return pb.ModelStatisticsResponse(**content)
+    async def _until_stopped(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the requests of a stream; the server's end must not wait for the next one."""
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        incoming = aiter(messages)
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(incoming, None))
+                await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    raise NotReady("the server is stopping: call again")
+                if coming.result() is None:
+                    return
+                yield coming.result()
+        finally:
+            stopping.cancel()
 
 
-async def repository_index(server: GrpcServer, message: Any, context: Any) -> Any:
-    """List the operations, and whether each is loaded."""
-    return pb.RepositoryIndexResponse(models=server.service.index(only_ready=message.ready))
+async def _refuse(context: Any, err: Exception) -> None:
+    """End a call with the status of an error; an unexpected error shows no more than an id."""
+    if isinstance(err, VaeError):
+        if err.status == 500:
+            LOG.error("%s", err)
+        code = getattr(grpc.StatusCode, err.grpc_status)
+        await context.abort(code, str(err)[:MAX_MESSAGE])
+    if context.cancelled():
+        raise err
+    given = uuid.uuid4().hex
+    LOG.error("internal error", exc_info=err, extra={"request_id": given})
+    await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
 
 
-async def repository_load(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Load an operation, on all workers, and poll the registry now."""
-    if message.parameters:
-        raise DataRefused("load takes no parameters: versions come from the registry")
-    server.service.set_loaded(message.model_name, True)
-    return pb.RepositoryModelLoadResponse()
-
-
-async def repository_unload(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Unload an operation, on all workers."""
-    server.service.set_loaded(message.model_name, False)
-    return pb.RepositoryModelUnloadResponse()
-
-
-async def check_health(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Report the health of the server, or of the service that the request names."""
-    if message.service not in ("", SERVICE):
-        raise NotFound(f"no service {message.service!r}: there is {SERVICE}")
-    return pb.HealthCheckResponse(status=_SERVING if server.service.ready else _NOT_SERVING)
-
-
-async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
-    """Run one operation."""
-    service = server.service
-    started = time.perf_counter()
-    status = 499
-    try:
-        with service.admission:
-            _, operation = service.operation(message.model_name, message.model_version)
-            request = decode_request(message)
-            with server.tracer.span(context.invocation_metadata(), operation.name) as span:
-                response = await service.infer(request, context.time_remaining())
-                span.annotate(response.version, request)
-            encoded = time.perf_counter()
-            typed = message.inputs and not message.raw_input_contents
-            reply = encode_response(response, raw=not typed)
-            service.counters.observe("encode", operation.name, time.perf_counter() - encoded)
-        status = 200
-        return reply
-    except VaeError as err:
-        status = err.status
-        raise
-    except Exception:
-        status = 500
-        raise
-    finally:
-        service.record("grpc", message.model_name, status, started)
-
-
-def decode_request(message: Any) -> InferRequest:
-    """Read a ModelInferRequest, whose tensors are all raw or all typed.
-
-    Raises:
-        DataRefused: the sizes of its tensors do not match.
-    """
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise DataRefused(f"{len(message.inputs)} inputs need as many raw contents, got {len(raw)}")
-    inputs: dict[str, Array] = {}
-    for place, tensor in enumerate(message.inputs):
-        name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-        if name in inputs:
-            raise DataRefused(f"{name} is given twice")
-        if raw:
-            inputs[name] = from_bytes(name, datatype, shape, memoryview(raw[place]))
-        else:
-            field = _CONTENTS.get(datatype, "fp32_contents")
-            values = [*getattr(tensor.contents, field)]
-            inputs[name] = from_values(name, datatype, shape, values, booleans=False)
-    return InferRequest(
-        model=message.model_name,
-        version=message.model_version,
-        id=message.id,
-        inputs=inputs,
-        outputs=[output.name for output in message.outputs],
-        parameters=_parameters(message.parameters),
-    )
-
-
-def encode_response(response: InferResponse, *, raw: bool) -> Any:
-    """Write a ModelInferResponse with raw or typed tensors."""
-    reply = pb.ModelInferResponse(
-        model_name=response.model, model_version=response.version, id=response.id
-    )
-    for name, array in response.outputs.items():
-        datatype = DATATYPES[array.dtype]
-        tensor = reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        if raw:
-            reply.raw_output_contents.append(array.tobytes())
-        else:
-            getattr(tensor.contents, _CONTENTS[datatype]).extend(array.reshape(-1).tolist())
-    return reply
-
-
-def _parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:
-    parameters: dict[str, Parameter] = {}
-    for name, value in fields.items():
-        choice = value.WhichOneof("parameter_choice")
-        if choice is None:
-            raise UsageRefused(f"the parameter {name} has no value")
-        parameters[name] = getattr(value, choice)
-    return parameters
-
-
-CALLS: Mapping[str, tuple[Call, Any, bool]] = {
-    "ServerLive": (server_live, pb.ServerLiveRequest, False),
-    "ServerReady": (server_ready, pb.ServerReadyRequest, False),
-    "ModelReady": (model_ready, pb.ModelReadyRequest, False),
-    "ServerMetadata": (server_metadata, pb.ServerMetadataRequest, True),
-    "ModelMetadata": (model_metadata, pb.ModelMetadataRequest, True),
-    "ModelConfig": (model_config, pb.ModelConfigRequest, True),
-    "ModelStatistics": (model_statistics, pb.ModelStatisticsRequest, True),
-    "ModelInfer": (infer, pb.ModelInferRequest, True),
-    "RepositoryIndex": (repository_index, pb.RepositoryIndexRequest, True),
-    "RepositoryModelLoad": (repository_load, pb.RepositoryModelLoadRequest, True),
-    "RepositoryModelUnload": (repository_unload, pb.RepositoryModelUnloadRequest, True),
-}
-"""The function of each call, its request message, and whether it needs the API key."""
-HEALTH_CALLS: Mapping[str, tuple[Call, Any, bool]] = {
-    "Check": (check_health, pb.HealthCheckRequest, False)
-}
+def _write(reply: Any) -> bytes:
+    content: bytes = reply.SerializeToString()
+    return content

@@ -79,28 +79,32 @@ def render(counters: SharedCounters, versions: Mapping[str, str]) -> bytes:
 
 
 def statistics(counters: SharedCounters, operation: str, version: str) -> dict[str, Any]:
-    """Return counts and nanoseconds since the start, as Triton's perf_analyzer reads them."""
+    """Return counts and nanoseconds since the start, as Triton's perf_analyzer reads them.
 
-    def duration(name: str, count: float) -> dict[str, int]:
-        return {"count": int(count), "ns": round(counters.total(name, operation, "sum") * 1e9)}
-
-    answered = sum(counters.total("requests", operation, t, 200) for t in TRANSPORTS)
+    Like Triton's, each duration but that of the cache counts every answered request once, with all
+    of the run that it shared; perf_analyzer gives up where their counts differ.
+    """
+    answered = int(sum(counters.total("requests", operation, t, 200) for t in TRANSPORTS))
     asked = sum(counters.total("requests", operation, t, s) for t in TRANSPORTS for s in STATUSES)
-    runs = _count(counters, "compute", operation)
+
+    def duration(*field: object) -> dict[str, int]:
+        seconds = counters.total(*field) if field else 0.0
+        return {"count": answered, "ns": round(seconds * 1e9)}
+
     none = {"count": 0, "ns": 0}
     return {
         "name": operation,
         "version": version,
         "last_inference": int(counters.maximum("last_inference", operation) * 1000),
         "inference_count": int(counters.total("rows", operation)),
-        "execution_count": int(runs),
+        "execution_count": int(_count(counters, "compute", operation)),
         "inference_stats": {
-            "success": duration("request", answered),
-            "fail": {"count": int(asked - answered), "ns": 0},
-            "queue": duration("queue", _count(counters, "queue", operation)),
-            "compute_input": none,
-            "compute_infer": duration("compute", runs),
-            "compute_output": duration("encode", _count(counters, "encode", operation)),
+            "success": duration("request", operation, "sum"),
+            "fail": {"count": int(asked) - answered, "ns": 0},
+            "queue": duration("queue", operation, "sum"),
+            "compute_input": duration(),
+            "compute_infer": duration("request_compute", operation),
+            "compute_output": duration("encode", operation, "sum"),
             "cache_hit": none,
             "cache_miss": none,
         },

@@ -1,30 +1,67 @@
 """The OpenAPI document of a served model, made from the table of routes and its tensors."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from serving.operations import Tensor
-from serving.protocol.messages import wire_tensor
+from serving.protocol.http_body import BINARY, HEADER_LENGTH, JSON
+from serving.server.compression import CODINGS
+from serving.server.openapi_schemas import (
+    COUNT,
+    TEXT,
+    Schema,
+    describe_operations,
+    reference,
+    schemas,
+)
 from serving.server.rest_messages import Route
-from serving.server.service import LoadedVersion
+from serving.server.service import MAX_ROWS, LoadedVersion
 
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _REFUSALS = {
     "400": "The request does not fit the operation",
     "401": "No valid API key",
-    "403": "A page of another site may not do this",
     "404": "No such model or version",
     "405": "The path takes another method",
-    "408": "The body did not arrive in time",
-    "411": "The body has no content-length",
-    "413": "The body is too large",
-    "429": "The queue is full: try again after Retry-After seconds",
     "500": "An internal error, with the request's id",
     "503": "Not ready: try again after Retry-After seconds",
+}
+_REFUSALS_OF_BODIES = {
+    "403": "A page of another site may not do this",
+    "408": "The body did not arrive in time",
+    "413": "The body is too large",
+    "415": f"The body is compressed, but not by {' or '.join(CODINGS)}",
+    "429": "The queue is full: try again after Retry-After seconds",
     "504": "The deadline passed in the queue",
 }
+_ANSWERS: Mapping[str, str] = {
+    "infer": "InferResponse",
+    "server_live": "ServerLive",
+    "server_ready": "ServerReady",
+    "server_metadata": "ServerMetadata",
+    "model_ready": "ModelReady",
+    "model_metadata": "ModelMetadata",
+    "model_config": "ModelConfig",
+    "model_statistics": "ModelStatistics",
+    "repository_index": "RepositoryIndex",
+    "repository_load": "",
+    "repository_unload": "",
+    "webhook": "",
+    "prometheus": "text/plain",
+    "openapi": "Anything",
+    "docs": "text/html",
+}
+"""What each handler answers: a schema, another media type than JSON, or nothing."""
+_BODIES: Mapping[str, str] = {
+    "infer": "InferRequest",
+    "repository_index": "RepositoryIndexRequest",
+    "repository_load": "RepositoryModelRequest",
+    "repository_unload": "RepositoryModelRequest",
+    "webhook": "Anything",
+}
+"""The schema of the body that each handler of a POST takes."""
+_BYTES: Schema = {"type": "string", "format": "binary"}
+_LENGTH = "Length of the JSON, which binary tensors follow; 0 for one raw tensor alone"
 
 
 def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str, Any]:
@@ -41,19 +78,13 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         },
         "paths": paths,
         "components": {
-            "schemas": {"Error": _ERROR, "InferRequest": _infer_request(served)},
+            "schemas": schemas(served.engine.operations, MAX_ROWS),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
         },
-        "x-operations": {
-            name: {
-                "inputs": [_tensor(tensor) for tensor in operation.inputs],
-                "outputs": [_tensor(tensor) for tensor in operation.outputs],
-            }
-            for name, operation in served.engine.operations.items()
-        },
+        "x-operations": describe_operations(served.engine.operations),
     }
 
 
@@ -63,68 +94,53 @@ def _operation(route: Route, served: LoadedVersion) -> dict[str, Any]:
         "summary": route.summary,
         "operationId": re.sub(r"\W+", "_", f"{route.method}{route.path}").strip("_").lower(),
         "parameters": [_path_parameter(name, served) for name in names],
-        "responses": {
-            "200": {"description": "Done"},
-            **{status: _refusal(text) for status, text in _REFUSALS.items()},
-        },
+        "responses": _responses(route),
         "security": [{}] if route.open else [{}, {"bearer": []}, {"key": []}],
     }
-    if route.path.startswith("/webhooks"):
-        content["responses"]["202"] = {
-            "description": "The server will ask the registry for a new version"
-        }
+    if route.counted:
+        header = {"name": HEADER_LENGTH, "in": "header", "required": False, "description": _LENGTH}
+        content["parameters"].append({**header, "schema": COUNT})
     if route.method == "POST":
-        infer = route.path.endswith("/infer")
-        schema = {"$ref": "#/components/schemas/InferRequest"} if infer else {"type": "object"}
-        content["requestBody"] = {
-            "required": infer,
-            "content": {"application/json": {"schema": schema}},
-        }
+        bodies = {JSON: {"schema": reference(_BODIES[route.handler.__name__])}}
+        if route.counted:
+            bodies[BINARY] = {"schema": _BYTES}
+        content["requestBody"] = {"required": route.counted, "content": bodies}
     return content
 
 
-def _tensor(tensor: Tensor) -> dict[str, Any]:
-    """Describe a tensor with names for its free axes: two axes of -1 need not be equal."""
-    return {**wire_tensor(tensor), "shape": tensor.shape}
+def _responses(route: Route) -> dict[str, Any]:
+    refusals = _REFUSALS | (_REFUSALS_OF_BODIES if route.method == "POST" else {})
+    answer = _ANSWERS[route.handler.__name__]
+    done = "202" if route.handler.__name__ == "webhook" else "200"
+    responses = {
+        done: {"description": "Done", **_content(answer, binary=route.counted)},
+        **{status: _refusal(text) for status, text in refusals.items()},
+    }
+    if answer in ("ServerReady", "ModelReady"):  # 503 says the same as 200
+        either = {"anyOf": [reference(answer), reference("Error")]}
+        responses["503"]["content"] = {JSON: {"schema": either}}
+    return responses
+
+
+def _content(answer: str, *, binary: bool) -> dict[str, Any]:
+    """Describe the body of an answer that is no refusal."""
+    if not answer:
+        return {}
+    if "/" in answer:
+        return {"content": {answer: {"schema": TEXT}}}
+    content: dict[str, Any] = {"content": {JSON: {"schema": reference(answer)}}}
+    if binary:
+        content["content"][BINARY] = {"schema": _BYTES}
+        content["headers"] = {HEADER_LENGTH: {"description": _LENGTH, "schema": COUNT}}
+    return content
 
 
 def _refusal(text: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Error"}
-    return {"description": text, "content": {"application/json": {"schema": schema}}}
+    return {"description": text, "content": {JSON: {"schema": reference("Error")}}}
 
 
 def _path_parameter(name: str, served: LoadedVersion) -> dict[str, Any]:
-    values = [served.version] if name == "version" else [*served.engine.operations]
-    schema = {"type": "string", "enum": values}
-    return {"name": name, "in": "path", "required": True, "schema": schema}
-
-
-def _infer_request(served: LoadedVersion) -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "required": ["name", "shape", "datatype"],
-        "properties": {
-            "name": {"enum": ["x", "z", "eps"]},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "datatype": {"enum": ["UINT8", "FP32"]},
-            "data": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-    }
-    output = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
-    parameters = {
-        "seed": {"type": "integer", "minimum": 0},
-        "num_samples": {"type": "integer", "minimum": 1, "maximum": 4096},
-        "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
-        "binary_data_output": {"type": "boolean"},
-    }
-    return {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string"},
-            "parameters": {"type": "object", "properties": parameters},
-            "inputs": {"type": "array", "items": tensor},
-            "outputs": {"type": "array", "items": output},
-        },
-        "example": {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []},
-    }
+    parameter: dict[str, Any] = {"name": name, "in": "path", "required": True}
+    if name == "version":  # no constant: a generated client outlives it
+        return {**parameter, "schema": TEXT, "example": served.version}
+    return {**parameter, "schema": reference("Operation")}

@@ -1,10 +1,12 @@
 """The values of the REST side: a route, a request whose route is known, an answer, and limits."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from serving.protocol.http_body import JSON
+
+Headers = list[tuple[str, str]]
 
 
 class Answer(NamedTuple):
@@ -13,7 +15,7 @@ class Answer(NamedTuple):
     body: bytes = b""
     content_type: str = JSON
     status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)

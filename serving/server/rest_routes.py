@@ -6,15 +6,19 @@ from typing import Any
 
 import orjson
 
-from serving.errors import DataRefused, Forbidden, NotReady, TooLarge
+from serving.errors import DataRefused, Forbidden, NotReady
 from serving.protocol.http_body import (
     BINARY,
     HEADER_LENGTH,
+    JSON,
     decode_request,
     encode_response,
     load_object,
+    parameters_of,
 )
+from serving.protocol.messages import refuse_to_load
 from serving.server import metrics
+from serving.server.compression import MIN_BYTES, accepted_coding, compress
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
 from serving.server.rest_messages import Answer, Request, Route
@@ -26,7 +30,7 @@ async def infer(server: RestServer, request: Request) -> Answer:
     service = server.service
     _, operation = service.operation(request.name, request.version)
     header_length = request.headers.get(HEADER_LENGTH)
-    body = await server.read_body(request)
+    body = await server.bodies.read(request)
     with service.admission:
         decoded, binary = decode_request(operation, request.version, body, header_length)
         with server.tracer.span(request.headers, operation.name) as span:
@@ -35,9 +39,17 @@ async def infer(server: RestServer, request: Request) -> Answer:
         started = time.perf_counter()
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
-    if length is None:
-        return Answer(content)
-    return Answer(content, BINARY, headers=((HEADER_LENGTH, str(length)),))
+    kind = JSON if length is None else BINARY
+    headers = [] if length is None else [(HEADER_LENGTH, str(length))]
+    # inferences alone, as in Triton: tritonclient's aio client asks for compression with every
+    # request, and decompresses no other answers
+    if len(content) >= MIN_BYTES:
+        headers.append(("vary", "accept-encoding"))  # for caches
+        accept = request.headers.get("accept-encoding")
+        if accept and (coding := accepted_coding(accept)):
+            content = await compress(content, coding)
+            headers.append(("content-encoding", coding))
+    return Answer(content, kind, headers=headers)
 
 
 async def server_live(server: RestServer, request: Request) -> Answer:
@@ -86,33 +98,35 @@ async def model_statistics(server: RestServer, request: Request) -> Answer:
 
 async def repository_index(server: RestServer, request: Request) -> Answer:
     """List the operations, and whether each is loaded."""
-    content = load_object(await server.read_body(request) or b"{}")
-    return _json(server.service.index(only_ready=content.get("ready") is True))
+    content = load_object(await server.bodies.read(request), optional=True)
+    ready = content.get("ready")
+    if type(ready) not in (bool, type(None)):
+        raise DataRefused(f"ready must be true or false, got {ready!r}")
+    return _json(server.service.index(only_ready=bool(ready)))
 
 
 async def repository_load(server: RestServer, request: Request) -> Answer:
     """Load an operation, on all workers, and poll the registry now."""
-    _check_origin(request)
-    if load_object(await server.read_body(request) or b"{}").get("parameters"):
-        raise DataRefused("load takes no parameters: versions come from the registry")
+    _check_origin(server, request)
+    content = load_object(await server.bodies.read(request), optional=True)
+    refuse_to_load(parameters_of(content, "the request"))
     server.service.set_loaded(request.name, True)
     return Answer()
 
 
 async def repository_unload(server: RestServer, request: Request) -> Answer:
     """Unload an operation, on all workers."""
-    _check_origin(request)
-    load_object(await server.read_body(request) or b"{}")
+    _check_origin(server, request)
+    parameters_of(load_object(await server.bodies.read(request), optional=True), "the request")
     server.service.set_loaded(request.name, False)
     return Answer()
 
 
 async def webhook(server: RestServer, request: Request) -> Answer:
     """Poll the registry now, since MLflow reports that an alias was moved."""
-    # checked before the signature: anyone may send a webhook
-    if int(request.headers.get("content-length") or 0) > MAX_WEBHOOK_BYTES:
-        raise TooLarge(f"a webhook may have {MAX_WEBHOOK_BYTES} bytes")
-    server.access.check_webhook(request.headers, await server.read_body(request))
+    # a limit of its own: anyone may send a webhook, and its signature is checked afterwards
+    body = await server.bodies.read(request, MAX_WEBHOOK_BYTES)
+    server.access.check_webhook(request.headers, body)
     server.service.request_poll()
     return Answer(status=202)
 
@@ -162,10 +176,12 @@ ROUTES = (
 )
 
 
-def _check_origin(request: Request) -> None:
+def _check_origin(server: RestServer, request: Request) -> None:
     """Refuse a page of another site: browsers send such a POST without asking the server first."""
     origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if origin is None or server.cors.names(origin):
+        return
+    if origin.partition("://")[2] != request.headers.get("host"):
         raise Forbidden(f"a page of {origin[:100]!r} may not change this server")
 
 

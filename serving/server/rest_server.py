@@ -13,22 +13,14 @@ from typing import Any, Protocol
 
 import orjson
 
-from serving.errors import (
-    BodyTimeout,
-    ClientLeft,
-    DataRefused,
-    LengthRequired,
-    MethodNotAllowed,
-    NotFound,
-    Overloaded,
-    TooLarge,
-    VaeError,
-)
+from serving.errors import ClientLeft, MethodNotAllowed, NotFound, Overloaded, VaeError
 from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
+from serving.server.cors import Cors
 from serving.server.logging_config import log_answer
-from serving.server.rest_messages import Answer, Limits, Request, Route
+from serving.server.request_body import BodyReader
+from serving.server.rest_messages import Answer, Headers, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 from serving.server.tracing import Tracer
@@ -36,10 +28,9 @@ from serving.server.tracing import Tracer
 LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-Headers = list[tuple[str, str]]
-
-_SMALL_BODY = 2**16
 _SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
+_MAX_MESSAGE = 300
+"""Characters of an error; some tell what was sent, which may be long."""
 _REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
 _REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
 
@@ -71,6 +62,7 @@ class RestServer:
         access: the API key, if there is one.
         limits: limits of sizes and times.
         tracer: makes the spans.
+        cors: the origins whose pages may use the server.
         access_log: whether to log every request.
     """
 
@@ -82,21 +74,22 @@ class RestServer:
         limits: Limits,
         tracer: Tracer,
         *,
+        cors: Cors | None = None,
         access_log: bool = False,
     ) -> None:
         self.service = service
         self.access = access
+        self.cors = cors or Cors()
+        self.bodies = BodyReader(limits)
         self._routes = [(route, _pattern(route.path)) for route in routes]
         self._counted = [pattern for route, pattern in self._routes if route.counted]
-        self.limits = limits
         self.tracer = tracer
         self.access_log = access_log
-        self.held = 0
-        """Bytes of bodies in memory."""
+        self._refuses_at_once = not (access.api_key or access_log or self.cors.origins)
 
     def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
         """Answer one request; refuse an inference within microseconds when the server is full."""
-        if self.service.full and not (self.access.api_key or self.access_log):
+        if self.service.full and self._refuses_at_once:
             length = scope.headers.get("content-length")
             # a small body has been buffered already; a larger one must be read before an answer
             if scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
@@ -118,10 +111,13 @@ class RestServer:
         request.id = given if given and _REQUEST_ID.fullmatch(given) else ""
         route = None
         try:
-            route = self._find(scope, request)
-            if self.access.api_key and not route.open:
-                self.access.check(headers.get("authorization"), headers.get("x-api-key"))
-            answer = await route.handler(self, request)
+            if scope.method == "OPTIONS" and self.cors.is_preflight(headers):
+                answer = self._preflight(scope)
+            else:
+                route = self._find(scope, request)
+                if self.access.api_key and not route.open:
+                    self.access.check(headers.get("authorization"), headers.get("x-api-key"))
+                answer = await route.handler(self, request)
         except VaeError as err:
             answer = self._refusal(request, err)
         except Exception:
@@ -129,13 +125,20 @@ class RestServer:
             LOG.exception("internal error", extra={"request_id": request.id})
             answer = _error(500, f"internal error, request {request.id}")
         finally:
-            self.held -= request.held
+            self.bodies.release(request)
         if route is not None and route.counted:
             self.service.record("rest", request.name, answer.status, request.started)
         if self.access_log:
             text = f"{scope.method} {scope.path} {answer.status}"
             log_answer(LOG, text, request.id, request.started)
         protocol.response_bytes(answer.status, self._headers(request, answer), answer.body)
+
+    def _preflight(self, scope: Scope) -> Answer:
+        methods = [route.method for route, pattern in self._routes if pattern.fullmatch(scope.path)]
+        if not methods:
+            raise _no_path(scope)
+        methods += ["HEAD"] if "GET" in methods else []
+        return Answer(status=204, headers=self.cors.preflight(scope.headers, methods))
 
     def _find(self, scope: Scope, request: Request) -> Route:
         methods = []
@@ -152,7 +155,7 @@ class RestServer:
         if methods:
             allowed = ", ".join(dict.fromkeys(methods))
             raise MethodNotAllowed(f"{scope.path} takes {allowed}, got {scope.method}", allowed)
-        raise NotFound(f"no path {scope.path!r}: see /docs")
+        raise _no_path(scope)
 
     def _refusal(self, request: Request, err: VaeError) -> Answer:
         if err.status == 500:
@@ -161,6 +164,8 @@ class RestServer:
 
     def _headers(self, request: Request, answer: Answer) -> Headers:
         headers = [("content-type", answer.content_type), *answer.headers]
+        if self.cors.origins:
+            headers += self.cors.headers(request.headers.get("origin"))
         if request.id:
             headers.append(("x-request-id", request.id))
         if self.service.draining:
@@ -185,64 +190,17 @@ class RestServer:
         task.cancel()
         raise ClientLeft("the client closed the connection")
 
-    async def read_body(self, request: Request) -> bytes:
-        """Read the body; it counts as in memory until the request is answered.
-
-        Raises:
-            LengthRequired: it comes in chunks; granian does not tell whether such a body is whole.
-            TooLarge: it is longer than the limit.
-            Overloaded: the bodies in memory would exceed their limit.
-            BodyTimeout: it did not arrive in time.
-            ClientLeft: the connection ended before the whole body had arrived.
-        """
-        headers = request.headers
-        if headers.get("content-encoding", "identity") != "identity":
-            raise DataRefused("a body must be sent without a content-encoding")
-        given = headers.get("content-length")
-        if given is None and "transfer-encoding" in headers:
-            raise LengthRequired("a body must have a content-length: chunks are not read")
-        length = int(given or 0)
-        if length > self.limits.body_bytes:
-            raise TooLarge(f"a body may have {self.limits.body_bytes} bytes: send fewer rows")
-        task = asyncio.current_task()
-        assert task is not None
-        # asyncio.timeout would cost a tenth of the whole request
-        late = asyncio.get_running_loop().call_later(self.limits.body_s, task.cancel)
-        try:
-            body = await self._read(request, length)
-        except asyncio.CancelledError:
-            raise BodyTimeout(f"the body did not arrive within {self.limits.body_s:g} s") from None
-        finally:
-            late.cancel()
-        request.started = time.perf_counter()
-        return body
-
-    async def _read(self, request: Request, length: int) -> bytes:
-        if length <= _SMALL_BODY:
-            self._hold(request, length)
-            try:
-                whole: bytes = await request.protocol()
-            except RuntimeError as err:  # granian raises it when the connection has ended
-                raise ClientLeft("the connection ended within the body") from err
-            return whole
-        chunks: list[bytes] = []
-        async for chunk in request.protocol:
-            self._hold(request, len(chunk))  # counted as it arrives, not as declared
-            chunks.append(chunk)
-        if request.held != length:
-            raise ClientLeft("the connection ended within the body")
-        return b"".join(chunks)
-
-    def _hold(self, request: Request, size: int) -> None:
-        if self.held + size > self.limits.total_bytes:
-            raise Overloaded("the bodies in memory reach their limit: try again in a moment")
-        request.held += size
-        self.held += size
-
 
 def _pattern(path: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
+    """Match a path with and without a slash at its end, which some clients always send."""
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path) + "/?")
+
+
+def _no_path(scope: Scope) -> NotFound:
+    return NotFound(f"no path {scope.path[:100]!r}: see /docs")
 
 
 def _error(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]} …"
     return Answer(orjson.dumps({"error": message}), status=status, headers=headers)

@@ -33,11 +33,8 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 WARM_UP_ROWS = (1, 64)
 MAX_ROWS = 4096
 """Rows times draws of one request; more need several requests, or a batch job."""
-_NOISE = {"seed", "num_samples"}
-_PARAMETERS: Mapping[str, set[str]] = {
-    name: {"timeout", "binary_data_output", *(_NOISE if name in ("sample", "score") else ())}
-    for name in OPERATIONS
-}
+_NOISE = ("seed", "num_samples")
+_DRAWS = ("sample", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +45,11 @@ class LoadedVersion:
     batcher: Batcher
     name: str
     version: str
+
+    @property
+    def number(self) -> str:
+        """The version as a number, which perf_analyzer needs: the digest's, if it has none."""
+        return self.version if self.version.isdecimal() else str(int(self.version, 16))
 
     @property
     def bundle(self) -> Bundle:
@@ -250,7 +252,7 @@ class Service:
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Return counts and times of one operation, or of all."""
         names = [self.operation(name, version)[1].name] if name else self.served.engine.operations
-        return {"model_stats": [statistics(self.counters, n, self.served.version) for n in names]}
+        return {"model_stats": [statistics(self.counters, n, self.served.number) for n in names]}
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """List the operations, and whether each is loaded."""
@@ -279,11 +281,9 @@ def _check_names(operation: Operation, request: InferRequest) -> None:
         for name in request.outputs:
             if name not in outputs:
                 raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
-    allowed = _PARAMETERS[operation.name]
-    for name in request.parameters:
-        if name not in allowed:
-            known = ", ".join(sorted(allowed))
-            raise UsageRefused(f"{operation.name} takes the parameters {known}; got {name!r}")
+    if request.parameters and operation.name not in _DRAWS:
+        for name in request.parameters.keys() & _NOISE:
+            raise UsageRefused(f"{operation.name} draws no noise: it takes no seed, got {name!r}")
 
 
 def _complete(engine: Engine, operation: Operation, request: InferRequest) -> dict[str, Array]:
@@ -296,7 +296,7 @@ def _complete(engine: Engine, operation: Operation, request: InferRequest) -> di
     if "eps" not in tensors:
         return inputs
     if "eps" in inputs:
-        if given := _NOISE & request.parameters.keys():
+        if given := request.parameters.keys() & _NOISE:
             raise UsageRefused(f"eps and {', '.join(sorted(given))} exclude each other")
         return inputs
     seed = _whole_number(request.parameters, "seed", 0, 0)

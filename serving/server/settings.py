@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.engine import Device
 from serving.server.auth import Access
+from serving.server.cors import Cors
 from serving.server.logging_config import LogFormat
 from serving.server.rest_messages import Limits
 from serving.server.shared_counters import SharedCounters
@@ -31,6 +32,7 @@ class Settings:
     drain_s: float
     limits: Limits
     access: Access
+    cors: Cors
     tls: tuple[Path, Path] | None
     """Files of the certificate chain and the key."""
     log_format: LogFormat

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from serving.engine import Engine
-from serving.errors import UsageRefused
+from serving.errors import UsageRefused, VaeError
 from serving.server import logging_config
 from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
 from serving.server.granian_adapter import GranianServer
@@ -98,19 +98,35 @@ def free_port(host: str, port: int, option: str) -> int:
 
 
 def runtime_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder for the files that the processes share; it is removed when the server ends."""
-    return tempfile.TemporaryDirectory(prefix="vae-serve-")
+    """Make a folder for the files that the processes share; it is removed when the server ends.
+
+    Raises:
+        VaeError: there is no temporary folder that can be written to.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="vae-serve-")
+    except OSError as err:
+        raise VaeError(
+            f"cannot make a temporary folder: {err.strerror}; name one in TMPDIR"
+        ) from err
 
 
 def _announce(counters: SharedCounters, settings: Settings, started: Callable[[], None]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until and not counters.get("draining"):
         if counters.total("ready") >= settings.workers and _accepts_connections(settings):
-            started()
+            _tell(started)
             return
         time.sleep(WATCH_INTERVAL_S / 10)
     if not counters.get("draining"):
         LOG.error("not all workers were ready within %d s", START_S)
+
+
+def _tell(started: Callable[[], None]) -> None:
+    try:
+        started()
+    except VaeError as err:  # the server can be used all the same
+        LOG.error("%s", err)
 
 
 def _accepts_connections(settings: Settings) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import UsageRefused
-from serving.protocol.messages import InferRequest
+from serving.protocol.messages import PARAMETERS, InferRequest
 
 CLOSE_S = 1.0
 """Seconds that a worker waits at its end for its last spans to be sent."""
@@ -26,8 +26,9 @@ class Span:
             return
         self._span.set_attribute("vae.version", version)
         self._span.set_attribute("vae.request_id", request.id)
-        for name, value in request.parameters.items():
-            self._span.set_attribute(f"vae.{name}", value)
+        for name in PARAMETERS:
+            if name in request.parameters:
+                self._span.set_attribute(f"vae.{name}", request.parameters[name])
 
 
 _NO_SPAN = contextlib.nullcontext(Span())

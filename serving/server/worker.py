@@ -14,6 +14,7 @@ from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
 from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
+from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
@@ -56,6 +57,7 @@ class Worker:
             settings.access,
             settings.limits,
             self._tracer,
+            cors=settings.cors,
             access_log=settings.access_log,
         )
         self.__rsgi__ = self._rest.__rsgi__
@@ -77,6 +79,7 @@ class Worker:
         settings = self._settings
         self._grpc = GrpcServer(
             self._service,
+            METHODS,
             settings.access,
             self._tracer,
             max_bytes=settings.limits.body_bytes,
@@ -117,7 +120,7 @@ class Worker:
         while not (self._counters.get("stopping") or os.getppid() != self._settings.parent):
             await asyncio.sleep(WATCH_INTERVAL_S)
             self._counters.set("queued_rows", value=self._service.served.batcher.queued)
-            self._counters.set("queued_bytes", value=self._rest.held)
+            self._counters.set("queued_bytes", value=self._rest.bodies.held)
             try:
                 await self._take_up_new_version()
             except Exception:

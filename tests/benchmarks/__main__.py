@@ -22,6 +22,7 @@ from tests.benchmarks import (  # noqa: E402  after the spin limit
     startup,
     tracking,
     training,
+    wide,
 )
 
 BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "batch": batch.measure,
     "batch_spark": batch_spark.measure,
     "anomaly": anomaly.measure,
+    "wide": wide.measure,
 }
 
 

@@ -4,6 +4,8 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+WAITING = ("loading ", "reading ", "opening ", "fetching ")
+
 
 def tree(folder: Path) -> dict[str, str]:
     """Return every path in a folder, with the digest of each file."""
@@ -20,12 +22,13 @@ def refusal(
 ) -> str:
     """Check exit code and output, and return the one line of the error.
 
-    `before` are the lines of progress that come before it.
+    `before` are the lines of progress that come before it, without those that name what the
+    command waits for.
     """
     assert result.returncode == exit_code, result.stderr
     assert result.stdout == ""
     *progress, line = result.stderr.splitlines()
-    assert tuple(progress) == before
+    assert tuple(line for line in progress if not line.startswith(WAITING)) == before
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

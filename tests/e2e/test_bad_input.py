@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import DATA_KINDS
 from tests.e2e.conftest import TINY, draw_images, run_vae
 from tests.e2e.refusals import refusal, run_statuses, tree, versions
 
@@ -30,19 +31,18 @@ def void(value: object) -> None:
 
 
 BAD_ROWS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "missing": ("none.npy", lambda folder: None, "no file none.npy"),
     "folder": ("x", lambda folder: (folder / "x").mkdir(), "no files in x"),
     "wrong magic": (
         "x.bin",
         write("x.bin", b"\x89HDF\r\n\x1a\n"),
-        "x.bin is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
-        "with 0x894844460d0a1a0a",
+        "x.bin is not read: it is an HDF5 file; open it by h5py and save the array by "
+        "numpy.save; a table by pandas.read_hdf and to_parquet",
     ),
     "text": (
         "x.txt",
         write("x.txt", b"1,2,3\n"),
-        "x.txt is not a Parquet, Arrow IPC, .npy, .npz, IDX, PNG, JPEG or .csv file: it starts "
-        "with 0x312c322c330a",
+        "x.txt is none of the files that are read, Parquet, Arrow, CSV, .npy, .npz, IDX, or images "
+        "(PNG, JPEG, WebP, BMP, GIF, TIFF, PNM): it starts with '1,2,3'",
     ),
     "CSV without names": (
         "x.csv",
@@ -101,6 +101,23 @@ def test_rows_that_cannot_be_scored_are_refused(
     assert not [key for key in after if "part-" in key]
 
 
+@pytest.mark.parametrize("name", ["none.npy", "none/", "*.npy", "none://x"])
+@pytest.mark.parametrize("command", ["score", "reconstruct", "evaluate", "train"])
+def test_nothing_at_a_path_is_a_usage_error(
+    bundle: Path, tmp_path: Path, command: str, name: str
+) -> None:
+    before = tree(tmp_path)
+    arguments = {
+        "score": ("score", name, "scores", "--model", "bundle"),
+        "reconstruct": ("reconstruct", name, "--model", "bundle", "--out", "y.png"),
+        "evaluate": ("evaluate", "bundle", "--data", name),
+        "train": ("train", "--data", name),
+    }
+    result = run_vae(tmp_path, *arguments[command])
+    assert refusal(result, 2).startswith(("no file", "no data at"))
+    assert tree(tmp_path) == before
+
+
 def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((0, 6, 5), np.uint8))
     before = tree(tmp_path)
@@ -112,7 +129,7 @@ def test_rows_that_cannot_be_reconstructed_are_refused(bundle: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("y.csv", "--out must end in .png, .npy, .parquet, got 'y.csv'"),
+        ("y.txt", "--out must end in .png, .npy, .parquet, .csv, got 'y.txt'"),
         ("none/y.parquet", "cannot write none/y.parquet: No such file or directory"),
         ("/dev/null/y.parquet", "cannot write /dev/null/y.parquet: Not a directory"),
     ],
@@ -198,13 +215,13 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "missing": (
         lambda folder: None,
         (),
-        "no data at 'x.npy': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
-        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
+        f"no data at 'x.npy': give {DATA_KINDS}",
     ),
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),
         (),
-        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17",
+        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17; "
+        "--drop-missing leaves out rows with a NaN",
     ),
     "out of support": (
         save("x.npy", NORMAL),
@@ -228,7 +245,8 @@ def test_data_that_cannot_be_learned_from_is_refused_before_a_run_is_opened(
     arguments = ("--data", "x.npy", "--likelihood", "bernoulli", "--epochs", "1")
     result = run_vae(tmp_path, "run", *arguments, "--out", "other", *TINY)
     lines = tuple(line.format(folder=tmp_path) for line in before)
-    assert refusal(result, 3, lines) == message.format(folder=tmp_path)
+    exit_code = 2 if message.startswith("no data at") else 3
+    assert refusal(result, exit_code, lines) == message.format(folder=tmp_path)
     assert not (tmp_path / "other").exists()
     assert run_statuses(tmp_path) == run_statuses(made)
     assert versions(tmp_path) == ["1"]

@@ -72,9 +72,15 @@ def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) ->
     assert (first["version"], first["parity"], first["decision"]) == ("1", "passed", "promoted")
     assert (tmp_path / "bundle-1" / "manifest.json").exists()
 
+    lines = [f"{key} = {value}" for key, value in TINY.items()]
+    (tmp_path / "run.toml").write_text("\n".join([*lines, f'data = "{data}"', "no-promote = true"]))
     second = project(
         "run",
-        {**settings, "out": tmp_path / "bundle-2", "learning_rate": "1e-2", "no-promote": "true"},
+        {
+            "config": tmp_path / "run.toml",
+            "out": tmp_path / "bundle-2",
+            "learning_rate": "1e-2",
+        },
         env,
     )
     assert (second["version"], second["decision"]) == ("2", None)

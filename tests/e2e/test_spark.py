@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from serving.io.rows import Rows
 from serving.source import Source
 from tests.e2e.conftest import VAE, run_vae
 from tests.integration.java import make_java_home
+from tests.serving.io.images import encode, png, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 
@@ -43,7 +47,6 @@ BAD = 70_000
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "JAVA_HOME": str(make_java_home(tmp_path_factory.mktemp("java") / "home")),
-        "PYSPARK_PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
     }
 
@@ -107,13 +110,16 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_command_makes_the_files_of_the_local_engine_on_spark(
+def test_the_command_makes_the_files_of_the_local_engine_on_two_executors(
     data: Path, local: dict[str, bytes], environment: dict[str, str], tmp_path: Path
 ) -> None:
+    """The environment of this Python is not activated, and executors are processes apart."""
     arguments = ["score", str(data), "out", "--model", str(BUNDLE), "--on-error", "quarantine"]
     arguments += ["--where", WHERE]
-    arguments += ["--engine", "spark", "--master", "local[2]", "--report", "report.html"]
-    result = run_vae(tmp_path, *arguments, command=VAE, **environment)
+    arguments += ["--engine", "spark", "--report", "report.html"]
+    arguments += ["--master", "local-cluster[2,1,1024]"]
+    settings = environment | {"PATH": "/usr/bin:/bin"}
+    result = run_vae(tmp_path, *arguments, command=VAE, **settings)
     assert result.returncode == 0, result.stderr
     assert f"{KEPT - 1:,} rows were scored" in (tmp_path / "report.html").read_text()
     made = files(tmp_path / "out")
@@ -221,6 +227,66 @@ def test_parquet_that_spark_reads_is_encoded_as_the_engine_does(
     codes = spark_frame.score_frame(frame, str(BUNDLE), operation="encode").toArrow().sort_by("id")
     for name, value in Engine(open_bundle(BUNDLE)).encode(x).items():
         assert np.array(codes[name].to_pylist(), np.float32).tobytes() == value.tobytes()
+
+
+def test_columns_of_any_type_pass_by_and_time_stamps_pass_through(
+    session: SparkSession, x: np.ndarray
+) -> None:
+    when = [datetime(2026, 3, 29, hour, 59, 59, 123456, UTC) for hour in range(24)]
+    table = pa.table({"x": [row.tobytes() for row in x[:24]], "when": when})
+    frame = session.createDataFrame(table).selectExpr(
+        "*", "interval '1' year as age", "map('a', 1) as m", "cast(1.5 as decimal(38, 2)) as price"
+    )
+    scores = spark_frame.score_frame(frame, str(BUNDLE), ids=["when", "price"]).toArrow()
+    scores = scores.sort_by("when")
+    assert scores["when"].to_pylist() == when
+    assert set(scores["price"].to_pylist()) == {Decimal("1.50")}
+    expected = Engine(open_bundle(BUNDLE)).score(x[:24], 1, 0)["elbo"]
+    assert scores["elbo"].to_numpy().tobytes() == expected.tobytes()
+    passed = spark_frame.score_frame(frame, str(BUNDLE)).columns
+    assert passed[:3] == ["when", "m", "price"]
+    with pytest.raises(UsageRefused, match="column 'age' is interval year, which Arrow does not"):
+        spark_frame.score_frame(frame, str(BUNDLE), ids=["age"])
+
+
+def test_image_files_that_spark_reads_are_scored(
+    session: SparkSession, x: np.ndarray, tmp_path: Path
+) -> None:
+    """Upright and whole, or with a reason: the last two are transparent and of 16 bits."""
+    images = [encode(x[0]), encode(x[1], "BMP"), encode(x[2], "TIFF"), encode(x[3], "GIF")]
+    lost = [png(np.dstack([x[5]] * 2), 8, 4), png(x[6].astype(np.uint16) << 8, 16, 0)]
+    images += [turned(np.ascontiguousarray(np.rot90(x[4])), 6), *lost]
+    for number, content in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    frame = session.read.format("binaryFile").load(str(tmp_path))
+    scores = spark_frame.score_frame(frame, str(BUNDLE), x=["content"]).toArrow().sort_by("path")
+    expected = Engine(open_bundle(BUNDLE)).score(x[:5], 1, 0)["elbo"]
+    assert scores["elbo"][:5].to_numpy().tobytes() == expected.tobytes()
+    reason = "x is not an opaque 8-bit image of the model's size and colours"
+    assert scores["reason"].to_pylist() == [None] * 5 + [reason] * 2
+    written = (tmp_path / f"{number}.png" for number in range(7))
+    modified = [datetime.fromtimestamp(path.stat().st_mtime, UTC) for path in written]
+    found = scores["modificationTime"].to_pylist()
+    assert all(abs((a - b).total_seconds()) < 0.01 for a, b in zip(found, modified, strict=True))
+
+
+def test_the_cause_of_an_error_in_an_executor_is_told(
+    data: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A Python without the packages, and one that does not exist."""
+    bare = tmp_path / "bare" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    arguments = ["score", str(data), "out", "--model", str(BUNDLE), "--engine", "spark"]
+    for python, cause in (
+        (bare, "ModuleNotFoundError: No module named 'pyarrow'; executors need numpy, onnxruntime"),
+        (tmp_path / "none", f'Cannot run program "{tmp_path / "none"}": error=2'),
+    ):
+        settings = environment | {"PYSPARK_PYTHON": str(python), "PYTHONPATH": ""}
+        result = run_vae(tmp_path, *arguments, "--master", "local[1]", command=VAE, **settings)
+        assert result.returncode == 1
+        said = result.stderr.splitlines()[-1]
+        assert said.startswith("error: Spark gave up: ")
+        assert cause in said
 
 
 def test_wide_rows_come_in_small_batches(

@@ -249,6 +249,28 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_following(
     assert place.served.version == "2"
 
 
+def test_a_full_disk_does_not_end_the_following(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the new version nor its refusal can be written; both follow once there is room."""
+
+    def full(version: ServedVersion, file: Path) -> None:
+        raise VaeError(f"cannot write {file}: No space left on device")
+
+    follower = place.follower()
+    place.point("2")
+    with monkeypatch.context() as patch:
+        patch.setattr(ServedVersion, "write", full)
+        follower.poll()
+    assert place.served.version == "1"
+    assert follower.source.version == "1"
+    assert any("version 2 is refused, still serving 1" in said for said in caplog.messages)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
+    follower.poll()
+    assert (place.served.version, place.served.refused) == ("2", None)
+
+
 def test_a_request_to_poll_during_a_poll_is_not_lost(place: Place) -> None:
     """A webhook tells of a second move while the first version is still being fetched."""
 

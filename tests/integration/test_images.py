@@ -60,7 +60,7 @@ def test_images_come_in_the_order_of_their_names(tmp_path: Path, channels: tuple
     names = ("b.png", "a.PNG", "c/x.png", "_not.png", ".hidden.png", "__MACOSX/d.png")
     images = {name: save(tmp_path / name, draw(i, *channels)) for i, name in enumerate(names)}
     (tmp_path / "notes.txt").write_text("no image")
-    rest, test = read_source(str(tmp_path))
+    rest, test, _ = read_source(str(tmp_path))
     expected = np.stack([images[name] for name in ("a.PNG", "b.png", "c/x.png")])
     np.testing.assert_array_equal(rest.x, expected, strict=True)
     assert rest.labels is None  # some lie in no folder
@@ -90,10 +90,35 @@ def test_folders_are_the_labels_of_their_images(tmp_path: Path) -> None:
 def test_folders_train_and_test_are_splits_with_labels_below(tmp_path: Path) -> None:
     for row, name in enumerate(("train/a.png", "train/b.png", "test/one/a.png", "test/two/a.png")):
         save(tmp_path / name, np.full((HEIGHT, WIDTH), row, np.uint8))
-    rest, test = read_source(str(tmp_path))
+    rest, test, _ = read_source(str(tmp_path))
     assert test is not None
     assert (rest.x[:, 0, 0].tolist(), test.x[:, 0, 0].tolist()) == ([0, 1], [2, 3])
     np.testing.assert_array_equal(test.labels, ["one", "two"])
+
+
+def test_a_folder_to_validate_on_is_the_validation_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("Training/cat/a.png", "Training/dog/b.jpg", "Val/cat/a.png", "Testing/dog/a.png")
+    images = [save(tmp_path / name, draw(row)) for row, name in enumerate(names)]
+    (tmp_path / "README.md").touch()
+    dataset = load_dataset(str(tmp_path), valid_fraction=0.5, test_fraction=0.5)
+    np.testing.assert_array_equal(dataset.train.x[0], images[0])
+    np.testing.assert_array_equal(dataset.valid.x, images[2:3])
+    np.testing.assert_array_equal(dataset.test.x, images[3:])
+    np.testing.assert_array_equal(dataset.test.labels, ["dog"])
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: Training to train on, Val to validate on, Testing to test on; passed over "
+        "1 other file, 1 .md (README.md)\n"
+    )
+
+
+def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    for row, name in enumerate(("bus/a.png", "plane/a.png", "train/a.png")):
+        save(tmp_path / name, draw(row))
+    train, test, valid = read_source(str(tmp_path))
+    np.testing.assert_array_equal(train.labels, ["bus", "plane", "train"])
+    assert test is valid is None
 
 
 def other_size(folder: Path) -> None:
@@ -114,11 +139,18 @@ def cut_off(folder: Path) -> None:
 
 
 def third_folder(folder: Path) -> None:
-    for name in ("train", "test", "valid"):
+    (folder / "a.png").unlink()
+    for name in ("train", "test", "extra"):
+        save(folder / name / "b.png", draw(0))
+
+
+def image_beside_splits(folder: Path) -> None:
+    for name in ("train", "test"):
         save(folder / name / "b.png", draw(0))
 
 
 def empty_half(folder: Path) -> None:
+    (folder / "a.png").unlink()
     save(folder / "train" / "b.png", draw(0))
     (folder / "test" / "not.png").mkdir(parents=True)
 
@@ -132,19 +164,25 @@ def empty_half(folder: Path) -> None:
         ),
         (
             alpha,
-            "cannot read {folder}/b.png: its mode is RGBA: save it as gray or RGB of 8 bits, "
-            "without alpha",
+            "cannot read {folder}/b.png: parts of it are transparent: lay it on a background",
         ),
-        (renamed, "cannot read {folder}/b.png: it is not a PNG or JPEG"),
+        (
+            renamed,
+            "cannot read {folder}/b.png: it is not an image (PNG, JPEG, WebP, BMP, GIF, TIFF, "
+            "PNM), or it is damaged",
+        ),
         (cut_off, "cannot read {folder}/b.png: its pixels are damaged or cut off"),
         (
             third_folder,
-            "{folder} has 'valid' beside 'train' and 'test': move it into one of them, or away; "
-            "rows to choose the best epoch on are taken from 'train'",
+            "{folder} has 'extra' beside 'train' and 'test': move it into one of them, or away",
         ),
-        (empty_half, "{folder}/test has no PNG or JPEG images"),
+        (
+            image_beside_splits,
+            "{folder} has a.png beside train, test: move images into one of these folders, or away",
+        ),
+        (empty_half, "no files in {folder}/test"),
     ],
-    ids=["size", "alpha", "text", "cut off", "third folder", "empty half"],
+    ids=["size", "alpha", "text", "cut off", "third folder", "image beside", "empty half"],
 )
 def test_refuses_and_says_why(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
     save(tmp_path / "a.png", draw(1))
@@ -236,4 +274,7 @@ def test_figures_of_a_training_are_in_colour(discs: Trained, tmp_path: Path) -> 
     for row, image in enumerate(dataset.test.x):
         left = 2 + row * (WIDTH + 2)
         np.testing.assert_array_equal(pairs[2 : 2 + HEIGHT, left : left + WIDTH], image)
-    assert read(paths[3]).shape[2] == read(paths[4]).shape[2] == 3
+    assert read(paths[3]).shape[2] == 3
+    with Image.open(paths[4]) as plot:
+        pixels = np.asarray(plot.convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=2).max() > 20  # what is gray has three equal channels

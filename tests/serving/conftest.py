@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from serving.batch import job
-from serving.bundle import Bundle, open_bundle
+from serving.bundle import MANIFEST, Bundle, manifest_digest, open_bundle
 from serving.engine import Engine
 from serving.source import Source
 from tests.serving.batch.jobs import PART_ROWS, Array, read, run, table
@@ -22,6 +23,16 @@ def bundle(tmp_path: Path) -> Bundle:
     """A copy of the bundle in this folder; tests/make_serving_bundle.py made it."""
     shutil.copytree(SEALED, tmp_path / "bundle")
     return open_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def named(bundle: Bundle) -> Bundle:
+    """The same model with a name for each value of a row, as one of a table has them."""
+    path = bundle.path / MANIFEST
+    content = json.loads(path.read_text())
+    content["data"]["columns"] = ["model", "row", "z", *(f"pixel {n}" for n in range(27))]
+    path.write_text(json.dumps({**content, "digest": manifest_digest(content)}))
+    return open_bundle(bundle.path)
 
 
 @pytest.fixture

@@ -8,6 +8,12 @@ import pytest
 from serving.console import Progress, progress
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def shown_on_a_terminal(write: Callable[[], None]) -> str:
     """What a function writes to stderr if stderr is a terminal."""
     screen, keyboard = os.openpty()
@@ -39,6 +45,25 @@ def test_a_terminal_has_one_line_that_changes_and_is_cleared() -> None:
     assert shown_on_a_terminal(write) == (
         "\r\033[K3,000 of 5,000 rows, 20 rows/s, 1:40 left\r\033[Kepoch 1\r\n\r\033[K"
     )
+
+
+def test_a_slow_rate_is_not_shown_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    silent_for_100_s(40).advance(25)
+    assert capsys.readouterr().err == "25 of 40 rows, 0.25 rows/s, 1:00 left\n"
+
+
+def test_a_narrow_terminal_has_no_line_that_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    shown = shown_on_a_terminal(lambda: silent_for_100_s(5000).advance(2000))
+    assert shown == "\r\033[K2,000 of 5,000 rows"[: 4 + 19]
+
+
+def test_a_terminal_that_cannot_clear_a_line_gets_whole_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    shown = shown_on_a_terminal(lambda: silent_for_100_s(5000).advance(2000))
+    assert shown == "2,000 of 5,000 rows, 20 rows/s, 2:30 left\r\n"
 
 
 def test_a_block_that_fails_clears_the_line() -> None:

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from pipeline.cli.main import cli
 from serving import deploy
@@ -135,3 +137,27 @@ def test_the_command_line_offers_every_target() -> None:
     (option,) = (o for o in cli.commands["deploy"].params if o.name == "target")
     assert isinstance(option.type, click.Choice)
     assert [*option.type.choices] == [*TARGETS]
+
+
+@pytest.mark.parametrize("target", ["triton", "kserve", "docker"])
+def test_the_command_prints_the_next_steps(
+    bundle: Bundle, tmp_path: Path, target: DeployTarget
+) -> None:
+    out = tmp_path / "my files"
+    arguments = ["deploy", "--model", str(bundle.path), "--target", target, "--out", str(out)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    steps = [line.removeprefix("next: ") for line in result.stderr.splitlines()]
+    words = [shlex.split(step, comments=True) for step in steps]
+    programs = {
+        "triton": ["tritonserver"],
+        "kserve": ["docker push", "kubectl apply"],
+        "docker": ["pip wheel", "docker build", "docker run"],
+    }
+    assert all(step.startswith(name) for step, name in zip(steps, programs[target], strict=True))
+    named = {word.rpartition("=")[2] for step in words for word in step}
+    assert {str(out), str(out / "inferenceservice.yaml")} & named
+    if target == "docker":
+        checkout = Path(words[0][-1])
+        assert (checkout / "pyproject.toml").is_file()
+        assert words[1][3] == words[2][-1]  # the image that is built is the one that runs

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VaeError
 from serving.files import (
     check_output_file,
     check_output_folder,
     reading,
+    refuse_in_bundle,
     staged_file,
     staged_folder,
 )
-from tests.serving.conftest import SEALED
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -143,10 +144,26 @@ def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
 
 
-def test_a_target_in_a_bundle_is_refused() -> None:
-    with pytest.raises(UsageRefused, match=r"lie outside the bundle .*/bundle, which may hold"):
-        check_output_file(SEALED / "x.npy", (".npy", ".png"))
-    assert not (SEALED / "x.npy").exists()
+@pytest.mark.parametrize(
+    "name", ["bundle/x.npy", "bundle/a/x.npy", "bundle/a/b/x.npy", "link/x.npy", "linked/x.npy"]
+)
+def test_a_target_in_a_bundle_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    (tmp_path / "bundle" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("bundle")
+    (tmp_path / "linked").symlink_to("bundle/a")
+    message = r"must lie outside the bundle .*/bundle, which may hold"
+    with pytest.raises(UsageRefused, match=f"--out {message}"):
+        check_output_file(tmp_path / name, (".npy", ".png"))
+    with pytest.raises(UsageRefused, match=f"--out {message}"):
+        check_output_folder(tmp_path / name)
+    with pytest.raises(UsageRefused, match=f"it {message}"):
+        refuse_in_bundle(tmp_path / name, "it")
+    assert not (tmp_path / name).exists()
+
+
+def test_a_manifest_of_another_kind_makes_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    check_output_file(tmp_path / "x.npy", (".npy",))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +208,6 @@ def test_an_output_folder_that_cannot_be_made_is_refused() -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FileNotFoundError(2, "No such file or directory"), "no file x.npy"),
         (IsADirectoryError(21, "Is a directory"), "x.npy is a folder: give a file"),
         (
             PermissionError(13, "Permission denied"),
@@ -209,6 +225,12 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(error: Exception, messa
     with pytest.raises(DataRefused) as caught, reading("x.npy", KeyError):
         raise error
     assert str(caught.value) == message
+
+
+def test_a_missing_file_is_a_usage_error() -> None:
+    with pytest.raises(UsageRefused) as caught, reading("x.npy"):
+        raise FileNotFoundError(2, "No such file or directory")
+    assert str(caught.value) == "no file x.npy"
 
 
 def test_other_errors_than_those_of_reading_pass() -> None:

@@ -6,32 +6,22 @@ In: a request and where to send it. Out: a `Load`. A request that fails makes th
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tests.benchmarks.serve import tools
 from tests.benchmarks.serve.wires import Request
-
-PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
-"""Programs, and the apt packages that have them."""
 
 
 def two_cores() -> tuple[int, int]:
     """Return a core for the server and one for the load; exit with 2 if something is missing."""
-    for program, package in PACKAGES.items():
-        if shutil.which(program) is None:
-            print(f"{program} is missing: apt install {package}", file=sys.stderr)
-            sys.exit(2)
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        print("two cores are needed, one for the server and one for the load", file=sys.stderr)
-        sys.exit(2)
-    return cores[0], cores[1]
+    tools.require()
+    server, load, *_ = sorted(os.sched_getaffinity(0))
+    return server, load
 
 
 @dataclass(frozen=True, slots=True)

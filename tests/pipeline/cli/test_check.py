@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import stages
 from pipeline.cli.main import cli
 from pipeline.config import PromoteConfig
 from pipeline.data.dataset import Split
@@ -61,6 +62,23 @@ def test_a_folder_gets_its_report_and_the_page(
     assert said["report"] == str(bundle.path / "parity.json")
     assert said["digest"] == json.loads((bundle.path / "manifest.json").read_bytes())["digest"]
     assert f"Parity of {bundle.path}: passed" in page.read_text()
+
+
+def test_the_main_job_says_in_one_line_that_parity_passed(
+    bundle: Bundle, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, dataset = trained
+    bundle, report = stages.check(bundle, checkpoint, dataset, "cpu", 1)
+    count = len(report.comparisons)
+    assert capsys.readouterr().err.splitlines() == [
+        "checking parity with torch on cpu",
+        f"  parity passed: {count} comparisons on cpu",
+    ]
+    other = other_model(bundle.path, bundle.path.parent / "other")
+    _, failed = stages.check(other, checkpoint, dataset, "cpu", 1)
+    shown = capsys.readouterr().err
+    assert f"parity FAILED: {len(failed.comparisons)} comparisons on cpu" in shown
+    assert "FAILED values" in shown  # the rows of what failed
 
 
 def test_a_report_of_another_kind_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_every_setting_is_an_option_with_its_help_and_default(command: str, name
     shown = re.fullmatch(r"(.*)  \[default: (.*?)(, or the preset's)?\]", str(option.help))
     assert shown is not None
     assert shown[1] == limits.help
-    assert option.type.convert(shown[2], option, None) == default
+    text = "" if shown[2] == "none" and default in ("", ()) else shown[2]
+    assert option.type.convert(text, option, None) == default
     assert (shown[3] is not None) == (name in preset_settings())
 
 
@@ -138,7 +139,7 @@ def test_limits_are_kept(given: Given, option: str, refused: float, taken: float
 USAGE_ERRORS = {
     "--latent-dim 0": "Invalid value for '--latent-dim': 0 is not in the range x>=1.",
     "--epochs 0": "Invalid value for '--epochs': 0 is not in the range x>=1.",
-    "--epochs 1.5": "Invalid value for '--epochs': '1.5' is not a valid integer range.",
+    "--epochs 1.5": "Invalid value for '--epochs': '1.5' is not a valid integer.",
     "--learning-rate 0": "Invalid value for '--learning-rate': 0.0 is not in the range x>0.",
     "--learning-rate nan": "Invalid value for '--learning-rate': 'nan' is not a finite number.",
     "--valid-fraction nan": "Invalid value for '--valid-fraction': 'nan' is not a finite number.",
@@ -301,6 +302,11 @@ def test_a_path_to_data_is_made_whole_and_the_name_stays(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnist").mkdir()
     (tmp_path / "x.npy").touch()
+    (tmp_path / "link.npy").symlink_to("x.npy")
+    assert chosen({"data": "mnist/../x.npy"}) == {"data": str(tmp_path / "x.npy")}
+    assert chosen({"data": "mnist/.."}) == {"data": str(tmp_path)}
+    assert chosen({"data": "."}) == {"data": str(tmp_path)}
+    assert chosen({"data": "link.npy"}) == {"data": str(tmp_path / "link.npy")}
     assert chosen({"data": "mnist", "epochs": None}) == {"data": "mnist"}
     assert chosen({"data": "x.npy"}) == {"data": str(tmp_path / "x.npy")}
     assert chosen({"data": "./mnist"}) == {"data": str(tmp_path / "mnist")}

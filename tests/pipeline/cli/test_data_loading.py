@@ -44,6 +44,45 @@ def test_other_data_without_a_test_set_gives_all_rows(
     assert "rows of other data" in capsys.readouterr().err
 
 
+def test_the_array_of_the_training_is_read_where_it_is(trained: Trained, tmp_path: Path) -> None:
+    checkpoint, _ = trained
+    config = replace(checkpoint.config, data=replace(checkpoint.config.data, array="b"))
+    checkpoint = replace(checkpoint, config=config)
+    first, second = draw_images(9), draw_images(11)
+    np.savez(tmp_path / "with.npz", x=first, b=second)
+    np.savez(tmp_path / "without.npz", x=first, more=second)
+    np.save(tmp_path / "x.npy", first)
+    for name, array, expected in (
+        ("with.npz", "", second),
+        ("with.npz", "x", first),
+        ("without.npz", "", first),
+        ("x.npy", "", first),
+    ):
+        rows = rows_to_evaluate(checkpoint, str(tmp_path / name), array)
+        np.testing.assert_array_equal(rows.x, expected)
+    with pytest.raises(UsageRefused, match="has no array 'b'; it has x, more"):
+        rows_to_evaluate(checkpoint, str(tmp_path / "without.npz"), "b")
+
+
+def test_other_data_gives_its_validation_set_if_it_has_no_test_set(
+    trained: Trained, tmp_path: Path
+) -> None:
+    valid = draw_images(33)[:, ::-1]
+    np.savez(tmp_path / "other.npz", x_train=draw_images(20), x_val=valid)
+    np.testing.assert_array_equal(
+        rows_to_evaluate(trained[0], str(tmp_path / "other.npz")).x, valid
+    )
+
+
+def test_the_training_data_with_a_validation_set_gives_its_held_out_rows(
+    trained: Trained, tmp_path: Path
+) -> None:
+    checkpoint, dataset = trained
+    np.savez(tmp_path / "moved.npz", x_train=draw_images(400), x_val=draw_images(9))
+    rows = rows_to_evaluate(checkpoint, str(tmp_path / "moved.npz"))
+    assert rows.sha256 == dataset.test.sha256
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

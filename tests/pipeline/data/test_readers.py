@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config import DATA_KINDS
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import MNIST, read_source
 from serving.errors import DataRefused, UsageRefused
+from serving.io.unread_formats import READ_FORMATS
 from tests.pipeline.data.test_dataset import BYTES, FLOATS, count_rows, load, save
 
 Array = NDArray[Any]
@@ -61,8 +63,23 @@ def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"], ids=["plain", "gz"])
+def test_idx_files_go_by_other_spellings_and_what_is_beside_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    pack = gzip.compress if suffix else bytes
+    parts = {"Train": BYTES[:20], "t10k": BYTES[20:30], "val": BYTES[30:]}
+    for name, x in parts.items():
+        (tmp_path / f"{name}-images.idx3-ubyte{suffix}").write_bytes(pack(idx_bytes(x)))
+    (tmp_path / "notes.txt").touch()
+    dataset = load(tmp_path)
+    for split, x in zip((dataset.train, dataset.test, dataset.valid), parts.values(), strict=True):
+        np.testing.assert_array_equal(split.x, x)
+    assert capsys.readouterr().err == f"{tmp_path}: passed over 1 other file, 1 .txt (notes.txt)\n"
+
+
 def test_mnist_has_the_digits_of_its_test_set() -> None:
-    rest, test = read_source("mnist")
+    rest, test, _ = read_source("mnist")
     content = gzip.decompress((MNIST / "t10k-labels-idx1-ubyte.gz").read_bytes())
     assert rest.labels is None
     assert test is not None
@@ -81,8 +98,11 @@ def test_labels_of_an_npz_go_with_their_rows(tmp_path: Path) -> None:
     assert (one.train.labels, one.valid.labels, plain.test.labels) == (None, None, None)
 
 
-def test_a_target_that_is_no_class_is_no_label(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x=FLOATS, y=FLOATS[:, 0])
+@pytest.mark.parametrize(
+    "y", [FLOATS[:, 0], np.eye(40, dtype=np.uint8)], ids=["numbers", "one-hot codes"]
+)
+def test_a_target_that_is_no_class_is_no_label(tmp_path: Path, y: Array) -> None:
+    np.savez(tmp_path / "x.npz", x=FLOATS, y=y)
     assert load(tmp_path / "x.npz").test.labels is None
 
 
@@ -132,33 +152,34 @@ def write_folder(train: bytes, test: bytes) -> Callable[[Path], Path]:
 
 
 def test_no_name_is_not_the_working_folder() -> None:
-    with pytest.raises(DataRefused, match="no data at '': give mnist"):
+    with pytest.raises(UsageRefused, match="no data at '': give mnist"):
         read_source("")
+
+
+def test_a_missing_path_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageRefused) as caught:
+        read_source(str(tmp_path / "none.npy"))
+    assert str(caught.value) == f"no data at '{tmp_path / 'none.npy'}': give {DATA_KINDS}"
+    assert caught.value.exit_code == 2
 
 
 IMAGES = idx_bytes(BYTES[:4])
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "missing": (
-        lambda folder: folder / "none.npy",
-        "no data at '{path}': give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
-        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
-    ),
     "folder with half of IDX": (
         lambda folder: write("t10k-images-idx3-ubyte", b"")(folder).parent,
         "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
     ),
     "empty folder": (
         lambda folder: folder,
-        "{path} is empty: give mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet "
-        "or .csv file, or a folder of Parquet files or of PNG and JPEG images",
+        f"{{path}} is empty: give {DATA_KINDS}",
     ),
     "wrong magic": (
-        write("x", b"\x89PNG\r\n\x1a\n"),
-        "cannot read {path}: not an IDX file: it starts with 0x89504e47",
+        write("x-idx1-ubyte", b"\x89\0\r\n\x1a\n"),
+        "{path} is not an IDX file: it starts with 0x89000d0a1a0a",
     ),
     "unknown IDX type": (
-        write("x", idx_bytes(BYTES, code=7)),
-        "cannot read {path}: not an IDX file: it starts with 0x00000703",
+        write("x-idx3-ubyte", idx_bytes(BYTES, code=7)),
+        "{path} is not an IDX file: it starts with 0x0000070300000028",
     ),
     "empty file": (write("x", b""), "{path} is empty"),
     "empty npy": (write("x.npy", b""), "{path} is empty"),
@@ -168,19 +189,21 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "IDX too short": (
         write("x", IMAGES[:-1]),
-        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 39",
+        "{path} is cut off: shape (4, 3, 2) needs 24 bytes of values, got 23",
     ),
     "IDX too long": (
         write("x", IMAGES + b"\0"),
-        "cannot read {path}: IDX shape (4, 3, 2) needs 40 bytes, got 41",
+        "{path} has more data after its array of shape (4, 3, 2)",
     ),
     "npz without x": (
         write_npz(a=BYTES, b=BYTES),
-        "{path} must hold one array, or one named x; got a, b",
+        "{path} must hold one array of rows, or x, or x_train and x_test; it has a, b: name the "
+        "one to read by --array",
     ),
     "NaN": (
         write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
-        "{path} must be finite: 2 of 40 rows are not, the first is row 3",
+        "{path} must be finite: 2 of 40 rows are not, the first is row 3"
+        "; --drop-missing leaves out rows with a NaN",
     ),
     "infinite": (
         write_npy(spoil((5, 0, -np.inf))),
@@ -194,16 +217,28 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         write_npy(FLOATS.astype(np.complex64)),
         "{path} must be numbers, got complex64",
     ),
-    "text": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
+    "words": (write_npy(np.full((40, 3), "a")), "{path} must be numbers, got <U1"),
     "integers that float32 would round": (
         write_npy(np.array([[-5], [2**24 + 1]])),
-        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
-        "got int64 from -5 to 16777217",
+        "{path}: feature 0 must be whole numbers from -16777216 to 16777216, which float32 holds "
+        "exactly; got up to 16777217: use a larger unit, subtract an offset",
     ),
     "an integer below": (
         write_npy(np.array([[-(2**63)], [1]])),
-        "{path} must be whole numbers from -16777216 to 16777216, which float32 holds exactly; "
-        "got int64 from -9223372036854775808 to 1",
+        "{path}: feature 0 must be whole numbers from -16777216 to 16777216, which float32 holds "
+        "exactly; got up to 9.22337203685478e+18: use a larger unit, subtract an offset",
+    ),
+    "npy cut off": (
+        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
+        "{path} is cut off: shape (40, 3, 2) needs 240 bytes of values, got 239",
+    ),
+    "more after an array": (
+        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes() * 2)(folder),
+        "{path} has more data after its array of shape (40, 3, 2)",
+    ),
+    "objects": (
+        write_npy(np.array([{"a": 1}], object)),
+        "{path} holds Python objects, which are never unpickled: save numbers",
     ),
     "no rows": (
         write_npy(FLOATS[:0]),
@@ -234,13 +269,36 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         write_npz(x_train=FLOATS, x_test=FLOATS.astype(np.uint8)),
         "{path}: test rows are uint8 (3,), training rows float32 (3,)",
     ),
+    "validation rows of another shape": (
+        write_npz(x_train=BYTES, x_val=BYTES.reshape(40, 2, 3)),
+        "{path}: validation rows are uint8 (2, 3), training rows uint8 (3, 2)",
+    ),
+    "NaN in the validation rows": (
+        write_npz(x_train=FLOATS, x_val=spoil((2, 0, np.nan))),
+        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2"
+        "; --drop-missing leaves out rows with a NaN",
+    ),
+    "one image": (
+        write("x.jpg", b"\xff\xd8\xff"),
+        "{path} is a single image: give a folder of them",
+    ),
+    "HDF5": (
+        write("x.h5", b"\x89HDF\r\n\x1a\n"),
+        "{path} is not read: it is an HDF5 file; open it by h5py and save the array by "
+        "numpy.save; a table by pandas.read_hdf and to_parquet",
+    ),
+    "text": (
+        write("x.txt", b"1;2\n3;4\n"),
+        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'",
+    ),
     "fewer labels than rows": (
         write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),
         "{path} has 39 labels for 40 rows",
     ),
     "NaN in the test rows": (
         write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
-        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0",
+        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0"
+        "; --drop-missing leaves out rows with a NaN",
     ),
 }
 
@@ -257,19 +315,9 @@ def test_refuses_and_says_why(tmp_path: Path, make: Callable[[Path], Path], mess
 UNREADABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "truncated gz": (write("x.gz", gzip.compress(IMAGES)[:-9]), "ended before the end"),
     "damaged gz": (write("x.gz", gzip.compress(IMAGES)[:-8] + bytes(8)), "CRC check failed"),
-    "npy cut off": (
-        lambda folder: write("x.npy", write_npy(BYTES)(folder).read_bytes()[:-1])(folder),
-        "Expected (40, 3, 2) = 240 elements, could only read 239",
-    ),
-    "npz named npy": (write_npz("x.npy", x=BYTES), "the magic string is not correct"),
-    "npy named npz": (write_npy(BYTES, "x.npz"), "not a zip file"),
     "npz cut off": (
         lambda folder: write("x.npz", write_npz(x=BYTES)(folder).read_bytes()[:-30])(folder),
         "not a zip file",
-    ),
-    "objects": (
-        write_npy(np.array([{"a": 1}], object)),
-        "Object arrays cannot be loaded when allow_pickle=False",
     ),
 }
 """What a library says of a file; the words are its own."""

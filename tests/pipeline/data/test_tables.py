@@ -16,6 +16,7 @@ from pipeline.cli.data_loading import load_data
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
 from pipeline.data.readers import LabelledRows, read_source
+from pipeline.data.selection import Selection
 from serving.errors import DataRefused, UsageRefused, VaeError
 
 Array = NDArray[Any]
@@ -37,7 +38,7 @@ def write(path: Path, **columns: Any) -> Path:
 
 
 def read(path: Path, *columns: str, label: str = "") -> LabelledRows:
-    rest, test = read_source(str(path), columns, label)
+    rest, test, _ = read_source(str(path), Selection(columns=columns, label=label))
     assert test is None
     return rest
 
@@ -152,7 +153,7 @@ def test_the_test_folder_is_read_by_the_names_of_the_training_columns(tmp_path: 
 def test_folders_train_and_test_are_splits(tmp_path: Path) -> None:
     write(tmp_path / "train" / "x.parquet", a=NUMBERS["a"], kind=KIND)
     write(tmp_path / "test" / "x.parquet", a=NUMBERS["b"], kind=KIND)
-    rest, test = read_source(str(tmp_path), (), "kind")
+    rest, test, _ = read_source(str(tmp_path), Selection(label="kind"))
     assert test is not None
     np.testing.assert_array_equal(rest.x[:, 0], NUMBERS["a"].to_numpy())
     np.testing.assert_array_equal(test.x[:, 0], NUMBERS["b"].to_numpy())
@@ -213,7 +214,7 @@ def two_files(folder: Path) -> Path:
 
 
 NULLS = pa.array([1.0, None, float("nan"), 4.0, 5.0, 6.0])
-MEND = ": fill them in, leave those rows out, or name other columns by --columns"
+MEND = ": fill them in, leave such rows out by --drop-missing, or name other columns by --columns"
 CHOOSE = "; name the columns to learn from by --columns, and a column of classes by --label"
 COLUMNS = "a (int64), b (double), flag (bool)"
 REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
@@ -235,7 +236,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "null in a list": (
         table(x=pa.array([[1, 2], [1, None], [3, 4]])),
         {},
-        "{path} cannot be used, x is null, or holds a null: 1 rows; x is x",
+        "{path} has missing values, x: 1 missing" + MEND,
     ),
     "lists of two lengths": (
         table(x=pa.array([[1, 2], [1], [3, 4, 5]])),
@@ -255,7 +256,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "no image": (
         table(image=[b"text"]),
         {},
-        "{path}: the first row of image cannot be read: it is not a PNG or JPEG",
+        "{path}: the first row of image cannot be read: it is not an image (PNG, "
+        "JPEG, WebP, BMP, GIF, TIFF, PNM), or it is damaged",
     ),
     "infinite": (
         table(a=pa.array([1e300, 1.0]), b=pa.array([1.0, float("inf")])),
@@ -301,12 +303,12 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "numbers for a header": (
         text("1,2.5\n3,4\n"),
         {},
-        "the first line of {path} must name the columns, got 1, 2.5",
+        "the first line of {path} must name the columns, got 1, 2.5: put a line of names above it",
     ),
     "two columns of a name": (
         text("a,b,a\n1,2,3\n"),
         {},
-        "{path} has columns of the same name: a (double), b (double), a (double)",
+        "{path} has columns of the same name: a",
     ),
     "a header alone": (text("a,b\n"), {}, "{path} must hold at least one row, it has none"),
     "no row": (

@@ -7,7 +7,7 @@ import torch
 from pipeline.cli.results import metrics_summary
 from pipeline.errors import TrainingDiverged
 from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import ROWS_PER_CHUNK, SAMPLES_PER_CHUNK, evaluate
 from pipeline.model.objective import elbo_terms
 from tests.trained_models import Trained
 
@@ -84,7 +84,15 @@ def test_reconstruction_error_and_bits_per_dimension_follow_from_the_rows(traine
     expected = math.sqrt(((x - x_loc) ** 2).mean())
     assert metrics.reconstruction_error == pytest.approx(expected, rel=1e-5)
     assert metrics.bits_per_dim == pytest.approx(metrics.nll / (30 * math.log(2)), rel=1e-12)
-    assert sum(advances) == len(x)
+    assert sum(advances) == 2 * len(x)
+
+
+def test_progress_counts_samples_and_comes_often(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    advances: list[int] = []
+    evaluate(model, x, nll_samples=100, seed=0, advance=advances.append)
+    assert sum(advances) == 100 * len(x)
+    assert max(advances) <= ROWS_PER_CHUNK * SAMPLES_PER_CHUNK
 
 
 def test_a_table_has_no_bits_per_dimension(trained_table: Trained) -> None:

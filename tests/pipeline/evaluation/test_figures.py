@@ -1,16 +1,23 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from pipeline.config import ModelConfig
 from pipeline.data.dataset import Split
 from pipeline.evaluation.figures import draw_figures
-from pipeline.evaluation.plots import plot_latents, principal_components
+from pipeline.evaluation.plots import (
+    plot_curves,
+    plot_latents,
+    plot_scores,
+    principal_components,
+)
 from pipeline.model.vae import VAE
 from serving.drift import summarize
 from serving.io.images import tile
@@ -86,6 +93,58 @@ def test_latents_are_plotted_for_any_labels(labels: np.ndarray | None, tmp_path:
     assert read(tmp_path / "latents.png").shape[:2] == (600, 700)
 
 
+def test_an_outlier_does_not_squeeze_the_other_scores_into_one_bar(tmp_path: Path) -> None:
+    """Most of the width is covered by bars, as it is without the outlier."""
+    elbo = np.linspace(-9, -2, 500)
+    for name, values in {"plain": elbo, "outlier": np.append(elbo, -9e4)}.items():
+        plot_scores(tmp_path / f"{name}.png", summarize(values))
+        blue = (read(tmp_path / f"{name}.png")[..., :3] == (31, 119, 180)).all(-1)
+        assert blue.any(0).mean() > 0.5, name
+
+
+def keep_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Return a list that receives every figure that is saved from now on."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return drawn
+
+
+def test_epochs_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = keep_figures(monkeypatch)
+    for epochs in (1, 2, 3, 40):
+        plot_curves(tmp_path / "curves.png", HISTORY[:1] * epochs)
+        for axes in drawn[-1].axes:
+            low, high = axes.get_xlim()
+            ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+            assert ticks
+            assert all(tick == round(tick) for tick in ticks)
+
+
+def test_traversals_name_the_latents_that_matter_most(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels hold the mean KL of each latent, by its closed form, the largest first."""
+    model, x = trained[0].model, trained[1].test.x
+    drawn = keep_figures(monkeypatch)
+    draw_figures(tmp_path, model, HISTORY, trained[1].test, HELD_OUT)
+    with torch.no_grad():
+        qz = model.encode(torch.from_numpy(x))
+        normal = torch.distributions.Normal(0, 1)
+        exact = torch.distributions.kl_divergence(
+            torch.distributions.Normal(qz.loc, qz.scale), normal
+        )
+    kl = exact.mean(0).numpy()
+    labels = [text.get_text() for text in drawn[-1].axes[0].get_yticklabels()]
+    order = np.argsort(-kl)
+    assert labels == [f"z[{latent}]: {kl[latent]:.3g} nats" for latent in order]
+
+
 def test_principal_components_equal_those_of_scikit_learn() -> None:
     z = np.random.default_rng(0).standard_normal((200, 5)) * [1, 4, 0.1, 2, 1] + 3
     reference = PCA(2).fit(z)
@@ -93,3 +152,8 @@ def test_principal_components_equal_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(np.abs(points), np.abs(reference.transform(z)), rtol=1e-6)
     np.testing.assert_allclose(shares, reference.explained_variance_ratio_, rtol=1e-6)
     assert principal_components(np.zeros((3, 4)))[1].tolist() == [0, 0]
+
+
+def test_equal_scores_are_plotted(tmp_path: Path) -> None:
+    plot_scores(tmp_path / "scores.png", summarize(np.full(20, -3.0)))
+    assert len(np.unique(read(tmp_path / "scores.png"))) > 2

@@ -56,6 +56,26 @@ def test_data_and_origin_are_whole(sealed: Bundle, card: str, trained: Trained) 
     assert rows_of(card, "Origin")["git commit"] == [f"`{'0' * 40}`"]
 
 
+def test_a_table_is_described_by_its_columns(sealed: Bundle) -> None:
+    content = asdict(sealed.manifest)
+    content |= {"x_shape": [3], "data": {**content["data"], "columns": ["a", "b`c\n|d", "e"]}}
+    text = render_card(content, sealed.read_json("metrics.json"))
+    assert "\n\n3 columns: `a`, `b'c |d`, `e`.\n\n| split" in text
+    content["data"]["columns"] = [f"c{n}" for n in range(20_000)]
+    text = render_card(content, sealed.read_json("metrics.json"))
+    assert "`c99` and 19,900 more.\n" in text
+
+
+def test_no_heading_sticks_to_what_stands_above(sealed: Bundle) -> None:
+    content = asdict(sealed.manifest)
+    for shape in ([3], content["x_shape"]):
+        text = render_card({**content, "x_shape": shape}, sealed.read_json("metrics.json"))
+        lines = text.splitlines()
+        headings = [n for n, line in enumerate(lines) if line.startswith("#") and n]
+        assert len(headings) >= 5
+        assert all(lines[n - 1] == "" for n in headings)
+
+
 def test_pictures_are_those_of_the_model(sealed: Bundle, card: str, trained: Trained) -> None:
     assert re.findall(r"!\[.*?\]\((.*?)\)", card) == ["samples.png", "reconstructions.png"]
     x = trained[1].test.x[:20]

@@ -62,6 +62,21 @@ def test_a_bundle_without_parity_is_not_registered(bundle: Bundle) -> None:
     assert connect().search_model_versions("name='vae'") == []
 
 
+def test_a_damaged_file_is_named_by_its_version_and_not_by_its_place_in_the_cache(
+    sealed: Bundle,
+) -> None:
+    register(sealed)
+    damaged = stored_files("1") / "encoder.onnx"
+    damaged.write_bytes(damaged.read_bytes() + b"x")
+    with pytest.raises(VerificationFailed) as caught:
+        open_source("models:/vae/1")
+    assert str(caught.value).startswith("version 1 of vae: encoder.onnx is not the file that was ")
+    damaged.unlink()
+    with pytest.raises(VerificationFailed) as caught:
+        open_source("models:/vae/1")
+    assert str(caught.value).startswith("cannot read version 1 of vae: encoder.onnx: No such file")
+
+
 def test_references(sealed: Bundle) -> None:
     register(sealed)
     assert resolve_version("vae", "@candidate") == "1"

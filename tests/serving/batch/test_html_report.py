@@ -143,7 +143,7 @@ def test_bad_rows_and_a_filter_shift_nothing(
     kept = number[good]
     lowest = kept[np.argsort(elbo[kept], kind="stable")[:SHOWN]]
     assert np.array_equal(page.pictures[0 : 2 * SHOWN : 2], x[lowest])
-    assert "reason rows x is null, or holds a null 24 x is not a PNG or JPEG" in re.sub(
+    assert "reason rows x is null, or holds a null 24 x is not an opaque 8-bit image" in re.sub(
         " +", " ", page.section("Rows without a score")
     )
     assert f"{good.sum():,} rows were scored" in page.words

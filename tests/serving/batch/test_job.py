@@ -238,7 +238,11 @@ def test_bad_files_of_the_names_of_pictures_are_set_aside(
     run(engine, tmp_path / "in", tmp_path / "out", ids=(), on_error="quarantine", limit=Limit(3))
     assert read(tmp_path / "out").column("file").to_pylist() == ["a.png"]
     assert dataset.dataset(tmp_path / "out" / "_quarantine").to_table().to_pylist() == [
-        {"file": name, "row": 0, "reason": "x is not a PNG or JPEG of the model's size"}
+        {
+            "file": name,
+            "row": 0,
+            "reason": "x is not an opaque 8-bit image of the model's size and colours",
+        }
         for name in ("cut.png", "empty.PNG", "text.jpeg")
     ]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from serving.batch import job
 from serving.batch.output import open_output
 from serving.batch.sampler import RowNumbers, Sampler, describe_samples
 from serving.batch.scorer import provenance_of
+from serving.bundle import Bundle
 from serving.cli.sample import sample
 from serving.client import Client
 from serving.engine import Engine
@@ -54,6 +55,24 @@ def test_the_folder_holds_the_samples_of_the_engine_in_order(
     assert set(table.column("seed").to_pylist()) == {SEED}
     assert set(table.column("digest").to_pylist()) == {engine.bundle.manifest.digest}
     assert "_SUCCESS" in names(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["rows.csv", "rows.parquet", "folder"])
+def test_samples_of_a_table_have_its_columns(
+    named: Bundle, engine: Engine, tmp_path: Path, out: str
+) -> None:
+    arguments = ["--out", tmp_path / out, "--count", 9, "--model", named.path]
+    result = CliRunner().invoke(sample, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    table = (
+        csv.read_csv(tmp_path / out) if out.endswith(".csv") else parquet.read_table(tmp_path / out)
+    )
+    features = table.select(named.manifest.columns)
+    values = np.stack([column.to_numpy() for column in features.columns], 1).astype(np.float32)
+    assert values.tobytes() == engine.sample(9, 0).tobytes()
+    others = [name for name in table.schema.names if name not in features.schema.names]
+    made_by = ["row_", "model_", "version", "digest", "seed", "num_samples"]
+    assert others == (made_by if out == "folder" else [])
 
 
 def test_the_samples_are_those_of_the_server(server: Running, tmp_path: Path) -> None:
@@ -115,7 +134,7 @@ def test_other_samples_are_refused_in_the_same_folder(
         ("folder", "npy", "a folder takes --format parquet, got 'npy'"),
         ("folder.d/", "png", "a folder takes --format parquet, got 'png'"),
         ("rows.npy", "parquet", "is not a parquet file: end it in .parquet, or in / for a folder"),
-        ("rows.csv", None, "--out must end in .png, .npy, .parquet"),
+        ("rows.txt", None, "--out must end in .png, .npy, .parquet, .csv"),
     ],
     ids=["folder as npy", "folder as png", "file of another kind", "unknown file"],
 )

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pyarrow import csv, parquet
 
+from serving.bundle import Bundle
 from serving.cli.reconstruct import reconstruct
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused, VaeError
@@ -52,6 +53,21 @@ def test_every_kind_of_input_gives_the_engine_s_rows(
     result = vae_reconstruct(tmp_path / name, "--out", tmp_path / "out.npy")
     assert result.exit_code == 0, result.exception
     assert np.load(tmp_path / "out.npy").tobytes() == engine.reconstruct(rows).tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_reconstructions_of_a_table_have_its_columns(
+    named: Bundle, engine: Engine, x: Array, tmp_path: Path, suffix: str
+) -> None:
+    np.save(tmp_path / "x.npy", x[:7])
+    out = tmp_path / f"out{suffix}"
+    arguments = [str(tmp_path / "x.npy"), "--out", str(out), "--model", str(named.path)]
+    result = CliRunner().invoke(reconstruct, arguments)
+    assert result.exit_code == 0, result.exception
+    table = csv.read_csv(out) if suffix == ".csv" else parquet.read_table(out)
+    assert tuple(table.schema.names) == named.manifest.columns
+    values = np.stack([column.to_numpy() for column in table.columns], 1).astype(np.float32)
+    assert values.tobytes() == engine.reconstruct(x[:7]).tobytes()
 
 
 def test_columns_are_taken_in_the_order_asked_for(engine: Engine, x: Array, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ BAD: dict[str, tuple[RowLayout, pa.DataType, Any, Any, str]] = {
         pa.list_(pa.float32()),
         GOOD,
         [*GOOD[:5], float("nan")],
-        "x is not finite",
+        "x is NaN, or holds a NaN",
     ),
     "infinite": (
         FLOATS,
@@ -206,21 +206,21 @@ BAD: dict[str, tuple[RowLayout, pa.DataType, Any, Any, str]] = {
         pa.binary(),
         b"abcdef",
         b"abcdefg",
-        "x is not a PNG or JPEG of the model's size",
+        "x is not an opaque 8-bit image of the model's size and colours",
     ),
     "half a picture": (
         BYTES,
         pa.binary(),
         b"abcdef",
         picture(X[0])[:-30],
-        "x is not a PNG or JPEG of the model's size",
+        "x is not an opaque 8-bit image of the model's size and colours",
     ),
     "picture of another size": (
         BYTES,
         pa.binary(),
         b"abcdef",
         picture(X[0].T.copy()),
-        "x is not a PNG or JPEG of the model's size",
+        "x is not an opaque 8-bit image of the model's size and colours",
     ),
 }
 
@@ -273,7 +273,7 @@ def test_a_jpeg_is_decoded_as_pillow_does() -> None:
     x, codes = read_x(pa.record_batch({"x": pa.array([content, content[:20]])}), ["x"], layout)
     np.testing.assert_array_equal(x[0], np.full((8, 8), 77), strict=False)
     assert codes.tolist()[0] == 0
-    assert REASONS[codes[1]] == "x is not a PNG or JPEG of the model's size"
+    assert REASONS[codes[1]] == "x is not an opaque 8-bit image of the model's size and colours"
 
 
 def test_a_file_whose_column_changed_its_kind_is_refused() -> None:

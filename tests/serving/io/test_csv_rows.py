@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from serving.io.csv_format import CsvFormat
 from serving.io.csv_rows import open_rows, read_header
 from serving.io.filesystems import Location, locate
 
@@ -23,7 +24,8 @@ def test_a_file_is_not_closed_under_the_thread_that_reads_ahead(tmp_path: Path) 
     """The number of a closed file goes to the next one, which that thread would then read."""
     (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 1_000_000)
     recorded = Recorded(locate(str(tmp_path / "x.csv")))
-    schema = read_header(recorded)
-    with open_rows(schema, recorded, schema.names) as batches:
+    layout = CsvFormat(("a", "b"))
+    schema = read_header(recorded, layout)
+    with open_rows(layout, schema, recorded, schema.names) as batches:
         batches.read_next_batch()
     assert [stream.closed for stream in vars(recorded)["streams"]] == [False, False]

@@ -51,14 +51,20 @@ def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("none", "no file {path}"), ("*.csv", "no files in {path}"), ("_temporary", "no files in")],
+    ("name", "message", "kind"),
+    [
+        ("none", "no file {path}", UsageRefused),
+        ("*.csv", "no files in {path}", UsageRefused),
+        ("_temporary", "no files in", DataRefused),
+    ],
     ids=["missing", "pattern", "folder"],
 )
-def test_nothing_to_read_is_refused(folder: Path, name: str, message: str) -> None:
+def test_nothing_to_read_is_refused(
+    folder: Path, name: str, message: str, kind: type[VaeError]
+) -> None:
     if name == "_temporary":
         (folder / name / "part.parquet").unlink()
-    with pytest.raises(DataRefused) as caught:
+    with pytest.raises(kind) as caught:
         find_files(str(folder / name))
     assert str(caught.value).startswith(message.format(path=folder / name))
 

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.cli.options import as_picture
-from serving.errors import DataRefused, UsageRefused
+from serving.errors import UsageRefused
 from serving.io.array_files import write_array
 from serving.io.images import (
     byte_unit,
-    decode_image,
     is_picture,
-    read_image_shape,
     tile,
     write_grid,
     write_pairs,
@@ -120,42 +118,3 @@ def test_pairs_stand_above_each_other(
         got = np.asarray(picture)
     expected = tile(np.concatenate([upper[order], lower[order]]), columns=len(order))
     np.testing.assert_array_equal(got, expected, strict=True)
-
-
-@pytest.mark.parametrize(
-    ("content", "shape"),
-    [
-        (encode(COLOURS[0]), (3, 2, 3)),
-        (encode(COLOURS[0], "JPEG"), (3, 2, 3)),
-        (encode(COLOURS[0], mode="P"), (3, 2, 3)),
-        (encode(COLOURS[0], mode="L"), (3, 2)),
-        (encode(COLOURS[0], "JPEG", mode="L"), (3, 2)),
-        (encode(COLOURS[0], mode="1"), (3, 2)),
-    ],
-    ids=["RGB", "JPEG", "palette", "gray", "gray JPEG", "bits"],
-)
-def test_an_image_is_decoded_to_the_shape_that_its_header_says(
-    content: bytes, shape: tuple[int, ...]
-) -> None:
-    assert read_image_shape(content) == shape
-    decoded = decode_image(content, shape)
-    assert decoded is not None
-    assert decoded.shape == shape
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (encode(COLOURS[0], mode="RGBA"), "its mode is RGBA: save it as gray or RGB"),
-        (encode(COLOURS[0, :, :, 0].astype(np.uint16)), "its mode is I;16: save it as gray or RGB"),
-        (encode(COLOURS[0], "GIF"), "it is not a PNG or JPEG"),
-        (b"text", "it is not a PNG or JPEG"),
-        (b"", "it is not a PNG or JPEG"),
-    ],
-    ids=["alpha", "16 bits", "GIF", "text", "empty"],
-)
-def test_an_image_that_would_lose_something_is_refused(content: bytes, message: str) -> None:
-    with pytest.raises(DataRefused) as caught:
-        read_image_shape(content)
-    assert message in str(caught.value)
-    assert decode_image(content, (3, 2, 3)) is None

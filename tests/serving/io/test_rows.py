@@ -249,9 +249,11 @@ def save(x: Array) -> Callable[[Path], object]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing": (lambda path: None, "no file {path}"),
     "empty folder": (lambda path: path.mkdir(), "no files in {path}"),
-    "text": (lambda path: path.write_text("1,2\n"), "{path} is not a Parquet, Arrow IPC, .npy, "),
+    "text": (
+        lambda path: path.write_text("1,2\n"),
+        "{path} is none of the files that are read, Parquet, ",
+    ),
     "no rows": (save(X[:0]), "{path} must hold at least one row, it has none"),
     "one number": (save(np.array(1)), "{path} must hold at least one row, got ()"),
     "objects": (save(np.array([None])), "{path} must hold numbers, got object"),
@@ -298,7 +300,7 @@ def test_an_end_that_is_not_right_is_refused(tmp_path: Path, content: bytes) -> 
 
 def test_two_arrays_without_a_clear_choice_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=X, b=X)
-    with pytest.raises(DataRefused, match="must hold one array, or one named x; got a, b"):
+    with pytest.raises(DataRefused, match="it has a, b: name the one to read by --array"):
         Rows(str(tmp_path / "x.npz"))
 
 

@@ -182,7 +182,9 @@ def test_the_openapi_document_is_what_the_server_does(http: httpx.Client, mode: 
                 nonlocal asked
                 asked += 1
                 response = case.call(base_url=base)
-                left_out = unread if case.path.startswith("/webhooks") else always
+                # null stands for no body, which generators of clients cannot take from a schema
+                accepted = case.path.startswith("/webhooks") or case.body is None
+                left_out = unread if accepted else always
                 case.validate_response(response, excluded_checks=left_out)
 
             ask()

@@ -209,7 +209,7 @@ def test_an_empty_value_of_another_type_is_refused(name: str, value: object) -> 
     [
         {"parameters": {"binary_data_output": "true"}},
         {"parameters": {"binary_data_output": 1}},
-        {"outputs": [{"name": "kl", "parameters": {"binary_data": None}}]},
+        {"outputs": [{"name": "kl", "parameters": {"binary_data": "no"}}]},
     ],
     ids=json.dumps,
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from inspect import isasyncgenfunction
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tritonclient.grpc import model_config_pb2, service_pb2  # type: ignore[import-untyped]
 
 from serving.protocol import open_inference_pb2 as pb
-from serving.server.grpc_server import CALLS, DATA_TYPES, SERVICE
+from serving.server.grpc_calls import METHODS, SERVICE
 
 PROTO = Path(pb.__file__).with_name("open_inference.proto")
 
@@ -17,14 +18,18 @@ PROTO = Path(pb.__file__).with_name("open_inference.proto")
 def test_every_call_of_the_table_is_one_of_triton_s() -> None:
     triton = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert triton.full_name == SERVICE
-    for name, (_, request, _) in CALLS.items():
-        assert triton.methods_by_name[name].input_type.name == request.DESCRIPTOR.name
+    for name, method in METHODS[SERVICE].items():
+        theirs = triton.methods_by_name[name]
+        assert theirs.input_type.name == method.request.DESCRIPTOR.name
+        assert theirs.output_type.name == method.reply.DESCRIPTOR.name
+        assert theirs.client_streaming == method.many_requests
+        assert theirs.server_streaming == isasyncgenfunction(method.call)
 
 
 def test_numbers_of_datatypes_are_triton_s() -> None:
-    assert DATA_TYPES == {
-        name: model_config_pb2.DataType.Value(name) for name in ("TYPE_UINT8", "TYPE_FP32")
-    }
+    assert pb.DataType.items() == [
+        (name, model_config_pb2.DataType.Value(name)) for name in pb.DataType.keys()
+    ]
 
 
 Field = tuple[int, str, bool]
@@ -75,22 +80,24 @@ def written() -> dict[str, dict[str, Field]]:
     """Read the messages of the .proto file without a compiler."""
     text = re.sub(r"//.*", "", PROTO.read_text())
     tokens = re.findall(r"map<\w+, \w+>|\w+|[{};=]", text)
+    enums = re.findall(r"enum (\w+)", text)
     found: dict[str, dict[str, Field]] = {}
     open_blocks: list[str] = []
     statement: list[str] = []
     for token in tokens:
         if token == "{":
             kind, name = statement
-            open_blocks.append(name if kind == "message" else "")
+            open_blocks.append({"message": name, "enum": "enum"}.get(kind, ""))
             if kind == "message":
-                found[".".join(filter(None, open_blocks))] = {}
+                found[".".join(open_blocks)] = {}
             statement = []
         elif token == "}":
             open_blocks.pop()
         elif token == ";":
-            if open_blocks:
+            if open_blocks and open_blocks[-1] != "enum":
                 *label, kind, name, _, number = statement
                 message = ".".join(filter(None, open_blocks))
+                kind = "enum" if kind in enums else kind
                 found[message][name] = (int(number), kind, label == ["repeated"])
             statement = []
         else:
@@ -99,7 +106,7 @@ def written() -> dict[str, dict[str, Field]]:
 
 
 def test_the_compiled_messages_are_those_of_the_proto_file() -> None:
-    assert len(written()) == 39
+    assert len(written()) == 40
     assert compiled(pb) == written()
 
 
@@ -110,8 +117,6 @@ def test_every_field_is_numbered_and_typed_as_triton_s() -> None:
     for name in ours.keys() & triton.keys():
         for field, (number, kind, repeated) in ours[name].items():
             theirs = triton[name][field]
-            if kind == "int32" and theirs[1] == "enum":
-                kind = "enum"  # it has the same bytes
             assert (number, kind, repeated) == theirs, f"{name}.{field}"
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.engine import Engine
 from serving.server.batching import Batcher
 from serving.server.shared_counters import SharedCounters
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 from tests.serving.server.recorder import INLINE, MakeBatcher, Recorder
 from tests.serving.server.secured import KEY, SECRET, CertificateFiles, make_certificate
+from tests.serving.server.strict import serve_strictly, stays_unharmed
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,25 @@ def https(sealed: Running, certificate: CertificateFiles) -> Iterator[httpx.Clie
         base_url=sealed.rest, verify=ssl.create_default_context(cafile=str(certificate.chain))
     ) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def strict(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
+    with serve_strictly(tmp_path_factory.mktemp("strict")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_http(strict: Running) -> Iterator[httpx.Client]:
+    # each request has its own connection, since this server closes idle ones after a second
+    with httpx.Client(base_url=strict.rest, timeout=30, headers={"connection": "close"}) as client:
+        yield client
+
+
+@pytest.fixture
+def unharmed(strict: Running, strict_http: httpx.Client, engine: Engine) -> Iterator[None]:
+    with stays_unharmed(strict, strict_http, engine):
+        yield
 
 
 @pytest.fixture

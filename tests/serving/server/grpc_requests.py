@@ -9,7 +9,7 @@ import pytest
 
 from serving.protocol import open_inference_pb2 as pb
 from serving.protocol.messages import DATATYPES
-from serving.server.grpc_server import SERVICE
+from serving.server.grpc_calls import SERVICE
 from tests.serving.server.arrays import Arrays
 
 Call = Callable[..., Any]

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from serving.protocol import open_inference_pb2 as pb
-from serving.server.grpc_server import SERVICE
+from serving.server.grpc_calls import SERVICE
 
 KEY = "correct-horse"
 SECRET = "battery-staple"

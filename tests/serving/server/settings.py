@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from serving.server.auth import Access
+from serving.server.cors import Cors
 from serving.server.rest_messages import Limits
 from serving.server.settings import Settings
 
@@ -25,6 +26,7 @@ def make_settings(folder: Path, *, port: int = 0, workers: int = 1) -> Settings:
         drain_s=1,
         limits=Limits(),
         access=Access(),
+        cors=Cors(),
         tls=None,
         log_format="plain",
         access_log=False,

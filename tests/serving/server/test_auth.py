@@ -12,7 +12,7 @@ from serving.engine import Engine
 from serving.errors import Unauthorized
 from serving.protocol import open_inference_pb2 as pb
 from serving.server.auth import Access
-from serving.server.grpc_server import SERVICE
+from serving.server.grpc_calls import SERVICE
 from serving.server.rest_routes import ROUTES
 from tests.serving.running import Running
 from tests.serving.server.secured import KEY, infer_over

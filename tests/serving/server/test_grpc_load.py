@@ -16,6 +16,7 @@ import pytest
 from serving.engine import Engine
 from serving.server.auth import Access
 from serving.server.batching import Batcher
+from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.service import LoadedVersion, Service
 from serving.server.shared_counters import SharedCounters
@@ -53,7 +54,7 @@ async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
     with ThreadPoolExecutor(1) as executor:
         batcher = Batcher(compute, {}, executor, 100, counters)
         service.serve(LoadedVersion(engine, batcher, "bundle", "1"))
-        server = GrpcServer(service, Access(), Tracer(), max_bytes=2**20, max_calls=64)
+        server = GrpcServer(service, METHODS, Access(), Tracer(), max_bytes=2**20, max_calls=64)
         address = f"127.0.0.1:{free_port('127.0.0.1', 0, '--grpc-port')}"
         await server.start(address, None)
         try:

@@ -8,9 +8,8 @@ import contextlib
 import json
 import socket
 import struct
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,75 +18,21 @@ import numpy as np
 import pytest
 
 from serving.engine import Engine
-from tests.serving import running
-from tests.serving.conftest import SEALED
-from tests.serving.running import Running, serve
-from tests.serving.server.raw_sockets import (
-    connected,
-    forget_peak,
-    held,
-    memory,
-    read_all,
-    send,
-    statuses,
-)
+from tests.serving.running import Running
+from tests.serving.server.raw_sockets import connected, memory, read_all, send, statuses
+from tests.serving.server.strict import BODY_BYTES, GROWTH_BYTES, MIB, TIMEOUT_S
 
-MIB = 2**20
-BODY_BYTES = MIB
-"""The largest body that this server takes."""
-TIMEOUT_S = 1
-GROWTH_BYTES = 64 * MIB
-"""Bytes by which the memory of a worker may grow in a test."""
 POST = b"POST /v2/models/sample/infer HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 LENGTH = b"Inference-Header-Content-Length: 0\r\n"
 
 
-@pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Running]:
-    """A server with small limits, whose headers and bodies have the same timeout."""
-    shorten = (
-        f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
-    )
-    command = (
-        sys.executable,
-        "-c",
-        f"{shorten}from pipeline.cli.main import main; main()",
-        "serve",
-    )
-    arguments = "--drain 1 --timeout 1 --max-queue 64 --max-body-mb 1 --max-requests 32".split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "SERVE", command)
-        with serve(tmp_path_factory.mktemp("strict"), SEALED, *arguments) as server:
-            yield server
+pytestmark = pytest.mark.usefixtures("unharmed")
 
 
-@pytest.fixture(scope="module")
-def http(strict: Running) -> Iterator[httpx.Client]:
-    # each request has its own connection, since this server closes idle ones after a second
-    with httpx.Client(base_url=strict.rest, timeout=30, headers={"connection": "close"}) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def unharmed(strict: Running, http: httpx.Client, engine: Engine) -> Iterator[None]:
-    before, workers = memory(strict, "VmRSS"), strict.children()
-    forget_peak(strict)
-    yield
-    expected = engine.sample(2, 5)
-    body = {"parameters": {"seed": 5, "num_samples": 2}}
-    end = time.monotonic() + 3 * TIMEOUT_S
-    # requests that a test left in the queue may cause refusals
-    while (response := http.post("/v2/models/sample/infer", json=body)).status_code == 429:
-        assert time.monotonic() < end, response.text
-    assert response.status_code == 200, response.text
-    found = np.array(response.json()["outputs"][0]["data"], np.float32)
-    assert found.tobytes() == expected.tobytes()
-    nothing = {"vae_queued_rows": 0, "vae_queued_bytes": 0}
-    while (still := held(http)) != nothing:
-        assert time.monotonic() < end, still
-    assert strict.children() == workers
-    assert memory(strict, "VmHWM") - before < GROWTH_BYTES
+@pytest.fixture
+def http(strict_http: httpx.Client) -> httpx.Client:
+    return strict_http
 
 
 def test_a_hundred_megabytes_are_not_read(strict: Running) -> None:
@@ -106,7 +51,7 @@ def test_a_hundred_chunked_megabytes_are_not_read(strict: Running) -> None:
                 connection.sendall(chunk)
                 sent += len(chunk)
         received = read_all(connection)
-    assert statuses(received) in ([411], [])
+    assert statuses(received) in ([413], [])
     assert sent < 30 * MIB  # most of it is in buffers of the kernel
     assert memory(strict, "VmHWM") - memory(strict, "VmRSS") < 16 * MIB
 

@@ -18,6 +18,7 @@ import pytest
 
 from serving.protocol import open_inference_pb2 as pb
 from serving.server.auth import Access
+from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.logging_config import JsonFormatter, PlainFormatter
 from serving.server.rest_messages import Limits
@@ -223,7 +224,7 @@ def test_an_unexpected_error_behind_grpc_shows_only_an_id(
 ) -> None:
     async def ask() -> str:
         broken: Any = Broken()
-        server = GrpcServer(broken, Access(), Tracer(), max_bytes=2**20, max_calls=8)
+        server = GrpcServer(broken, METHODS, Access(), Tracer(), max_bytes=2**20, max_calls=8)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         await server.start(address, None)

@@ -117,6 +117,7 @@ def test_statistics_are_nanoseconds_and_counts_over_processes(
         counters.add("requests", "score", "grpc", 504)
         counters.observe("request", "score", seconds)
         counters.observe("compute", "score", seconds / 2)
+        counters.add("request_compute", "score", value=seconds / 2)
         counters.add("rows", "score", value=3)
     by_process[1].set("last_inference", "score", value=1e9)
     by_process[2].set("last_inference", "score", value=2e9)
@@ -167,7 +168,7 @@ def test_a_server_counts_what_was_asked(server: Running, x: np.ndarray) -> None:
         client.sample(5)
         client.sample(6)
     for path, content in (
-        ("sample/infer", {"parameters": {"sed": 1}}),
+        ("sample/infer", {"parameters": {"seed": -1}}),
         ("sample/infer", {"parameters": {"timeout": 1}}),
         ("sample/versions/41/infer", {}),
         ("nope/infer", {}),

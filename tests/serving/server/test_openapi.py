@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import httpx
+from openapi_spec_validator import validate
 
 from serving import errors
 from serving.engine import Engine
@@ -49,8 +50,14 @@ def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.C
     readme = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
     (listed,) = re.findall(r"Errors are .*?\n- ", readme, re.DOTALL)
     assert {int(status) for status in re.findall(r"\b[45]\d\d\b", listed)} == kinds
-    document = http.get("/openapi.json").json()
-    assert {int(s) for s in document["paths"]["/v2"]["get"]["responses"]} - {200} == kinds
+    paths = http.get("/openapi.json").json()["paths"]
+    operations = [operation for item in paths.values() for operation in item.values()]
+    found = {int(status) for operation in operations for status in operation["responses"]}
+    assert found - {200, 202} == kinds
+
+
+def test_the_openapi_document_is_valid(http: httpx.Client) -> None:
+    validate(http.get("/openapi.json").json())
 
 
 def test_docs_are_a_page_that_asks_this_server(http: httpx.Client) -> None:

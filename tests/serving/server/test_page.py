@@ -36,6 +36,7 @@ def answering(x_loc: NDArray[Any]) -> Iterator[str]:
     document = {"info": {"title": "a model"}, "x-operations": {}, "paths": {}}
     answers: dict[str, bytes] = {
         "/docs": PAGE,
+        "/docs/": PAGE,
         "/openapi.json": json.dumps(document).encode(),
         "/v2/models/sample/infer": json.dumps({"outputs": [output]}).encode(),
     }
@@ -94,10 +95,11 @@ def test_colour_and_gray_images_are_drawn(tmp_path: Path) -> None:
     assert (100, 100, 100) in photograph(tmp_path, np.full((3, 8, 8), 100))
 
 
-def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", "/"], ids=["path", "slash"])
+def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path, end: str) -> None:
     x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7]])
     with answering(x_loc) as url:
-        document = browse(tmp_path, url, "--dump-dom")
+        document = browse(tmp_path, url + end, "--dump-dom")
     texts = dict(re.findall(r'id="(error|rows)"[^>]*>([^<]*)<', document))
     assert html.unescape(texts["rows"]) == "1235, 0.25\n-3, 1e-7"
     assert texts["error"] == ""

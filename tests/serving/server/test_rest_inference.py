@@ -187,7 +187,6 @@ def test_bytes_do_not_stand_for_floats(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("operation", "content", "text"),
     [
-        ("sample", {"parameters": {"sed": 1}}, "got 'sed'"),
         ("encode", {"parameters": {"seed": 1}}, "got 'seed'"),
         ("sample", {"parameters": {"seed": -1}}, "seed must be a whole number, at least 0, got -1"),
         ("sample", {"parameters": {"seed": 2**63}}, f"seed must be from 0 to {2**63 - 1}"),

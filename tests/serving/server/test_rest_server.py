@@ -23,14 +23,7 @@ from serving.server.shared_counters import SharedCounters
 from serving.server.tracing import Tracer
 from tests.serving.running import Running
 from tests.serving.server.arrays import Arrays
-from tests.serving.server.rest_requests import body_of, refused
-
-
-def test_a_body_with_a_content_encoding_is_refused(http: httpx.Client) -> None:
-    response = http.post(
-        "/v2/models/sample/infer", content=b"{}", headers={"content-encoding": "gzip"}
-    )
-    assert "content-encoding" in refused(response, 400)
+from tests.serving.server.rest_requests import body_of
 
 
 @pytest.mark.parametrize(
@@ -66,13 +59,6 @@ def first_line(server: Running, *lines: str) -> bytes:
 def test_a_body_that_is_declared_too_large_is_not_read(server: Running) -> None:
     line = first_line(server, f"Content-Length: {16 * 2**20 + 1}")
     assert line == b"HTTP/1.1 413 Payload Too Large\r\n"
-
-
-def test_a_body_in_chunks_is_refused(server: Running) -> None:
-    # on its own connection: the server closes it, since it did not read the body
-    response = httpx.post(f"{server.rest}/v2/models/sample/infer", content=iter([b"{", b"}"]))
-    text = refused(response, 411)
-    assert text == "a body must have a content-length: chunks are not read"
 
 
 class Visit:
@@ -158,7 +144,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         await asyncio.gather(*tasks)
         assert [first.status, third.status] == [200, 200]
         assert server.computed == [1, 2]
-        counts = server.batcher.queued, server.service.admission.under_way, server.rest.held
+        counts = server.batcher.queued, server.service.admission.under_way, server.rest.bodies.held
         assert counts == (0, 0, 0)
 
     asyncio.run(asyncio.wait_for(run(stalled(100)), 20))

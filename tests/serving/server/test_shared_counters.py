@@ -149,6 +149,7 @@ def test_statistics_are_sums_over_processes_in_nanoseconds(tmp_path: Path) -> No
     parent, first, second = open_counters(tmp_path)
     for counters, seconds in ((first, 0.25), (second, 0.5)):
         counters.observe("compute", "encode", seconds)
+        counters.add("request_compute", "encode", value=seconds)
         counters.observe("queue", "encode", seconds / 2)
         counters.add("rows", "encode", value=7)
         counters.add("requests", "encode", "rest", 200)

@@ -11,7 +11,7 @@ import pytest
 from serving.cli.serve import serve as serve_command
 from serving.engine import Engine
 from serving.errors import UsageRefused
-from serving.server.grpc_server import SERVICE
+from serving.server.grpc_calls import SERVICE
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running
 from tests.serving.server.secured import KEY, CertificateFiles, infer_over, make_certificate

@@ -103,4 +103,4 @@ def test_a_webhook_that_is_too_long_is_refused_before_it_is_read(https: httpx.Cl
     body = b" " * 2**15
     response = https.post("/webhooks/mlflow", content=body, headers=sign(body))
     assert response.status_code == 413
-    assert response.json() == {"error": "a webhook may have 16384 bytes"}
+    assert response.json() == {"error": "a body may have 16384 bytes: send less"}

@@ -1,0 +1,183 @@
+"""Refuse rows that a model cannot learn from, before they are split.
+
+Models take float32 or bytes. Features are refused by name if float32 would round them: whole
+numbers beyond 2^24, and numbers whose spread is small beside their size, such as time stamps. So
+are values that are not finite, or so far from all others that they would drown them. Raises
+`DataRefused`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.console import say
+from serving.errors import DataRefused
+
+Array = NDArray[Any]
+
+EXACT = 1 << 24
+"""Float32 holds every whole number up to this one exactly, and not all above it."""
+MAX_LOSS = 1e-3
+"""Largest root mean square of a feature's rounding errors, as a share of its standard deviation."""
+MAX_DISTANCE = 1e6
+"""Largest distance of a value from the median, in units of what the middle 90 % of rows span."""
+_SAMPLE_ROWS = 10_000
+_CHUNK = 1 << 20
+_SHOWN = 3
+
+
+class Float32Check:
+    """Watches the values (rows, features) of a source, and then judges each feature.
+
+    Args:
+        source: named in errors.
+        names: names of the features; empty for their numbers.
+        whole: whether each feature holds whole numbers, although all are read as floats; if it is
+            empty, the type that is read tells.
+    """
+
+    def __init__(
+        self, source: object, names: Sequence[str] = (), whole: Sequence[bool] = ()
+    ) -> None:
+        self._source, self._names, self._whole = source, names, np.array(whole, bool)
+        self._rows = 0
+        self._start = np.zeros(0)
+        self._largest = np.zeros(0)
+        self._sums = np.zeros((3, 0))
+
+    def watch(self, values: Array) -> None:
+        """Add rows; floats of 32 bits and bytes are what they will be, and are not looked at."""
+        if not len(values) or values.dtype in (np.uint8, np.float32, np.float16):
+            return
+        if not self._rows:
+            first = np.isfinite(values).argmax(0)  # the sums are of offsets from these values
+            start = values[first, np.arange(values.shape[1])].astype(np.float64)
+            self._start = np.where(np.isfinite(start), start, 0)
+            self._largest = np.zeros(values.shape[1])
+            self._sums = np.zeros((3, values.shape[1]))
+        self._rows += len(values)
+        step = max(1, _CHUNK // values.shape[1])
+        for first in range(0, len(values), step):
+            self._add(values[first : first + step])
+
+    def _add(self, values: Array) -> None:
+        exact = values.astype(np.float64)
+        if not np.isfinite(exact).all():
+            exact = np.where(np.isfinite(exact), exact, self._start)
+        if self._whole.any() or values.dtype.kind in "iu":
+            self._largest = np.maximum(self._largest, np.abs(exact).max(0))
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # what is not finite is refused elsewhere
+            errors = exact.astype(np.float32) - exact
+            offsets = exact - self._start
+            self._sums += [offsets.sum(0), np.square(offsets).sum(0), np.square(errors).sum(0)]
+
+    def finish(self) -> None:
+        """Judge all features.
+
+        Raises:
+            DataRefused: a feature would be rounded.
+        """
+        if not self._rows:
+            return
+        whole = self._whole if self._whole.size else True
+        if (large := np.flatnonzero((self._largest > EXACT) & whole)).size:
+            raise DataRefused(
+                f"{self._source}: {self._list(large)} must be whole numbers from {-EXACT} to "
+                f"{EXACT}, which float32 holds exactly; got up to {self._largest[large[0]]:.15g}: "
+                f"use a larger unit, subtract an offset{self._leave_out}"
+            )
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            mean, square, error = self._sums / self._rows
+            spread = np.sqrt(np.maximum(square - np.square(mean), 0))
+            rounding = np.sqrt(error)
+            lost = np.flatnonzero((spread > 0) & (rounding > MAX_LOSS * spread))
+        if lost.size:
+            first = lost[0]
+            raise DataRefused(
+                f"{self._source}: {self._list(lost)} would be rounded by {rounding[first]:.2g} in "
+                f"float32, but spreads by {spread[first]:.3g} only, near "
+                f"{self._start[first] + mean[first]:.6g}; allowed is {MAX_LOSS:g} of the spread: "
+                f"subtract an offset{self._leave_out}"
+            )
+
+    @property
+    def _leave_out(self) -> str:
+        return ", or leave it out by --columns" if len(self._names) else ""
+
+    def _list(self, features: Array) -> str:
+        return _list_features(self._names, features)
+
+
+def check_rows(
+    source: object, x: Array, names: Sequence[str] = (), drop_missing: bool = False
+) -> tuple[Array, Array]:
+    """Return rows of uint8 or finite float32, and which of the rows (rows,) of `x` they are.
+
+    Other numbers are converted, everything else is refused. With `drop_missing`, rows that hold a
+    NaN are left out.
+    """
+    if x.dtype.kind not in "buif":
+        raise DataRefused(f"{source} must be numbers, got {x.dtype}")
+    if x.ndim < 2 or x.size == 0:
+        raise DataRefused(f"{source} must be rows of features, at least one of each; got {x.shape}")
+    kept: Array = np.ones(len(x), bool)
+    if drop_missing and x.dtype.kind == "f":
+        kept = np.asarray(~np.isnan(x).reshape(len(x), -1).any(1))
+        if not kept.any():
+            raise DataRefused(f"{source} has no row without a missing value")
+        if gaps := len(x) - int(kept.sum()):
+            x = x[kept]
+            say(f"{source}: {gaps:,} rows with missing values are left out")
+    if x.dtype not in (np.uint8, np.float32):
+        check = Float32Check(source, names)
+        check.watch(x.reshape(len(x), -1))
+        check.finish()
+        with np.errstate(over="ignore"):  # too large a value becomes inf, refused below
+            x = x.astype(np.float32)
+    if x.dtype == np.float32:
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
+        if bad.any():
+            advice = "; --drop-missing leaves out rows with a NaN" if np.isnan(x).any() else ""
+            raise DataRefused(
+                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, "
+                f"the first is row {int(bad.argmax())}{advice}"
+            )
+        _refuse_outliers(source, x, names)
+    return x, kept
+
+
+def _list_features(names: Sequence[str], features: Array) -> str:
+    """Name features for a message."""
+    shown = [repr(names[index][:40]) if len(names) else str(index) for index in features[:_SHOWN]]
+    more = f" and {len(features) - _SHOWN} more" if len(features) > _SHOWN else ""
+    word = "column" if len(names) else "feature"
+    return f"{word}{'s' if len(features) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def _refuse_outliers(source: object, x: Array, names: Sequence[str] = ()) -> None:
+    """Refuse float rows (rows, features) with a value that would drown all others.
+
+    One such value sets the scale by which a feature is standardized, or makes its likelihood
+    overflow. Features whose middle 90 % of rows are all equal are not judged.
+
+    Raises:
+        DataRefused: with the feature and the row, counted from 0.
+    """
+    if x.ndim != 2 or x.dtype != np.float32 or not len(x):
+        return
+    sample = x[:: -(-len(x) // _SAMPLE_ROWS)]
+    low, median, high = np.quantile(sample, (0.05, 0.5, 0.95), axis=0).astype(np.float64)
+    reach = MAX_DISTANCE * (high - low)
+    largest = np.maximum(x.max(0) - median, median - x.min(0))
+    if (far := np.flatnonzero((reach > 0) & ~(largest <= reach))).size:
+        column = x[:, far[0]]
+        row = int(np.abs(column - median[far[0]]).argmax())
+        raise DataRefused(
+            f"{source}: {_list_features(names, far[:1])} holds {column[row]:g} in row {row}, but "
+            f"the middle 90 % of its rows are from {low[far[0]]:g} to {high[far[0]]:g}: correct "
+            "the value, or leave the row out"
+        )

@@ -1,0 +1,61 @@
+"""Find the folders of splits in a folder, such as `train` and `test`, or `Training` and `Testing`.
+
+In: a folder. Out: the folder of each split, or none. Raises `DataRefused` if rows would be ignored,
+or rows to test on be mixed with those to train on.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from serving.errors import DataRefused
+from serving.io.array_choice import SplitName, find_split
+
+_PLAIN = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split"))
+"""Words beside the split that say no more: `training_set`, `images_train`."""
+_LISTED = 4
+
+
+def find_split_folders(folder: Path) -> Mapping[SplitName, Path]:
+    """Find the folders of splits; empty if the folders are none, as those of labels."""
+    shown = (path for path in sorted(folder.iterdir()) if path.name[0] not in "._")
+    folders = [path for path in shown if path.is_dir()]
+    named = _find_named(folders)
+    others = [path for path in folders if path not in named.values()]
+    if not named or named.keys() == {"train"}:  # which may be a label: a train beside a bus
+        return {}
+    if "train" not in named:
+        if len(folders) == 1:
+            return {}
+        raise DataRefused(
+            f"{folder} has {_list(named.values())} but no 'train': its rows would be trained on; "
+            "put the rows to train on into 'train'"
+        )
+    if others:
+        raise DataRefused(
+            f"{folder} has {_list(others)} beside {_list(named.values())}: move it into one of "
+            "them, or away"
+        )
+    return named
+
+
+def _find_named(folders: Sequence[Path]) -> dict[SplitName, Path]:
+    """Find the folders that name a split; `seg_train` does so beside `seg_test`."""
+    named: dict[SplitName, Path] = {}
+    told = {path: find_split(path.name) for path in folders if "=" not in path.name}
+    rests = [rest for split, rest in told.values() if split]
+    for path, (split, rest) in told.items():
+        if split is None or not (rest <= _PLAIN or rests.count(rest) > 1):
+            continue
+        if split in named:
+            raise DataRefused(
+                f"{path.parent} has {_list((named[split], path))}, which both name one split: "
+                "keep one of them"
+            )
+        named[split] = path
+    return {split: named[split] for split in get_args(SplitName) if split in named}
+
+
+def _list(paths: Iterable[Path]) -> str:
+    names = [repr(path.name) for path in paths]
+    return " and ".join(filter(None, (", ".join(names[:-1][:_LISTED]), names[-1])))

@@ -1,0 +1,148 @@
+"""The schemas of the OpenAPI document: what requests and answers hold.
+
+null stands for an absent value wherever a request leaves one out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.operations import Operation
+from serving.protocol.messages import wire_tensor
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+DATATYPE: Schema = {"type": "string", "enum": ["UINT8", "FP32"]}
+SHAPE: Schema = {"type": "array", "items": COUNT}
+ANYTHING: Schema = {"type": "object", "additionalProperties": True}
+
+
+def schemas(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
+    """Return all schemas by their names."""
+    return {
+        "Error": record(error=TEXT),
+        "Operation": {"type": "string", "enum": [*operations]},
+        **_requests(operations, max_samples),
+        **_answers(),
+    }
+
+
+def reference(name: str) -> Schema:
+    """Refer to a schema by its name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def record(optional: Mapping[str, Schema] | None = None, **required: Schema) -> Schema:
+    """Return the schema of an object with these properties."""
+    schema: Schema = {"type": "object", "properties": {**required, **(optional or {})}}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def _or_null(schema: Schema) -> Schema:
+    if "$ref" in schema:
+        return {"oneOf": [schema, {"type": "null"}]}
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _list_of(name: str) -> Schema:
+    return {"type": "array", "items": reference(name)}
+
+
+def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
+    inputs = {tensor.name for operation in operations.values() for tensor in operation.inputs}
+    outputs = {tensor.name for operation in operations.values() for tensor in operation.outputs}
+    parameters = {
+        "seed": {**COUNT, "maximum": 2**63 - 1, "description": "of the noise"},
+        "num_samples": {"type": "integer", "minimum": 1, "maximum": max_samples},
+        "timeout": {**COUNT, "description": "microseconds"},
+        "binary_data_output": BOOLEAN,
+    }
+    request = {
+        "id": _or_null(TEXT),
+        "parameters": _or_null(reference("InferParameters")),
+        "inputs": _or_null(_list_of("InferInput")),
+        "outputs": _or_null(_list_of("InferRequestedOutput")),
+    }
+    return {
+        "InferRequest": {
+            **record(request),
+            "example": {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []},
+        },
+        "InferParameters": record({name: _or_null(each) for name, each in parameters.items()}),
+        "InferInput": record(
+            {
+                "data": {"type": "array", "items": {}},
+                "parameters": _or_null(reference("InferInputParameters")),
+            },
+            name={"type": "string", "enum": sorted(inputs)},
+            shape=SHAPE,
+            datatype=DATATYPE,
+        ),
+        "InferInputParameters": record({"binary_data_size": _or_null(COUNT)}),
+        "InferRequestedOutput": record(
+            {"parameters": _or_null(reference("InferRequestedOutputParameters"))},
+            name={"type": "string", "enum": sorted(outputs)},
+        ),
+        "InferRequestedOutputParameters": record({"binary_data": _or_null(BOOLEAN)}),
+        "RepositoryIndexRequest": record({"ready": _or_null(BOOLEAN)}),
+        "RepositoryModelRequest": record({"parameters": _or_null(ANYTHING)}),
+    }
+
+
+def _answers() -> dict[str, Schema]:
+    names = {"type": "array", "items": TEXT}
+    return {
+        "InferResponse": record(
+            {"id": TEXT}, model_name=TEXT, model_version=TEXT, outputs=_list_of("InferOutput")
+        ),
+        "InferOutput": record(
+            {
+                "data": {"type": "array", "items": {"type": "number"}},
+                "parameters": record({"binary_data_size": COUNT}),
+            },
+            name=TEXT,
+            shape=SHAPE,
+            datatype=DATATYPE,
+        ),
+        "ServerLive": record(live=BOOLEAN),
+        "ServerReady": record(
+            {"name": TEXT, "version": TEXT, "refused": record(version=TEXT, reason=TEXT)},
+            ready=BOOLEAN,
+        ),
+        "ModelReady": record(name=TEXT, ready=BOOLEAN),
+        "ServerMetadata": record(name=TEXT, version=TEXT, extensions=names),
+        "ModelMetadata": record(
+            name=TEXT,
+            versions=names,
+            platform=TEXT,
+            inputs=_list_of("TensorMetadata"),
+            outputs=_list_of("TensorMetadata"),
+            parameters=record(model=TEXT, digest=TEXT),
+        ),
+        "TensorMetadata": record(
+            name=TEXT,
+            datatype=DATATYPE,
+            shape={"type": "array", "items": {"type": "integer", "minimum": -1}},
+        ),
+        "ModelConfig": {
+            **record(name=TEXT, platform=TEXT, backend=TEXT, max_batch_size=COUNT),
+            "additionalProperties": True,
+        },
+        "ModelStatistics": record(model_stats={"type": "array", "items": ANYTHING}),
+        "RepositoryIndex": _list_of("RepositoryModel"),
+        "RepositoryModel": record(name=TEXT, version=TEXT, state=TEXT, reason=TEXT),
+        "Anything": ANYTHING,
+    }
+
+
+def describe_operations(operations: Mapping[str, Operation]) -> dict[str, Any]:
+    """Describe each operation's tensors with names for their free axes: not all -1 are equal."""
+    return {
+        name: {
+            side: [{**wire_tensor(tensor), "shape": tensor.shape} for tensor in tensors]
+            for side, tensors in (("inputs", operation.inputs), ("outputs", operation.outputs))
+        }
+        for name, operation in operations.items()
+    }

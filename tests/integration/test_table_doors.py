@@ -1,0 +1,203 @@
+"""The same tables at every door: each reads the same rows, or refuses them by name.
+
+The doors are training, `vae evaluate`, `vae score` and `vae reconstruct`, and for the values of a
+frame MLflow's pyfunc.
+"""
+
+import gzip
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from pyarrow import dataset, parquet
+
+from pipeline.cli.data_loading import rows_to_evaluate
+from pipeline.cli.main import cli
+from pipeline.data.dataset import load_dataset
+from pipeline.data.readers import read_source
+from pipeline.data.selection import Selection
+from serving.bundle import Bundle
+from serving.engine import Engine
+from serving.errors import DataRefused, UsageRefused
+from tests.integration.test_pyfunc import load_model
+from tests.trained_models import Trained, make_bundle, tiny_config, train_checkpoint
+
+Array = NDArray[Any]
+
+NAMES = ("a", "b", "c")
+X = np.random.default_rng(1).normal(size=(40, 3)).round(2)
+FRAME = pd.DataFrame(X, columns=list(NAMES))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    path = tmp_path_factory.mktemp("numbers") / "x.csv"
+    values = np.random.default_rng(0).normal(size=(90, 3))
+    pd.DataFrame(values, columns=list(NAMES)).to_csv(path, index=False)
+    found = load_dataset(str(path), valid_fraction=0.1, test_fraction=0.25)
+    return train_checkpoint(found, tiny_config(found)), found
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle", trained)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+def score(path: Path, bundle: Bundle, *options: object) -> tuple[Result, Path]:
+    out = path.parent / f"scores of {path.name}"
+    return invoke("score", path, out, "--model", bundle.path, *options), out
+
+
+def reconstruct(path: Path, bundle: Bundle) -> tuple[Result, Path]:
+    out = path.parent / f"{path.name}.npy"
+    return invoke("reconstruct", path, "--model", bundle.path, "--out", out), out
+
+
+def text(frame: pd.DataFrame, **settings: Any) -> bytes:
+    return str(frame.to_csv(**{"index": False, **settings})).encode()
+
+
+def write_folders(path: Path) -> None:
+    for split, rows in (("a", FRAME[:20]), ("b", FRAME[20:])):
+        (path / f"split={split}").mkdir(parents=True)
+        rows.to_parquet(path / f"split={split}" / "part-0.parquet", index=False)
+
+
+ASIDE = ("--on-error", "quarantine", "--max-bad", "100%")
+SHUFFLED = FRAME.set_index(np.random.default_rng(2).permutation(len(X)))
+DECIMALS = pa.table(
+    {n: pa.array([Decimal(f"{v:.2f}") for v in FRAME[n]], pa.decimal128(9, 2)) for n in NAMES}
+)
+READ: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "Parquet": ("x.parquet", FRAME.to_parquet),
+    "an index": ("x.parquet", SHUFFLED.to_parquet),
+    "decimals": ("x.parquet", lambda path: parquet.write_table(DECIMALS, path)),
+    "CSV": ("x.csv", lambda path: path.write_bytes(text(FRAME))),
+    "an index in CSV": ("x.csv", lambda path: path.write_bytes(text(SHUFFLED, index=True))),
+    "decimal commas": ("x.csv", lambda path: path.write_bytes(text(FRAME, sep=";", decimal=","))),
+    "tabs": ("X.TSV", lambda path: path.write_bytes(text(FRAME, sep="\t"))),
+    "gzip": ("x.csv.gz", lambda path: path.write_bytes(gzip.compress(text(FRAME)))),
+    "UTF-16": ("x.csv", lambda path: path.write_bytes(text(FRAME).decode().encode("utf-16"))),
+    "keys of folders": ("folders", write_folders),
+}
+
+
+@pytest.mark.parametrize(("name", "write"), READ.values(), ids=READ.keys())
+def test_every_door_reads_the_same_rows(
+    trained: Trained,
+    bundle: Bundle,
+    tmp_path: Path,
+    name: str,
+    write: Callable[[Path], object],
+) -> None:
+    path, x = tmp_path / name, X.astype(np.float32)
+    write(path)
+    splits = read_source(str(path))
+    np.testing.assert_array_equal(splits.train.x, x, strict=True)
+    assert splits.train.columns == NAMES
+    np.testing.assert_array_equal(rows_to_evaluate(trained[0], str(path)).x, x, strict=True)
+    engine = Engine(bundle)
+    result, out = score(path, bundle)
+    assert result.exit_code == 0, result.output
+    found = dataset.dataset(out).to_table().column("elbo").to_numpy()
+    assert found.tobytes() == engine.score(x, 1, 0)["elbo"].tobytes()
+    result, file = reconstruct(path, bundle)
+    assert result.exit_code == 0, result.output
+    assert np.load(file).tobytes() == engine.reconstruct(x).tobytes()
+
+
+LARGE = FRAME.assign(b=2**40 + np.arange(len(X)))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
+def test_whole_numbers_beyond_float32_are_refused_by_name(
+    trained: Trained, bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    LARGE.to_csv(path, index=False) if name == "x.csv" else LARGE.to_parquet(path)
+    for door in (read_source, lambda source: rows_to_evaluate(trained[0], source)):
+        with pytest.raises(DataRefused, match="column 'b' must be whole numbers") as caught:
+            door(str(path))
+        assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_rows_that_float32_would_round_are_set_aside(bundle: Bundle, tmp_path: Path) -> None:
+    """Every fourth of these numbers is one that float32 holds."""
+    table = FRAME.assign(a=2**26 + 2 * np.arange(len(X)), b=1, c=1)
+    table.to_parquet(tmp_path / "x.parquet")
+    reason = "x is a whole number that float32 would round in row 1"
+    for result, _ in (
+        score(tmp_path / "x.parquet", bundle),
+        reconstruct(tmp_path / "x.parquet", bundle),
+    ):
+        assert isinstance(result.exception, DataRefused)
+        assert reason.split(" in ")[0] in str(result.exception)
+    result, out = score(tmp_path / "x.parquet", bundle, *ASIDE)
+    assert result.exit_code == 0, result.output
+    assert dataset.dataset(out).to_table().column("row").to_pylist() == [*range(0, len(X), 4)]
+    with pytest.raises(ValueError, match="whole numbers that float32 holds exactly"):
+        load_model(bundle).predict(None, table)
+
+
+GAPS = FRAME.assign(b=np.where(np.arange(len(X)) % 8 == 3, np.nan, FRAME["b"]))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.npy"])
+def test_rows_with_gaps_are_refused_or_left_out(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "x.npy":
+        np.save(path, np.ascontiguousarray(GAPS.to_numpy(np.float64)))
+    else:
+        GAPS.to_csv(path, index=False) if name == "x.csv" else GAPS.to_parquet(path)
+    with pytest.raises(DataRefused, match="--drop-missing"):
+        load_dataset(str(path), valid_fraction=0, test_fraction=0.2)
+    kept = np.arange(len(X)) % 8 != 3
+    found = load_dataset(str(path), valid_fraction=0, test_fraction=0.2, drop_missing=True)
+    x = np.concatenate([found.train.x, found.test.x])
+    assert sorted(map(tuple, x.tolist())) == sorted(map(tuple, X[kept].astype(np.float32).tolist()))
+    result, out = score(path, bundle, *ASIDE)
+    assert result.exit_code == 0, result.output
+    rows = dataset.dataset(out).to_table().column("row").to_pylist()
+    assert rows == np.flatnonzero(kept).tolist()
+    result, _ = reconstruct(path, bundle)
+    assert isinstance(result.exception, DataRefused)
+
+
+def test_labels_stay_beside_their_rows_when_some_are_left_out(tmp_path: Path) -> None:
+    GAPS.assign(kind=np.arange(len(X))).to_parquet(tmp_path / "x.parquet")
+    part = read_source(
+        str(tmp_path / "x.parquet"), Selection(label="kind", drop_missing=True)
+    ).train
+    np.testing.assert_array_equal(part.x, X[part.labels].astype(np.float32))
+
+
+def test_a_key_of_folders_serves_as_label_feature_id_and_filter(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    write_folders(tmp_path / "x")
+    labels = read_source(str(tmp_path / "x"), Selection(label="split")).train.labels
+    assert labels is not None
+    assert labels.tolist() == ["a"] * 20 + ["b"] * 20
+    result, out = score(tmp_path / "x", bundle, "--id", "split", "--where", "split == 'b'")
+    assert result.exit_code == 0, result.output
+    assert dataset.dataset(out).to_table().column("split").to_pylist() == ["b"] * 20
+
+
+def test_dates_and_words_are_refused_by_name(tmp_path: Path) -> None:
+    when = pd.date_range("2026-01-01", periods=len(X), freq="h")
+    FRAME.assign(when=when, word="x").to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataRefused, match=r"when \(timestamp\[.*\]\), word \((large_)?string\)"):
+        read_source(str(tmp_path / "x.parquet"))
+    with pytest.raises(UsageRefused, match="no column 'd'; it has a"):
+        read_source(str(tmp_path / "x.parquet"), Selection(columns=("d",)))
