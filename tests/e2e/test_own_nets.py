@@ -1,4 +1,4 @@
-"""A user's recurrent network and one with attention, from training to serving without their code."""
+"""A user's nets go from training to serving, which needs none of their code."""
 
 import json
 import shutil
