@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.parity.report import ParityReport
     from pipeline.registry.audit_log import Decision
     from pipeline.tracking import TrackedRun
+    from pipeline.training.loop import TrainResult
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
     from serving.source import Source
@@ -121,7 +122,7 @@ def train(
 
     from pipeline.environment import describe_system
     from pipeline.evaluation.figures import draw_figures
-    from pipeline.export.model_card import render_figures
+    from pipeline.export.model_card import render_figures, render_warnings
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, git_state
     from pipeline.training.resumable_run import ResumableRun, fit
@@ -153,17 +154,12 @@ def train(
         )
         samples = config.evaluate.nll_samples
         metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
-        if result.longer is not None:
-            unfinished = (
-                f"validation was still improving in the last epoch, the {len(result.history)}th: "
-                f"train longer, for example with --epochs {result.longer}"
-            )
-            warn(unfinished)
-            metrics = replace(metrics, warnings=(*metrics.warnings, unfinished))
+        metrics = _warn_if_unfinished(metrics, result)
         run.set_tags({"warnings": "; ".join(metrics.warnings) or "none"})
         tracked.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
         run.log_json("metrics.json", metrics.to_json())
-        run.describe(render_figures(metrics.to_json(), config.model.latent_dim))
+        figures = render_figures(metrics.to_json(), config.model.latent_dim)
+        run.describe(f"{figures}\n{render_warnings(metrics.warnings)}".rstrip())
         with tempfile.TemporaryDirectory() as temporary:
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
@@ -172,6 +168,17 @@ def train(
             draw_figures(folder, result.model, result.history, dataset, metrics)
             run.log_folder(folder, FIGURES)
     return checkpoint, metrics
+
+
+def _warn_if_unfinished(metrics: "Metrics", result: "TrainResult") -> "Metrics":
+    if result.longer is None:
+        return metrics
+    text = (
+        f"validation was still improving in the last of {len(result.history)} epochs: train "
+        f"longer, for example with --epochs {result.longer}"
+    )
+    warn(text)
+    return replace(metrics, warnings=(*metrics.warnings, text))
 
 
 def evaluate(

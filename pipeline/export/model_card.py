@@ -120,7 +120,7 @@ def render_card(
         preset=config["preset"],
         precision=content["precision"],
         seed=content["seed"],
-        notices="".join(f"\n> **Warning:** {text}.\n" for text in metrics.get("warnings", ())),
+        notices=render_warnings(metrics.get("warnings", ())),
         more=_describe_more(metrics),
         samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=data["source"],
@@ -150,6 +150,11 @@ def render_figures(metrics: Mapping[str, Any], latent_dim: int) -> str:
         f"{metrics['nll_se']:.2f}, KL {metrics['kl']:.2f}; {metrics['active_units']} of "
         f"{latent_dim} latents active, on {metrics['rows']:,} held-out rows"
     )
+
+
+def render_warnings(texts: Sequence[str]) -> str:
+    """Return a quote for each warning, with an empty line above it."""
+    return "".join(f"\n> **Warning:** {text}.\n" for text in texts)
 
 
 def has_pictures(x_shape: Sequence[int], x_dtype: str, data: Mapping[str, Any]) -> bool:

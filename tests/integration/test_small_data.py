@@ -82,7 +82,9 @@ def test_a_collapse_is_said_on_the_screen_in_the_card_and_in_mlflow_and_refused(
     assert result.stderr.count(f"warning: {warning}") == 2  # when it is found, and at the end
     assert f"> **Warning:** {warning}." in (tmp_path / "bundle" / CARD).read_text()
     client = connect()
-    assert warning in client.get_run(line["run_id"]).data.tags["warnings"]
+    tags = client.get_run(line["run_id"]).data.tags
+    assert warning in tags["warnings"]
+    assert f"\n\n> **Warning:** {warning}." in tags["mlflow.note.content"]
     assert warning in client.get_model_version("vae", line["version"]).description
     assert "candidate" in client.get_registered_model("vae").aliases
     assert "champion" not in client.get_registered_model("vae").aliases
