@@ -176,7 +176,9 @@ def own_attention(spec: Any) -> Nets:
 
 def sequence(spec: Any) -> Nets:
     layers = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)
-    return Encoder(spec, Mean(*layers)), dense(spec)
+    first = nn.Linear(spec.latent_dim, WIDTH, bias=False)
+    decoder = nn.Sequential(first, nn.SiLU(), nn.Linear(WIDTH, spec.params_width, bias=False))
+    return Encoder(spec, Mean(*layers)), decoder
 
 
 def weight_normed(spec: Any) -> Nets:

@@ -108,7 +108,8 @@ def _train(dataset: Dataset, kind: str, seed: int) -> VAE:
 
 
 def _configure(kind: str, seed: int = 0) -> Config:
-    return configure(**{**KINDS, **OTHERS}[kind], epochs=1, seed=seed)
+    """Set a training of one epoch, which is shorter than the warm-up of most presets."""
+    return configure(**{**KINDS, **OTHERS}[kind], epochs=1, seed=seed, kl_warmup_steps=1)
 
 
 def _export(out: Path, dataset: Dataset, kind: str) -> tuple[Bundle, VAE]:

@@ -12,6 +12,7 @@ from pipeline.config import Config, Precision, configure
 from pipeline.data.dataset import Dataset, Split
 from pipeline.model.net_spec import Nets, NetSpec
 from serving.engine import Engine
+from serving.errors import UsageRefused
 from tests import own_nets
 from tests.trained_models import make_bundle, train_checkpoint
 
@@ -89,6 +90,30 @@ def test_a_user_s_own_networks_are_served(net: str, tmp_path: Path) -> None:
     together, alone = serve(draw(GRAY, "bytes"), config, tmp_path)
     for name, value in alone.items():
         np.testing.assert_allclose(value, together[name][:1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "precision"),
+    [
+        pytest.param("lstm", "fp16", id="recurrent in fp16"),
+        pytest.param("attention", "fp16", id="attention in fp16"),
+        pytest.param("attention", "int8", id="attention in int8"),
+        pytest.param("sequence", "int8", id="without biases in int8"),
+    ],
+)
+def test_a_user_s_own_networks_are_served_in_reduced_precision(
+    net: str, precision: Precision, tmp_path: Path
+) -> None:
+    config = small_config(model=f"{own_nets.__name__}:{net}", epochs=1)
+    together, alone = serve(draw(GRAY, "bytes"), config, tmp_path, precision)
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, together[name][:1], rtol=1e-5)
+
+
+def test_int8_of_layers_over_steps_alone_is_refused(tmp_path: Path) -> None:
+    config = small_config(model=f"{own_nets.__name__}:lstm", epochs=1)
+    with pytest.raises(UsageRefused, match="int8 needs a linear hidden layer, over rows and not"):
+        serve(draw(GRAY, "bytes"), config, tmp_path, "int8")
 
 
 class BatchCentredEncoder(nn.Module):
