@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.console import say
+from serving.console import say, warn
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics
@@ -32,8 +32,10 @@ def metrics_summary(run_id: str | None, metrics: "Metrics", started: float) -> d
         "log_likelihood": metrics.log_likelihood,
         "kl": metrics.kl,
         "active_units": metrics.active_units,
+        "informative_units": metrics.informative_units,
         "reconstruction_error": metrics.reconstruction_error,
         "bits_per_dim": metrics.bits_per_dim,
+        "warnings": list(metrics.warnings),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -79,6 +81,8 @@ try next:
   vae doctor
 """
     )
+    for text in metrics.warnings:
+        warn(text)
 
 
 def _is_active() -> bool:

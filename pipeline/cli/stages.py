@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.devices import missing_cuda, torch_device
 from pipeline.config import Config, Precision, PromoteConfig
-from serving.console import progress, say
+from serving.console import progress, say, warn
 from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.parity.report import ParityReport
     from pipeline.registry.audit_log import Decision
     from pipeline.tracking import TrackedRun
+    from pipeline.training.loop import TrainResult
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
     from serving.source import Source
@@ -121,7 +122,7 @@ def train(
 
     from pipeline.environment import describe_system
     from pipeline.evaluation.figures import draw_figures
-    from pipeline.export.model_card import render_figures
+    from pipeline.export.model_card import render_figures, render_warnings
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, git_state
     from pipeline.training.resumable_run import ResumableRun, fit
@@ -153,17 +154,31 @@ def train(
         )
         samples = config.evaluate.nll_samples
         metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
+        metrics = _warn_if_unfinished(metrics, result)
+        run.set_tags({"warnings": "; ".join(metrics.warnings) or "none"})
         tracked.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
         run.log_json("metrics.json", metrics.to_json())
-        run.describe(render_figures(metrics.to_json(), config.model.latent_dim))
+        figures = render_figures(metrics.to_json(), config.model.latent_dim)
+        run.describe(f"{figures}\n{render_warnings(metrics.warnings)}".rstrip())
         with tempfile.TemporaryDirectory() as temporary:
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            draw_figures(folder, result.model, result.history, dataset.test, metrics.held_out)
+            draw_figures(folder, result.model, result.history, dataset, metrics)
             run.log_folder(folder, FIGURES)
     return checkpoint, metrics
+
+
+def _warn_if_unfinished(metrics: "Metrics", result: "TrainResult") -> "Metrics":
+    if result.longer is None:
+        return metrics
+    text = (
+        f"validation was still improving in the last of {len(result.history)} epochs: train "
+        f"longer, for example with --epochs {result.longer}"
+    )
+    warn(text)
+    return replace(metrics, warnings=(*metrics.warnings, text))
 
 
 def evaluate(
@@ -181,8 +196,11 @@ def evaluate(
     say(
         f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
         f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
-        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active"
+        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active, "
+        f"{metrics.informative_units} informative"
     )
+    for text in metrics.warnings:
+        warn(text)
     return metrics
 
 

@@ -171,9 +171,9 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = VAE(dataset.x_shape, settings)
+    model.px.fit(dataset.train.x, dataset.max_byte)
     for x in dataset.rows:
         model.px.check(x)
-    model.px.fit(dataset.train.x)
     bias = getattr(model.decoder, "output_bias", None)
     if settings.output_bias and bias is not None:
         bias.data.copy_(model.px.output_bias(dataset.train.x))
