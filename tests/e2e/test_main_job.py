@@ -19,6 +19,8 @@ from tests.tracking_server import tracking_server
 ROOT = Path(__file__).parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = {"epochs": 2, "hidden-dims": 16, "latent-dim": 3, "nll-samples": 4, "threads": 1}
+COLLAPSED = {"min-active-units": 0}
+"""After two epochs no latent is active yet."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def browse(folder: Path, url: str) -> str:
 @pytest.mark.slow(45)
 def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path)
-    settings = {**TINY, "data": data, "out": tmp_path / "bundle-1"}
+    settings = {**TINY, **COLLAPSED, "data": data, "out": tmp_path / "bundle-1"}
     first = project("main", settings, env)
     assert read_run(env, first["run_id"]).info.run_name == "default x seed 0"
     assert (first["version"], first["parity"], first["decision"]) == ("1", "passed", "promoted")
@@ -106,7 +108,7 @@ def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) ->
     assert (second["version"], second["decision"]) == ("2", None)
     assert second["elbo"] > first["elbo"]
 
-    promoted = project("promote", {}, env)
+    promoted = project("promote", COLLAPSED, env)
     assert (promoted["version"], promoted["decision"], promoted["previous"]) == (
         "2",
         "promoted",
@@ -140,10 +142,11 @@ def test_stages_one_by_one_give_what_the_main_job_gives(data: Path, tmp_path: Pa
     assert checked["digest"] != exported["digest"]
     registered = vae(["register", *bundle, "--name", "mine"], env, tmp_path)
     assert registered == {"name": "mine", "version": "1", "digest": checked["digest"]}
-    promoted = vae(["promote", "--name", "mine"], env, tmp_path)
+    accept = options(COLLAPSED)
+    promoted = vae(["promote", "--name", "mine", *accept], env, tmp_path)
     assert promoted["decision"] == "promoted"
 
-    whole = vae(["run", *settings, "--out", "whole", "--name", "mine"], env, tmp_path)
+    whole = vae(["run", *settings, *accept, "--out", "whole", "--name", "mine"], env, tmp_path)
     assert whole["elbo"] == trained["elbo"]
     assert (whole["version"], whole["decision"]) == ("2", "promoted")
     for graph in ("encoder.onnx", "decoder.onnx"):  # the files differ only in the id of the run
@@ -169,7 +172,7 @@ def server(tmp_path: Path, slow_tier: None) -> Iterator[str]:
 @pytest.mark.slow(15)
 def test_the_main_job_works_with_a_tracking_server(data: Path, tmp_path: Path, server: str) -> None:
     env = environment(tmp_path, MLFLOW_TRACKING_URI=server)
-    words = ("vae", "run", *options({**TINY, "data": data, "out": "bundle"}))
+    words = ("vae", "run", *options({**TINY, **COLLAPSED, "data": data, "out": "bundle"}))
     result = run_fork(words, tmp_path, env)
     done = json.loads(result.stdout)
     assert (done["version"], done["decision"]) == ("1", "promoted")

@@ -21,6 +21,8 @@ OWN_DATA = README.partition("## Your own data")[2].partition("\n## ")[0]
 """The section whose commands belong together, and are run on the data that it makes."""
 SERVING_MANUAL = (ROOT / "docs" / "serving.md").read_text()
 TINY = {"epochs": "2", "hidden-dims": "16", "latent-dim": "3", "nll-samples": "4", "threads": "1"}
+COLLAPSED = {"min-active-units": "0"}
+"""After two epochs no latent is active yet."""
 
 
 def blocks(language: str, text: str = README.replace(OWN_DATA, "")) -> list[str]:
@@ -36,12 +38,13 @@ def shrink(words: list[str], folder: Path) -> list[str]:
     """Return the command, on tiny data if it trains; `vae train` makes the better model."""
     settings = {**TINY, "data": str(folder / "x.npy")}
     if words[:2] == ["mlflow", "run"]:
-        settings |= {"out": str(folder / "first"), "name": "mine"}
+        settings |= {"out": str(folder / "first"), "name": "mine", **COLLAPSED}
         parameters = [part for key, value in settings.items() for part in ("-P", f"{key}={value}")]
         keep = [word for word in words[2:] if word not in (".", "-P", "epochs=3", "name=mine")]
         return [*words[:2], str(ROOT), *keep, *parameters]
     if words[1] in ("train", "run"):
-        settings |= {"epochs": "8", "learning-rate": "1e-2"} if words[1] == "train" else {}
+        better = {"epochs": "8", "learning-rate": "1e-2"}
+        settings |= better if words[1] == "train" else COLLAPSED
         return [*words, *(part for key, value in settings.items() for part in (f"--{key}", value))]
     return words
 
