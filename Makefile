@@ -106,8 +106,10 @@ soak: setup-dev ## eight promotions at once, on sqlite and on a tracking server 
 serve: setup ## REST on port 8080 and gRPC on 8081, for the champion
 	@$(BIN)/vae serve
 
+# Without workflowType, MLflow 3.17 opens its view for language models, which lacks training runs.
 ui: setup ## the MLflow UI on port 5000
-	@$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)
+	@echo "training runs: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+	@$(BIN)/mlflow ui --backend-store-uri "$$MLFLOW_TRACKING_URI"
 
 clean: ## remove environments and caches; keeps the store and bundles
 	rm -rf $(VENV) $(VENV)-serving .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build *.egg-info

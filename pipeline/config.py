@@ -112,7 +112,17 @@ class ModelConfig:
 class TrainConfig:
     """The optimisation by Adam."""
 
-    epochs: Annotated[int, Option("Maximum passes over the training rows", min=1)] = 25
+    epochs: Annotated[
+        int, Option("Maximum epochs: passes over the training rows, or see --min-steps", min=1)
+    ] = 25
+    min_steps: Annotated[
+        int,
+        Option(
+            "Least steps after the warm-up: an epoch passes over few rows several times; "
+            "0 if --epochs is given",
+            min=0,
+        ),
+    ] = 4000
     batch_size: Annotated[int, Option("Rows in each training step", min=1)] = 200
     learning_rate: Annotated[float, Option("Adam's step size", min=0, open_min=True)] = 2e-3
     schedule: Annotated[Literal["constant", "cosine"], Option("How the learning rate changes")] = (
@@ -130,6 +140,13 @@ class TrainConfig:
     max_time: Annotated[
         float | None, Option("Minutes after which training stops", min=0, open_min=True)
     ] = None
+    init_from: Annotated[
+        str,
+        Option(
+            "Start from the weights of models:/NAME@ALIAS, models:/NAME/VERSION, a bundle folder "
+            "or a run's id; none: draw them"
+        ),
+    ] = ""
     seed: Annotated[int, Option("Seed of weights, batches and noise", min=0, max=2**63 - 1)] = 0
 
 
@@ -161,7 +178,7 @@ class PromoteConfig:
         Option("Confidence that the ELBO is not lower by more than --margin", min=0.5, max=0.9999),
     ] = 0.95
     min_elbo: Annotated[float | None, Option("Lowest held-out ELBO that may pass, in nats")] = None
-    min_active_units: Annotated[int, Option("Lowest number of active latents", min=0)] = 0
+    min_active_units: Annotated[int, Option("Lowest number of active latents", min=0)] = 1
     gate_samples: Annotated[int, Option("Noise samples per row in the gate", min=1, max=1000)] = 8
     require: Annotated[
         tuple[Device, ...],
@@ -214,7 +231,8 @@ class Config:
             preset=content["preset"],
             data=DataConfig(**data),
             model=ModelConfig(**model),
-            train=TrainConfig(**content["train"]),
+            # a training from before this setting passed over the rows once in an epoch
+            train=TrainConfig(**{"min_steps": 0, **content["train"]}),
             evaluate=EvaluateConfig(**content["evaluate"]),
         )
 
@@ -277,6 +295,8 @@ def configure(preset: str = "default", **settings: Any) -> Config:
     if preset not in PRESETS:
         raise UsageRefused(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     chosen = {**PRESETS[preset], **settings}
+    if "epochs" in settings:  # they are obeyed to the letter
+        chosen.setdefault("min_steps", 0)
     config = Config(preset=preset)
     for section in ("data", "model", "train", "evaluate"):
         part = getattr(config, section)

@@ -6,7 +6,6 @@ ends as KILLED, one that fails as FAILED.
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -15,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.experiments import check_run_open, choose_experiment
 from serving.console import say
-from serving.errors import UsageRefused
-from serving.mlflow_store import check_run, connect, store_errors, store_name
+from serving.errors import UsageRefused, VerificationFailed
+from serving.mlflow_store import check_run, connect, store_errors, store_name, tracking_uri
+from serving.sqlite_store import find_move, local_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "vae"
 STATUS_TAG = "vae.status"
 CHECKPOINT = "checkpoint"
 FIGURES = "figures"
@@ -63,6 +63,14 @@ class TrackedRun:
             values = [RunTag(key, str(value)) for key, value in tags.items()]
             self.client.log_batch(self.run_id, tags=values)
 
+    def describe(self, text: str) -> None:
+        """Set the description that MLflow's pages show, unless a person has written one."""
+        from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+        with store_errors():
+            if not self.client.get_run(self.run_id).data.tags.get(MLFLOW_RUN_NOTE):
+                self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, text)
+
     def log_dataset(self, description: Mapping[str, Any]) -> None:
         """Log the splits in a result of `Dataset.describe` as inputs of the run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -101,6 +109,7 @@ class TrackedRun:
     def fetch_folder(self, name: str, folder: Path) -> list[Path]:
         """Download the files of an artifact folder; return no paths if it does not exist."""
         with store_errors():
+            check_place(self.client, self.run_id)
             files = [item.path for item in self.client.list_artifacts(self.run_id, name)]
             return [
                 Path(self.client.download_artifacts(self.run_id, file, str(folder)))
@@ -132,22 +141,48 @@ class TrackedRun:
                 for value in self.client.get_metric_history(self.run_id, name)
             )
 
+    def experiment_page(self) -> str | None:
+        """Return the address of the page that lists the runs, if a server serves the store.
+
+        Without `workflowType`, MLflow 3.17 opens its view for language models, which lacks runs.
+        """
+        if not store_name().startswith(("http://", "https://")):
+            return None
+        number = self.client.get_run(self.run_id).info.experiment_id
+        return f"{store_name().rstrip('/')}/#/experiments/{number}?workflowType=machine_learning"
+
     def artifact_place(self, name: str) -> str:
         """Return where an artifact is: a path for a local store, otherwise a URI."""
-        uri = f"{self.client.get_run(self.run_id).info.artifact_uri}/{name}"
-        return uri.removeprefix("file://")
+        uri = self.client.get_run(self.run_id).info.artifact_uri
+        path = local_path(uri)
+        return f"{uri}/{name}" if path is None else str(path / name)
 
 
 @contextlib.contextmanager
-def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> Iterator[TrackedRun]:
-    """Open a new run in `experiment`, or the run `run_id`, and close it when the block ends."""
+def tracked_run(
+    experiment: str | None = None,
+    *,
+    run_id: str | None = None,
+    name: str | None = None,
+    default_name: str | None = None,
+) -> Iterator[TrackedRun]:
+    """Open a new run, or the run `run_id`, and close it when the block ends.
+
+    A new one belongs to `experiment`; without it to the one that MLFLOW_EXPERIMENT_NAME or
+    MLFLOW_EXPERIMENT_ID names, or to `vae`. `default_name` replaces a name that MLflow made up.
+    """
     say(f"opening the store {store_name()}")  # the first time, it takes seconds
-    client = connect()
+    client = connect(create=True)
     import mlflow
 
     with store_errors():
-        experiment_id = None if run_id else open_experiment(client, experiment)
-        mlflow.start_run(run_id=run_id, experiment_id=experiment_id)
+        if run_id is None:
+            number = choose_experiment(client, experiment)
+            mlflow.start_run(experiment_id=number, run_name=name or default_name)
+        else:
+            run = check_run_open(client, run_id, experiment)
+            made_up = default_name is not None and _is_made_up(run.info.run_name)
+            mlflow.start_run(run_id=run_id, run_name=name or (default_name if made_up else None))
         active = mlflow.active_run()
     status = "FAILED"
     try:
@@ -163,28 +198,6 @@ def tracked_run(experiment: str = EXPERIMENT, *, run_id: str | None = None) -> I
             mlflow.end_run(status)
 
 
-def open_experiment(client: "MlflowClient", name: str) -> str:
-    """Return the id of an experiment, creating it if needed.
-
-    On an sqlite store a new experiment keeps its artifacts in a folder beside the database.
-    """
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        store, location = os.environ["MLFLOW_TRACKING_URI"], None
-        if store.startswith("sqlite:///") and "?" not in store:
-            database = Path(store.removeprefix("sqlite:///")).absolute()
-            location = (database.parent / "mlartifacts" / name).as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another process may have created it first
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
 def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
     """Download a run's artifact into `folder`.
 
@@ -193,6 +206,7 @@ def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
     """
     client = connect()
     check_run(client, run_id)
+    check_place(client, run_id)
     with store_errors():
         names = {item.path for item in client.list_artifacts(run_id)}
         if name not in names:
@@ -203,10 +217,28 @@ def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
         return Path(client.download_artifacts(run_id, name, str(folder)))
 
 
+def check_place(client: "MlflowClient", run_id: str) -> None:
+    """Raise `VerificationFailed` if the run's files are elsewhere, because the store was moved."""
+    with store_errors():
+        uri = str(client.get_run(run_id).info.artifact_uri)
+    path = local_path(uri)
+    if path is not None and not path.exists() and (move := find_move(uri, tracking_uri())):
+        raise VerificationFailed(f"run {run_id} has no files at {path}: {move}")
+
+
 def fetch_json(run_id: str, name: str) -> Any:
     """Read a run's JSON artifact."""
     with tempfile.TemporaryDirectory() as temporary:
         return json.loads(fetch_artifact(run_id, name, Path(temporary)).read_bytes())
+
+
+def _is_made_up(name: str) -> bool:
+    """Whether MLflow made up the name of a run, such as angry-pig-299."""
+    from mlflow.utils import name_utils
+
+    words = tuple(name.split("-"))
+    known = [getattr(name_utils, f"_GENERATOR_{kind}", ()) for kind in ("PREDICATES", "NOUNS")]
+    return len(words) == 3 and words[0] in known[0] and words[1] in known[1]
 
 
 def git_state() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import Operation, operation_table
+from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -62,6 +63,13 @@ class Manifest:
         return tuple(self.data.get("columns", ()))
 
     @property
+    def max_byte(self) -> int:
+        """The largest byte that the likelihood allows in `x`."""
+        if self.likelihood in ("gaussian", "categorical"):
+            return MAX_BYTE
+        return max_byte_of(self.data.get("range", (0, MAX_BYTE))[1])
+
+    @property
     def unit_range(self) -> bool:
         """Whether the values of `x` must be from 0 to 1."""
         return self.x_dtype == "float32" and self.likelihood.endswith("bernoulli")
@@ -88,6 +96,12 @@ class Bundle:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
             raise VerificationFailed(f"cannot read {self.path / GOLDEN}: {err}") from err
+
+    def picture_range(self) -> Range:
+        """Return the values of a black and of a white pixel, in the units of `x`."""
+        known = self.manifest.data.get("range")
+        values = known or guess_range(self.golden()["encode.x"])
+        return picture_range(self.manifest.x_dtype, (values[0], values[1]))
 
     def read_json(self, name: str) -> Any:
         """Read one of the JSON files, `metrics.json` for example."""

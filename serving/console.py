@@ -25,6 +25,11 @@ def say(message: str) -> None:
     click.echo(message, err=True)
 
 
+def warn(message: str) -> None:
+    """Print a message that a person must not miss, on stderr; in red on a terminal."""
+    click.secho(f"warning: {message}", err=True, fg="red", bold=True)
+
+
 def finish(content: Mapping[str, Any]) -> None:
     """Print the result as the last line of stdout, in JSON; a number that is not finite is null.
 

@@ -1,8 +1,10 @@
 """Compare the ELBO of new rows with the distribution of a version's held-out rows.
 
-In: the held-out distribution, which a bundle holds in `metrics.json`, and the ELBO of new rows.
-Out: a `Drift` with the statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the
-shift of the mean in nats.
+In: the held-out distribution, which a bundle holds in `metrics.json`, and the ELBO of new rows,
+scored with noise of the same kind (`HeldOut.noise`): noise that all rows share would shift all of
+them, by two nats for MNIST, and another number of draws gives another distribution. Out: a `Drift`
+with the statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the shift of the
+mean in nats.
 """
 
 import math
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.noise import draw_eps, draw_rows
+
 Array = NDArray[Any]
 
 KNOTS = 201
@@ -20,7 +24,7 @@ KNOTS = 201
 LOW_SHARE = 0.01
 SCORE_SEED = 0
 SCORE_SAMPLES = 1
-"""How held-out rows are scored: with the defaults of `vae score`."""
+"""How held-out rows are scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +38,20 @@ class HeldOut:
     elbo_sd: float
     elbo_quantiles: tuple[float, ...]
     """Quantiles at the shares 0, 1 / (KNOTS - 1), … 1."""
+    shared_noise: bool = True
+    """Whether all rows had the same noise, as in bundles that do not hold this field."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "HeldOut":
         """Read the fields from JSON."""
         return cls(**{**content, "elbo_quantiles": tuple(content["elbo_quantiles"])})
+
+    def noise(self, start: int, stop: int, latent_dim: int) -> Array:
+        """Draw the `eps` with which to score rows `start` to `stop` that are compared."""
+        if not self.shared_noise:
+            return draw_eps(self.seed, start, stop, self.num_samples, latent_dim)
+        shared = draw_rows(self.seed, 0, self.num_samples, latent_dim)
+        return np.broadcast_to(shared, (stop - start, *shared.shape))
 
     def distinct_quantiles(self) -> tuple[Array, Array, Array]:
         """Return the distinct quantiles, and the shares of rows below and up to each."""
@@ -57,6 +70,10 @@ class HeldOut:
 class Drift:
     """The comparison of new rows with the held-out rows."""
 
+    rows: int
+    """Number of new rows."""
+    mean: float
+    """Their mean ELBO in nats."""
     d: float
     """Largest distance of the two distribution functions at the quantiles, from 0 to 1."""
     d_at: float
@@ -70,12 +87,13 @@ class Drift:
     """Share of new rows below the `LOW_SHARE` quantile of the held-out rows."""
 
 
-def summarize(elbo: Array, seed: int = SCORE_SEED, num_samples: int = SCORE_SAMPLES) -> HeldOut:
-    """Return the distribution of the ELBO of rows that were scored with these settings."""
+def summarize(elbo: Array) -> HeldOut:
+    """Return the distribution of the ELBO of rows, each scored with `SCORE_SAMPLES` of its own."""
     return HeldOut(
         rows=len(elbo),
-        seed=seed,
-        num_samples=num_samples,
+        seed=SCORE_SEED,
+        num_samples=SCORE_SAMPLES,
+        shared_noise=False,
         elbo_mean=float(elbo.mean()),
         elbo_sd=float(elbo.std()),
         elbo_quantiles=tuple(np.quantile(elbo, np.linspace(0, 1, KNOTS)).tolist()),
@@ -115,6 +133,8 @@ class DriftCounter:
         )
         d = float(distances.max())
         return Drift(
+            rows=rows,
+            mean=mean,
             d=d,
             d_at=float(self._knots[distances.argmax()]),
             p_value=kolmogorov_p(d, rows, held.rows),

@@ -16,10 +16,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Manifest
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
 from serving.noise import draw_rows
 from serving.operations import Operation, Tensor
+from serving.value_range import MAX_BYTE
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -94,7 +95,7 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
-        return _check_inputs(self.operations[name], inputs, self.bundle.manifest.unit_range)
+        return _check_inputs(self.operations[name], inputs, self.bundle.manifest)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -277,7 +278,7 @@ def _numpy_dtype(onnx_type: str) -> str:
     return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(onnx_type, onnx_type)
 
 
-def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range: bool) -> int:
+def _check_inputs(operation: Operation, inputs: Mapping[str, Array], manifest: Manifest) -> int:
     names = [tensor.name for tensor in operation.inputs]
     if len(inputs) != len(names) or any(name not in inputs for name in names):
         got = ", ".join(sorted(inputs)) or "none"
@@ -294,7 +295,8 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], unit_range:
         if not fits:
             wanted = ", ".join(str(axis) for axis in tensor.shape)
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
-        check_values(tensor.name, array, unit_range=tensor.name == "x" and unit_range)
+        check_values(tensor.name, array, unit_range=tensor.name == "x" and manifest.unit_range)
+        _check_bytes(tensor.name, array, manifest.max_byte)
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")
     return sizes["batch"]
@@ -313,6 +315,15 @@ def check_values(name: str, array: Array, *, unit_range: bool) -> None:
         raise DataRefused(
             f"{name} must be from 0 to 1 for a bernoulli likelihood, "
             f"got {array.min():g} to {array.max():g}"
+        )
+
+
+def _check_bytes(name: str, array: Array, largest: int) -> None:
+    """Refuse bytes that the likelihood does not allow."""
+    if largest < MAX_BYTE and array.dtype == np.uint8 and array.size and array.max() > largest:
+        raise DataRefused(
+            f"{name} must be from 0 to {largest}, as in the data that the model was trained with; "
+            f"got {array.max()}"
         )
 
 

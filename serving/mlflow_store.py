@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.signals import deferred_signals
+from serving.sqlite_store import database_path, find_move, is_begun, is_made, local_path
+from serving.user_folders import ensure_home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient
@@ -101,13 +103,24 @@ def ignoring(*codes: str) -> Iterator[None]:
             raise
 
 
-def connect() -> "MlflowClient":
-    """Open the store of `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
+def connect(*, create: bool = False) -> "MlflowClient":
+    """Open the store of `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder.
+
+    Raises:
+        UsageRefused: there is no such file, and it is not to be created.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     uri = os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri())
+    database = database_path(uri)
+    if database is not None and not create and not is_begun(database):
+        raise UsageRefused(
+            f"there is no MLflow store {database}: set MLFLOW_TRACKING_URI to an existing one, or "
+            "make one with vae run"
+        )
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    ensure_home()
     with store_errors():
         try:
             import mlflow
@@ -119,7 +132,7 @@ def connect() -> "MlflowClient":
         # this logger repeats every error that is raised
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         mlflow.set_tracking_uri(uri)
-        with _first_use(uri):
+        with _first_use(database):
             client = mlflow.MlflowClient()
             client.search_experiments(max_results=1)
     return client
@@ -146,8 +159,20 @@ def open_run(run_id: str) -> Callable[[Path, Mapping[str, float]], None]:
 
 
 def tracking_uri() -> str:
-    """Return the store's URI: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """Return the store's URI: `MLFLOW_TRACKING_URI`, or `mlflow.db` in the working folder.
+
+    Raises:
+        UsageRefused: the path of the working folder cannot be part of an sqlite URI.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    path = Path.cwd() / "mlflow.db"
+    if "?" in str(path):
+        raise UsageRefused(
+            f"no MLflow store can be at {path}, because its path holds a '?': rename the folder, "
+            "or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{path}"
 
 
 @contextlib.contextmanager
@@ -185,19 +210,18 @@ def _without_password(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _first_use(uri: str) -> Iterator[None]:
+def _first_use(database: Path | None) -> Iterator[None]:
     """Open an sqlite store alone and uninterrupted: one that is half made never opens again."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or "?" in path:
+    if database is None or is_made(database):
         yield
         return
     import filelock
 
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise VaeError(f"the MLflow store {store_name()} refused: {err.strerror}") from err
-    with filelock.FileLock(f"{path}.lock"), deferred_signals():
+    with filelock.FileLock(f"{database}.lock"), deferred_signals():
         yield
 
 
@@ -215,7 +239,20 @@ def download_bundle(subject: str, model_uri: str, folder: Path) -> None:
             fetched = download_artifacts(artifact_uri=model_uri, dst_path=temporary)
             bundle = Path(fetched, "artifacts", ARTIFACT)
         if bundle is None or not bundle.exists():
-            raise VerificationFailed(
-                f"{subject} no longer has files in the store: register it again"
-            )
+            raise VerificationFailed(f"{subject} {_explain_absence(model_uri)}")
         bundle.rename(folder)
+
+
+def _explain_absence(model_uri: str) -> str:
+    """Say where the files of a version should be, and what to do about it."""
+    from mlflow import MlflowClient
+
+    location = model_uri
+    if model_uri.startswith("models:/"):
+        model = find_in_store(MlflowClient().get_logged_model, model_uri.removeprefix("models:/"))
+        location = "" if model is None else str(model.artifact_location)
+    path = local_path(location)
+    if path is None or path.exists():
+        return "no longer has files in the store: register it again"
+    move = find_move(location, tracking_uri())
+    return f"has no files at {path}: {move or 'bring them back, or register it again'}"

@@ -26,6 +26,14 @@ def draw_rows(seed: int, start: int, stop: int, width: int) -> NDArray[np.float3
     return rows
 
 
+def draw_eps(
+    seed: int, start: int, stop: int, num_samples: int, latent_dim: int
+) -> NDArray[np.float32]:
+    """Draw noise of each row's own, (stop - start, num_samples, latent_dim)."""
+    rows = draw_rows(seed, start, stop, num_samples * latent_dim)
+    return rows.reshape(len(rows), num_samples, latent_dim)
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not from 0 to `MAX_SEED`."""
     if not 0 <= seed <= MAX_SEED:

@@ -9,7 +9,6 @@ if the store cannot be reached.
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from serving.mlflow_store import (
     store_name,
     tracking_uri,
 )
+from serving.user_folders import cache_folder
 
 if TYPE_CHECKING:
     from serving.mlflow_store import MlflowClient
@@ -96,7 +96,7 @@ def open_cached(reference: str) -> Source | None:
         entry = json.loads(_entry_file(reference).read_bytes())
         digest = str(entry["digest"])
         if re.fullmatch("[0-9a-f]{64}", digest):
-            bundle = _open_sealed(_cache_folder() / digest, digest)
+            bundle = _open_sealed(cache_folder() / digest, digest)
             return Source(bundle, registered.name, str(entry["version"]))
     return None
 
@@ -110,7 +110,7 @@ def remember(reference: str, source: Source) -> None:
 
 def _entry_file(reference: str) -> Path:
     key = hashlib.sha256(f"{tracking_uri()}\n{reference}".encode()).hexdigest()
-    folder = _cache_folder() / "references"
+    folder = cache_folder() / "references"
     folder.mkdir(exist_ok=True)
     return folder / f"{key}.json"
 
@@ -120,7 +120,7 @@ def open_version(client: "MlflowClient", name: str, version: str) -> Source:
     digest, model_uri = registered_version(client, name, version)
     import filelock
 
-    folder = _cache_folder() / digest
+    folder = cache_folder() / digest
     with version_errors(name, version, folder), filelock.FileLock(f"{folder}.lock"):
         with contextlib.suppress(VerificationFailed):
             return Source(_open_sealed(folder, digest), name, version)
@@ -157,10 +157,3 @@ def _open_sealed(folder: Path, digest: str) -> Bundle:
             f"{folder} holds bundle {bundle.manifest.digest[:12]}, but {digest[:12]} was registered"
         )
     return bundle
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "vae-pipeline"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -179,7 +179,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Pa
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-            connect()
+            connect(create=True)
 
     return make_once(tmp_path_factory, "store", make) / "mlflow.db"
 

@@ -10,6 +10,7 @@ from pipeline.config import Config
 from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused
+from serving.value_range import MAX_BYTE, max_byte_of
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -69,6 +70,8 @@ def rows_to_evaluate(
     names = ("test_fraction", "label", "binarize", "drop_missing")
     columns = data.columns or checkpoint.data.get("columns", ())  # in training's order
     settings = {name: getattr(data, name) for name in names}
+    # the data of a model from before the range was kept has the whole range of bytes
+    settings["max_byte"] = max_byte_of(checkpoint.data.get("range", (0, MAX_BYTE))[1])
     split = load_rows(source, known, columns=columns, array=array, delimiter=delimiter, **settings)
     wanted = f"{checkpoint.x_dtype} {checkpoint.model.x_shape}"
     if (found := f"{split.x.dtype} {split.x.shape[1:]}") != wanted:

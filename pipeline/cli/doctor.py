@@ -20,7 +20,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from serving.errors import VaeError
+from serving.console import say
+from serving.errors import UsageRefused, VaeError
 
 MIN_DISK_GB = 2.0
 _ROOT = Path(__file__).parents[2]
@@ -113,12 +114,17 @@ def _cuda() -> Iterator[Finding]:
 
 
 def _store() -> Iterator[Finding]:
-    from serving.mlflow_store import connect, store_name
+    from serving.mlflow_store import connect, store_name, tracking_uri
+    from serving.sqlite_store import database_path, find_moves, is_begun
 
     if _version("mlflow") is None:
         return  # `_packages` reports it
     fix = "export MLFLOW_TRACKING_URI=sqlite:////path/that/can/be/written/mlflow.db"
     try:
+        database = database_path(tracking_uri())
+        if database is not None and not is_begun(database):
+            yield _missing_store(database, fix)
+            return
         connect()
     except VaeError as err:
         if not store_name().startswith("sqlite:"):
@@ -128,8 +134,40 @@ def _store() -> Iterator[Finding]:
     path = store_name().removeprefix("sqlite:///").removeprefix("file:").split("?")[0]
     if store_name().startswith("sqlite:") and not can_write(Path(path)):
         yield Finding("MLflow store", "failed", f"cannot write to {store_name()}", fix)
+    elif moves := find_moves(store_name()):
+        repair = "vae doctor --repair-store"
+        for move in moves:
+            detail = f"{store_name()} was moved or copied: its paths name {move.old}"
+            yield Finding("MLflow store", "failed", detail, repair)
     else:
         yield Finding("MLflow store", "ok", store_name())
+
+
+def _missing_store(database: Path, fix: str) -> Finding:
+    """Report a store that is still to be made: `vae run` makes it."""
+    parent = next(parent for parent in database.parents if parent.exists())
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        return Finding("MLflow store", "ok", f"vae run will make {database}")
+    return Finding("MLflow store", "failed", f"cannot make {database} in {parent}", fix)
+
+
+def repair_store() -> None:
+    """Rewrite the paths in a store that was moved, and print how many there were.
+
+    Raises:
+        UsageRefused: the store is no sqlite file, or was not moved.
+    """
+    from serving.mlflow_store import store_name, tracking_uri
+    from serving.sqlite_store import find_moves, repair_paths
+
+    uri = tracking_uri()
+    moves = find_moves(uri)
+    if not moves:
+        raise UsageRefused(f"nothing to repair: {store_name() or uri} was not moved")
+    count = repair_paths(uri)
+    for move in moves:
+        say(f"{move.old} is now {move.new} in {uri}")
+    say(f"{count} paths rewritten")
 
 
 def can_write(database: Path) -> bool:

@@ -4,6 +4,7 @@ Every command is an entry point of the same name in MLproject. Slow imports are 
 commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
 """
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from pipeline.cli.config_options import (
     settings_options,
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
+from pipeline.cli.run_options import experiment_option, run_name_option
 from pipeline.config import (
     DataConfig,
     EvaluateConfig,
@@ -62,6 +64,8 @@ def cli() -> None:
 @click.option("--out", type=target(), help="Folder for the bundle  [default: bundles/RUN_ID]")
 @registry.name_option
 @click.option("--no-promote", is_flag=True, help="Stop after registering the version")
+@experiment_option
+@run_name_option
 @group("Computing")
 @device_option
 @threads_option
@@ -70,6 +74,8 @@ def run(
     device: str,
     threads: int,
     name: str,
+    experiment: str | None,
+    run_name: str | None,
     out: Path | None,
     no_promote: bool,
     **settings: Any,
@@ -78,8 +84,9 @@ def run(
 
     Example: vae run --epochs 10
     """
+    from pipeline.registry.audit_log import check_audit
     from pipeline.registry.versions import register_bundle
-    from pipeline.tracking import FIGURES, RESUME, tracked_run
+    from pipeline.tracking import FIGURES, RESUME
     from serving.files import check_output_folder
 
     started = time.perf_counter()
@@ -87,7 +94,9 @@ def run(
     config = configure(preset, **chosen(settings))
     check_output_folder(out or Path("bundles", "new"))
     state, dataset = stages.prepare(config, device, threads)
-    with tracked_run(run_id=stages.project_run()) as tracked:
+    if not no_promote:
+        check_audit(name)
+    with stages.open_run(config, experiment, run_name) as tracked:
         checkpoint, metrics = stages.train(tracked, state, dataset)
         out = out or Path("bundles", tracked.run_id)
         bundle = stages.export(out, checkpoint, metrics, dataset)
@@ -96,13 +105,14 @@ def run(
         results.raise_unless_parity_passed(report)
         say(f"registering the bundle as a version of {name}")
         version = register_bundle(tracked, bundle, name)
-        tracked.set_tags({"model.version": version})
+        tracked.set_tags({"model.name": name, "model.version": version})
         decision = (
             None if no_promote else stages.promote(name, version, gate, threads, dataset.test)
         )
         pictures = tracked.artifact_place(FIGURES)
     tracked.delete_folder(RESUME)  # only now that the run has ended well
-    results.say_summary(name, version, dataset.x_shape, metrics, decision, pictures)
+    page = tracked.experiment_page()
+    results.say_summary(name, version, dataset.x_shape, metrics, decision, pictures, page)
     finish(
         {
             **results.metrics_summary(tracked.run_id, metrics, started),
@@ -125,10 +135,21 @@ def run(
     help="Continue an interrupted run with its own settings",
 )
 @settings_options(DataConfig, ModelConfig, TrainConfig, EvaluateConfig)
+@group("Run in MLflow")
+@experiment_option
+@run_name_option
 @group("Computing")
 @device_option
 @threads_option
-def train(preset: str, resume: str | None, device: str, threads: int, **settings: Any) -> None:
+def train(
+    preset: str,
+    resume: str | None,
+    device: str,
+    threads: int,
+    experiment: str | None,
+    run_name: str | None,
+    **settings: Any,
+) -> None:
     """Train a model and evaluate it, as an MLflow run.
 
     Example: vae train --preset example --epochs 10
@@ -142,7 +163,11 @@ def train(preset: str, resume: str | None, device: str, threads: int, **settings
     else:
         given = given_beside("--resume", "--device", "--threads", "--learning-rate")
         state, dataset = stages.prepare_resume(resume, **given)
-    with tracked_run(run_id=resume or stages.project_run()) as tracked:
+    with (
+        tracked_run(run_id=resume)
+        if resume
+        else stages.open_run(state.config, experiment, run_name)
+    ) as tracked:
         _, metrics = stages.train(tracked, state, dataset)
     tracked.delete_folder(RESUME)  # only now that the run has ended well
     say(f"next: vae export --run-id {tracked.run_id} --out bundle")
@@ -217,7 +242,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
     dataset = load_data(checkpoint.config, checkpoint.data, source)
     bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
-    say(f"next: vae check {out}")
+    say(f"next: vae check {shlex.quote(str(out))}")
     manifest = bundle.manifest
     finish({"bundle": str(out), "digest": manifest.digest, "precision": manifest.precision})
 
@@ -271,14 +296,21 @@ def check(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-def doctor() -> None:
+@click.option(
+    "--repair-store",
+    is_flag=True,
+    help="First correct the paths in an sqlite store whose folder was moved or copied",
+)
+def doctor(repair_store: bool) -> None:
     """Show what this machine lacks, and the command that fixes it.
 
     Example: vae doctor
     """
-    from pipeline.cli.doctor import examine
+    from pipeline.cli import doctor as this_machine
 
-    findings = examine()
+    if repair_store:
+        this_machine.repair_store()
+    findings = this_machine.examine()
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
         mark = {"ok": " ok ", "warning": "warn", "failed": "FAIL"}[finding.status]

@@ -12,12 +12,14 @@ import click
 from pipeline.cli import results, stages
 from pipeline.cli.config_options import gate_config, settings_file, settings_options
 from pipeline.cli.data_loading import data_option
+from pipeline.cli.run_options import experiment_option
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
 from serving.cli.options import threads_option
 from serving.cli.paths import Origin
 from serving.console import finish, say
+from serving.errors import UsageRefused
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
@@ -39,7 +41,8 @@ name_option = click.option(
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("bundle", type=Origin(path_type=Path))
 @name_option
-def register(bundle: Path, name: str) -> None:
+@experiment_option
+def register(bundle: Path, name: str, experiment: str | None) -> None:
     """Register a checked bundle as a version, the new candidate.
 
     Example: vae register bundle
@@ -49,9 +52,11 @@ def register(bundle: Path, name: str) -> None:
     from serving.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    with tracked_run(run_id=stages.project_run()) as tracked:
+    run_id, label = stages.project_run(), f"register {bundle.name}"
+    with tracked_run(experiment, run_id=run_id, default_name=label) as tracked:
         tracked.set_tags({"training.run_id": opened.manifest.run_id})
         version = register_bundle(tracked, opened, name)
+        tracked.set_tags({"model.name": name, "model.version": version})
     say(f"version {version} of {name} is candidate; next: vae promote {version} --name {name}")
     finish({"name": name, "version": version, "digest": opened.manifest.digest})
 
@@ -80,18 +85,16 @@ def promote(
 ) -> None:
     """Put a version through the gate, and make it the champion.
 
-    VERSION is a number or an alias. It and the champion are scored now, on the held-out rows of
-    VERSION and with the same noise. VERSION is refused unless its ELBO is, with --confidence, at
-    most --margin nats lower. --force overrides this and the limits, but no failed verification,
-    parity or data check.
+    VERSION is a number, an alias, models:/NAME/VERSION or models:/NAME@ALIAS. It and the champion
+    are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
+    unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
+    the limits, but no failed verification, parity or data check.
 
     Example: vae promote @candidate --margin 0.1
     """
-    from pipeline.registry.promotion import resolve_version
-
     if force != bool(reason and reason.strip()):
         raise click.UsageError("--force and --reason TEXT go together")
-    number = resolve_version(name, version)
+    name, number = _resolve(name, version)
     gate = gate_config(settings)
     decision = stages.promote(
         name, number, gate, threads, source=source, force=reason, dry_run=dry_run
@@ -136,11 +139,14 @@ def history(name: str, when: str | None) -> None:
     for row in rows:
         say(
             f"{row['time']}  {row['action']:<8} {row['version']:>4}  {row['decision']:<10} "
-            f"{row['operator']}: {row['reasons']}"
+            f"{row['operator'] or 'unknown'}: {row['reasons']}"
         )
-    if not rows:
+    missing = audit_log.missing_records(name)
+    if missing is not None:
+        say(f"these are only the moves of the champion, from the ledger: {missing}")
+    elif not rows:
         say(f"there is no decision on {name} yet")
-    finish({"name": name, "decisions": rows})
+    finish({"name": name, "decisions": rows, "complete": missing is None})
 
 
 def _parse_time(text: str) -> datetime:
@@ -169,20 +175,38 @@ def _show_champion(name: str, when: datetime) -> None:
 @click.argument("version", default="@champion")
 @name_option
 def verify(version: str, name: str) -> None:
-    """Compare a version's files in the registry with their digests.
+    """Compare the files of a version or a bundle with their digests.
+
+    VERSION is a number, an alias such as @champion, models:/NAME/VERSION, models:/NAME@ALIAS or a
+    bundle folder. The files of a version are fetched from the registry.
 
     Example: vae verify @champion
     """
-    from pipeline.registry.promotion import resolve_version
     from pipeline.registry.versions import fetch_verified
     from serving.mlflow_store import connect
 
-    number = resolve_version(name, version)
+    if not version.isdecimal() and not version.startswith(("@", "models:")):
+        _verify_folder(Path(version))
+        return
+    name, number = _resolve(name, version)
     with tempfile.TemporaryDirectory() as folder:
         source = fetch_verified(connect(), name, number, Path(folder))
     digest = source.bundle.manifest.digest
     say(f"version {number} of {name} is intact: {digest}")
     finish({"name": name, "version": number, "digest": digest, "verified": True})
+
+
+def _verify_folder(folder: Path) -> None:
+    from serving.bundle import open_bundle
+
+    if not folder.is_dir():
+        raise UsageRefused(
+            f"{str(folder)!r} is neither a bundle folder nor a version: a version is a number, an "
+            "alias such as @champion, models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
+    digest = open_bundle(folder).manifest.digest
+    say(f"bundle {folder} is intact: {digest}")
+    finish({"bundle": str(folder), "digest": digest, "verified": True})
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -197,13 +221,38 @@ def delete(version: str, name: str) -> None:
     """
     from pipeline.registry import promotion
 
-    decision = promotion.delete(name, promotion.resolve_version(name, version))
+    decision = promotion.delete(*_resolve(name, version))
     if decision.decision == "deleted":
         say(f"version {decision.version} of {name} is deleted")
     _finish(decision)
 
 
-COMMANDS = (register, promote, rollback, history, verify, delete)
+@click.command("list", cls=Command, context_settings=CONTEXT)
+@name_option
+def list_versions(name: str) -> None:
+    """List the versions of a model with their figures and aliases, the newest first.
+
+    Example: vae list
+    """
+    from pipeline.registry import listing
+
+    rows = listing.list_versions(name)
+    say(listing.render_table(rows) if rows else f"{name} has no version")
+    finish({"name": name, "versions": rows})
+
+
+COMMANDS = (register, promote, rollback, history, list_versions, verify, delete)
+
+
+def _resolve(name: str, version: str) -> tuple[str, str]:
+    """Return the model and the number that a command was given; models:/ names its model itself."""
+    from pipeline.registry.references import resolve_version
+
+    found, number = resolve_version(name, version)
+    given = click.get_current_context().get_parameter_source("name")
+    if found != name and given is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(f"{version} is no version of --name {name}: leave out one of them")
+    return found, number
 
 
 def _finish(decision: Any) -> None:

@@ -4,6 +4,7 @@ In: the results of the stages. Out: a part of the JSON line, a summary on stderr
 """
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import GateRefused, ParityFailed, Stale
-from serving.console import say
+from serving.console import say, warn
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics
@@ -31,8 +32,10 @@ def metrics_summary(run_id: str | None, metrics: "Metrics", started: float) -> d
         "log_likelihood": metrics.log_likelihood,
         "kl": metrics.kl,
         "active_units": metrics.active_units,
+        "informative_units": metrics.informative_units,
         "reconstruction_error": metrics.reconstruction_error,
         "bits_per_dim": metrics.bits_per_dim,
+        "warnings": list(metrics.warnings),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -44,6 +47,7 @@ def say_summary(
     metrics: "Metrics",
     decision: "Decision | None",
     pictures: str,
+    page: str | None = None,
 ) -> None:
     """Print the summary of the main job: the champion, how good it is, and what to do next."""
     from serving.io.images import is_picture
@@ -62,20 +66,23 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    activate = "" if _is_active() else f"  . {os.path.relpath(sys.prefix)}/bin/activate\n"
+    script = shlex.quote(f"{os.path.relpath(sys.prefix)}/bin/activate")
+    activate = "" if _is_active() else f"  . {script}\n"
     say(
         f"""
 version {version} {status}
   held-out ELBO {metrics.elbo:.2f} nats, NLL {metrics.nll:.2f} nats
   parity        passed
   pictures      {pictures}
-
+{f"  MLflow        {page}{chr(10)}" if page else ""}
 try next:
 {activate}  vae sample --model {model} --count 64 --seed 7 --out {out}
   {next_command}
   vae doctor
 """
     )
+    for text in metrics.warnings:
+        warn(text)
 
 
 def _is_active() -> bool:

@@ -5,6 +5,7 @@ Each function takes what the stage before it returned. Slow imports are inside t
 
 import os
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.devices import missing_cuda, torch_device
 from pipeline.config import Config, Precision, PromoteConfig
-from serving.console import progress, say
+from serving.console import progress, say, warn
 from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.parity.report import ParityReport
     from pipeline.registry.audit_log import Decision
     from pipeline.tracking import TrackedRun
+    from pipeline.training.loop import TrainResult
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
     from serving.source import Source
@@ -33,14 +35,34 @@ EVALUATION_SEED = 0
 """The same for every training, so that models are compared on the same noise."""
 
 
+def open_run(
+    config: Config, experiment: str | None, name: str | None
+) -> "AbstractContextManager[TrackedRun]":
+    """Open the run of a training; by default its name says preset, data and seed."""
+    from pipeline.tracking import tracked_run
+
+    label = f"{config.preset} {Path(config.data.data).stem} seed {config.train.seed}"
+    return tracked_run(experiment, run_id=project_run(), name=name, default_name=label)
+
+
 def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
     """Load the data and begin the training, so that an error comes before a run is opened."""
     say("loading torch")
+    from pipeline.cli.initial_weights import fetch_initial
     from pipeline.training.state import begin_training
+    from pipeline.training.warm_start import warm_start
 
     device = torch_device(device, threads)
+    initial = fetch_initial(config.train.init_from)
     dataset = load_data(config)
-    return begin_training(dataset, _resolve_config(config, dataset), device), dataset
+    config = _resolve_config(config, dataset)
+    if initial is None:
+        return begin_training(dataset, config, device), dataset
+    config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))
+    state = begin_training(dataset, config, device)
+    warm_start(state, str(dataset.train.x.dtype), initial)
+    say(f"starting from the weights of {config.train.init_from}")
+    return state, dataset
 
 
 def _resolve_config(config: Config, dataset: "Dataset") -> Config:
@@ -100,6 +122,7 @@ def train(
 
     from pipeline.environment import describe_system
     from pipeline.evaluation.figures import draw_figures
+    from pipeline.export.model_card import render_figures, render_warnings
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, git_state
     from pipeline.training.resumable_run import ResumableRun, fit
@@ -112,6 +135,7 @@ def train(
             **{f"git.{key}": value for key, value in git.items()},
             **describe_system(device, threads),
             **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
+            **{f"init.{key}": value for key, value in state.origin.items()},
         }
     )
     run.log_dataset(dataset.describe())
@@ -130,16 +154,31 @@ def train(
         )
         samples = config.evaluate.nll_samples
         metrics = evaluate(result.model, dataset.test, samples, EVALUATION_SEED, device, threads)
+        metrics = _warn_if_unfinished(metrics, result)
+        run.set_tags({"warnings": "; ".join(metrics.warnings) or "none"})
         tracked.log_metrics(metrics.numbers("test_"), step=result.best_epoch)
         run.log_json("metrics.json", metrics.to_json())
+        figures = render_figures(metrics.to_json(), config.model.latent_dim)
+        run.describe(f"{figures}\n{render_warnings(metrics.warnings)}".rstrip())
         with tempfile.TemporaryDirectory() as temporary:
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            draw_figures(folder, result.model, result.history, dataset.test, metrics.held_out)
+            draw_figures(folder, result.model, result.history, dataset, metrics)
             run.log_folder(folder, FIGURES)
     return checkpoint, metrics
+
+
+def _warn_if_unfinished(metrics: "Metrics", result: "TrainResult") -> "Metrics":
+    if result.longer is None:
+        return metrics
+    text = (
+        f"validation was still improving in the last of {len(result.history)} epochs: train "
+        f"longer, for example with --epochs {result.longer}"
+    )
+    warn(text)
+    return replace(metrics, warnings=(*metrics.warnings, text))
 
 
 def evaluate(
@@ -157,8 +196,11 @@ def evaluate(
     say(
         f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
         f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
-        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active"
+        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active, "
+        f"{metrics.informative_units} informative"
     )
+    for text in metrics.warnings:
+        warn(text)
     return metrics
 
 
@@ -228,10 +270,14 @@ def compare(
 
 def open_to_check(reference: str) -> "Source":
     """Open a version or a bundle folder; a folder's report and card may have changed."""
+    from pipeline.experiments import check_experiment
+    from pipeline.registry.device_checks import checks_experiment
     from serving.bundle import CARD, PARITY, open_bundle
+    from serving.mlflow_store import connect
     from serving.source import Source, open_source, parse_reference
 
-    if parse_reference(reference):
+    if registered := parse_reference(reference):
+        check_experiment(connect(), checks_experiment(registered.name))
         return open_source(reference)
     return Source(open_bundle(Path(reference), unsealed=(PARITY, CARD)))
 

@@ -18,6 +18,7 @@ from pipeline.data.readers import LabelledRows, SourceSplits, read_like, read_so
 from pipeline.data.row_checks import check_rows
 from pipeline.data.selection import Selection
 from serving.errors import DataRefused
+from serving.value_range import MAX_BYTE, Range, find_range, max_byte_of
 
 Array = NDArray[Any]
 
@@ -57,21 +58,34 @@ class Dataset:
         """The rows of the three splits."""
         return self.train.x, self.valid.x, self.test.x
 
+    @property
+    def value_range(self) -> Range:
+        """The smallest and the largest value of all splits."""
+        return find_range(*self.rows)
+
+    @property
+    def max_byte(self) -> int:
+        """The value of a full byte: 255, unless the bytes are bits or levels, see `max_byte_of`."""
+        return max_byte_of(self.value_range[1])
+
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each split."""
-        return {name: row["sha256"] for name, row in self.describe()["splits"].items()}
+        return {name: split.sha256 for name, split in self._splits().items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return source, numbers of rows and digests, as the manifest keeps them."""
-        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        """Return source, range, numbers of rows and digests, as the manifest keeps them."""
         return {
             "source": self.source,
             **({"columns": list(self.columns)} if self.columns else {}),
+            "range": list(self.value_range),
             "splits": {
                 name: {"rows": len(split.x), "sha256": split.sha256}
-                for name, split in splits.items()
+                for name, split in self._splits().items()
             },
         }
+
+    def _splits(self) -> dict[str, Split]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}
 
 
 def load_dataset(
@@ -90,12 +104,14 @@ def load_dataset(
     names = rest.columns
     if test is None:
         rest, test = _split(source, rest, test_fraction)
+    max_byte = max_byte_of(find_range(*(part.x for part in (rest, test, valid) if part))[1])
     train, valid = (rest, valid) if valid else _split(source, rest, valid_fraction)
     del rest  # so that memory holds no more than the data and one copy
     if binarize == "static":  # "dynamic" binarizes each batch anew during training
-        train = _binarize_once(train, key=1)
+        train = _binarize_once(train, max_byte, key=1)
     if binarize != "none":
-        valid, test = _binarize_once(valid, key=2), _binarize_once(test, key=3)
+        valid = _binarize_once(valid, max_byte, key=2)
+        test = _binarize_once(test, max_byte, key=3)
     return Dataset(
         source,
         train=Split(train.x, digest(train.x)),
@@ -111,36 +127,38 @@ def load_rows(
     *,
     test_fraction: float,
     binarize: Binarize = "none",
+    max_byte: int = MAX_BYTE,
     **chosen: Any,
 ) -> Split:
     """Load rows to evaluate on: the test set of the source, its validation set, or all rows.
 
     If the source is the data that the model was trained on, whose test split has the digest
-    `known`, the rows are that test split.
+    `known`, the rows are that test split. `max_byte` is that of the training's data.
     """
     rest, test, valid = _read(read_like, source, Selection(**chosen))
     choices = [test or valid or rest]
     if test is None and len(rest.x) > 1:
         choices.insert(0, _take(rest, _held_out(source, len(rest.x), test_fraction)))
     for part in choices:
-        final = part if binarize == "none" else _binarize_once(part, key=3)
+        final = part if binarize == "none" else _binarize_once(part, max_byte, key=3)
         split = Split(final.x, digest(final.x), final.labels)
         if split.sha256 == known:
             break
     return split
 
 
-def binarize(x: Array, generator: np.random.Generator) -> Array:
-    """Draw each value as one or zero: one with probability x/255 for bytes, x for floats.
+def binarize(x: Array, generator: np.random.Generator, max_byte: int = MAX_BYTE) -> Array:
+    """Draw each value as one or zero: one with probability x/max_byte for bytes, x for floats.
 
-    See Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or 255, which keeps
-    their unit. The probability is exact for bytes, and within 2^-24 for floats.
+    See Burda et al. (2016), after Salakhutdinov & Murray (2008). Bytes become 0 or `max_byte`,
+    which keeps their unit. The probability is exact for bytes, and within 2^-24 for floats.
 
     Raises:
         DataRefused: not all floats are from 0 to 1.
     """
     ones = np.empty_like(x)
     is_bytes = x.dtype == np.uint8
+    one = x.dtype.type(max_byte if is_bytes else 1)
     if not is_bytes and x.size and not (x.min() >= 0 and x.max() <= 1):
         raise DataRefused(
             "to be binarized, data must be bytes, or floats from 0 to 1; "
@@ -148,11 +166,11 @@ def binarize(x: Array, generator: np.random.Generator) -> Array:
         )
     for start in range(0, len(x), _BINARIZED_ROWS):
         rows = x[start : start + _BINARIZED_ROWS]
-        if is_bytes:  # exactly x of the 255 numbers from 0 to 254 are below x
-            uniform = generator.integers(0, 255, rows.shape, np.uint8)
+        if is_bytes:  # exactly x of the numbers from 0 to max_byte - 1 are below x
+            uniform = generator.integers(0, max_byte, rows.shape, np.uint8)
         else:
             uniform = generator.random(rows.shape, np.float32)
-        ones[start : start + len(rows)] = (uniform < rows) * x.dtype.type(255 if is_bytes else 1)
+        ones[start : start + len(rows)] = (uniform < rows) * one
     return ones
 
 
@@ -164,10 +182,10 @@ def digest(x: Array) -> str:
     return sha.hexdigest()
 
 
-def _binarize_once(part: LabelledRows, *, key: int) -> LabelledRows:
+def _binarize_once(part: LabelledRows, max_byte: int, *, key: int) -> LabelledRows:
     """Binarize a split with a fixed `key`, so that it is the same for every training."""
     generator = np.random.Generator(np.random.Philox(key=key))
-    return replace(part, x=binarize(part.x, generator))
+    return replace(part, x=binarize(part.x, generator, max_byte))
 
 
 def _read(read: Callable[..., SourceSplits], source: str, selection: Selection) -> SourceSplits:

@@ -6,7 +6,7 @@ of new rows can be compared with it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,11 +19,16 @@ from pipeline.errors import TrainingDiverged
 from pipeline.model.objective import elbo_terms
 from pipeline.model.vae import VAE
 from serving.drift import SCORE_SAMPLES, SCORE_SEED, HeldOut, summarize
-from serving.noise import draw_rows
+from serving.errors import DataRefused
+from serving.noise import draw_eps
 
 ROWS_PER_CHUNK = 64
 SAMPLES_PER_CHUNK = 16
 """Together they bound memory to 1,024 decoded rows at a time, which fit a processor's cache."""
+
+ACTIVE_VARIANCE = 0.01
+INFORMATIVE = 0.1
+"""Nats from which on a latent tells something about a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,9 @@ class Metrics:
     nll_samples: int
     active_units: int
     """Latents whose posterior mean has a variance over rows above 0.01 (Burda et al., 2016)."""
+    informative_units: int | None = None
+    """Latents that tell more than `INFORMATIVE` nats about a row, of which an untrained model has
+    few; None if an older version of the package evaluated the model."""
     reconstruction_error: float
     """Root mean square of x minus its reconstruction, in the data's units."""
     bits_per_dim: float | None
@@ -50,11 +58,13 @@ class Metrics:
     only if the likelihood is one of whole bytes, or of bits."""
     held_out: HeldOut
     """The distribution of the ELBO of single rows."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know before they use the model; the card and the run show it."""
 
     def numbers(self, prefix: str) -> dict[str, float]:
         """Return the metrics to log to MLflow, by prefixed name."""
         values = self.to_json()
-        del values["held_out"]
+        del values["held_out"], values["warnings"]
         known = {name: value for name, value in values.items() if value is not None}
         return {f"{prefix}{name}": float(value) for name, value in known.items()}
 
@@ -65,7 +75,9 @@ class Metrics:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metrics":
         """Read the content that `to_json` returned."""
-        return cls(**{**content, "held_out": HeldOut.from_json(content["held_out"])})
+        held_out = HeldOut.from_json(content["held_out"])
+        warnings = tuple(content.get("warnings", ()))
+        return cls(**{**content, "held_out": held_out, "warnings": warnings})
 
 
 @torch.no_grad()
@@ -83,16 +95,20 @@ def evaluate(
     `advance` receives the number of samples, of all rows, done since its last call.
 
     Raises:
-        TrainingDiverged: a metric is not finite.
+        DataRefused: a metric is not finite, because of some of the rows.
+        TrainingDiverged: no row has finite metrics.
     """
     model = model.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     chunks = []
     for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK):
         chunks.append(_evaluate_rows(model, rows.to(device), nll_samples, generator, advance))
-    log_likelihood, kl, log_p, z_loc, squared_errors = (
+    log_likelihood, kl, log_p, squared_errors, z_loc, z_log_scale = (
         torch.cat(values).double() for values in zip(*chunks, strict=True)
     )
+    _check_finite(x, log_likelihood - kl, log_p, squared_errors)
+    active = int((z_loc.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+    informative = int((_information(z_loc, z_log_scale) > INFORMATIVE).sum())
     means = {
         **_mean_and_error("elbo", log_likelihood - kl),
         **_mean_and_error("log_likelihood", log_likelihood),
@@ -103,15 +119,58 @@ def evaluate(
         **means,
         rows=len(x),
         nll_samples=nll_samples,
-        active_units=int((z_loc.var(0, correction=0) > 0.01).sum()),
+        active_units=active,
+        informative_units=informative,
         reconstruction_error=squared_errors.mean().sqrt().item(),
         bits_per_dim=means["nll"] / (x[0].size * math.log(2)) if x.ndim > 2 else None,
         held_out=summarize(score_rows(model, x, device)),
+        warnings=tuple(_warn_of_latents(active, informative)) if len(x) > 1 else (),
     )
     model.cpu()
-    if not np.isfinite(list(metrics.numbers("").values())).all():
-        raise TrainingDiverged(f"a held-out metric is not finite: {metrics.to_json()}")
     return metrics
+
+
+def _information(z_loc: Tensor, z_log_scale: Tensor) -> Tensor:
+    """Return how many nats each latent tells about a row, (latent_dim,).
+
+    It is the entropy of a normal with the variance of z over all rows, minus the mean entropy of
+    q(z given x): the mutual information if z is normal, otherwise an upper bound. Unlike the KL it
+    is zero for a latent that is the same for every row, whatever its value.
+    """
+    variance = z_loc.var(0, correction=0) + (2 * z_log_scale).exp().mean(0)
+    return variance.log() / 2 - z_log_scale.mean(0)
+
+
+def _warn_of_latents(active: int, informative: int) -> Iterator[str]:
+    if not active:
+        yield (
+            "no latent is active (posterior collapse): the model has learned nothing but the mean "
+            "row, and all its samples are alike; try another --likelihood, more --epochs or "
+            "--kl-warmup-steps, and look for outliers and for the scale of the data"
+        )
+    elif not informative:
+        yield (
+            f"no latent tells more than {INFORMATIVE} nats about a row: the model has learned "
+            "hardly more than the mean row; train it longer, or the features do not depend on "
+            "each other"
+        )
+
+
+def _check_finite(x: NDArray[Any], *values: Tensor) -> None:
+    """Refuse values (rows,) that are not finite: by the rows, or because training diverged."""
+    bad = ~torch.stack(values).isfinite().all(0).cpu().numpy()
+    if bad.all():
+        raise TrainingDiverged(
+            f"the model has diverged: its ELBO or its errors are not finite on any of {len(x)} "
+            "held-out rows; try a lower --learning-rate"
+        )
+    if bad.any():
+        first = int(bad.argmax())
+        raise DataRefused(
+            f"the ELBO or the error of a reconstruction is not finite on {int(bad.sum())} of "
+            f"{len(x)} held-out rows; the first is held-out row {first}, whose values are from "
+            f"{x[first].min():.3g} to {x[first].max():.3g}: correct such rows, or leave them out"
+        )
 
 
 def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
@@ -121,11 +180,12 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]:
-    """Return the ELBO of each row in nats, (rows,), with the noise that `vae score` uses."""
-    noise = torch.from_numpy(draw_rows(SCORE_SEED, 0, SCORE_SAMPLES, model.latent_dim)).to(device)
+    """Return the ELBO of each row in nats, (rows,), each with `SCORE_SAMPLES` of its own."""
+    eps = draw_eps(SCORE_SEED, 0, len(x), SCORE_SAMPLES, model.latent_dim)
+    parts = (torch.split(torch.from_numpy(array), ROWS_PER_CHUNK) for array in (x, eps))
     chunks = [
-        elbo_terms(model, rows.to(device), noise.expand(len(rows), -1, -1), torch.float64).elbo()
-        for rows in torch.split(torch.from_numpy(x), ROWS_PER_CHUNK)
+        elbo_terms(model, rows.to(device), noise.to(device), torch.float64).elbo()
+        for rows, noise in zip(*parts, strict=True)
     ]
     elbo: NDArray[Any] = torch.cat(chunks).cpu().numpy()
     return elbo
@@ -138,9 +198,10 @@ def _evaluate_rows(
     generator: torch.Generator,
     advance: Callable[[int], None],
 ) -> tuple[Tensor, ...]:
-    """Return log_likelihood (mean over samples), kl and log p(x), each (rows,); z_loc; and errors.
+    """Return log_likelihood (mean over samples), kl, log p(x) and errors, each (rows,).
 
-    The errors, (rows,), are the mean squared errors of the reconstructions.
+    The errors are the mean squared errors of the reconstructions. Then z_loc and the log of
+    z_scale follow, (rows, latent_dim).
     """
     log_likelihood = torch.zeros(len(x), device=x.device)
     log_sum = torch.full((len(x),), -torch.inf, device=x.device)
@@ -152,6 +213,6 @@ def _evaluate_rows(
         log_sum = torch.logaddexp(log_sum, terms.log_weights().logsumexp(-1))
         advance(len(x) * samples)
     log_p = log_sum - float(np.log(nll_samples))
-    z_loc = model.encode(x).loc
-    squared_errors = (model.decode(z_loc) - x).square().flatten(1).mean(1)
-    return log_likelihood / nll_samples, terms.kl, log_p, z_loc, squared_errors
+    qz = model.encode(x)
+    squared_errors = (model.decode(qz.loc) - x).square().flatten(1).mean(1)
+    return log_likelihood / nll_samples, terms.kl, log_p, squared_errors, qz.loc, qz.log_scale

@@ -4,19 +4,21 @@ In: a model, its history and held-out rows. Out: PNG files in a folder.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.data.dataset import Split
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.evaluate import Metrics
 from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores, plot_traversals
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
-from serving.drift import HeldOut
-from serving.io.images import byte_unit, is_picture, write_grid, write_pairs
+from serving.io.images import is_picture, write_grid, write_pairs
 from serving.noise import draw_rows
+from serving.value_range import Range, picture_range, to_brightness
 
 PAIRS = 10
 ENCODED_ROWS = 1024
@@ -31,34 +33,35 @@ def draw_figures(
     folder: Path,
     model: VAE,
     history: Sequence[Mapping[str, float]],
-    test: Split,
-    held_out: HeldOut,
+    dataset: Dataset,
+    metrics: Metrics,
 ) -> list[Path]:
     """Write all pictures that suit the data into `folder`; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    test = dataset.test
     x = test.x
     paths = [folder / "curves.png", folder / "latents.png", folder / "scores.png"]
     plot_curves(paths[0], history)
     labels = None if test.labels is None else test.labels[:MAPPED_ROWS]
     plot_latents(paths[1], _encode(model, x[:MAPPED_ROWS]), labels)
-    plot_scores(paths[2], held_out)
+    plot_scores(paths[2], metrics.held_out, metrics.elbo)
     if is_picture(model.x_shape):
-        paths += _draw_images(folder, model, x)
+        paths += _draw_images(folder, model, x, dataset.value_range)
     return paths
 
 
-def _draw_images(folder: Path, model: VAE, x: Array) -> list[Path]:
-    unit = byte_unit(x)
+def _draw_images(folder: Path, model: VAE, x: Array, values: Range) -> list[Path]:
+    bright = partial(to_brightness, black_and_white=picture_range(x.dtype, values))
     reconstructions = folder / "reconstructions.png"
     rows = x[: 4 * PAIRS]
     x_loc = _decode(model, _encode(model, rows))
-    write_pairs(reconstructions, rows * unit, x_loc * unit, 2 * PAIRS)
+    write_pairs(reconstructions, bright(rows), bright(x_loc), 2 * PAIRS)
     samples = folder / "samples.png"
     drawn = _decode(model, draw_rows(0, 0, SAMPLES, model.latent_dim))
-    write_grid(samples, drawn * unit, columns=10)
+    write_grid(samples, bright(drawn), columns=10)
     traversals = folder / "traversals.png"
     drawn, names = _traverse(model, x[:ENCODED_ROWS])
-    plot_traversals(traversals, drawn * unit, names, TRAVERSAL)
+    plot_traversals(traversals, bright(drawn), names, TRAVERSAL)
     return [reconstructions, samples, traversals]
 
 

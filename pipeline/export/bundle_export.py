@@ -41,6 +41,7 @@ from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
+from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
@@ -82,9 +83,9 @@ def export_bundle(
             advance(1)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
-        if has_pictures(model.x_shape, checkpoint.x_dtype):
-            _write_samples(folder / SAMPLES, reduced, operations["decode"])
-            _write_reconstructions(folder / RECONSTRUCTIONS, reduced, operations["reconstruct"], x)
+        if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
+            values = picture_range(checkpoint.x_dtype, checkpoint.data.get("range", (0, MAX_BYTE)))
+            _write_pictures(folder, reduced, operations, x, values)
         (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
     return Bundle(out, manifest)
@@ -120,17 +121,18 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
     return buffer.getvalue()
 
 
-def _write_samples(path: Path, model: VAE, decode: Operation) -> None:
-    z = draw_rows(0, 0, CARD_SAMPLES, model.latent_dim)
-    write_grid(
-        path, run_reference(model, decode, {"z": z}, torch.float32)["x_loc"], columns=CARD_COLUMNS
+def _write_pictures(
+    folder: Path, model: VAE, operations: Mapping[str, Operation], x: Array, values: Range
+) -> None:
+    """Write samples and reconstructions; `values` are those of a black and of a white pixel."""
+    z, rows = draw_rows(0, 0, CARD_SAMPLES, model.latent_dim), x[: 2 * CARD_COLUMNS]
+    samples, x_loc = (
+        run_reference(model, operations[name], inputs, torch.float32)["x_loc"]
+        for name, inputs in (("decode", {"z": z}), ("reconstruct", {"x": rows}))
     )
-
-
-def _write_reconstructions(path: Path, model: VAE, operation: Operation, x: Array) -> None:
-    rows = x[: 2 * CARD_COLUMNS]
-    x_loc = run_reference(model, operation, {"x": rows}, torch.float32)["x_loc"]
-    write_pairs(path, rows, x_loc, CARD_COLUMNS)
+    samples, rows, x_loc = (to_brightness(images, values) for images in (samples, rows, x_loc))
+    write_grid(folder / SAMPLES, samples, columns=CARD_COLUMNS)
+    write_pairs(folder / RECONSTRUCTIONS, rows, x_loc, CARD_COLUMNS)
 
 
 def _graph_metadata(

@@ -15,7 +15,7 @@ _TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
 {likelihood} likelihood, latent size {latent_dim}, {model} with layers {hidden_dims},
 {activation}; preset `{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the
 data's own units, so a client needs no scaler.
-{samples}
+{notices}{samples}
 ## Data
 
 `{source}`
@@ -107,7 +107,7 @@ def render_card(
 ) -> str:
     """Fill in the card from the manifest's `content` and the metrics; `parity` is its section."""
     config, data, git = content["config"], content["data"], content["git"]
-    pictured = has_pictures(content["x_shape"], content["x_dtype"])
+    pictured = has_pictures(content["x_shape"], content["x_dtype"], data)
     return _TEMPLATE.format(
         **metrics,
         shape=" by ".join(str(size) for size in content["x_shape"]),
@@ -120,6 +120,7 @@ def render_card(
         preset=config["preset"],
         precision=content["precision"],
         seed=content["seed"],
+        notices=render_warnings(metrics.get("warnings", ())),
         more=_describe_more(metrics),
         samples=f"\n![samples from the prior]({SAMPLES})\n" if pictured else "",
         source=data["source"],
@@ -142,9 +143,23 @@ def render_card(
     )
 
 
-def has_pictures(x_shape: Sequence[int], x_dtype: str) -> bool:
-    """Whether a bundle holds pictures: its rows are images of bytes."""
-    return is_picture(x_shape) and x_dtype == "uint8"
+def render_figures(metrics: Mapping[str, Any], latent_dim: int) -> str:
+    """Return the figures that matter in one line; ± is a standard error over rows."""
+    return (
+        f"ELBO {metrics['elbo']:.2f} ± {metrics['elbo_se']:.2f} nats, NLL {metrics['nll']:.2f} ± "
+        f"{metrics['nll_se']:.2f}, KL {metrics['kl']:.2f}; {metrics['active_units']} of "
+        f"{latent_dim} latents active, on {metrics['rows']:,} held-out rows"
+    )
+
+
+def render_warnings(texts: Sequence[str]) -> str:
+    """Return a quote for each warning, with an empty line above it."""
+    return "".join(f"\n> **Warning:** {text}.\n" for text in texts)
+
+
+def has_pictures(x_shape: Sequence[int], x_dtype: str, data: Mapping[str, Any]) -> bool:
+    """Whether a bundle holds pictures: its rows are images, of a range that is known."""
+    return is_picture(x_shape) and (x_dtype == "uint8" or "range" in data)
 
 
 _SHOWN_COLUMNS = 100
@@ -163,6 +178,8 @@ def _list_columns(names: Sequence[str]) -> str:
 
 def _describe_more(metrics: Mapping[str, Any]) -> str:
     lines = ""
+    if (informative := metrics.get("informative_units")) is not None:
+        lines += f"| informative latents | {informative} |\n"
     if (error := metrics.get("reconstruction_error")) is not None:
         lines += f"| root mean square error of reconstructions, in x's units | {error:.4g} |\n"
     if (bits := metrics.get("bits_per_dim")) is not None:

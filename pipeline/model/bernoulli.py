@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from serving.errors import DataRefused
+from serving.value_range import MAX_BYTE
 
 
 class Bernoulli(nn.Module):
@@ -28,13 +29,14 @@ class Bernoulli(nn.Module):
         super().__init__()
         self.register_buffer("x_unit", torch.ones(()))
 
-    def fit(self, train: NDArray[Any]) -> None:
-        """Set the unit: 255 for bytes, 1 for floats."""
+    def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
+        """Set the unit: `max_byte` for bytes, 1 for floats."""
         if train.dtype == np.uint8:
-            self.x_unit.fill_(255.0)
+            self.x_unit.fill_(max_byte)
 
     def check(self, x: NDArray[Any]) -> None:
-        """Accept bytes, and floats from 0 to 1."""
+        """Accept bytes up to the unit, and floats from 0 to 1."""
+        check_bytes(x, self.x_unit)
         if x.dtype != np.uint8 and x.size and not (x.min() >= 0 and x.max() <= 1):
             raise DataRefused(
                 "a bernoulli likelihood needs bytes, or floats from 0 to 1; "
@@ -69,8 +71,8 @@ class Bernoulli(nn.Module):
 class ContinuousBernoulli(Bernoulli):
     """The density on [0, 1] proportional to a Bernoulli's (Loaiza-Ganem & Cunningham, 2019).
 
-    With the logit l, log p(x) = x·l - softplus(l) + log C(l), C(l) = l / tanh(l / 2). For bytes it
-    is the density of x / 255. `torch.distributions.ContinuousBernoulli` is wrong for |l| above 15.
+    With the logit l, log p(x) = x·l - softplus(l) + log C(l), C(l) = l / tanh(l / 2). It is
+    the density of x / x_unit. `torch.distributions.ContinuousBernoulli` is wrong for |l| above 15.
     """
 
     series_limit = 0.05
@@ -107,6 +109,15 @@ class ContinuousBernoulli(Bernoulli):
         slope = torch.where(small, -1.0, slope)
         value = torch.where(small, rest, torch.log1p(rest * torch.expm1(slope)) / slope)
         return torch.where(params > 0, 1 - value, value) * self.x_unit
+
+
+def check_bytes(x: NDArray[Any], unit: Tensor) -> None:
+    """Refuse bytes above the unit of the data that a likelihood was fitted to."""
+    if x.dtype == np.uint8 and x.size and x.max() > unit.item():
+        raise DataRefused(
+            f"bytes must be from 0 to {unit.item():g}, as in the data that the model was trained "
+            f"with; got {x.max()}"
+        )
 
 
 def softplus(logits: Tensor) -> Tensor:

@@ -9,36 +9,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.model.bernoulli import softplus
+from pipeline.model.bernoulli import check_bytes, softplus
 from pipeline.model.gaussian import column_moments
 from serving.errors import DataRefused
+from serving.value_range import MAX_BYTE
 
 MAX_CATEGORIES = 256
 
 
 class DiscretizedLogistic(nn.Module):
-    """Each byte is a rounded logistic variable; 0 and 255 also take the mass beyond them.
+    """Each byte is a rounded logistic variable; 0 and the largest also take the mass beyond them.
 
-    The decoder gives the location and log scale of x / 255 for every feature (Kingma et al., 2016,
-    appendix C.1; Salimans et al., 2017, equation 2). Nats divided by features · log 2 are bits per
-    dimension.
+    The decoder gives the location and log scale of x / x_unit for every feature (Kingma et al.,
+    2016, appendix C.1; Salimans et al., 2017, equation 2). Nats divided by features · log 2 are
+    bits per dimension.
     """
 
     x_width = 1
     params_width = 2
     x_unit: Tensor
     log_scale_range = (-7.0, 5.0)  # the lower bound as in VDVAE (Child, 2021)
-    half_bin = 0.5 / 255
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
-        self.register_buffer("x_unit", torch.tensor(255.0))
+        self.register_buffer("x_unit", torch.tensor(float(MAX_BYTE)))
 
-    def fit(self, train: NDArray[Any]) -> None:
-        """Do nothing: bytes have a fixed scale."""
+    @property
+    def half_bin(self) -> Tensor:
+        """Half of the distance of two bytes."""
+        return 0.5 / self.x_unit
+
+    def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
+        """Set the unit, which is the largest byte."""
+        self.x_unit.fill_(max_byte)
 
     def check(self, x: NDArray[Any]) -> None:
-        """Accept bytes only."""
+        """Accept bytes up to the unit only."""
+        check_bytes(x, self.x_unit)
         if x.dtype != np.uint8:
             raise DataRefused(
                 f"a discretized_logistic likelihood needs bytes, got {x.dtype}: "
@@ -47,8 +54,9 @@ class DiscretizedLogistic(nn.Module):
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
         """Return each feature's mean, and the log scale of the logistic of the same variance."""
-        loc, std = (part / 255 for part in column_moments(train.reshape(len(train), -1)))
-        log_scale = np.log(np.maximum(std * math.sqrt(3) / math.pi, self.half_bin))
+        unit, half_bin = self.x_unit.item(), self.half_bin.item()
+        loc, std = (part / unit for part in column_moments(train.reshape(len(train), -1)))
+        log_scale = np.log(np.maximum(std * math.sqrt(3) / math.pi, half_bin))
         return torch.from_numpy(np.stack([loc, log_scale], -1).reshape(-1)).float()
 
     def standardize(self, x: Tensor) -> Tensor:
@@ -106,7 +114,7 @@ class Categorical(nn.Module):
         self.x_width = self.params_width = settings.num_categories
         self.register_buffer("codes", torch.arange(settings.num_categories, dtype=torch.float32))
 
-    def fit(self, train: NDArray[Any]) -> None:
+    def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
         """Do nothing: codes have no scale."""
 
     def check(self, x: NDArray[Any]) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from serving.value_range import MAX_BYTE
 
 _CHUNK_ROWS = 4096
 """Rows whose squares are summed at once, which bounds memory."""
@@ -17,10 +18,11 @@ _CHUNK_ROWS = 4096
 class Gaussian(nn.Module):
     """Each feature is normal around the decoder's output; all features share one scale.
 
-    Floats are standardized by column, bytes divided by 255. `log_prob` includes the Jacobian, so
-    that it is the density of the data in its own units. The scale is in standardized units:
-    `learned` with the weights, `fixed`, or `optimal`, the root mean square error, which is that of
-    the batch in training (Rybkin et al., 2021, equation 5) and a moving average in evaluation.
+    Floats are standardized by column, bytes divided by the largest one. `log_prob` includes the
+    Jacobian, so that it is the density of the data in its own units. The scale is in standardized
+    units: `learned` with the weights, `fixed`, or `optimal`, the root mean square error, which is
+    that of the batch in training (Rybkin et al., 2021, equation 5) and a moving average in
+    evaluation.
     """
 
     x_width = 1
@@ -45,10 +47,10 @@ class Gaussian(nn.Module):
             self.register_buffer("x_log_scale", torch.tensor(start))
             self.register_buffer("batches", torch.zeros(()))
 
-    def fit(self, train: NDArray[Any]) -> None:
+    def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
         """Set shift and unit to each column's mean and standard deviation (1 if it is constant)."""
         if train.dtype == np.uint8:
-            self.x_unit.fill_(255.0)
+            self.x_unit.fill_(max_byte)
             return
         mean, unit = column_moments(train.reshape(len(train), -1))
         self.x_shift.copy_(torch.from_numpy(mean))

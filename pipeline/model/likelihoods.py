@@ -19,6 +19,7 @@ from pipeline.model.bernoulli import Bernoulli, ContinuousBernoulli
 from pipeline.model.discrete import Categorical, DiscretizedLogistic, count_categories
 from pipeline.model.gaussian import Gaussian
 from serving.errors import UsageRefused
+from serving.value_range import MAX_BYTE, find_range, max_byte_of
 
 
 class Likelihood(Protocol):
@@ -29,8 +30,8 @@ class Likelihood(Protocol):
     params_width: int
     """Parameters of the distribution of each feature."""
 
-    def fit(self, train: NDArray[Any]) -> None:
-        """Set the scaling from the training rows."""
+    def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
+        """Set the scaling from the training rows; bytes are shares of `max_byte`."""
 
     def check(self, x: NDArray[Any]) -> None:
         """Refuse rows outside the support."""
@@ -71,13 +72,25 @@ def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[Likeli
     """Return the name of the likelihood that fits the data, and a description of the data."""
     if binarize != "none":
         return "bernoulli", "coin flips"
+    low, high = find_range(*splits)
     if all(x.dtype == np.uint8 for x in splits):
-        return "bernoulli", "bytes"
-    if not all(x.size == 0 or (x.min() >= 0 and x.max() <= 1) for x in splits):
+        return "bernoulli", _describe_bytes(high)
+    if not 0 <= low <= high <= 1:
         return "gaussian", "reals"
     if all(((x == 0) | (x == 1)).all() for x in splits):
         return "bernoulli", "zeros and ones"
+    if high < 0.5:  # on the scale of 0 to 1, all of them would be nearly 0
+        return "gaussian", f"numbers that reach only {high:.3g} of 1"
     return "continuous_bernoulli", "numbers from 0 to 1"
+
+
+def _describe_bytes(largest: float) -> str:
+    scale = max_byte_of(largest)
+    if scale == MAX_BYTE:
+        return "bytes"
+    if scale == 1:
+        return "bytes of zeros and ones"
+    return f"bytes that reach only {largest:.0f} of {MAX_BYTE}, which are shares of {scale}"
 
 
 def resolve_model_config(config: Config, *splits: NDArray[Any]) -> ModelConfig:

@@ -17,7 +17,7 @@ from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Setting, compare
 from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, draw_cases
 from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
-from serving.bundle import Bundle
+from serving.bundle import Bundle, Manifest
 from serving.engine import PROVIDERS, Device, Engine, Level
 from serving.operations import Operation
 
@@ -200,7 +200,7 @@ def make_cases(
     rules = {plan.rules.precision: plan.rules for plan in plans}
     for operation in bundle.operations.values():
         least: Mapping[str, Tolerance] = {}
-        for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest.likelihood):
+        for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest):
             exact = run_reference(model, operation, inputs, torch.float64)
             rounded = {name: rule.noise(model, operation, inputs) for name, rule in rules.items()}
             if kind == "held-out":  # the first
@@ -209,14 +209,14 @@ def make_cases(
 
 
 def unambiguous_cases(
-    model: VAE, operation: Operation, x: Array, likelihood: str
+    model: VAE, operation: Operation, x: Array, manifest: Manifest
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
     """Yield the cases, each with only those rows whose rounding to int8 is unambiguous, repeated.
 
     If no held-out row is unambiguous, all are compared, and may fail. A case of another kind
     without such a row is left out.
     """
-    for kind, inputs in draw_cases(operation, x, likelihood):
+    for kind, inputs in draw_cases(operation, x, manifest.likelihood, manifest.max_byte):
         rows = unambiguous_rows(model, operation, inputs)
         if rows.size:
             yield kind, {name: v[np.resize(rows, len(v))] for name, v in inputs.items()}

@@ -144,8 +144,7 @@ def _difference(
 def _feeds(
     bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
 ) -> dict[str, Array]:
-    rows, likelihood = repeat_rows(x), bundle.manifest.likelihood
-    cases = dict(unambiguous_cases(reduced, operation, rows, likelihood))
+    cases = dict(unambiguous_cases(reduced, operation, repeat_rows(x), bundle.manifest))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
     return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
 

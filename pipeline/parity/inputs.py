@@ -5,13 +5,14 @@ input of an operation is left out, such as far latents for `encode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from pipeline.model.operations import Array, draw_inputs
-from serving.operations import Operation, Tensor
+from serving.operations import Operation
+from serving.value_range import MAX_BYTE
 
 Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals"]
 
@@ -23,8 +24,9 @@ NUM_SAMPLES = 3
 FAR = 100.0
 """Distance of a far latent from the origin, in standard deviations."""
 LARGE = 1e15
-"""Size of large features. Their squares, summed, still fit float32: if partial sums overflowed,
-their order would decide the result, and two right answers would differ."""
+"""Size of large features, in units of a column's spread if that is below 1. Their squares, summed,
+still fit float32: if partial sums overflowed, their order would decide the result, and two right
+answers would differ."""
 SMALLEST = 2.0**-149
 """The smallest denormal number of float32; the largest is 2^23 times as large."""
 
@@ -33,20 +35,20 @@ Draw = Callable[[Array, Generator], Array]
 
 
 def draw_cases(
-    operation: Operation, x: Array, likelihood: str
+    operation: Operation, x: Array, likelihood: str, max_byte: int = MAX_BYTE
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
     """Yield the inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
 
-    The held-out kind has `ROWS` rows, the others have as many as their largest batch.
+    The held-out kind has `ROWS` rows, the others have as many as their largest batch. Bytes are
+    drawn up to `max_byte`, the largest that the model takes.
     """
     whole = draw_inputs(operation, x, num_samples=NUM_SAMPLES, seed=2)
     yield "held-out", whole
     held_out = {name: values[: max(ADVERSARIAL_BATCHES)] for name, values in whole.items()}
     for kind, latents in LATENTS.items():
-        draws = {
-            tensor.name: (_features(kind, tensor, likelihood) if tensor.name == "x" else latents)
-            for tensor in operation.inputs
-        }
+        draws: dict[str, Draw | None] = {tensor.name: latents for tensor in operation.inputs}
+        if "x" in draws:
+            draws["x"] = _features(kind, x.dtype, likelihood, max_byte)
         if any(draw is not None for draw in draws.values()):
             generator = np.random.default_rng(3)
             yield (
@@ -63,8 +65,11 @@ def repeat_rows(x: Array) -> Array:
     return x[np.arange(ROWS) % len(x)]
 
 
-def _bytes(held_out: Array, generator: Generator) -> Array:
-    return generator.integers(0, 256, held_out.shape, held_out.dtype)
+def _bytes(largest: int) -> Draw:
+    def draw(held_out: Array, generator: Generator) -> Array:
+        return generator.integers(0, largest + 1, held_out.shape, held_out.dtype)
+
+    return draw
 
 
 def _uniform(low: float, high: float) -> Draw:
@@ -80,6 +85,16 @@ def _either_sign(size: float) -> Draw:
         return values
 
     return draw
+
+
+def _far_from_columns(held_out: Array, generator: Generator) -> Array:
+    spread = held_out.std(0, dtype=np.float64)
+    varying = spread[spread > 0]
+    # a column that is constant here may vary in training, and its unit be as small as any
+    spread = np.where(spread > 0, spread, varying.min() if varying.size else 1)
+    signs = _either_sign(1)(held_out, generator)
+    far: Array = signs * (LARGE * np.minimum(spread, 1)).astype(held_out.dtype)
+    return far
 
 
 def _held_out(held_out: Array, _: Generator) -> Array:
@@ -127,11 +142,6 @@ LATENTS: Mapping[Kind, Draw] = {
     "denormals": _denormals,
 }
 """How `z` and `eps` are drawn."""
-_BYTES: Mapping[Kind, Draw] = {
-    "zeros": _constant(0, _bytes),
-    "maxima": _constant(255, _bytes),
-    "noise": _bytes,
-}
 _UNIT: Mapping[Kind, Draw] = {
     "zeros": _constant(0, _uniform(0, 1)),
     "maxima": _constant(1, _uniform(0, 1)),
@@ -142,12 +152,14 @@ _REALS: Mapping[Kind, Draw] = {
     "zeros": _constant(0, _within_columns),
     "maxima": _constant(None, _within_columns),
     "noise": _within_columns,
-    "far": _either_sign(LARGE),
+    "far": _far_from_columns,
     "denormals": _denormals,
 }
 
 
-def _features(kind: Kind, x: Tensor, likelihood: str) -> Draw | None:
-    if x.dtype == "uint8":
-        return _BYTES.get(kind)
+def _features(kind: Kind, dtype: np.dtype[Any], likelihood: str, max_byte: int) -> Draw | None:
+    if dtype == np.uint8:
+        drawn = _bytes(max_byte)
+        constants = {"zeros": _constant(0, drawn), "maxima": _constant(max_byte, drawn)}
+        return {**constants, "noise": drawn}.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

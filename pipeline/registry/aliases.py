@@ -71,7 +71,7 @@ def _finish(client: "MlflowClient", name: str, move: Move) -> bool:
     else:
         with ignoring(*GONE):
             close_record(client, run_id, "stale", reasons=("the champion was moved by hand",))
-    mark_done(client, name, move)
+    mark_done(client, name, move, moved)
     return moved
 
 

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import PromoteConfig
+from pipeline.experiments import check_experiment, open_experiment
 from pipeline.registry.gate import Judgement
-from pipeline.registry.ledger import Action
+from pipeline.registry.ledger import Action, Move, list_moves
+from pipeline.registry.references import find_model
 from pipeline.registry.versions import CHAMPION
-from pipeline.tracking import open_experiment
-from serving.errors import UsageRefused
+from serving.errors import UsageRefused, VerificationFailed
 from serving.mlflow_store import alias_version, connect, store_errors
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class _Sighting:
     moved: bool = False
 
 
+def check_audit(name: str) -> None:
+    """Refuse at once, before a model is trained for a decision that could not be recorded."""
+    check_experiment(connect(create=True), audit_experiment(name))
+
+
 def open_record(client: "MlflowClient", decision: Decision) -> str:
     """Open the record of a decision that is about to be made; return the run's id."""
     experiment = open_experiment(client, audit_experiment(decision.name))
@@ -120,13 +126,24 @@ def drop_record(client: "MlflowClient", run_id: str) -> None:
 
 
 def list_decisions(name: str) -> list[dict[str, Any]]:
-    """Return every decision on `name`, the newest first."""
+    """Return every decision on `name`, the newest first.
+
+    Of a decision whose record was deleted, the ledger still holds the move of the champion.
+
+    Raises:
+        UsageRefused: there is no such model, and nothing was ever decided on it.
+    """
     client = connect()
     with store_errors():
         experiment = client.get_experiment_by_name(audit_experiment(name))
-        if experiment is None:
-            return []
-        runs = client.search_runs([experiment.experiment_id], max_results=50_000)
+        runs = (
+            client.search_runs([experiment.experiment_id], max_results=50_000)
+            if experiment is not None
+            else []
+        )
+        moves = list_moves(client, name)
+    if not runs and not moves:
+        find_model(client, name)
     rows = [
         {**{tag: run.data.tags.get(tag) for tag in _TAGS}, "run_id": run.info.run_id}
         for run in runs
@@ -134,7 +151,37 @@ def list_decisions(name: str) -> list[dict[str, Any]]:
     for row in rows:
         if row["previous"] == _NO_CHAMPION:
             row["previous"] = None
-    return rows
+    recorded = {row["run_id"] for row in rows}
+    rows += [_row_of(move) for move in moves if move.moved and move.run_id not in recorded]
+    return sorted(rows, key=lambda row: str(row["time"]), reverse=True)
+
+
+def missing_records(name: str) -> str | None:
+    """Return why records of decisions on `name` cannot be read, or None."""
+    try:
+        check_audit(name)
+    except VerificationFailed:  # the records are in the database, which is here
+        return None
+    except UsageRefused as err:
+        return str(err)
+    return None
+
+
+def _row_of(move: Move) -> dict[str, Any]:
+    """Describe a move whose record was deleted, by what the ledger holds of it."""
+    time = iso_time(move.time_ms)
+    deletion = move.action == "delete"
+    return {
+        "time": time,
+        "action": move.action,
+        "version": move.version,
+        "previous": move.base,
+        "decision": "deleted" if deletion else "promoted",
+        "moved_at": None if deletion else time,
+        "operator": None,
+        "reasons": f"known from the ledger alone: its record, run {move.run_id}, was deleted",
+        "run_id": move.run_id,
+    }
 
 
 def champion_at(name: str, when: datetime) -> Tenure:

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.experiments import open_experiment
 from pipeline.parity.check import checked_files, provider_fault
 from pipeline.parity.html_report import PAGE, render_page
 from pipeline.parity.report import ParityReport
-from pipeline.tracking import TrackedRun, open_experiment
+from pipeline.tracking import TrackedRun
 from serving.bundle import PARITY, Bundle
 from serving.errors import VaeError
 from serving.mlflow_store import DIGEST_TAG, connect, store_errors
@@ -54,7 +55,7 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
     }
     with store_errors():
         # not by tracked_run, which under `mlflow run` would take the project's own run
-        experiment = open_experiment(client, f"{name}-checks")
+        experiment = open_experiment(client, checks_experiment(name))
         opened = client.create_run(experiment, tags=tags, run_name=f"check {version}")
     run, status = TrackedRun(client, opened.info.run_id), "FAILED"
     text = json.dumps(report, indent=1, allow_nan=False)
@@ -77,6 +78,11 @@ def add_check(source: Source, report: Mapping[str, Any]) -> TrackedRun:
         with store_errors():
             client.set_terminated(run.run_id, status)
     return run
+
+
+def checks_experiment(name: str) -> str:
+    """Return the name of the experiment that holds the checks of a registered model."""
+    return f"{name}-checks"
 
 
 def check_faults(source: Source, devices: Sequence[str]) -> Iterator[str]:

@@ -21,7 +21,9 @@ def eligibility_faults(
     yield from check_faults(candidate, config.require)
     yield from metric_faults(candidate.bundle.read_json(METRICS))
     if champion is not None:
-        yield from _kind_faults(candidate.bundle.manifest, champion.bundle.manifest)
+        manifests = candidate.bundle.manifest, champion.bundle.manifest
+        yield from _kind_faults(*manifests)
+        yield from _scale_faults(*manifests)
     yield from _data_faults(candidate, champion, test_sha256, config)
 
 
@@ -32,6 +34,15 @@ def _kind_faults(new: Manifest, old: Manifest) -> Iterator[str]:
                 f"{field} is {getattr(new, field)}, but the champion's is {getattr(old, field)}, "
                 "so their ELBOs cannot be compared: register it under another --name"
             )
+
+
+def _scale_faults(new: Manifest, old: Manifest) -> Iterator[str]:
+    """Compare the scales of bytes: the bernoulli's value of a share depends on it."""
+    if "bernoulli" in new.likelihood and new.max_byte != old.max_byte:
+        yield (
+            f"bytes are shares of {new.max_byte}, but the champion's of {old.max_byte}, so their "
+            "ELBOs cannot be compared: register it under another --name"
+        )
 
 
 def _data_faults(

@@ -110,7 +110,8 @@ def _limit_refusals(elbo: float, active_units: float, config: PromoteConfig) -> 
     if config.min_elbo is not None and not elbo >= config.min_elbo:
         yield f"ELBO {elbo:.3f} is below --min-elbo {config.min_elbo:g}"
     if not active_units >= config.min_active_units:
-        yield f"{active_units} latents are active, --min-active-units is {config.min_active_units}"
+        text = f"{active_units} latents are active, --min-active-units is {config.min_active_units}"
+        yield text if active_units else f"{text}: the model ignores its latents, see the model card"
 
 
 def _comparison_refusals(judgement: Judgement, config: PromoteConfig) -> Iterator[str]:

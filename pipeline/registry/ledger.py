@@ -23,6 +23,7 @@ Action = Literal["promote", "rollback", "delete"]
 
 _MAX_RESULTS = 200_000
 """The most entries that the store returns at once."""
+_STALE = "stale"
 _DESCRIPTION = (
     "The moves of the champion in their order. vae promote, rollback and delete write them, so "
     "only one of two simultaneous moves takes effect."
@@ -45,6 +46,8 @@ class Move:
     number: int = 0
     time_ms: int = 0
     done: bool = False
+    moved: bool = True
+    """False: a person had moved the alias meanwhile, so that this move had no effect."""
 
 
 def ledger_name(name: str) -> str:
@@ -86,9 +89,10 @@ def claim_move(client: "MlflowClient", name: str, move: Move) -> Move:
     return winner
 
 
-def mark_done(client: "MlflowClient", name: str, move: Move) -> None:
-    """Mark a move as carried out."""
-    client.set_model_version_tag(ledger_name(name), str(move.number), "done", "true")
+def mark_done(client: "MlflowClient", name: str, move: Move, moved: bool = True) -> None:
+    """Mark a move as carried out, or as one that could not be."""
+    done = "true" if moved else _STALE
+    client.set_model_version_tag(ledger_name(name), str(move.number), "done", done)
 
 
 def _create_entry(client: "MlflowClient", name: str, move: Move) -> None:
@@ -119,4 +123,5 @@ def _parse_move(entry: Any) -> Move:
         number=int(entry.version),
         time_ms=entry.creation_timestamp,
         done="done" in entry.tags,
+        moved=entry.tags.get("done") != _STALE,
     )

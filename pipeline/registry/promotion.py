@@ -53,20 +53,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def resolve_version(name: str, reference: str) -> str:
-    """Return a version number for `7`, or for an alias such as `@candidate`."""
-    if reference.isdecimal():
-        return reference
-    if not reference.startswith("@"):
-        raise UsageRefused(
-            f"version must be a number or an alias such as @candidate, got {reference!r}"
-        )
-    version = alias_version(connect(), name, reference[1:])
-    if version is None:
-        raise UsageRefused(f"{name} has no version {reference}: run vae register first")
-    return version
-
-
 def promote(
     name: str,
     version: str,

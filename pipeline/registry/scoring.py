@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.registry.gate import Array
 from serving.engine import Engine
-from serving.noise import draw_rows
+from serving.noise import draw_eps
 from serving.source import Source, version_errors
 
 
@@ -14,9 +14,8 @@ def score_version(source: Source, x: Array, num_samples: int, threads: int) -> A
     Every row has its own noise, so that the errors of the rows average out.
     """
     engine = open_engine(source, threads)
-    eps = draw_rows(0, 0, len(x), num_samples * source.bundle.manifest.latent_dim)
-    inputs = {"x": x, "eps": eps.reshape(len(x), num_samples, -1)}
-    return engine.run("score", inputs)["elbo"].astype(np.float64)
+    eps = draw_eps(0, 0, len(x), num_samples, source.bundle.manifest.latent_dim)
+    return engine.run("score", {"x": x, "eps": eps})["elbo"].astype(np.float64)
 
 
 def open_engine(source: Source, threads: int) -> Engine:

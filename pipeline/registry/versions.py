@@ -14,6 +14,7 @@ import numpy as np
 
 import serving
 from pipeline.errors import ParityFailed
+from pipeline.export.model_card import render_figures
 from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
@@ -55,6 +56,8 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
     """Return the tags that still describe a version's origin when its run is deleted."""
     manifest = bundle.manifest
     splits = manifest.data["splits"]
+    metrics = bundle.read_json(METRICS)
+    origin = manifest.config["train"].get("init_from")
     return {
         DIGEST_TAG: manifest.digest,
         "run.id": str(manifest.run_id),
@@ -65,7 +68,9 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         **{f"data.{split}.sha256": row["sha256"] for split, row in splits.items()},
         "parity.status": "passed",
         "precision": manifest.precision,
-        "elbo": str(bundle.read_json(METRICS)["elbo"]),
+        **{name: str(metrics[name]) for name in ("elbo", "nll", "active_units")},
+        "latents": str(manifest.latent_dim),
+        **({"init.from": origin} if origin else {}),
     }
 
 
@@ -102,9 +107,16 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
 
 
 def _description(bundle: Bundle) -> str:
-    """Return the model card without its pictures, which the registry's page would not find."""
+    """Return the figures that matter, then the model card without its pictures.
+
+    The registry's page would not find the pictures.
+    """
+    manifest = bundle.manifest
+    figures = render_figures(bundle.read_json(METRICS), manifest.latent_dim)
+    origin = f"Data `{manifest.data['source']}`, preset {manifest.config['preset']}"
     lines = (bundle.path / CARD).read_text().splitlines()
-    return "\n".join(line for line in lines if "![" not in line)
+    card = "\n".join(line for line in lines if "![" not in line)
+    return f"{figures}. {origin}, seed {manifest.seed}; parity passed.\n\n{card}"
 
 
 def predict_signature() -> Any:

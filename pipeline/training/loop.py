@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Config, TrainConfig
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.objective import ElboTerms, elbo_terms, loss
@@ -23,10 +24,12 @@ from pipeline.model.vae import VAE
 from pipeline.training.schedules import (
     kl_weight_at,
     learning_rate_at,
+    passes_per_epoch,
     total_steps,
     warm_up_over,
 )
 from pipeline.training.state import TrainState, begin_training
+from serving.value_range import MAX_BYTE
 
 VALIDATION_VALUES = 1 << 20
 """Decoded values in one batch of validation, which bounds memory."""
@@ -58,6 +61,8 @@ class TrainResult:
     """Metrics of each epoch."""
     best_epoch: int
     seconds: float
+    longer: int | None = None
+    """A number of epochs to train for instead, if training ended while it was still improving."""
 
 
 def train(
@@ -84,13 +89,13 @@ def continue_training(
     x_train, x_valid = (
         torch.from_numpy(split.x).to(state.device) for split in (dataset.train, dataset.valid)
     )
-    steps = total_steps(len(x_train), state.settings)
+    steps, max_byte = total_steps(len(x_train), state.settings), dataset.max_byte
     start = time.perf_counter() - state.seconds
     state.model.train()
     with state.isolated_rng():
         while not state.finished:
             try:
-                for rows in _batches(state, x_train):
+                for rows in _batches(state, x_train, max_byte):
                     train_step(state, rows, steps)
                     hooks.advance(1)
                     state.seconds = time.perf_counter() - start
@@ -148,21 +153,21 @@ def mean_metrics(
     return _means(sums, len(x), num_samples)
 
 
-def binarize_batch(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel as 0 or 1 (bytes: 0 or 255); the pixel's value is the probability of 1.
+def binarize_batch(rows: Tensor, generator: torch.Generator, max_byte: int = MAX_BYTE) -> Tensor:
+    """Draw each pixel as 0 or 1 (bytes: 0 or `max_byte`); its value is the probability of 1.
 
-    The probability of a byte is exact, byte / 255; that of a float is exact to 2⁻²⁴.
+    The probability of a byte is exact, byte / max_byte; that of a float is exact to 2⁻²⁴.
     """
     if rows.dtype == torch.uint8:
-        ones = _draw_bytes(rows, generator) < rows
-        return ones.view(torch.uint8).mul_(255)
+        ones = _draw_bytes(rows, generator, max_byte) < rows
+        return ones.view(torch.uint8).mul_(max_byte)
     noise = torch.rand(rows.shape, generator=generator, device=rows.device)
     return (noise < rows).to(rows.dtype)
 
 
-def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
-    if rows.is_cuda:
-        return torch.empty_like(rows).random_(0, 255, generator=generator)
+def _draw_bytes(rows: Tensor, generator: torch.Generator, max_byte: int) -> Tensor:
+    if rows.is_cuda or max_byte != MAX_BYTE:
+        return torch.empty_like(rows).random_(0, max_byte, generator=generator)
     # eight bytes at a time, with those that are 255 drawn again, take a third of the time
     words = torch.empty(-(-rows.numel() // 8), dtype=torch.int64)
     noise = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[: rows.numel()]
@@ -172,16 +177,25 @@ def _draw_bytes(rows: Tensor, generator: torch.Generator) -> Tensor:
     return noise.view_as(rows)
 
 
-def _batches(state: TrainState, x: Tensor) -> Iterator[Tensor]:
+def _batches(state: TrainState, x: Tensor, max_byte: int) -> Iterator[Tensor]:
     if state.position == 0:
-        state.order = torch.randperm(len(x), generator=state.generator, device=x.device)
-    while state.position < len(x):
-        indices = state.order[state.position :][: state.settings.batch_size]
-        state.position += len(indices)
+        state.order = _draw_order(state, x)
+    while state.position < len(state.order):
+        rest_of_pass = len(x) - state.position % len(x)
+        size = min(state.settings.batch_size, rest_of_pass)
+        indices = state.order[state.position :][:size]
+        state.position += size
         rows = x.index_select(0, indices)
         if state.config.data.binarize == "dynamic":
-            rows = binarize_batch(rows, state.generator)
+            rows = binarize_batch(rows, state.generator, max_byte)
         yield rows
+
+
+def _draw_order(state: TrainState, x: Tensor) -> Tensor:
+    """Draw the order of the rows in each pass of an epoch, (passes * rows,)."""
+    passes = range(passes_per_epoch(len(x), state.settings))
+    draw = partial(torch.randperm, len(x), generator=state.generator, device=x.device)
+    return torch.cat([draw() for _ in passes])
 
 
 def _end_epoch(state: TrainState, x_valid: Tensor, stop: Callable[[], bool]) -> None:
@@ -219,7 +233,18 @@ def _result(state: TrainState) -> TrainResult:
     model = state.model.cpu().eval()
     fix_weights(model)
     model.requires_grad_(False)
-    return TrainResult(model, tuple(state.history), state.best_epoch, state.seconds)
+    history = tuple(state.history)
+    longer = _advise_longer(state)
+    return TrainResult(model, history, state.best_epoch, state.seconds, longer)
+
+
+def _advise_longer(state: TrainState) -> int | None:
+    """Return enough epochs, if the last epoch was the best of a training of too few steps."""
+    epochs, least = len(state.history), TrainConfig().min_steps + state.settings.kl_warmup_steps
+    improving = state.best_epoch == epochs and "valid_elbo" in (state.history or [{}])[-1]
+    if not improving or state.step >= least:
+        return None
+    return math.ceil(epochs * least / state.step)
 
 
 def _draw_eps(model: VAE, rows: int, num_samples: int, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, TrackedRun
 from pipeline.training.loop import TrainHooks, TrainResult, continue_training
-from pipeline.training.schedules import total_steps
+from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import TrainState, read_state
 from serving.console import progress, say
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -89,6 +89,9 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
         say(f"resuming in epoch {state.epoch}, after {state.step:,} steps")
     for epoch, metrics in enumerate(state.history, start=1):
         resumable.log_metrics(metrics, step=epoch)
+    passes = passes_per_epoch(len(dataset.train.x), settings)
+    if passes > 1:
+        say(f"these are few rows: each epoch passes over them {passes} times; see --min-steps")
     steps = total_steps(len(dataset.train.x), settings)
     with progress(steps, "steps") as bar, deferred_signals() as stop:
         bar.skip(state.step)

@@ -8,9 +8,20 @@ import math
 from pipeline.config import TrainConfig
 
 
+def passes_per_epoch(rows: int, settings: TrainConfig) -> int:
+    """Return how often an epoch passes over the rows: once, unless all epochs had too few steps."""
+    least = settings.min_steps + settings.kl_warmup_steps if settings.min_steps else 0
+    return max(1, math.ceil(least / (settings.epochs * _steps_per_pass(rows, settings))))
+
+
 def total_steps(rows: int, settings: TrainConfig) -> int:
-    """Return the number of steps in all epochs; the last batch of an epoch may be smaller."""
-    return settings.epochs * math.ceil(rows / settings.batch_size)
+    """Return the number of steps in all epochs; the last batch of a pass may be smaller."""
+    passes = settings.epochs * passes_per_epoch(rows, settings)
+    return passes * _steps_per_pass(rows, settings)
+
+
+def _steps_per_pass(rows: int, settings: TrainConfig) -> int:
+    return math.ceil(rows / settings.batch_size)
 
 
 def learning_rate_at(step: int, settings: TrainConfig, *, steps: int) -> float:

@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +74,8 @@ class TrainState:
     """Training time so far, over all processes."""
     saves: int = 0
     """How often the state has been saved, including this time."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Where the weights before the first step came from, if they were not drawn; not saved."""
 
     @property
     def settings(self) -> TrainConfig:
@@ -169,9 +171,9 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = VAE(dataset.x_shape, settings)
+    model.px.fit(dataset.train.x, dataset.max_byte)
     for x in dataset.rows:
         model.px.check(x)
-    model.px.fit(dataset.train.x)
     bias = getattr(model.decoder, "output_bias", None)
     if settings.output_bias and bias is not None:
         bias.data.copy_(model.px.output_bias(dataset.train.x))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.batch.held_out_comparison import Comparison, compare_rows
 from serving.batch.output import Output
 from serving.batch.score_summary import Extreme, ScoreSummary, fetch_x, summarize_scores
 from serving.batch.scorer import Scorer
@@ -21,9 +22,10 @@ from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, Drift, HeldOut, read_held_out
 from serving.files import staged_file
 from serving.io import html_pages
-from serving.io.images import byte_unit, encode_png, is_picture
+from serving.io.images import encode_png, is_picture
 from serving.io.rows import Rows
 from serving.io.svg_plots import bin_edges, plot_functions, plot_histogram
+from serving.value_range import Range, to_brightness
 
 Array = NDArray[Any]
 Plot = tuple[str, str]
@@ -53,36 +55,41 @@ def write_report(
         DataRefused: the input cannot be read again.
     """
     bundle, job = scorer.engine.bundle, output.job
-    scores = summarize_scores(
-        output, summary["parts"], scorer.ids, read_held_out(bundle.read_json(METRICS))
-    )
+    part_rows = job["part_rows"]
+    scores = summarize_scores(output, summary["parts"], scorer.ids)
+    held_out, compared = read_held_out(bundle.read_json(METRICS)), None
+    if held_out is not None:
+        scored = scores.histograms["elbo"].rows
+        compared = compare_rows(scorer, rows, held_out, scored=scored, part_rows=part_rows)
     lowest, highest = (
-        _show_rows(ends, scorer, rows, job["part_rows"]) for ends in (scores.lowest, scores.highest)
+        _show_rows(ends, scorer, rows, part_rows) for ends in (scores.lowest, scores.highest)
     )
     page = html_pages.render_page(
         "serving.batch",
         "html_report.html",
         subject=job["input"],
         summary=_describe_job(scores, job, summary),
-        drift=_describe_drift(scores, job),
+        drift=_describe_drift(held_out, compared),
         distributions=[
             (name, *_plot_scores(name, scores.histograms[name])) for name in scores.histograms
         ],
-        lowest=_describe_rows(lowest, job["x"]),
-        highest=_describe_rows(highest, job["x"]),
+        lowest=_describe_rows(lowest, job["x"], bundle.picture_range()),
+        highest=_describe_rows(highest, job["x"], bundle.picture_range()),
         reasons=[("", [reason, f"{count:,}"]) for reason, count in scores.reasons.items()],
         facts=_list_facts(job, summary, bundle.manifest),
     )
     with staged_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return list_figures(scores, summary)
+    return list_figures(scores, summary, compared.drift if compared else None)
 
 
-def list_figures(scores: ScoreSummary, summary: Mapping[str, Any]) -> dict[str, float]:
+def list_figures(
+    scores: ScoreSummary, summary: Mapping[str, Any], drift: Drift | None
+) -> dict[str, float]:
     """Return the figures to track over time: means, drift, bad rows and the rate."""
     figures = {f"score_{name}": histogram.mean for name, histogram in scores.histograms.items()}
     figures |= {f"score_{name}": summary[name] for name in ("rows", "bad", "rows_per_s")}
-    if drift := scores.drift:
+    if drift is not None:
         figures |= {
             "score_drift_d": drift.d,
             "score_drift_p": drift.p_value,
@@ -113,21 +120,27 @@ def _describe_job(scores: ScoreSummary, job: Mapping[str, Any], summary: Mapping
     return f"{words}. {summary['bad']:,} rows have no score."
 
 
-def _describe_drift(scores: ScoreSummary, job: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    held, drift = scores.held_out, scores.drift
+def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[str, Sequence[Any]]:
     if held is None:
         words = (
             "Unknown: this version carries no held-out distribution. "
             "Evaluate and export it again with this version of vae-pipeline."
         )
         return {"words": [words], "plots": []}
-    if drift is None:
+    if compared is None:
         return {"words": ["Unknown: no row was scored."], "plots": []}
+    drift = compared.drift
     words = (
         f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
         f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
         f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."
+    )
+    noise = "the same noise for all" if held.shared_noise else "noise of its own for each"
+    like = (
+        f"For this, {drift.rows:,} rows were scored again as the held-out rows had been, with "
+        f"{held.num_samples} draw per row and {noise}; their mean is {_nats(drift.mean)}. The "
+        "scores below have the draws and the seed of the job, which move all of them together."
     )
     hint = (
         "D is the largest distance of the two distribution functions, at the dashed line: 0 if "
@@ -135,13 +148,7 @@ def _describe_drift(scores: ScoreSummary, job: Mapping[str, Any]) -> dict[str, S
         f"even if the difference does not matter. D is computed at {KNOTS} quantiles, and may be "
         f"up to {1 / (KNOTS - 1):.3f} too small."
     )
-    if (held.seed, held.num_samples) != (job["seed"], job["num_samples"]):
-        hint += (
-            f" Compare with care: these rows were scored with seed {job['seed']} and "
-            f"{job['num_samples']} draws per row, the held-out rows with seed {held.seed} and "
-            f"{held.num_samples}, and the noise is shared over rows."
-        )
-    return {"words": [words, hint], "plots": _plot_drift(scores.histograms["elbo"], held, drift)}
+    return {"words": [words, like, hint], "plots": _plot_drift(compared.elbo, held, drift)}
 
 
 def _plot_drift(elbo: StreamingHistogram, held: HeldOut, drift: Drift) -> list[Plot]:
@@ -170,12 +177,13 @@ def _plot_scores(name: str, histogram: StreamingHistogram) -> Plot:
     return plot_histogram(edges, histogram.histogram(edges), f"{name} in nats"), caption
 
 
-def _describe_rows(rows: Sequence[ShownRow], columns: Sequence[str]) -> dict[str, Any]:
+def _describe_rows(
+    rows: Sequence[ShownRow], columns: Sequence[str], bright: Range
+) -> dict[str, Any]:
     values = [row.x for row in rows if row.x is not None]
     shown: dict[str, Any] = {"rows": len(rows), "changed": len(values) < len(rows)}
     if values and is_picture(values[0].shape):
-        unit = byte_unit(np.stack(values))
-        return {**shown, "pictures": [_describe_picture(row, unit) for row in rows]}
+        return {**shown, "pictures": [_describe_picture(row, bright) for row in rows]}
     size = values[0].size if values else 0
     names = columns if len(columns) == size else [f"x[{index}]" for index in range(size)]
     ids = list(rows[0].row.ids) if rows else []
@@ -184,11 +192,12 @@ def _describe_rows(rows: Sequence[ShownRow], columns: Sequence[str]) -> dict[str
     return {**shown, "pictures": [], "head": head, "lines": lines, "more": size - _FEATURES}
 
 
-def _describe_picture(shown: ShownRow, unit: float) -> dict[str, Any]:
+def _describe_picture(shown: ShownRow, bright: Range) -> dict[str, Any]:
     row, images = shown.row, []
     if shown.x is not None and shown.x_loc is not None:
         for words, values in (("row", shown.x), ("reconstruction", shown.x_loc)):
-            images.append((words, base64.b64encode(encode_png(values * unit)).decode()))
+            picture = encode_png(to_brightness(values, bright))
+            images.append((words, base64.b64encode(picture).decode()))
     return {
         "images": images,
         "ids": ", ".join(f"{name} {value}" for name, value in row.ids.items()),

@@ -1,8 +1,8 @@
 """Summarize the scores in an output folder: one pass, in bounded memory.
 
-In: the folder of a job, its input, and the held-out distribution of its version. Out: a
-`ScoreSummary`. Nothing is kept while rows are scored: a job that was resumed, or that was finished
-before anybody asked for a report, has the same summary. The few rows that are shown are read again.
+In: the folder of a job and its input. Out: a `ScoreSummary`. Nothing is kept while rows are scored:
+a job that was resumed, or that was finished before anybody asked for a report, has the same
+summary. The few rows that are shown are read again.
 """
 
 import itertools
@@ -16,12 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs, parquet
 
-from serving.batch.job import BATCH_BYTES, BATCH_ROWS
+from serving.batch.held_out_comparison import good_rows
 from serving.batch.output import QUARANTINE, Output
 from serving.batch.scorer import Scorer
 from serving.batch.streaming_histogram import StreamingHistogram
-from serving.drift import Drift, DriftCounter, HeldOut
-from serving.io.columns import read_x
 from serving.io.rows import Rows
 
 Array = NDArray[Any]
@@ -54,17 +52,11 @@ class ScoreSummary:
     highest: Sequence[Extreme]
     reasons: Mapping[str, int]
     """Bad rows by reason."""
-    held_out: HeldOut | None
-    drift: Drift | None
-    """None if the version carries no held-out distribution, or no row was scored."""
 
 
-def summarize_scores(
-    output: Output, parts: int, ids: Sequence[str], held_out: HeldOut | None
-) -> ScoreSummary:
+def summarize_scores(output: Output, parts: int, ids: Sequence[str]) -> ScoreSummary:
     """Read the scores of all parts, one part after the other."""
     histograms = {name: StreamingHistogram() for name in QUANTITIES}
-    counter = DriftCounter(held_out) if held_out else None
     lowest: list[Extreme] = []
     highest: list[Extreme] = []
     for part in range(parts):
@@ -72,18 +64,13 @@ def summarize_scores(
         for name, histogram in histograms.items():
             histogram.add(table[name].to_numpy())
         elbo = table["elbo"].to_numpy()
-        if counter is not None:
-            counter.add(elbo)
         lowest = _ends(lowest, table, part, elbo, sign=1)
         highest = _ends(highest, table, part, elbo, sign=-1)
-    total = histograms["elbo"]
     return ScoreSummary(
         histograms=histograms,
         lowest=lowest,
         highest=highest,
         reasons=_count_reasons(output),
-        held_out=held_out,
-        drift=counter.drift(total.rows, total.mean, total.sd) if counter and total.rows else None,
     )
 
 
@@ -131,9 +118,7 @@ def _ends(
 def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) -> Iterator[Array]:
     """Yield the good rows of a part of the input at these positions, which increase."""
     first = 0
-    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // scorer.layout.row_bytes))
-    for batch in rows.read(part.start, part.stop, scorer.x, batch_rows):
-        x, _ = read_x(rows.keep(batch), scorer.x, scorer.layout)
+    for x in good_rows(scorer, rows, part.start, part.stop):
         yield from x[[place - first for place in positions if first <= place < first + len(x)]]
         first += len(x)
         if first > positions[-1]:

@@ -67,7 +67,13 @@ def layout_of(engine: Engine) -> RowLayout:
     """Return what the model of an engine takes as a row."""
     manifest = engine.bundle.manifest
     dtype = np.dtype(manifest.x_dtype)
-    return RowLayout(manifest.x_shape, dtype, manifest.unit_range, manifest.columns)
+    return RowLayout(
+        manifest.x_shape,
+        dtype,
+        unit_range=manifest.unit_range,
+        max_byte=manifest.max_byte,
+        columns=manifest.columns,
+    )
 
 
 def read_all(

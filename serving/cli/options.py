@@ -129,10 +129,10 @@ def engine_device(device: str) -> "Device":
 
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":
-    """Convert the values of images to units of bytes, judging by the golden rows of the model."""
-    from serving.io.images import byte_unit
+    """Convert the values of images to brightness, from 0 to 255."""
+    from serving.value_range import to_brightness
 
-    return x * byte_unit(source.bundle.golden()["encode.x"])
+    return to_brightness(x, source.bundle.picture_range())
 
 
 def finish_file(out: Path, rows: int, seconds: float, source: "Source") -> None:

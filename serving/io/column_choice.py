@@ -23,6 +23,7 @@ from serving.io.arrow_types import (
     unwrap_type,
 )
 from serving.io.side_columns import DEFAULT_IDS, find_side_columns
+from serving.value_range import MAX_BYTE
 
 _DEFAULTS = ("x", "image")
 _SHOWN = 8
@@ -36,6 +37,8 @@ class RowLayout:
     dtype: np.dtype[Any]
     unit_range: bool
     """Whether floats must be from 0 to 1."""
+    max_byte: int = MAX_BYTE
+    """The largest value that bytes may have."""
     columns: tuple[str, ...] = ()
     """Names of the features, if the model was trained on one column for each."""
 

@@ -18,10 +18,11 @@ from pyarrow import compute
 from serving.io.arrow_types import is_bytes, is_number, list_sizes
 from serving.io.column_choice import RowLayout, check_types
 from serving.io.image_files import are_image_files, decode_image
+from serving.value_range import MAX_BYTE
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN = range(1, 10)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN, ABOVE = range(1, 11)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -32,6 +33,7 @@ REASONS: Mapping[int, str] = {
     RESULT: "the result is not finite",
     ROUNDED: "x is a whole number that float32 would round",
     NAN: "x is NaN, or holds a NaN",
+    ABOVE: "x has a byte above those that the model was trained with",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -168,12 +170,10 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
     """Convert values to the model's dtype; refuse rows that would change or are out of range."""
     values = rows.values
     if layout.dtype == np.uint8:
-        if values.dtype == np.uint8:
-            return
-        with np.errstate(invalid="ignore"):  # a value that does not fit is refused below
-            whole = values.astype(np.uint8)
-        rows.values = whole
-        rows.refuse(whole != values, BYTE)
+        if values.dtype != np.uint8:
+            _to_bytes(rows)
+        if layout.max_byte < MAX_BYTE:
+            rows.refuse(rows.values > layout.max_byte, ABOVE)
         return
     with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
@@ -184,6 +184,13 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
         rows.refuse(rows.values.astype(np.float64) != values, ROUNDED)
     if layout.unit_range and rows.values.size:
         rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
+
+
+def _to_bytes(rows: _ConvertedRows) -> None:
+    values = rows.values
+    with np.errstate(invalid="ignore"):  # a value that does not fit is refused below
+        rows.values = values.astype(np.uint8)
+    rows.refuse(rows.values != values, BYTE)
 
 
 def _any_between(marks: Array, starts: Array, stops: Array) -> Array:

@@ -58,11 +58,6 @@ def write_pairs(path: Path, upper: Array, lower: Array, columns: int) -> None:
     write_grid(path, np.concatenate(lines), columns)
 
 
-def byte_unit(x: Array) -> float:
-    """Return the factor that scales images to 0 to 255; floats up to 1 are shares of 255."""
-    return 1.0 if x.dtype == np.uint8 or x.max() > 1 else 255.0
-
-
 def encode_png(image: Array) -> bytes:
     """Encode an image (height, width) or (height, width, 3) with values from 0 to 255."""
     stream = io.BytesIO()

@@ -85,6 +85,7 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
             },
         },
         "x-operations": describe_operations(served.engine.operations),
+        "x-picture-range": served.bundle.picture_range(),
     }
 
 

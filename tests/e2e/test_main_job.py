@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from tests.forks import run_fork
 from tests.tracking_server import tracking_server
 
 ROOT = Path(__file__).parents[2]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 TINY = {"epochs": 2, "hidden-dims": 16, "latent-dim": 3, "nll-samples": 4, "threads": 1}
 
 
@@ -64,11 +68,27 @@ def project(entry_point: str, settings: dict[str, Any], env: dict[str, str]) -> 
     return run(*words, env=env, cwd=ROOT)
 
 
+def read_run(env: dict[str, str], run_id: str) -> Any:
+    return MlflowClient(env["MLFLOW_TRACKING_URI"]).get_run(run_id)
+
+
+def browse(folder: Path, url: str) -> str:
+    """Return the document that a browser makes of a page."""
+    assert BROWSER is not None
+    command = [
+        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *("--virtual-time-budget=30000", f"--user-data-dir={folder / 'profile'}"),
+        *("--window-size=1400,800", "--dump-dom", url),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 @pytest.mark.slow(45)
 def test_mlflow_run_trains_registers_and_promotes(data: Path, tmp_path: Path) -> None:
     env = environment(tmp_path)
     settings = {**TINY, "data": data, "out": tmp_path / "bundle-1"}
     first = project("main", settings, env)
+    assert read_run(env, first["run_id"]).info.run_name == "default x seed 0"
     assert (first["version"], first["parity"], first["decision"]) == ("1", "passed", "promoted")
     assert (tmp_path / "bundle-1" / "manifest.json").exists()
 
@@ -149,8 +169,16 @@ def server(tmp_path: Path, slow_tier: None) -> Iterator[str]:
 @pytest.mark.slow(15)
 def test_the_main_job_works_with_a_tracking_server(data: Path, tmp_path: Path, server: str) -> None:
     env = environment(tmp_path, MLFLOW_TRACKING_URI=server)
-    done = vae(["run", *options({**TINY, "data": data, "out": "bundle"})], env, tmp_path)
+    words = ("vae", "run", *options({**TINY, "data": data, "out": "bundle"}))
+    result = run_fork(words, tmp_path, env)
+    done = json.loads(result.stdout)
     assert (done["version"], done["decision"]) == ("1", "promoted")
+    (page,) = [line.split()[1] for line in result.stderr.splitlines() if "workflowType" in line]
+    assert page.startswith(f"{server}/#/experiments/")
+    if BROWSER is not None:  # the page shows the runs, not MLflow's view for language models
+        document = browse(tmp_path, page)
+        assert "default x seed 0" in document
+        assert "Detect Issues" not in document
     sampled = vae(["sample", "--count", "4", "--seed", "7", "--out", "s.npy"], env, tmp_path)
     assert (sampled["version"], sampled["rows"]) == ("1", 4)
     assert np.load(tmp_path / "s.npy").shape == (4, 6, 5)

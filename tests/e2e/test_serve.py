@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         # parity was checked where the bundle was made
         patch.setattr(versions, "parity_faults", lambda *_, **__: [])
-        client = connect()
+        client = connect(create=True)
         with tracked_run("test") as run:
             numbers = [versions.register_bundle(run, bundle, "vae") for bundle in bundles]
     assert numbers == ["1", "2"]

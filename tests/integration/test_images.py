@@ -22,7 +22,7 @@ from serving.bundle import PARITY, Bundle
 from serving.engine import Engine
 from serving.errors import DataRefused
 from serving.io.images import tile
-from tests.pipeline.evaluation.test_figures import HELD_OUT, HISTORY
+from tests.pipeline.evaluation.test_figures import HISTORY, METRICS
 from tests.trained_models import Trained, make_bundle, tiny_config, train_checkpoint
 
 Array = NDArray[Any]
@@ -265,7 +265,7 @@ def test_a_report_on_scores_shows_rows_in_colour(
 
 def test_figures_of_a_training_are_in_colour(discs: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = discs
-    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test, HELD_OUT)[1:]
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset, METRICS)[1:]
     names = ["latents.png", "scores.png", "reconstructions.png", "samples.png", "traversals.png"]
     assert [path.name for path in paths] == names
     rows = len(dataset.test.x)  # fewer than a line takes

@@ -54,8 +54,20 @@ def test_the_example_preset_is_the_vae_of_pytorch_examples() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_given_settings_win_over_the_preset_s(preset: str) -> None:
-    given = {"data": "x.npy", "latent_dim": 7, "epochs": 3, "nll_samples": 9}
+    given = {"data": "x.npy", "latent_dim": 7, "epochs": 3, "min_steps": 5, "nll_samples": 9}
     assert settings(configure(preset, **given)) == {**settings(configure(preset)), **given}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_given_epochs_are_obeyed_whatever_the_least_number_of_steps(preset: str) -> None:
+    assert configure(preset).train.min_steps == TrainConfig().min_steps > 0
+    assert configure(preset, epochs=3).train.min_steps == 0
+
+
+def test_a_training_from_before_the_least_number_of_steps_had_none() -> None:
+    content = configure().to_json()
+    del content["train"]["min_steps"]
+    assert Config.from_json(content).train.min_steps == 0
 
 
 def test_an_unknown_preset_lists_the_valid_ones() -> None:

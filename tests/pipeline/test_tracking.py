@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline import tracking
-from pipeline.tracking import fetch_artifact, fetch_json, git_state, open_experiment, tracked_run
+from pipeline.experiments import open_experiment
+from pipeline.tracking import fetch_artifact, fetch_json, git_state, tracked_run
 from serving.errors import UsageRefused, VaeError
 from serving.mlflow_store import connect
 from tests.forks import forks
@@ -91,7 +92,7 @@ def test_the_store_is_by_default_in_the_working_folder(
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("name: old file store")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
-    connect()
+    connect(create=True)
     assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
 
 

@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from serving.console import Progress, progress
+from serving.console import Progress, progress, warn
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,10 @@ def test_elsewhere_a_line_follows_only_after_silence(capsys: pytest.CaptureFixtu
     bar.say("epoch 1")
     bar.clear()
     assert capsys.readouterr().err == "3,000 of 5,000 rows, 20 rows/s, 1:40 left\nepoch 1\n"
+
+
+def test_a_warning_is_red_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = shown_on_a_terminal(lambda: warn("no latent is active"))
+    assert shown == "\x1b[31m\x1b[1mwarning: no latent is active\x1b[0m\r\n"
+    warn("no latent is active")
+    assert capsys.readouterr().err == "warning: no latent is active\n"

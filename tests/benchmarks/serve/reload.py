@@ -120,7 +120,7 @@ def register(folder: Path, bundles: list[Path]) -> Path:
     """Make an sqlite store with a version of each bundle, and the alias on the first."""
     database = folder / "mlflow.db"
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
-    client = connect()
+    client = connect(create=True)
     client.create_registered_model("vae")
     for number, bundle in enumerate(bundles, 1):
         source = folder / f"version-{number}"

@@ -27,7 +27,7 @@ def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def advises_to_activate(capsys: pytest.CaptureFixture[str]) -> bool:
     held_out = HeldOut.__new__(HeldOut)
-    metrics = Metrics(**{**NONE, "held_out": held_out})  # type: ignore[arg-type]
+    metrics = Metrics(**{**NONE, "held_out": held_out, "warnings": ()})  # type: ignore[arg-type]
     say_summary("vae", "1", (6, 5), metrics, None, "figures")
     return "  . venv/bin/activate\n" in capsys.readouterr().err
 

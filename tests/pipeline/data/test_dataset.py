@@ -140,6 +140,7 @@ def test_describe_names_source_rows_and_digests(tmp_path: Path) -> None:
     dataset = load(path)
     assert dataset.describe() == {
         "source": str(path),
+        "range": [BYTES.min(), BYTES.max()],
         "splits": {
             "train": {"rows": 32, "sha256": digest(dataset.train.x)},
             "valid": {"rows": 4, "sha256": digest(dataset.valid.x)},

@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from pipeline.cli.results import metrics_summary
+from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import ROWS_PER_CHUNK, SAMPLES_PER_CHUNK, evaluate
 from pipeline.model.objective import elbo_terms
-from tests.trained_models import Trained
+from pipeline.training.state import build_model
+from serving.errors import DataRefused
+from tests.trained_models import Trained, tiny_config
 
 
 def test_chunks_give_the_values_of_one_pass_over_all_samples(
@@ -74,6 +77,51 @@ def test_a_metric_that_is_not_finite_is_refused(trained: Trained) -> None:
         with pytest.raises(TrainingDiverged, match="not finite"):
             evaluate(model, x, nll_samples=1, seed=0)
         model.decoder.x_params.bias.copy_(weight)
+
+
+def test_rows_that_are_the_cause_are_named(trained_table: Trained) -> None:
+    model, x = trained_table[0].model, trained_table[1].test.x.copy()
+    x[7, 2] = 1e30
+    with pytest.raises(DataRefused) as caught:
+        evaluate(model, x, nll_samples=1, seed=0)
+    message = str(caught.value)
+    assert "not finite on 1 of 100 held-out rows; the first is held-out row 7" in message
+    assert "to 1e+30" in message
+    assert len(message) < 300
+
+
+def test_the_active_latents_of_an_untrained_model_tell_little(table: Dataset) -> None:
+    """Random weights let its means vary, but its scales stay near the prior's."""
+    model = build_model(table, tiny_config(table)).eval()
+    metrics = evaluate(model, table.test.x, nll_samples=1, seed=0)
+    assert metrics.active_units == 3
+    assert metrics.informative_units == 1
+
+
+def test_information_is_that_of_a_normal_channel(trained: Trained) -> None:
+    """With z_loc of variance v and z_scale s it is log(1 + v / s²) / 2."""
+    z_loc = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0)).double()
+    z_loc = (z_loc - z_loc.mean(0)) / z_loc.std(0, correction=0)
+    z_loc = z_loc * torch.tensor([2.0, 0.3, 0.0]) + torch.tensor([0.0, 1.0, 5.0])
+    log_scale = torch.tensor([0.5, 0.5, 0.1]).double().log().expand_as(z_loc)
+    found = evaluation._information(z_loc, log_scale)
+    expected = [math.log(1 + 16) / 2, math.log(1 + 0.36) / 2, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_collapsed_model_is_warned_of(trained: Trained) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    with torch.no_grad():
+        kept = model.encoder.z_loc.weight.clone()
+        model.encoder.z_loc.weight.zero_()
+        metrics = evaluate(model, x, nll_samples=1, seed=0)
+        assert evaluate(model, x[:1], nll_samples=1, seed=0).warnings == ()  # it cannot vary
+        model.encoder.z_loc.weight.copy_(kept)
+    assert metrics.active_units == 0
+    (warning,) = metrics.warnings
+    assert warning.startswith("no latent is active (posterior collapse)")
+    assert metrics_summary("id", metrics, 0.0)["warnings"] == [warning]
+    assert "test_warnings" not in metrics.numbers("test_")
 
 
 def test_reconstruction_error_and_bits_per_dimension_follow_from_the_rows(trained: Trained) -> None:

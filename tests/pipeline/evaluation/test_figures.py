@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from pipeline.config import ModelConfig
-from pipeline.data.dataset import Split
+from pipeline.data.dataset import Dataset, Split
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.figures import draw_figures
 from pipeline.evaluation.plots import (
     plot_curves,
@@ -27,6 +29,7 @@ from tests.trained_models import Trained
 HISTORY = [{"elbo": -3.0, "log_likelihood": -2.0, "kl": 1.0, "valid_elbo": -4.0}] * 3
 HISTORY = [row | {"valid_log_likelihood": -3.0, "valid_kl": 1.0} for row in HISTORY]
 HELD_OUT = summarize(np.linspace(-9, -2, 500))
+METRICS: Any = SimpleNamespace(held_out=HELD_OUT, elbo=-5.25)
 
 
 def read(path: Path) -> np.ndarray:
@@ -37,7 +40,8 @@ def read(path: Path) -> np.ndarray:
 def test_images_have_plots_and_generated_pictures(trained: Trained, tmp_path: Path) -> None:
     model, x = trained[0].model, trained[1].test.x
     test = replace(trained[1].test, labels=np.arange(len(x)) % 3)
-    paths = draw_figures(tmp_path / "figures", model, HISTORY, test, HELD_OUT)
+    dataset = replace(trained[1], test=test)
+    paths = draw_figures(tmp_path / "figures", model, HISTORY, dataset, METRICS)
     assert [path.name for path in paths] == [
         "curves.png",
         "latents.png",
@@ -59,23 +63,29 @@ def test_images_have_plots_and_generated_pictures(trained: Trained, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("top", "unit"), [(1.0, 255), (200.0, 1)], ids=["up to 1", "in units of bytes"]
+    ("low", "high"),
+    [(0.0, 1.0), (0.0, 200.0), (0.0, 16.0), (-1.0, 1.0), (0.0, 0.06), (-300.0, 9.0)],
+    ids=["up to 1", "in units of bytes", "levels", "about 0", "small", "far below 0"],
 )
-def test_floats_are_shown_in_their_own_unit(top: float, unit: int, tmp_path: Path) -> None:
-    x = np.linspace(0, top, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
+def test_floats_are_shown_in_their_own_range(low: float, high: float, tmp_path: Path) -> None:
+    x = np.linspace(low, high, 40 * 30, dtype=np.float32).reshape(40, 6, 5)
     model = VAE((6, 5), ModelConfig(likelihood="gaussian", hidden_dims=(4,), latent_dim=3))
-    paths = draw_figures(tmp_path, model, HISTORY, Split(x, ""), HELD_OUT)
+    dataset = Dataset("drawn", *(Split(part, "") for part in (x, x[:0], x)))
+    paths = draw_figures(tmp_path, model, HISTORY, dataset, METRICS)
     pictures = {path.name: read(path) for path in paths}
-    shown = pictures["reconstructions.png"][2:8, 9:14]  # the second original
-    np.testing.assert_array_equal(shown, np.rint(x[1] * unit))
+    shown = pictures["reconstructions.png"][2:8, 2:]  # the first originals
+    assert shown.min() == 0
+    expected = (x[19].astype(float) - low) / (high - low) * 255
+    assert shown[:, 19 * 7 : 19 * 7 + 5] == pytest.approx(expected, abs=0.51)
     with torch.no_grad():
         samples = model.decode(torch.from_numpy(draw_rows(0, 0, 100, 3))).numpy()
-    np.testing.assert_array_equal(pictures["samples.png"], tile(samples * unit, 10))
+    samples = (samples - low) / (high - low) * 255
+    assert pictures["samples.png"] == pytest.approx(tile(samples, 10).astype(float), abs=1)
 
 
 def test_a_table_has_only_plots(trained_table: Trained, tmp_path: Path) -> None:
     checkpoint, dataset = trained_table
-    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset.test, HELD_OUT)
+    paths = draw_figures(tmp_path, checkpoint.model, HISTORY, dataset, METRICS)
     assert [path.name for path in paths] == ["curves.png", "latents.png", "scores.png"]
 
 
@@ -97,7 +107,7 @@ def test_an_outlier_does_not_squeeze_the_other_scores_into_one_bar(tmp_path: Pat
     """Most of the width is covered by bars, as it is without the outlier."""
     elbo = np.linspace(-9, -2, 500)
     for name, values in {"plain": elbo, "outlier": np.append(elbo, -9e4)}.items():
-        plot_scores(tmp_path / f"{name}.png", summarize(values))
+        plot_scores(tmp_path / f"{name}.png", summarize(values), -5.5)
         blue = (read(tmp_path / f"{name}.png")[..., :3] == (31, 119, 180)).all(-1)
         assert blue.any(0).mean() > 0.5, name
 
@@ -132,7 +142,7 @@ def test_traversals_name_the_latents_that_matter_most(
     """The labels hold the mean KL of each latent, by its closed form, the largest first."""
     model, x = trained[0].model, trained[1].test.x
     drawn = keep_figures(monkeypatch)
-    draw_figures(tmp_path, model, HISTORY, trained[1].test, HELD_OUT)
+    draw_figures(tmp_path, model, HISTORY, trained[1], METRICS)
     with torch.no_grad():
         qz = model.encode(torch.from_numpy(x))
         normal = torch.distributions.Normal(0, 1)
@@ -155,5 +165,17 @@ def test_principal_components_equal_those_of_scikit_learn() -> None:
 
 
 def test_equal_scores_are_plotted(tmp_path: Path) -> None:
-    plot_scores(tmp_path / "scores.png", summarize(np.full(20, -3.0)))
+    plot_scores(tmp_path / "scores.png", summarize(np.full(20, -3.0)), -3.0)
     assert len(np.unique(read(tmp_path / "scores.png"))) > 2
+
+
+def test_the_scores_have_the_mean_that_the_run_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Trained
+) -> None:
+    drawn = keep_figures(monkeypatch)
+    metrics = evaluate(trained[0].model, trained[1].test.x, nll_samples=50, seed=0)
+    draw_figures(tmp_path, trained[0].model, HISTORY, trained[1], metrics)
+    assert f"held-out rows, mean {metrics.elbo:.2f}" in drawn[2].axes[0].get_title()
+    # one draw of noise for each row gives the same mean up to its error
+    error = metrics.held_out.elbo_sd / metrics.rows**0.5
+    assert abs(metrics.held_out.elbo_mean - metrics.elbo) < 4 * error

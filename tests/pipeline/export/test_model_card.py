@@ -34,8 +34,8 @@ def card(sealed: Bundle) -> str:
 
 def test_every_mean_stands_with_its_error(sealed: Bundle) -> None:
     real: Mapping[str, Any] = sealed.read_json("metrics.json")
-    metrics = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
-    metrics |= {"nll_samples": 4, "rows": 100, "active_units": 2}
+    metrics: dict[str, Any] = {name: i + 0.25 for i, name in enumerate(real)}  # no two alike
+    metrics |= {"nll_samples": 4, "rows": 100, "active_units": 2, "warnings": []}
     text = render_card(asdict(sealed.manifest), metrics)
     rows = rows_of(text, "How good it is")
     names = {
@@ -47,6 +47,7 @@ def test_every_mean_stands_with_its_error(sealed: Bundle) -> None:
     for label, name in names.items():
         assert rows[label] == [f"{metrics[name]:.2f} ± {metrics[f'{name}_se']:.2f}"]
     assert rows["active latents"] == ["2 of 3"]
+    assert rows["informative latents"] == [str(metrics["informative_units"])]
 
 
 def test_data_and_origin_are_whole(sealed: Bundle, card: str, trained: Trained) -> None:
@@ -68,8 +69,10 @@ def test_a_table_is_described_by_its_columns(sealed: Bundle) -> None:
 
 def test_no_heading_sticks_to_what_stands_above(sealed: Bundle) -> None:
     content = asdict(sealed.manifest)
+    metrics = sealed.read_json("metrics.json") | {"warnings": ["it collapsed", "too short"]}
     for shape in ([3], content["x_shape"]):
-        text = render_card({**content, "x_shape": shape}, sealed.read_json("metrics.json"))
+        text = render_card({**content, "x_shape": shape}, metrics)
+        assert "\n\n> **Warning:** it collapsed.\n\n> **Warning:** too short.\n\n" in text
         lines = text.splitlines()
         headings = [n for n, line in enumerate(lines) if line.startswith("#") and n]
         assert len(headings) >= 5

@@ -304,7 +304,7 @@ def test_an_unknown_code_scores_low_and_finite(code: int) -> None:
         pytest.param(np.array([[0, 255]], u1), ("bernoulli", "bytes"), id="bytes"),
         pytest.param(np.array([[0, 1]], f4), ("bernoulli", "zeros and ones"), id="bits"),
         pytest.param(
-            np.array([[0, 0.3]], f4),
+            np.array([[0, 0.7]], f4),
             ("continuous_bernoulli", "numbers from 0 to 1"),
             id="unit",
         ),

@@ -51,13 +51,26 @@ def test_rows_of_one_value_differ_in_one_feature() -> None:
 
 def test_a_table_gets_large_finite_features_and_denormals() -> None:
     x = draw_table(400)
+    x[:, 3] = 5  # a constant column
     drawn = cases("encode", x, "gaussian")
-    assert set(np.unique(np.abs(drawn["far"]["x"]))) == {np.float32(LARGE)}
+    spread = repeat_rows(x)[:256].std(0, dtype=np.float64)
+    expected = LARGE * np.minimum(1, [*spread[:3], spread[:3].min()])
+    far = np.abs(drawn["far"]["x"])
+    np.testing.assert_allclose(far, np.broadcast_to(expected, far.shape), rtol=1e-6)
     assert np.isfinite(np.square(drawn["far"]["x"]).sum(1)).all()
     small = np.abs(drawn["denormals"]["x"])
     denormal = (small > 0) & (small < TINY)
     assert 0.3 < denormal.mean() < 0.7
     np.testing.assert_array_equal(drawn["maxima"]["x"][0], repeat_rows(x)[:256].max(0))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1, 1e6])
+def test_far_rows_of_a_table_can_be_squared_in_its_own_units(unit: float) -> None:
+    x = draw_table(400) * np.float32(unit)
+    far = cases("encode", x, "gaussian")["far"]["x"]
+    standardized = ((far - x.mean(0)) / x.std(0)).astype(np.float32)
+    assert np.isfinite(np.square(standardized).sum(1)).all()
+    assert np.abs(standardized).min() > 1e7
 
 
 def test_values_of_a_bernoulli_stay_from_zero_to_one() -> None:

@@ -86,6 +86,7 @@ def test_a_refused_decision_leaves_the_champion_certain(
 
 
 def test_a_model_without_decisions_has_no_known_champion() -> None:
+    connect().create_registered_model("vae")
     assert list_decisions("vae") == []
     with pytest.raises(UsageRefused, match="nothing is recorded of vae before"):
         champion_at("vae", datetime.now(UTC) - STEP)

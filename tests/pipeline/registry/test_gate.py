@@ -117,6 +117,17 @@ def test_limits(champion: np.ndarray | None) -> None:
     assert decide(CHAMPION, None, np.nan).refusals
 
 
+@pytest.mark.parametrize("champion", [None, CHAMPION], ids=["first", "later"])
+def test_a_collapsed_model_is_refused_unless_that_is_wanted(champion: np.ndarray | None) -> None:
+    (refusal,) = decide(CHAMPION, champion, 0).refusals
+    assert refusal == (
+        "0 latents are active, --min-active-units is 1: "
+        "the model ignores its latents, see the model card"
+    )
+    assert decide(CHAMPION, champion, 1).refusals == ()
+    assert decide(CHAMPION, champion, 0, min_active_units=0).refusals == ()
+
+
 def test_standard_error_is_paired_over_rows() -> None:
     differences = np.tile([1.0, 1.0, 1.0, 5.0], 100)
     judgement = decide(CHAMPION + differences, margin=0)

@@ -133,8 +133,11 @@ def test_a_champion_that_a_person_moved_is_left_where_it_is() -> None:
     client.delete_registered_model_alias("vae", "champion")
     assert moving.finish_last_move(client, "vae") == (2, None)
     assert champion() is None
-    assert list_moves(client, "vae")[-1].done
+    last = list_moves(client, "vae")[-1]
+    assert (last.done, last.moved) == (True, False)
     assert list_decisions("vae")[0]["decision"] == "stale"
+    client.delete_run(last.run_id)
+    assert [row["version"] for row in list_decisions("vae")] == ["1"]  # of the first move
     assert moving.finish_last_move(client, "vae") == (2, None)
 
 

@@ -2,6 +2,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
 from tests.pipeline.registry.versions import (
+    GATE,
     alias,
     champion,
     flip_byte,
@@ -100,7 +102,7 @@ def test_force_overrides_the_judgement_and_is_recorded(
 ) -> None:
     promote_with(trained, register(sealed))
     decision = promote_with(
-        trained, register(worse), PromoteConfig(min_elbo=0), force="the old one is cursed"
+        trained, register(worse), replace(GATE, min_elbo=0), force="the old one is cursed"
     )
     assert decision.decision == "promoted"
     assert decision.reasons[0] == "forced: the old one is cursed"

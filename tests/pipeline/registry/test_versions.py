@@ -14,7 +14,8 @@ from pipeline.config import Config
 from pipeline.data.dataset import Split
 from pipeline.errors import ParityFailed
 from pipeline.registry.audit_log import list_decisions
-from pipeline.registry.promotion import promote, resolve_version
+from pipeline.registry.promotion import promote
+from pipeline.registry.references import resolve_version
 from pipeline.registry.versions import fetch_verified, lineage_tags, register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
@@ -79,11 +80,13 @@ def test_a_damaged_file_is_named_by_its_version_and_not_by_its_place_in_the_cach
 
 def test_references(sealed: Bundle) -> None:
     register(sealed)
-    assert resolve_version("vae", "@candidate") == "1"
-    assert resolve_version("vae", "7") == "7"
+    assert resolve_version("vae", "@candidate") == ("vae", "1")
+    assert resolve_version("vae", "7") == ("vae", "7")
+    assert resolve_version("other", "models:/vae/7") == ("vae", "7")
+    assert resolve_version("other", "models:/vae@candidate") == ("vae", "1")
     with pytest.raises(UsageRefused, match="vae has no version @champion"):
         resolve_version("vae", "@champion")
-    with pytest.raises(UsageRefused, match="must be a number or an alias"):
+    with pytest.raises(UsageRefused, match="must be a number, an alias such as"):
         resolve_version("vae", "latest")
     with pytest.raises(UsageRefused, match=r"models:/NAME@ALIAS or models:/NAME/VERSION"):
         open_source("models:/vae")

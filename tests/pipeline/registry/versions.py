@@ -14,8 +14,8 @@ from serving.bundle import Bundle, Manifest
 from serving.mlflow_store import alias_version, connect
 from tests.trained_models import Trained
 
-GATE = PromoteConfig()
-STRICT = PromoteConfig(margin=0)
+GATE = PromoteConfig(min_active_units=0)  # `worse` is a collapsed model
+STRICT = PromoteConfig(margin=0, min_active_units=0)
 
 
 def register(bundle: Bundle, name: str = "vae") -> str:

@@ -55,9 +55,11 @@ def saved_after(steps: int, dataset: Dataset, config: Config) -> Mapping[str, An
     return read_state(saved[-1])
 
 
+@pytest.mark.parametrize("min_steps", [0, 30], ids=["one pass", "two passes an epoch"])
 def test_a_training_stopped_after_any_step_resumes_bit_for_bit(
-    images: Dataset, config: Config
+    images: Dataset, config: Config, min_steps: int
 ) -> None:
+    config = replace(config, train=replace(config.train, min_steps=min_steps))
     whole = train(images, config)
     for steps in range(1, total_steps(270, config.train) + 1):
         state = restore_training(saved_after(steps, images, config), images)

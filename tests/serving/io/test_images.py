@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.cli.options import as_picture
 from serving.errors import UsageRefused
 from serving.io.array_files import write_array
 from serving.io.images import (
-    byte_unit,
     is_picture,
     tile,
     write_grid,
@@ -41,21 +38,6 @@ def encode(pixels: Array, kind: str = "PNG", mode: str | None = None) -> bytes:
 )
 def test_a_picture_is_gray_or_rgb(shape: tuple[int, ...], expected: bool) -> None:
     assert is_picture(shape) == expected
-
-
-@pytest.mark.parametrize(
-    ("x", "unit"),
-    [
-        (np.array([0, 1], np.uint8), 1),
-        (np.array([0, 1], np.float32), 255),
-        (np.array([0, 2], np.float32), 1),
-    ],
-    ids=["dark bytes", "shares", "bytes as floats"],
-)
-def test_floats_up_to_one_are_shares_of_a_byte(x: Array, unit: float) -> None:
-    source: Any = SimpleNamespace(bundle=SimpleNamespace(golden=lambda: {"encode.x": x}))
-    assert byte_unit(x) == unit
-    assert as_picture(source, np.array([0.5])).tolist() == [0.5 * unit]
 
 
 def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:

@@ -30,10 +30,15 @@ pytestmark = [
 
 
 @contextmanager
-def answering(x_loc: NDArray[Any]) -> Iterator[str]:
+def answering(x_loc: NDArray[Any], black: float = 0, white: float = 255) -> Iterator[str]:
     """Serve the page with `x_loc` as every sample; give the URL of the page."""
     output = {"shape": x_loc.shape, "data": x_loc.reshape(-1).tolist()}
-    document = {"info": {"title": "a model"}, "x-operations": {}, "paths": {}}
+    document = {
+        "info": {"title": "a model"},
+        "x-operations": {},
+        "x-picture-range": [black, white],
+        "paths": {},
+    }
     answers: dict[str, bytes] = {
         "/docs": PAGE,
         "/docs/": PAGE,
@@ -76,9 +81,9 @@ def browse(folder: Path, url: str, *options: str) -> str:
     return done.stdout
 
 
-def photograph(folder: Path, x_loc: NDArray[Any]) -> set[tuple[int, int, int]]:
+def photograph(folder: Path, x_loc: NDArray[Any], *values: float) -> set[tuple[int, int, int]]:
     """Return the colours on the page when `x_loc` is the sample."""
-    with answering(x_loc) as url:
+    with answering(x_loc, *values) as url:
         browse(folder, url, f"--screenshot={folder / 'page.png'}")
     with Image.open(io.BytesIO((folder / "page.png").read_bytes())) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -93,6 +98,20 @@ def test_colour_and_gray_images_are_drawn(tmp_path: Path) -> None:
     assert {(200, 30, 90), (10, 220, 130)} <= found
     assert ERROR_COLOUR not in found
     assert (100, 100, 100) in photograph(tmp_path, np.full((3, 8, 8), 100))
+
+
+@pytest.mark.parametrize(
+    ("black", "white"),
+    [(0, 1), (0, 16), (-1, 1), (100, 2e5)],
+    ids=["shares", "levels", "about 0", "large"],
+)
+def test_the_ends_of_the_data_are_black_and_white(
+    black: float, white: float, tmp_path: Path
+) -> None:
+    shares = np.array([51, 200, 254])[:, None, None] / 255
+    x_loc = black + np.broadcast_to(shares, (3, 8, 8)) * (white - black)
+    found = photograph(tmp_path, x_loc, black, white)
+    assert {(51, 51, 51), (200, 200, 200), (254, 254, 254)} <= found
 
 
 @pytest.mark.parametrize("end", ["", "/"], ids=["path", "slash"])

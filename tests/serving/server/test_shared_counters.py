@@ -165,6 +165,21 @@ def test_statistics_are_sums_over_processes_in_nanoseconds(tmp_path: Path) -> No
     assert times["success"]["count"] == times["fail"]["count"] == 2
 
 
+def test_statistics_count_each_answered_request_once(tmp_path: Path) -> None:
+    """Three requests shared a run and a fourth failed: perf_analyzer wants equal counts."""
+    parent, first, _ = open_counters(tmp_path)
+    first.observe("compute", "encode", 0.5)
+    first.add("request_compute", "encode", value=1.5)
+    for place in range(4):
+        first.observe("queue", "encode", 0.25)
+        first.add("requests", "encode", "grpc", 500 if place == 3 else 200)
+    times = statistics(parent, "encode", "7")["inference_stats"]
+    counted = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {name: times[name]["count"] for name in counted} == dict.fromkeys(counted, 3)
+    assert times["compute_infer"]["ns"] == 1_500_000_000
+    assert (times["fail"]["count"], times["cache_hit"]["count"]) == (1, 0)
+
+
 def test_bounds_rise() -> None:
     for bounds in (SECONDS, ROWS, *HISTOGRAMS.values()):
         assert list(bounds) == sorted(set(bounds))
