@@ -5,6 +5,7 @@ and scaling, so that before the first step it is that model. Batches and noise s
 seed. Raises `UsageRefused` if the two would not be the same function.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.parametrizations import fix_weights
 from pipeline.training.state import TrainState
 from serving.errors import UsageRefused
 
@@ -47,6 +49,11 @@ def _faults(checkpoint: Checkpoint, state: TrainState, x_dtype: str) -> Iterator
     if rows[0] != rows[1]:
         yield f"its rows are {rows[0]}, these are {rows[1]}"
     given, own = old.state_dict(), new.state_dict()
+    plain = copy.deepcopy(new).eval()
+    fix_weights(plain)
+    for name in sorted(own.keys() - plain.state_dict().keys()):
+        layer = name.partition(".parametrizations")[0]
+        yield f"{layer} computes its weight, of which a trained model keeps the value alone"
     for name in dict.fromkeys((*own, *given)):
         shapes = [tuple(part[name].shape) if name in part else "absent" for part in (given, own)]
         if shapes[0] != shapes[1]:

@@ -101,6 +101,11 @@ def test_a_resumed_one_ends_bit_for_bit_the_same(trained: Trained) -> None:
             "it computes something else with its weights: give --likelihood bernoulli",
             id="likelihood",
         ),
+        pytest.param(
+            {"model": "tests.own_nets:orthogonal"},
+            r"decoder\.0 computes its weight, of which a trained model keeps the value alone",
+            id="weights that torch computes",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_the_options_that_fit(
