@@ -103,7 +103,8 @@ def plot_traversals(
 ) -> None:
     """Plot images from 0 to 255, a line for each of `latents` and a column for each of `values`."""
     picture = tile(images, len(values))
-    height, width = (size + 2 for size in images.shape[1:3])  # tile keeps 2 pixels between two
+    # tile keeps 2 pixels around each image
+    height, width = (picture.shape[0] - 2) / len(latents), (picture.shape[1] - 2) / len(values)
     figure = _figure(2.2 + 0.6 * len(values), 0.8 + 0.6 * len(latents) * height / width)
     axes = figure.subplots()
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")

@@ -7,31 +7,24 @@ is not sound, `UsageRefused` if the directory exists already.
 
 import io
 import json
-import logging
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor, nn
-from torch.fx.experimental import _config as symbolic_shapes
 
 from pipeline.config import Precision
 from pipeline.environment import describe_versions
 from pipeline.errors import ParityFailed
+from pipeline.export.graph_export import OPSET, save_graph
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
-from pipeline.export.quantization import Ranges, convert_precision, rewrite_graph, unambiguous_rows
+from pipeline.export.quantization import Ranges, convert_precision, unambiguous_rows
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
-from pipeline.model.operations import FUNCTIONS, Array, Tolerance, draw_inputs, run_reference
+from pipeline.model.operations import Array, Tolerance, draw_inputs, run_reference
 from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
@@ -50,7 +43,6 @@ from serving.noise import draw_rows
 from serving.operations import Operation, operation_table
 from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
-OPSET = 20
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
 """Rows from which the golden rows are chosen: the first whose rounding to int8 is unambiguous."""
@@ -97,85 +89,6 @@ def export_bundle(
         (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
     return Bundle(out, manifest)
-
-
-def save_graph(
-    path: Path,
-    model: VAE,
-    operation: Operation,
-    metadata: Mapping[str, str],
-    reduced: VAE | None = None,
-) -> None:
-    """Export one operation as a single, checked ONNX file without source paths inside.
-
-    If a model of reduced precision is given, the graph holds its numbers.
-    """
-    inputs = draw_inputs(
-        operation,
-        np.zeros((3, *model.x_shape), operation.inputs[0].dtype),
-        num_samples=2,  # sizes above 1 and unequal, so that torch fixes no axis
-        seed=0,
-    )
-    axes = tuple(
-        {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
-        for tensor in operation.inputs
-    )
-    # a convolution asks whether there is just one row, to choose a memory layout; torch would take
-    # that question for a limit of the graph (pytorch#133653)
-    oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with _quiet_exporter(), oblivious:
-        program = torch.onnx.export(
-            _Graph(model, operation).eval(),
-            tuple(torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs),
-            input_names=list(operation.graph_inputs()),
-            output_names=[tensor.name for tensor in operation.outputs],
-            dynamo=True,
-            dynamic_shapes=(axes,),
-            opset_version=OPSET,
-            verbose=False,
-        )
-    if program is None:
-        raise ParityFailed(f"the exporter made no {path.name}")
-    if program.exported_program is None:
-        raise ParityFailed(f"the exporter does not tell the axes of {path.name}")
-    for axis, bounds in program.exported_program.range_constraints.items():
-        if not bounds.lower <= 1:
-            raise ParityFailed(f"{path.name} does not take {axis} = 1: it needs {bounds}")
-    ClearMetadataAndDocStringPass()(program.model)
-    program.model.metadata_props.update({**metadata, "operation": operation.name})
-    proto = onnx_ir.to_proto(program.model)
-    if reduced is not None:
-        rewrite_graph(proto, reduced)
-    onnx.checker.check_model(proto, full_check=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-class _Graph(nn.Module):
-    """One operation as a module, its weights under the names of the model's state dict."""
-
-    def __init__(self, model: VAE, operation: Operation) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.likelihood = model.encoder, model.decoder, model.likelihood
-        self._model = (model,)  # in a tuple, so that it adds no second name to the weights
-        self._function = FUNCTIONS[operation.name]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self._function(self._model[0], *inputs)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's messages on torchvision, its own internals and shared axis names."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*treespec.*", FutureWarning)
-        warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:

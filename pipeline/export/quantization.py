@@ -13,6 +13,7 @@ input has no bounds stays float32 too.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast, get_args
 
@@ -37,8 +38,7 @@ CALIBRATION_ROWS = 10_000
 STEPS = 255
 """Steps between the ends of the range of an activation; a weight has 127 on each side of zero."""
 
-PRODUCTS = ("Gemm", "Conv", "ConvTranspose")
-"""Operators whose second input is a weight."""
+INT8_NEEDS = "int8 needs a linear hidden layer, over rows and not steps: use --precision fp16"
 FIRST = "encoder.hidden.0"
 """The layer of the built-in encoder that reads the data."""
 
@@ -118,14 +118,16 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     bounded = x.dtype == np.uint8 or isinstance(model.px, Bernoulli)
     layers = _wide_layers(model, bounded=bounded)
     if not layers:
-        raise UsageRefused("int8 needs a linear hidden layer: use --precision fp16")
-    ranges = dict.fromkeys(layers, (0.0, 0.0))
+        raise UsageRefused(INT8_NEEDS)
+    ranges, sequences = dict[str, tuple[float, float]](), set[str]()
     watched = copy.deepcopy(model)
     for name in layers:
 
         def widen(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-            low, high = ranges[name]
+            low, high = ranges.get(name, (0.0, 0.0))
             ranges[name] = (min(low, inputs[0].min().item()), max(high, inputs[0].max().item()))
+            if inputs[0].dim() != 2:
+                sequences.add(name)
 
         watched.get_submodule(name).register_forward_pre_hook(widen)
     x = x[:CALIBRATION_ROWS]
@@ -133,6 +135,9 @@ def calibrate(model: VAE, x: Array) -> dict[str, tuple[float, float]]:
     qz = watched.encode(torch.from_numpy(x))
     watched.decode(qz.loc + qz.scale * noise)
     watched.decode(prior)
+    ranges = {name: ranges[name] for name in layers if name in ranges.keys() - sequences}
+    if not ranges:
+        raise UsageRefused(INT8_NEEDS)
     # true of all data, seen or not; in a user's net this name may be a later layer
     if FIRST in ranges and type(model.encoder) is MlpEncoder:
         ranges[FIRST] = (0.0, 1.0)
@@ -144,28 +149,37 @@ def _linear_layers(model: VAE) -> dict[str, nn.Linear]:
 
 
 def _wide_layers(model: VAE, *, bounded: bool) -> list[str]:
-    """Name all layers but those at the latents, and the first one if its input has no bounds."""
-    inner = [name for name in _linear_layers(model) if name.startswith("encoder.hidden.")]
-    outer = [name for name in _linear_layers(model) if name.startswith("decoder.")][1:]
-    return [name for name in (*inner, *outer) if bounded or name != FIRST]
+    """Name all layers but those at the latents, and the first one if its input has no bounds.
+
+    Layers that share their weight with another stay as they are.
+    """
+    layers = _linear_layers(model)
+    inner = [name for name in layers if name.startswith("encoder.hidden.")]
+    outer = [name for name in layers if name.startswith("decoder.")][1:]
+    used = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    wide = (name for name in (*inner, *outer) if bounded or name != FIRST)
+    return [name for name in wide if used[id(layers[name].weight)] == 1]
 
 
 def rewrite_graph(proto: ModelProto, reduced: VAE) -> None:
     """Put the numbers of the reduced model into a float32 graph, with nodes that widen them."""
     state = {name: value.numpy() for name, value in reduced.state_dict().items()}
+    narrow = {name for name, value in state.items() if value.dtype == np.float16}
+    integers = {name for name, value in state.items() if value.dtype == np.int8}
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     used: dict[str, Array] = {}
     for node in nodes:
-        weight = node.input[1] if node.op_type in PRODUCTS else ""
-        dtype = state[weight].dtype if weight in state else np.float32
-        rewrite = {np.dtype("float16"): _widen, np.dtype("int8"): _quantize}.get(np.dtype(dtype))
-        if rewrite is None:
+        for weight in narrow.intersection(node.input):
+            proto.graph.node.extend(_once(proto, [_widen(weight)]))
+            node.input[:] = [f"{n}.float32" if n == weight else n for n in node.input]
+            used[weight] = state[weight]
+        if node.op_type == "Gemm" and node.input[1] in integers:
+            layer = node.input[1].removesuffix("weight")
+            used |= {name: value for name, value in state.items() if name.startswith(layer)}
+            proto.graph.node.extend(_once(proto, _quantize(node, node.input[1])))
+        else:
             proto.graph.node.append(node)
-            continue
-        proto.graph.node.extend(_once(proto, rewrite(node, weight)))
-        layer = weight.removesuffix("weight")
-        used |= {name: value for name, value in state.items() if name.startswith(layer)}
     if used:
         del proto.graph.value_info[:]  # it may hold outdated dtypes
     kept = [item for item in proto.graph.initializer if item.name not in used]
@@ -182,25 +196,25 @@ def _once(proto: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     return [node for node in nodes if node.output[0] not in made]
 
 
-def _widen(product: NodeProto, weight: str) -> list[NodeProto]:
+def _widen(weight: str) -> NodeProto:
     wide = f"{weight}.float32"
-    cast_node = helper.make_node("Cast", [weight], [wide], f"{wide}.cast", to=TensorProto.FLOAT)
-    product.input[1] = wide
-    return [cast_node, product]
+    return helper.make_node("Cast", [weight], [wide], f"{wide}.cast", to=TensorProto.FLOAT)
 
 
 def _quantize(gemm: NodeProto, weight: str) -> list[NodeProto]:
     """Quantize and dequantize around the product, then add the bias: onnxruntime fuses this."""
-    layer, (x, _, bias), (y,) = weight.removesuffix("weight"), gemm.input, gemm.output
+    layer, (x, _, *bias), (y,) = weight.removesuffix("weight"), gemm.input, gemm.output
     scales = [f"{layer}x_scale", f"{layer}x_zero"]
     weight_scales = [f"{layer}weight_scale", f"{layer}weight_zero"]
+    product = f"{y}.product" if bias else y
     rows: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("QuantizeLinear", [x, *scales], f"{y}.uint8", {}),
         ("DequantizeLinear", [f"{y}.uint8", *scales], f"{y}.steps", {}),
         ("DequantizeLinear", [weight, *weight_scales], f"{weight}.float32", {"axis": 0}),
-        ("Gemm", [f"{y}.steps", f"{weight}.float32"], f"{y}.product", {"transB": 1}),
-        ("Add", [f"{y}.product", bias], y, {}),
+        ("Gemm", [f"{y}.steps", f"{weight}.float32"], product, {"transB": 1}),
     ]
+    if bias:
+        rows.append(("Add", [product, *bias], y, {}))
     return [
         helper.make_node(kind, inputs, [output], f"{output}.{kind}", **attributes)
         for kind, inputs, output, attributes in rows

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
+from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from serving.bundle import WEIGHTS, Bundle
 from serving.errors import VerificationFailed
@@ -81,12 +82,13 @@ def _build(content: Mapping[str, Any], weights: Path) -> Checkpoint:
     config = Config.from_json(content["config"])
     # the config in a bundle of schema 1 may still say auto, which `likelihood` never does
     settings = replace(config.model, likelihood=content["likelihood"])
-    model = VAE(tuple(content["x_shape"]), settings)
+    model = VAE(tuple(content["x_shape"]), settings).eval()
+    fix_weights(model)
     try:
         model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     except (RuntimeError, OSError, pickle.UnpicklingError) as err:
         raise VerificationFailed(f"{weights} does not fit the model: {err}") from err
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     return Checkpoint(
         model,
         config,

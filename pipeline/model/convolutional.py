@@ -1,7 +1,7 @@
 """Convolutional encoders and decoders for images of any size, gray or in colour.
 
 Every stage halves height and width; the decoder mirrors the encoder. There is no batch
-normalisation, so that a row's result depends on that row alone.
+normalisation, so that in training, too, a row's result depends on that row alone.
 """
 
 from itertools import pairwise

@@ -15,6 +15,7 @@ import pipeline
 from pipeline.model.convolutional import build_conv, build_resnet
 from pipeline.model.net_spec import Builder, Nets, NetSpec
 from pipeline.model.perceptron import build_mlp
+from pipeline.model.row_check import find_row_fault
 from serving.errors import UsageRefused
 
 BUILDERS: Mapping[str, Builder] = {"mlp": build_mlp, "conv": build_conv, "resnet": build_resnet}
@@ -43,6 +44,9 @@ def build_nets(spec: NetSpec, model: str) -> Nets:
         raise UsageRefused(
             f"output_bias of model {model} must be a tensor of {(spec.params_width,)}, got {got}"
         )
+    if ":" in model:
+        _check_rows(model, "encoder", encoder, spec.x_width)
+        _check_rows(model, "decoder", decoder, spec.latent_dim)
     return nets
 
 
@@ -72,6 +76,18 @@ def _check_shapes(
             f"{type(module).__name__} of model {model} must give {expected} for two rows of "
             f"{width}, got {shapes}"
         )
+
+
+def _check_rows(model: str, name: str, module: nn.Module, width: int) -> None:
+    try:
+        fault = find_row_fault(name, module, width)
+    except Exception as err:
+        raise UsageRefused(
+            f"{type(module).__name__} of model {model} fails on one row or in float64, with which "
+            f"parity compares{_reason(err)}"
+        ) from err
+    if fault:
+        raise UsageRefused(f"model {model} cannot be served: {fault}")
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
@@ -105,10 +121,10 @@ def _reason(err: Exception, function: object = None) -> str:
 
 def _is_own(filename: str) -> bool:
     """Whether a file is a user's: not part of Python, of an installed package or of this one."""
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    others = [*installed, Path(pipeline.__file__).parent]
     path = Path(filename)
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in others)
+    others = (Path(sysconfig.get_path("stdlib")), Path(pipeline.__file__).parent)
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return path.is_file() and not installed and not any(map(path.is_relative_to, others))
 
 
 def _import_builder(path: str) -> Builder:

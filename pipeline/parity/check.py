@@ -10,7 +10,7 @@ threads are checked on the same held-out batches, and on one batch of every othe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.environment import describe_environment, describe_versions
@@ -27,7 +27,7 @@ from pipeline.parity.comparisons import (
     plan_settings,
 )
 from pipeline.parity.graph_checks import load_graphs
-from pipeline.parity.inputs import repeat_rows
+from pipeline.parity.inputs import ROWS, repeat_rows
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
@@ -68,11 +68,11 @@ def check_parity(
     graphs, faults = load_graphs(bundle)
     manifest, loss = bundle.manifest, None
     reduced = convert_precision(model, manifest.precision, manifest.ranges)
-    faults += rules.weights(graphs, reduced)
+    faults += rules.weights(graphs, model, reduced, bundle.operations)
     plans = tuple(plan_settings(devices, threads, rules))
     found = _Found()
     try:
-        found.compare(plans, bundle, reduced, repeat_rows(x))
+        found.compare(plans, bundle, reduced, x)
         if manifest.precision != "float32":
             engine = Engine(bundle, device=devices[0], threads=threads)
             loss = measure_loss(engine, model, x)
@@ -106,12 +106,12 @@ class _Found:
         cases: list[Case] = []
         for plan in plans:
             run = open_engine(bundle, plan)  # first: a graph that does not open ends the check
-            cases = cases or list(make_cases(plans, bundle, model, x))
+            cases = cases or list(make_cases(plans, bundle, model, repeat_rows(x)))
             self.placement.setdefault(plan.device, run.engine.placement())
             for case in cases:
                 for result in compare_case(run, case):
                     if isinstance(result, ElboParity):
-                        self.elbo.append(result)
+                        self.elbo.append(replace(result, different=min(len(x), ROWS)))
                     else:
                         self.comparisons.append(result)
 

@@ -134,6 +134,8 @@ class ElboParity:
     """Largest error of a row, as a share of the row's |log-likelihood| + KL."""
     row_goal: float
     row_tolerance: float
+    different: int = 0
+    """How many of the rows are different, as fewer held-out rows are repeated; 0 if unknown."""
 
     @property
     def passed(self) -> bool:
@@ -143,7 +145,7 @@ class ElboParity:
     def line(self) -> str:
         """Describe the errors and their tolerances for a person."""
         return (
-            f"ELBO of {self.rows} rows ({short_provider(self)}): "
+            f"ELBO of {describe_rows(self)} ({short_provider(self)}): "
             f"mean off by {self.mean_error:.2e} nats, allowed {self.mean_tolerance:.2e}; "
             f"a row by {self.row_error:.2e} of its size, allowed {self.row_tolerance:.2e}"
         )
@@ -168,6 +170,12 @@ def compare(
 def describe_share(share: float) -> str:
     """Describe for a person which share of its tolerance a comparison used."""
     return f"{share:.0%}" if share < 100 else "far more"
+
+
+def describe_rows(row: ElboParity) -> str:
+    """Count rows for a person; rows that are repeated are not more than they are."""
+    repeats = f", {row.different:,} of them different" if 0 < row.different < row.rows else ""
+    return f"{row.rows:,} rows{repeats}"
 
 
 def short_provider(row: Comparison | ElboParity) -> str:

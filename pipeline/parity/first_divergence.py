@@ -17,7 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.export.bundle_export import save_graph
+from pipeline.export.graph_export import save_graph
 from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array, Tolerance
 from pipeline.model.vae import VAE

@@ -1,21 +1,17 @@
-"""Check graphs without running them: their form, their operators, their weights.
+"""Check graphs without running them: their form and their operators.
 
-In: the graphs of a bundle and the model. Out: faults. A weight is compared by its bytes, because no
-tolerance on outputs can detect a single weight that is off by a thousandth.
+In: the graphs of a bundle. Out: faults.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto
 
-from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Fault
-from serving.bundle import GRAPHS, WEIGHTS, Bundle
+from serving.bundle import GRAPHS, Bundle
 
-SMALL_CONSTANT = 8
-"""The largest number of elements of a constant that is not a weight: shapes, limits, scalars."""
 RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -25,14 +21,6 @@ RANDOM = {
     "RandomUniformLike",
 }
 BRANCHING = {"If", "Loop", "Scan"}
-
-_PARTS: Mapping[str, tuple[str, ...]] = {
-    "encoder.onnx": ("encoder.",),
-    "decoder.onnx": ("decoder.",),
-    "reconstruct.onnx": ("decoder.",),  # it keeps the part of the encoder that leads to z_loc
-    "score.onnx": ("encoder.", "decoder."),  # scalars of a likelihood may be folded
-}
-"""Prefixes of the weights that each graph must have."""
 
 
 def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
@@ -52,32 +40,6 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
     for name, proto in graphs.items():
         faults += (Fault("operators", f"{name}: {line}") for line in _operator_faults(proto))
     return graphs, faults
-
-
-def weight_faults(graphs: Mapping[str, ModelProto], model: VAE) -> Iterator[Fault]:
-    """Compare initializers with the state dict byte for byte; none may be missing or hidden."""
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    weights = {name for name, _ in model.named_parameters()}
-    for graph, proto in graphs.items():
-        arrays = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
-        lines = [
-            f"{graph} has no weight {name}"
-            for name in sorted(weights - arrays.keys())
-            if name.startswith(_PARTS[graph])
-        ]
-        for name, value in arrays.items():
-            if name not in state:
-                if value.size > SMALL_CONSTANT:
-                    shape = value.shape
-                    lines.append(f"{graph} has an initializer {name} {shape} that is not a weight")
-            elif value.dtype != state[name].dtype or value.tobytes() != state[name].tobytes():
-                lines.append(f"{graph}: {name} is not the weight of {WEIGHTS}")
-        lines += (
-            f"{graph} has a constant {node.output[0]} that is not a weight"
-            for node in nodes_of(proto)
-            if node.op_type == "Constant" and _is_large(node)
-        )
-        yield from (Fault("weights", line) for line in lines)
 
 
 def nodes_of(proto: ModelProto) -> Iterator[NodeProto]:
@@ -113,11 +75,3 @@ def _is_training(node: NodeProto) -> bool:
     if node.op_type == "Dropout":  # the third input is training_mode
         return len(node.input) > 2 and node.input[2] != ""
     return any(item.name == "training_mode" and item.i for item in node.attribute)
-
-
-def _is_large(constant: NodeProto) -> bool:
-    sizes = [len(item.floats) + len(item.ints) for item in constant.attribute]
-    sizes += [
-        numpy_helper.to_array(item.t).size for item in constant.attribute if item.HasField("t")
-    ]
-    return max(sizes, default=0) > SMALL_CONSTANT

@@ -11,6 +11,8 @@ from pipeline.parity.comparison_result import Comparison
 from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
 
 HEIGHT, BOTTOM = 150, 30
+DIGIT = 5.6
+"""Width of a digit, in the units of the plot."""
 DECADES = (-4, 1)
 """Shares of the tolerance that are shown, as powers of ten; 0 is the whole tolerance."""
 _FLOOR = HEIGHT - BOTTOM
@@ -19,20 +21,21 @@ _FLOOR = HEIGHT - BOTTOM
 def plot_histogram(rows: Sequence[Comparison], edges: Sequence[float]) -> str:
     """Draw bars over log10(error / tolerance), summed over comparisons; outer bins are open."""
     counts = [sum(row.histogram[i] for row in rows) for i in range(len(edges) + 1)]
-    width = (WIDTH - LEFT - RIGHT) / len(counts)
     largest = max(*counts, 1)
-    parts = list(_frame("error as a share of the tolerance", f"{largest:,}", "0"))
+    left = _margin(f"{largest:,}")
+    width = (WIDTH - left - RIGHT) / len(counts)
+    parts = list(_frame("error as a share of the tolerance", f"{largest:,}", "0", left))
     for i, count in enumerate(counts):
         # an error above the tolerance must be seen among a million below
         height = max((_FLOOR - TOP) * count / largest, 2.5) if count else 0
         kind = "bad" if i == len(edges) or (i > 0 and edges[i - 1] >= 0) else "good"
         title = f"<title>{_bin_name(i, edges)}: {count:,}</title>"
         parts.append(
-            f'<rect class="{kind}" x="{LEFT + i * width + 0.5:.1f}" y="{_FLOOR - height:.1f}" '
+            f'<rect class="{kind}" x="{left + i * width + 0.5:.1f}" y="{_FLOOR - height:.1f}" '
             f'width="{width - 1:.1f}" height="{height:.1f}">{title}</rect>'
         )
     for i, edge in enumerate(edges):
-        x = LEFT + (i + 1) * width
+        x = left + (i + 1) * width
         if edge == 0:
             parts.append(_limit(x, x, TOP, _FLOOR))
         if float(edge).is_integer():
@@ -44,18 +47,19 @@ def plot_batches(rows: Sequence[Comparison]) -> str:
     """Draw a dot for each comparison over its batch size, and a line along the largest."""
     batches = sorted({row.batch for row in rows})
     low, high = DECADES
-    step = (WIDTH - LEFT - RIGHT) / max(len(batches), 1)
-    place = {batch: LEFT + (i + 0.5) * step for i, batch in enumerate(batches)}
+    left = _margin(_power(low))
+    step = (WIDTH - left - RIGHT) / max(len(batches), 1)
+    place = {batch: left + (i + 0.5) * step for i, batch in enumerate(batches)}
 
     def height(row: Comparison) -> float:
         share = row.share
         power = math.log10(share) if share > 0 else -math.inf
         return TOP + (_FLOOR - TOP) * (high - min(max(power, low), high)) / (high - low)
 
-    parts = list(_frame("rows in the batch", _power(high), _power(low)))
+    parts = list(_frame("rows in the batch", _power(high), _power(low), left))
     limit = TOP + (_FLOOR - TOP) * high / (high - low)
-    parts.append(_limit(LEFT, WIDTH - RIGHT, limit, limit))
-    parts.append(draw_text(LEFT - 4, limit + 3, "1", "end"))
+    parts.append(_limit(left, WIDTH - RIGHT, limit, limit))
+    parts.append(draw_text(left - 4, limit + 3, "1", "end"))
     tops = {batch: min(height(row) for row in rows if row.batch == batch) for batch in batches}
     points = " ".join(f"{place[batch]:.1f},{tops[batch]:.1f}" for batch in batches)
     parts.append(f'<polyline points="{points}"/>')
@@ -63,15 +67,20 @@ def plot_batches(rows: Sequence[Comparison]) -> str:
     for batch, y, passed in sorted(dots):
         kind = "good" if passed else "bad"
         parts.append(f'<circle class="{kind}" cx="{place[batch]:.1f}" cy="{y}" r="2.4"/>')
-    parts += [draw_text(x, _FLOOR + 12, str(batch), "middle") for batch, x in place.items()]
+    parts += [draw_text(x, _FLOOR + 12, f"{batch:,}", "middle") for batch, x in place.items()]
     return draw_svg(parts, f"share of the tolerance used at {len(batches)} batch sizes", HEIGHT)
 
 
-def _frame(below: str, top: str, bottom: str) -> Iterator[str]:
-    yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
-    yield draw_text(LEFT - 4, TOP + 7, top, "end")
-    yield draw_text(LEFT - 4, _FLOOR, bottom, "end")
-    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
+def _margin(label: str) -> float:
+    """Return a margin on the left in which the whole label is seen."""
+    return max(LEFT, 8 + DIGIT * len(label))
+
+
+def _frame(below: str, top: str, bottom: str, left: float) -> Iterator[str]:
+    yield f'<path class="axis" d="M{left:g} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
+    yield draw_text(left - 4, TOP + 7, top, "end")
+    yield draw_text(left - 4, _FLOOR, bottom, "end")
+    yield draw_text((left + WIDTH) / 2, HEIGHT - 4, below, "middle")
 
 
 def _bin_name(i: int, edges: Sequence[float]) -> str:

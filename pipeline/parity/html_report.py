@@ -11,6 +11,7 @@ from pipeline.parity.comparison_result import (
     HISTOGRAM_EDGES,
     Comparison,
     ElboParity,
+    describe_rows,
     describe_share,
     short_provider,
 )
@@ -40,7 +41,7 @@ _COLUMNS: Mapping[str, Callable[[Comparison], str]] = {
 }
 _BOUND_COLUMNS: Mapping[str, Callable[[ElboParity], str]] = {
     "provider": lambda row: short_provider(row),
-    "rows": lambda row: f"{row.rows:,}",
+    "rows": lambda row: describe_rows(row).replace(" rows", ""),
     "mean error": lambda row: _number(row.mean_error),
     "allowed": lambda row: _number(row.mean_tolerance),
     "row error": lambda row: _number(row.row_error),

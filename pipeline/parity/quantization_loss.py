@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.export.bundle_export import save_graph
+from pipeline.export.graph_export import save_graph
 from pipeline.model.operations import Array, draw_inputs, rms, run_reference
 from pipeline.model.vae import VAE
 from serving.bundle import Bundle

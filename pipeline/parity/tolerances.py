@@ -18,7 +18,7 @@ from onnx import ModelProto
 from pipeline.model.operations import Array, rms, run_reference
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import ElboParity, Fault, Setting
-from pipeline.parity.graph_checks import weight_faults
+from pipeline.parity.weights import weight_faults
 from serving.operations import Operation
 
 
@@ -29,8 +29,10 @@ class Rules:
     precision: str
     noise: Callable[[VAE, Operation, Mapping[str, Array]], Mapping[str, Array]]
     """Runs torch with the rounding of this precision; four times its error is the tolerance."""
-    weights: Callable[[Mapping[str, ModelProto], VAE], Iterator[Fault]]
-    """Finds the initializers that are not those of the state dict."""
+    weights: Callable[
+        [Mapping[str, ModelProto], VAE, VAE, Mapping[str, Operation]], Iterator[Fault]
+    ]
+    """Finds weights that are not those of the state dict."""
     mean_nats: float
     """How far the mean ELBO of held-out rows may be from that of float64, in nats."""
     row_share: float

@@ -19,6 +19,7 @@ from pipeline.config import Config, TrainConfig
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.objective import ElboTerms, elbo_terms, loss
+from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from pipeline.training.schedules import (
     kl_weight_at,
@@ -229,10 +230,12 @@ def _save(state: TrainState, hooks: TrainHooks) -> None:
 
 def _result(state: TrainState) -> TrainResult:
     state.model.load_state_dict(state.best_weights)
-    state.model.eval().requires_grad_(False)
+    model = state.model.cpu().eval()
+    fix_weights(model)
+    model.requires_grad_(False)
     history = tuple(state.history)
     longer = _advise_longer(state)
-    return TrainResult(state.model.cpu(), history, state.best_epoch, state.seconds, longer)
+    return TrainResult(model, history, state.best_epoch, state.seconds, longer)
 
 
 def _advise_longer(state: TrainState) -> int | None:

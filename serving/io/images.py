@@ -16,6 +16,8 @@ from serving.io.image_files import require_pillow
 Array = NDArray[Any]
 
 _CHANNELS = (1, 3, 4)
+_LEGIBLE = 24
+"""The least height and width, in pixels, of an image in a grid."""
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -68,7 +70,12 @@ def encode_png(image: Array) -> bytes:
 
 
 def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
-    """Lay out images from 0 to 255, see `is_picture`, as one image, 2 pixels apart."""
+    """Lay out images from 0 to 255, see `is_picture`, as one image, 2 pixels apart.
+
+    Small images are enlarged by a whole factor, so that a person sees what is on them.
+    """
+    scale = max(1, -(-_LEGIBLE // min(images.shape[1:3])))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, *channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)

@@ -55,8 +55,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_main_job(folder: Path) -> None:
     np.save(folder / "x.npy", draw_images(300))
     arguments = ("--data", str(folder / "x.npy"), "--epochs", "1", "--out", "bundle", *TINY)
-    arguments += ("--min-active-units", "0")  # after one epoch no latent is active yet
-    result = run_vae(folder, "run", *arguments)
+    unjudged = ("--min-active-units", "0")  # after one epoch no latent is active yet
+    result = run_vae(folder, "run", *arguments, *unjudged)
     assert result.returncode == 0, result.stderr
 
 

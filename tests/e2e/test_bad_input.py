@@ -290,9 +290,9 @@ def test_a_store_that_cannot_be_written_is_named(made: Path, store: Path, tmp_pa
     assert not (tmp_path / "bundles").exists()
 
 
-def test_a_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_made_is_named(made: Path, tmp_path: Path) -> None:
     uri = "sqlite:////dev/null/store/mlflow.db"
-    result = run_vae(tmp_path, "history", MLFLOW_TRACKING_URI=uri)
+    result = run_vae(tmp_path, "register", str(made / "bundle"), MLFLOW_TRACKING_URI=uri)
     assert refusal(result, 1).startswith(f"the MLflow store {uri} refused: ")
     assert tree(tmp_path) == {}
 

@@ -1,5 +1,6 @@
 """Presets, likelihoods and a user's own networks through export, parity and the engine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from pipeline.config import Config, Precision, configure
 from pipeline.data.dataset import Dataset, Split
 from pipeline.model.net_spec import Nets, NetSpec
 from serving.engine import Engine
+from serving.errors import UsageRefused
+from tests import own_nets
 from tests.trained_models import make_bundle, train_checkpoint
 
 SMALL = {"latent_dim": 3, "epochs": 2, "learning_rate": 5e-3, "batch_size": 50, "nll_samples": 4}
@@ -37,18 +40,25 @@ def small_config(preset: str = "default", **settings: object) -> Config:
     return configure(preset, **{**SMALL, **quick, **settings})
 
 
-def assert_served(
+def serve(
     dataset: Dataset, config: Config, folder: Path, precision: Precision = "float32"
-) -> None:
-    """Train briefly, export, check, and score a row alone with the bytes that it has in a batch."""
+) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+    """Train briefly, export and check; return the scores of some rows, and of the first alone."""
     bundle = make_bundle(folder / "bundle", (train_checkpoint(dataset, config), dataset), precision)
     report = bundle.read_json("parity.json")
     assert report["verdict"] == "passed", report["faults"]
     engine, x = Engine(bundle, threads=1), dataset.test.x[:40]
-    together = engine.score(x, num_samples=2, seed=1)
-    alone = engine.score(x[:1], num_samples=2, seed=1)
-    assert all(alone[name].tobytes() == together[name][:1].tobytes() for name in together)
     assert engine.reconstruct(x).shape == x.shape
+    together, alone = (engine.score(rows, num_samples=2, seed=1) for rows in (x, x[:1]))
+    return together, alone
+
+
+def assert_served(
+    dataset: Dataset, config: Config, folder: Path, precision: Precision = "float32"
+) -> None:
+    """Check that a row alone has the bytes that it has in a batch."""
+    together, alone = serve(dataset, config, folder, precision)
+    assert all(alone[name].tobytes() == together[name][:1].tobytes() for name in together)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +83,49 @@ def test_fp16_also_converts_convolutions(tmp_path: Path) -> None:
     assert_served(draw(COLOUR, "bytes"), small_config("conv"), tmp_path, "fp16")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("net", [net.__name__ for net in own_nets.NETS])
+def test_a_user_s_own_networks_are_served(net: str, tmp_path: Path) -> None:
+    config = small_config(model=f"{own_nets.__name__}:{net}", epochs=1)
+    together, alone = serve(draw(GRAY, "bytes"), config, tmp_path)
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, together[name][:1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "precision"),
+    [
+        pytest.param("lstm", "fp16", id="recurrent in fp16"),
+        pytest.param("attention", "fp16", id="attention in fp16"),
+        pytest.param("attention", "int8", id="attention in int8"),
+        pytest.param("sequence", "int8", id="without biases in int8"),
+    ],
+)
+def test_a_user_s_own_networks_are_served_in_reduced_precision(
+    net: str, precision: Precision, tmp_path: Path
+) -> None:
+    config = small_config(model=f"{own_nets.__name__}:{net}", epochs=1)
+    together, alone = serve(draw(GRAY, "bytes"), config, tmp_path, precision)
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, together[name][:1], rtol=1e-5)
+
+
+def test_int8_of_layers_over_steps_alone_is_refused(tmp_path: Path) -> None:
+    config = small_config(model=f"{own_nets.__name__}:lstm", epochs=1)
+    with pytest.raises(UsageRefused, match="int8 needs a linear hidden layer, over rows and not"):
+        serve(draw(GRAY, "bytes"), config, tmp_path, "int8")
+
+
 class BatchCentredEncoder(nn.Module):
-    """An encoder that subtracts the mean of the batch, which a served graph must not do."""
+    """An encoder that learns to subtract the mean of the batch, which a graph must not do."""
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
+        self.share = nn.Parameter(torch.zeros(()))
         self.heads = nn.Linear(spec.x_width, 2 * spec.latent_dim)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        loc, log_scale = self.heads(x - x.mean(0)).chunk(2, -1)
+        loc, log_scale = self.heads(x - self.share * x.mean(0)).chunk(2, -1)
         return loc, log_scale
 
 

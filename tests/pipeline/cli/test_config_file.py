@@ -135,7 +135,7 @@ def test_the_environment_comes_before_the_file_and_after_an_option(
     [
         ("epoch = 3", "'epoch', which is no option of vae train; did you mean 'epochs'?"),
         ("zzz = 3", "'zzz', which is no option of vae train; vae config shows all keys"),
-        ("name = 'x'", "'name', which is no option of vae train; vae config shows all keys"),
+        ("name = 'x'", "'name', which is no option of vae train; did you mean 'run-name'?"),
         ("config = 'x'", "'config', which is no option of vae train; vae config shows all keys"),
         (
             "[train]\nlatent-dim = 3",

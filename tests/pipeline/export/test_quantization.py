@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.export.bundle_export import export_bundle, save_graph
+from pipeline.export.bundle_export import export_bundle
+from pipeline.export.graph_export import save_graph
 from pipeline.export.quantization import (
     QuantizedLinear,
     calibrate,

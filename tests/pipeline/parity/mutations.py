@@ -101,16 +101,26 @@ def constant(graph: GraphProto, name: str, value: Any, dtype: Any = np.float32) 
     graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
 
 
+def weight_names(arrays: Arrays, part: str) -> list[str]:
+    """Name the weights of a net in its order, without its biases and its embedding of the rows."""
+    return [
+        name
+        for name, value in arrays.items()
+        if name.startswith(part) and value.ndim > 1 and "embed" not in name
+    ]
+
+
 def _flip_sign(arrays: Arrays) -> None:
     arrays["encoder.z_loc.weight"][0, 0] *= -1
 
 
 def _nudge(arrays: Arrays) -> None:
-    arrays["encoder.hidden.0.weight"][0, 0] *= 1 + 2**-10
+    arrays[weight_names(arrays, "encoder.")[0]].flat[0] *= 1 + 2**-10
 
 
 def _zero_bias(arrays: Arrays) -> None:
-    arrays["encoder.hidden.0.bias"][:] = 0
+    biases = (name for name in arrays if "bias" in name and "embed" not in name)
+    arrays[next(biases)][:] = 0
 
 
 def _swap_heads(arrays: Arrays) -> None:
@@ -119,7 +129,8 @@ def _swap_heads(arrays: Arrays) -> None:
 
 
 def _swap_rows(arrays: Arrays) -> None:
-    arrays["decoder.x_params.weight"][[0, 1]] = arrays["decoder.x_params.weight"][[1, 0]]
+    weight = arrays[weight_names(arrays, "decoder.")[-1]]
+    weight[[0, 1]] = weight[[1, 0]]
 
 
 def _nan(arrays: Arrays) -> None:
@@ -204,8 +215,8 @@ def _mix_rows(graph: GraphProto) -> None:
     replace_value(
         graph,
         "z_loc",
-        helper.make_node("ReduceMean", ["plain", "axis"], ["mean"], keepdims=1),
-        helper.make_node("Mul", ["mean", "little"], ["share"]),
+        helper.make_node("ReduceMean", ["plain", "axis"], ["batch_mean"], keepdims=1),
+        helper.make_node("Mul", ["batch_mean", "little"], ["share"]),
         helper.make_node("Add", ["plain", "share"], ["z_loc"]),
     )
 
@@ -245,9 +256,8 @@ def _dropout(graph: GraphProto) -> None:
 
 
 def _batch_norm(graph: GraphProto) -> None:
-    width = next(
-        len(numpy_helper.to_array(i)) for i in graph.initializer if "hidden.0.bias" in i.name
-    )
+    (silu,) = (item for item in graph.value_info if item.name == "silu")
+    width = silu.type.tensor_type.shape.dim[1].dim_value
     for name, value in {"s": 1, "b": 0, "m": 0, "v": 1}.items():
         constant(graph, name, [value] * width)
     node = helper.make_node(
@@ -272,7 +282,8 @@ def _reverse_latents(graph: GraphProto) -> None:
 
 
 def _drop_activation(graph: GraphProto) -> None:
-    replace_value(graph, "silu", helper.make_node("Identity", ["linear"], ["silu"]))
+    (product,) = (node for node in graph.node if "silu" in node.output)
+    replace_value(graph, "silu", helper.make_node("Identity", product.input[:1], ["silu"]))
 
 
 def _one_draw(graph: GraphProto) -> None:
@@ -295,13 +306,14 @@ def _scale_elbo(graph: GraphProto) -> None:
 
 def _hide_weight(graph: GraphProto) -> None:
     """A weight under another name, with one number changed in its last bit."""
-    weight = next(item for item in graph.initializer if item.name == "decoder.x_params.weight")
-    array = numpy_helper.to_array(weight).copy()
-    array[0, 0] = np.nextafter(array[0, 0], np.float32(9))
+    arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    weight = weight_names(arrays, "decoder.")[-1]
+    array = arrays[weight].copy()
+    array.flat[0] = np.nextafter(array.flat[0], np.float32(9))
     tensor = numpy_helper.from_array(array, "hidden")
     graph.node.insert(0, helper.make_node("Constant", [], ["hidden"], value=tensor))
     for node in graph.node:
-        node.input[:] = ["hidden" if name == weight.name else name for name in node.input]
+        node.input[:] = ["hidden" if name == weight else name for name in node.input]
 
 
 def _stale(graphs: Graphs, other: Arrays) -> None:

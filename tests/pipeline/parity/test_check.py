@@ -83,7 +83,7 @@ def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityRepo
         "score.kl",
         "score.iw_elbo",
     ]
-    assert lines[10].startswith("  ELBO of 1000 rows (CPU): mean off by ")
+    assert lines[10].startswith("  ELBO of 1,000 rows, 100 of them different (CPU): mean off by ")
     count = len(report.comparisons)
     assert lines[-1] == f"  parity passed: {count} comparisons on cpu"
     first = replace(report.comparisons[3], max_error=9.0)
@@ -223,7 +223,7 @@ def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
         assert sum(row["histogram"]) == row["batch"] * elements.get(row["output"], 1)
     (elbo,) = content["elbo"]
     assert elbo["passed"]
-    assert elbo["rows"] == 1000
+    assert (elbo["rows"], elbo["different"]) == (1000, 100)
 
 
 def test_histogram_counts_errors_by_their_part_of_the_tolerance() -> None:

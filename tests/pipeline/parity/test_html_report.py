@@ -69,6 +69,25 @@ def test_a_histogram_sums_the_comparisons_and_marks_what_is_beyond_the_tolerance
     assert counts[3] == "above 10 of the tolerance, or not a number: 1"
 
 
+def test_wide_labels_are_not_cut_on_the_left() -> None:
+    wide = [row(histogram=(1, 34_056_789_012, 0, 0))]
+    for svg in (plot_histogram(wide, EDGES), plot_batches(wide)):
+        labels = [
+            text for text in ET.fromstring(svg).iter("text") if text.get("text-anchor") == "end"
+        ]
+        assert len(labels) >= 2
+        for label in labels:  # 5.5 is the width of a digit in sans-serif of 9.5 pixels
+            assert float(label.attrib["x"]) >= 5.5 * len(label.text or "")
+    assert ">34,056,789,012<" in plot_histogram(wide, EDGES)
+
+
+def test_rows_that_are_repeated_are_counted_as_such(sealed: Bundle) -> None:
+    report = ParityReport.from_json(sealed.read_json("parity.json"))
+    assert "1,000, 100 of them different" in Page(render_page(report, "bundle")).text
+    earlier = replace(report, elbo=tuple(replace(row, different=0) for row in report.elbo))
+    assert "of them different" not in Page(render_page(earlier, "bundle")).text
+
+
 def test_batches_have_a_dot_each_and_a_line_along_the_largest() -> None:
     rows = [
         row(batch=1, max_error=0.1),

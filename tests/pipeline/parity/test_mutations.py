@@ -1,14 +1,23 @@
 """Every corruption is caught, by the rule meant for it; clean models are not."""
 
+import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
+from pipeline.data.dataset import Dataset
 from pipeline.model.vae import VAE
 from pipeline.parity.check import check_parity
 from pipeline.parity.comparison_result import Rule
-from serving.bundle import Bundle
+from pipeline.parity.weights import NETS as NETS_PARTS
+from pipeline.parity.weights import weight_faults
+from serving.bundle import Bundle, open_bundle
 from tests.pipeline.parity.mutations import (
     MUTATIONS,
     Mutation,
@@ -18,22 +27,55 @@ from tests.pipeline.parity.mutations import (
     weights_of,
     write_graphs,
 )
-from tests.trained_models import Trained, tiny_config, train_checkpoint
+from tests.trained_models import share_bundle, share_checkpoint, tiny_config, train_checkpoint
+
+NETS: Mapping[str, Mapping[str, object]] = {
+    "dense": {},
+    "convolutional": {"model": "conv", "hidden_dims": (6, 6)},
+    "recurrent": {"model": "tests.own_nets:lstm"},
+    "attention": {"model": "tests.own_nets:attention"},
+}
+EACH_NET = [
+    pytest.param(net, id=net, marks=[] if net == "dense" else pytest.mark.slow) for net in NETS
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net with an export, and models of other trainings of it on the same data."""
+
+    bundle: Bundle
+    model: VAE
+    x: np.ndarray
+    others: list[VAE]
 
 
 @pytest.fixture(scope="module")
-def others(trained: Trained) -> list[VAE]:
-    """Models of other trainings on the same data."""
-    configs = (tiny_config(trained[1], seed=seed, epochs=seed) for seed in (9, 1, 2, 3, 4))
-    return [train_checkpoint(trained[1], config).model for config in configs]
+def subject(
+    request: pytest.FixtureRequest, images: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Subject:
+    net = str(request.param)
+    trained = share_checkpoint(tmp_path_factory, f"{net}-net", images, **NETS[net])
+    bundle = share_bundle(tmp_path_factory, f"{net}-bundle", trained)
+    configs = (tiny_config(images, seed=s, epochs=s, **NETS[net]) for s in (9, 1, 2, 3, 4))
+    others = [train_checkpoint(images, config).model for config in configs]
+    return Subject(bundle, trained[0].model, images.test.x, others)
+
+
+@pytest.fixture
+def copied(subject: Subject, tmp_path: Path) -> Bundle:
+    """Return a copy of the subject's bundle to change."""
+    shutil.copytree(subject.bundle.path, tmp_path / "bundle")
+    return open_bundle(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("subject", EACH_NET, indirect=True)
 def test_a_corruption_is_caught_by_its_rule(
-    mutation: Mutation, bundle: Bundle, others: list[VAE], trained: Trained
+    mutation: Mutation, subject: Subject, copied: Bundle
 ) -> None:
-    corrupted = corrupt(bundle, mutation, others[0])
-    report = check_parity(corrupted, trained[0].model, trained[1].test.x)
+    corrupted = corrupt(copied, mutation, subject.others[0])
+    report = check_parity(corrupted, subject.model, subject.x)
     broken = Counter(fault.rule for fault in report.faults())
     assert mutation.rule in broken, broken
     if mutation.sole:
@@ -42,20 +84,55 @@ def test_a_corruption_is_caught_by_its_rule(
     assert report.to_json()["verdict"] == "failed"
 
 
+@pytest.mark.parametrize("subject", EACH_NET, indirect=True)
+def test_any_weight_that_is_changed_swapped_or_transposed_is_caught(subject: Subject) -> None:
+    """Each weight of the graph that has them all, one at a time."""
+    graph = "score.onnx"
+    proto, model = read_graphs(subject.bundle)[graph], subject.model
+
+    def faults() -> list[str]:
+        found = weight_faults({graph: proto}, model, model, subject.bundle.operations)
+        return [str(fault) for fault in found]
+
+    arrays = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    weights = {name: value for name, value in arrays.items() if name.startswith(NETS_PARTS)}
+    assert faults() == []
+    for name, value in weights.items():
+        for changed in corruptions(value, weights.values()):
+            set_arrays(proto, {name: changed})
+            assert faults() == [
+                f"{graph} holds {name}, but not as it is in weights.pt (rule: weights)"
+            ]
+        set_arrays(proto, {name: value})
+
+
+def corruptions(value: np.ndarray, others: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield a last bit changed, numbers moved on by one, transposes, others of the same shape."""
+    nudged = value.copy()
+    nudged.flat[-1] = np.nextafter(nudged.flat[-1], np.float32(9))
+    yield nudged
+    transposed = np.ascontiguousarray(value.T)
+    others = (np.roll(value, 1), transposed, transposed.reshape(value.shape), *others)
+    known = {(value.shape, value.tobytes())}
+    for other in others:
+        if other.size == value.size and (other.shape, other.tobytes()) not in known:
+            known.add((other.shape, other.tobytes()))
+            yield other
+
+
 def test_there_is_a_corruption_for_every_rule() -> None:
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 15
     caught = {mutation.rule for mutation in MUTATIONS}
     assert caught | {"reduction"} == set(get_args(Rule))  # that one's stand in test_reduction.py
 
 
-def test_clean_models_of_other_seeds_give_no_false_alarm(
-    bundle: Bundle, others: list[VAE], trained: Trained
-) -> None:
+@pytest.mark.parametrize("subject", EACH_NET, indirect=True)
+def test_clean_models_of_other_seeds_give_no_false_alarm(subject: Subject, copied: Bundle) -> None:
     """Their weights go into the graphs of one export, whose nodes are those of all."""
-    graphs = read_graphs(bundle)
-    for model in others:
+    graphs = read_graphs(copied)
+    for model in subject.others:
         for proto in graphs.values():
             set_arrays(proto, weights_of(model))
-        report = check_parity(write_graphs(bundle, graphs), model, trained[1].test.x)
+        report = check_parity(write_graphs(copied, graphs), model, subject.x)
         assert report.faults() == []
         assert report.passed

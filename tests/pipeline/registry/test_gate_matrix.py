@@ -170,7 +170,7 @@ FAULTS = {
     ),
     "artifacts deleted": Fault(
         exit_code=7,
-        message="vae version 2 no longer has files in the store",
+        message="vae version 2 has no files at /.*/artifacts: bring them back, or register it ",
         stored=lambda folder: shutil.rmtree(folder.parents[1]),
     ),
     "not ready": Fault(

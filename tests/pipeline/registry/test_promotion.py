@@ -14,7 +14,7 @@ from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.promotion import delete, rollback
 from pipeline.registry.scoring import score_version
 from serving.bundle import Bundle
-from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.errors import UsageRefused, VerificationFailed
 from serving.mlflow_store import alias_version, connect
 from serving.source import open_source
 from tests.pipeline.registry.versions import (
@@ -196,7 +196,7 @@ def test_nothing_moves_without_a_record(
     version = register(sealed)
     client = connect()
     client.delete_experiment(client.create_experiment("vae-promotions"))
-    with pytest.raises(VaeError, match="the MLflow store"):
+    with pytest.raises(UsageRefused, match="experiment 'vae-promotions' was deleted"):
         promote_with(trained, version)
     assert champion() is None
 

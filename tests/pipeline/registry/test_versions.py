@@ -198,6 +198,7 @@ def test_an_error_of_the_operating_system_does_not_name_the_store() -> None:
 def test_the_tags_tell_where_a_version_comes_from(sealed: Bundle, trained: Trained) -> None:
     checkpoint, dataset = trained
     config = json.dumps(checkpoint.config.to_json(), sort_keys=True, separators=(",", ":"))
+    metrics = sealed.read_json("metrics.json")
     assert lineage_tags(sealed) == {
         "bundle.sha256": sealed.manifest.digest,
         "run.id": "None",
@@ -210,7 +211,8 @@ def test_the_tags_tell_where_a_version_comes_from(sealed: Bundle, trained: Train
         "data.test.sha256": dataset.test.sha256,
         "parity.status": "passed",
         "precision": "float32",
-        "elbo": str(sealed.read_json("metrics.json")["elbo"]),
+        **{name: str(metrics[name]) for name in ("elbo", "nll", "active_units")},
+        "latents": "3",
     }
 
 

@@ -1,6 +1,7 @@
 """Pictures: which arrays are some, how they are laid out, and what a file of one holds."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:
 
 def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
     images = np.array([[[-5.0, 0.4]], [[1.6, 254.6]], [[300.0, 7.0]]])
-    expected = np.full((8, 10), 255)
-    expected[2, 2:4] = [0, 0]
-    expected[2, 6:8] = [2, 255]
-    expected[5, 2:4] = [255, 7]
+    images = images.repeat(24, 1).repeat(12, 2)
+    expected = np.full((54, 54), 255)
+    expected[2:26, 2:26] = [0] * 24
+    expected[2:26, 28:52] = [2] * 12 + [255] * 12
+    expected[28:52, 2:26] = [255] * 12 + [7] * 12
     np.testing.assert_array_equal(tile(images, columns=2), expected.astype(np.uint8), strict=True)
 
 
@@ -64,7 +66,20 @@ def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
     ids=["one", "square", "ragged", "many"],
 )
 def test_tiles_make_about_a_square(count: int, lines: int, columns: int) -> None:
-    assert tile(np.zeros((count, 3, 4))).shape == (lines * 5 + 2, columns * 6 + 2)
+    shape = lines * 32 + 2, columns * 42 + 2
+    assert tile(np.zeros((count, 30, 40))).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [((8, 8), 3), ((28, 28), 1), ((5, 24), 5), ((24, 24), 1), ((23, 90), 2)]
+)
+def test_small_images_are_enlarged_by_a_whole_factor(size: tuple[int, int], scale: int) -> None:
+    images = np.arange(math.prod(size)).reshape(1, *size) % 256
+    shown = tile(images)[2:-2, 2:-2]
+    assert shown.shape == tuple(scale * length for length in size)
+    for row in range(scale):
+        for column in range(scale):
+            np.testing.assert_array_equal(shown[row::scale, column::scale], images[0])
 
 
 def test_a_table_is_no_picture(tmp_path: Path) -> None:
