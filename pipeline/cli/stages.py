@@ -174,7 +174,7 @@ def _warn_if_unfinished(metrics: "Metrics", result: "TrainResult") -> "Metrics":
     if result.longer is None:
         return metrics
     text = (
-        f"validation was still improving in the last of {len(result.history)} epochs: train "
+        f"validation was still improving in epoch {len(result.history)}, the last one: train "
         f"longer, for example with --epochs {result.longer}"
     )
     warn(text)
