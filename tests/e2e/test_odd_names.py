@@ -21,8 +21,8 @@ def test_every_printed_path_of_a_folder_with_an_odd_name_exists(tmp_path: Path) 
     folder.mkdir()
     np.save(folder / "x ü#.npy", draw_images(300))
     arguments = ("--data", "x ü#.npy", "--epochs", "1", "--out", "b ü%#", *TINY)
-    arguments += ("--min-active-units", "0")  # after one epoch no latent is active yet
-    result = run_vae(folder, "run", *arguments, XDG_CACHE_HOME=str(folder / "cache"))
+    unjudged = ("--min-active-units", "0")  # after one epoch no latent is active yet
+    result = run_vae(folder, "run", *arguments, *unjudged, XDG_CACHE_HOME=str(folder / "cache"))
     assert result.returncode == 0, result.stderr
     (pictures,) = [line for line in result.stderr.splitlines() if line.startswith("  pictures")]
     place = Path(pictures.removeprefix("  pictures").strip())
