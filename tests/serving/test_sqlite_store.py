@@ -19,6 +19,8 @@ from serving.sqlite_store import (
 )
 
 pytestmark = pytest.mark.slow  # they open databases
+correcting = pytest.mark.full_environment
+"""Paths are corrected under a lock of filelock, which comes with mlflow."""
 
 TABLES = """
 CREATE TABLE experiments (artifact_location TEXT);
@@ -68,6 +70,7 @@ def paths(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["new", ODD], ids=["plain", "odd"])
+@correcting
 def test_every_path_of_a_moved_store_is_corrected(tmp_path: Path, name: str) -> None:
     make_store(tmp_path / ODD)
     new = (tmp_path / ODD).rename(tmp_path / f"{name} 2")
@@ -105,6 +108,7 @@ def test_a_copy_is_noticed_while_the_original_is_there(tmp_path: Path) -> None:
     assert find_moves(uri_of(tmp_path / "new")) == [Move(tmp_path / "old", tmp_path / "new")]
 
 
+@correcting
 def test_files_that_lie_at_the_old_place_alone_keep_their_path(tmp_path: Path) -> None:
     make_store(tmp_path / "old")
     new = (tmp_path / "old").rename(tmp_path / "new")
@@ -123,6 +127,7 @@ def test_a_path_is_judged_by_its_longest_end(tmp_path: Path) -> None:
     assert move == Move(Path("/old"), tmp_path / "new")
 
 
+@correcting
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     make_store(tmp_path / "old")
     new = (tmp_path / "old").rename(tmp_path / "new")
