@@ -90,19 +90,24 @@ run_command(work)
 def test_an_interrupt_while_the_store_is_made_leaves_it_whole(tmp_path: Path) -> None:
     """The signal arrives when the database is opened for the first time."""
     code = """
-import signal, sys
-from pipeline.cli.main import main
+import click, signal, sys
+from serving.cli.command import run_command
+from serving.mlflow_store import connect
+
+@click.command()
+def work():
+    connect(create=True)
 
 def interrupt(event, arguments, came=[]):
-    if event == "sqlite3.connect" and not came:
+    if event == "sqlite3.connect" and "mode=ro" not in str(arguments[0]) and not came:
         came.append(event)
         signal.raise_signal(signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.addaudithook(interrupt)
-main()
+run_command(work)
 """
-    result = run_vae(tmp_path, "history", command=(sys.executable, "-c", code))
+    result = run_vae(tmp_path, command=(sys.executable, "-c", code))
     assert result.returncode == 130
     assert result.stderr.split() == ["interrupted"]
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
