@@ -42,9 +42,11 @@ def test_a_user_s_own_networks_go_from_training_to_the_registry(tmp_path: Path) 
 
     (tmp_path / "my_nets.py").write_text(blocks("python")[0])
     np.save(tmp_path / "other.npy", draw_images(50)[:, ::-1])
+    np.save(tmp_path / "more.npy", draw_images(100))
     for words in evaluations:
         words = [word.replace("vae@", "mine@").replace("5000", "50") for word in words[1:]]
-        evaluated = run_vae(tmp_path, *words)
+        more = ("--model", "my_nets:build", *TINY) if words[0] == "train" else ()
+        evaluated = run_vae(tmp_path, *words, *more)
         assert evaluated.returncode == 0, evaluated.stderr
         assert json.loads(evaluated.stdout.splitlines()[-1])["nll"] > 0
     assert "rows of other data" in evaluated.stderr
