@@ -217,7 +217,7 @@ def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
-        pytest.param(["--data", "typo.npy"], DataRefused, id="no data"),
+        pytest.param(["--data", "typo.npy"], UsageRefused, id="no data"),
         pytest.param(["--data", "table", "--likelihood", "bernoulli"], DataRefused, id="support"),
     ],
 )
