@@ -10,7 +10,6 @@ from pipeline.config import Config
 from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused
-from serving.value_range import MAX_BYTE, max_byte_of
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -60,6 +59,7 @@ def rows_to_evaluate(
     """
     from pipeline.data.dataset import load_rows
     from pipeline.data.readers import has_array
+    from serving.value_range import MAX_BYTE, max_byte_of
 
     data = checkpoint.config.data
     if source is None:

@@ -219,7 +219,7 @@ def test_the_gate_takes_it_as_any_candidate(
     assert tags["precision"] == "int8"
 
     def put(label: str, margin: float) -> str:
-        config = PromoteConfig(margin=margin)
+        config = PromoteConfig(margin=margin, min_active_units=0)
         test = trained[1].test
         return promote("vae", versions[label], lambda _: test, config, threads=1).decision
 
@@ -267,7 +267,10 @@ def test_from_training_to_the_server(
     assert vae("check", "b", "--threads", 1)["parity"] == "passed"
     check_cost(tmp_path / "b")
     assert vae("register", "b")["version"] == "1"
-    assert vae("promote", "@candidate", "--threads", 1)["decision"] == "promoted"
+    assert (
+        vae("promote", "@candidate", "--threads", 1, "--min-active-units", 0)["decision"]
+        == "promoted"
+    )
 
     champion = "models:/vae@champion"
     bundle = open_bundle(tmp_path / "b")

@@ -74,10 +74,11 @@ needs_another_user = pytest.mark.skipif(
 def run(
     place: Path, prefix: Sequence[str], env: Mapping[str, str], *command: str
 ) -> "subprocess.CompletedProcess[str]":
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.run(
         [*prefix, *VAE, *command],
         cwd=place,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(place), **env},
+        env={**inherited, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(place), **env},
         capture_output=True,
         text=True,
         timeout=120,
