@@ -19,7 +19,8 @@ from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import Operation, operation_table
 from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of bundles that are written. Those of schema 1 are read too; they have no graphs of noise."""
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 CARD = "MODEL_CARD.md"
@@ -29,6 +30,7 @@ METRICS = "metrics.json"
 SAMPLES = "samples.png"
 RECONSTRUCTIONS = "reconstructions.png"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")
+NOISE_GRAPHS = ("noise.onnx", "score_noise.onnx")
 REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
 
 
@@ -111,7 +113,7 @@ class Bundle:
 def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
     """Verify every file and open the bundle; files in `unsealed` may differ or be absent."""
     manifest = read_manifest(path)
-    for name in REQUIRED:
+    for name in (*REQUIRED, *(NOISE_GRAPHS if manifest.schema_version > 1 else ())):
         if name not in manifest.files:
             raise VerificationFailed(f"{path} is not complete: the manifest lists no {name}")
     for name, entry in manifest.files.items():
@@ -136,10 +138,11 @@ def read_manifest(path: Path) -> Manifest:
         raise VerificationFailed(f"{path} is not a bundle: it has no {MANIFEST}") from None
     except (OSError, ValueError) as err:
         raise VerificationFailed(f"cannot read {path / MANIFEST}: {err}") from err
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+    schema = content.get("schema_version") if isinstance(content, dict) else None
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
         raise VerificationFailed(
-            f"{path / MANIFEST} is not of schema version {SCHEMA_VERSION}: "
-            "read it with the version of vae-pipeline that wrote it"
+            f"{path / MANIFEST} is of schema {schema!r}, and this vae-pipeline reads 1 to "
+            f"{SCHEMA_VERSION}: use the version of vae-pipeline that wrote it"
         )
     if content.get("digest") != manifest_digest(content):
         raise VerificationFailed(f"{path / MANIFEST} was changed after it was sealed")

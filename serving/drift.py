@@ -1,10 +1,9 @@
 """Compare the ELBO of new rows with the distribution of a version's held-out rows.
 
 In: the held-out distribution, which a bundle holds in `metrics.json`, and the ELBO of new rows,
-scored with noise of the same kind (`HeldOut.noise`): noise that all rows share would shift all of
-them, by two nats for MNIST, and another number of draws gives another distribution. Out: a `Drift`
-with the statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the shift of the
-mean in nats.
+scored with as many draws, since another number gives another distribution. Out: a `Drift` with the
+statistic D of the two-sample Kolmogorov-Smirnov test, its p-value, and the shift of the mean in
+nats.
 """
 
 import math
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from serving.noise import draw_eps, draw_rows
 
 Array = NDArray[Any]
 
@@ -39,19 +36,13 @@ class HeldOut:
     elbo_quantiles: tuple[float, ...]
     """Quantiles at the shares 0, 1 / (KNOTS - 1), … 1."""
     shared_noise: bool = True
-    """Whether all rows had the same noise, as in bundles that do not hold this field."""
+    """Whether all rows had the same noise, as in bundles that do not hold this field: it moves all
+    scores together, by two nats for MNIST, so that new ones cannot be compared with them."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "HeldOut":
         """Read the fields from JSON."""
         return cls(**{**content, "elbo_quantiles": tuple(content["elbo_quantiles"])})
-
-    def noise(self, start: int, stop: int, latent_dim: int) -> Array:
-        """Draw the `eps` with which to score rows `start` to `stop` that are compared."""
-        if not self.shared_noise:
-            return draw_eps(self.seed, start, stop, self.num_samples, latent_dim)
-        shared = draw_rows(self.seed, 0, self.num_samples, latent_dim)
-        return np.broadcast_to(shared, (stop - start, *shared.shape))
 
     def distinct_quantiles(self) -> tuple[Array, Array, Array]:
         """Return the distinct quantiles, and the shares of rows below and up to each."""
@@ -101,9 +92,10 @@ def summarize(elbo: Array) -> HeldOut:
 
 
 def read_held_out(metrics: Mapping[str, Any]) -> HeldOut | None:
-    """Read the distribution from `metrics.json`; some bundles of schema 1 do not have it."""
+    """Read the distribution from `metrics.json`; early bundles have none that can be used."""
     content = metrics.get("held_out")
-    return None if content is None else HeldOut.from_json(content)
+    held_out = content and HeldOut.from_json(content)
+    return held_out if held_out and not held_out.shared_noise else None
 
 
 class DriftCounter:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
-from serving.noise import draw_rows
+from serving.input_checks import check_inputs
+from serving.noise import draw_eps, draw_rows, noise_vectors
 from serving.operations import Operation, Tensor
-from serving.value_range import MAX_BYTE
 
 Array = NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -98,7 +98,7 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
-        return _check_inputs(self.operations[name], inputs, self._unit_range, self._max_byte)
+        return check_inputs(self.operations[name], inputs, self._unit_range, self._max_byte)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -140,14 +140,19 @@ class Engine:
     def score(self, x: Array, num_samples: int, seed: int) -> dict[str, Array]:
         """Return bounds on log p(x) of each row in nats, over `num_samples` draws.
 
-        All rows share the draws of `seed`, so that a row's score does not depend on other rows.
+        The draws of a row are those of `seed` and of its own bytes: its score does not depend on
+        other rows, and the errors of different rows are independent.
         """
-        return self.run("score", {"x": x, "eps": self.score_noise(len(x), num_samples, seed)})
-
-    def score_noise(self, rows: int, num_samples: int, seed: int) -> Array:
-        """Return the `eps` of `score`: the same draws for every row, stored once."""
-        noise = draw_rows(seed, 0, num_samples, self.bundle.manifest.latent_dim)
-        return np.broadcast_to(noise, (rows, *noise.shape))
+        latent_dim = self.bundle.manifest.latent_dim
+        unread = np.broadcast_to(np.float32(0), (len(x), num_samples, latent_dim))
+        self.check("score", {"x": x, "eps": unread})
+        step = max(1, MAX_DECODED // num_samples)
+        runs = []
+        for start in range(0, max(1, len(x)), step):
+            rows = x[start : start + step]
+            eps = draw_eps(rows, seed, num_samples, latent_dim)
+            runs.append(self.compute("score", {"x": rows, "eps": eps}))
+        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
     def self_check(self) -> None:
         """Compare every output with the torch outputs that the bundle carries.
@@ -164,6 +169,17 @@ class Engine:
                     f"self-check of {self.bundle.path} failed: its golden rows of {operation.name} "
                     f"cannot be used: {err!r}"
                 ) from err
+        if self.bundle.manifest.schema_version > 1:
+            self._compare_noise(golden)
+
+    def _compare_noise(self, golden: Mapping[str, Array]) -> None:
+        """Refuse to draw other noise than the bundle's graphs, whose draws it carries."""
+        drawn = noise_vectors(golden["score.x"], self.bundle.manifest.latent_dim)
+        for key, value in drawn.items():
+            if key not in golden or not np.array_equal(value, golden[key]):
+                raise VerificationFailed(
+                    f"self-check of {self.bundle.path} failed: {key} is not what this machine draws"
+                )
 
     def _compare(self, operation: Operation, golden: Mapping[str, Array]) -> None:
         inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
@@ -279,59 +295,6 @@ def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
 
 def _numpy_dtype(onnx_type: str) -> str:
     return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(onnx_type, onnx_type)
-
-
-def _check_inputs(
-    operation: Operation, inputs: Mapping[str, Array], unit_range: bool, max_byte: int
-) -> int:
-    if inputs.keys() != {tensor.name for tensor in operation.inputs}:
-        wanted = ", ".join(tensor.name for tensor in operation.inputs)
-        got = ", ".join(sorted(inputs)) or "none"
-        raise DataRefused(f"{operation.name} takes {wanted}, got {got}")
-    sizes: dict[str, int] = {}
-    for tensor in operation.inputs:
-        array = inputs[tensor.name]
-        if array.dtype != tensor.dtype:
-            raise DataRefused(f"{tensor.name} must be {tensor.dtype}, got {array.dtype}")
-        fits = len(array.shape) == len(tensor.shape)
-        for axis, size in zip(tensor.shape, array.shape, strict=False):
-            wanted_size = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
-            fits = fits and size == wanted_size
-        if not fits:
-            wanted = ", ".join(str(axis) for axis in tensor.shape)
-            raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
-        if array.dtype == np.uint8:
-            _check_bytes(tensor.name, array, max_byte)
-        else:
-            check_floats(tensor.name, array, unit_range=unit_range and tensor.name == "x")
-    if sizes.get("num_samples") == 0:
-        raise DataRefused("num_samples must be at least 1, got 0")
-    return sizes["batch"]
-
-
-def check_floats(name: str, array: Array, *, unit_range: bool) -> None:
-    """Refuse floats that are not finite or, with `unit_range`, not from 0 to 1."""
-    if array.size == 0:
-        return
-    if array.strides[0] == 0:  # a broadcast of one row
-        array = array[:1]
-    finite = np.isfinite(array).reshape(len(array), -1).all(1)
-    if not finite.all():
-        raise DataRefused(f"{name} must be finite, row {int(finite.argmin())} is not")
-    if unit_range and (array.min() < 0 or array.max() > 1):
-        raise DataRefused(
-            f"{name} must be from 0 to 1 for a bernoulli likelihood, "
-            f"got {array.min():g} to {array.max():g}"
-        )
-
-
-def _check_bytes(name: str, array: Array, largest: int) -> None:
-    """Refuse bytes that the likelihood does not allow."""
-    if largest < MAX_BYTE and array.size and array.max() > largest:
-        raise DataRefused(
-            f"{name} must be from 0 to {largest}, as in the data that the model was trained with; "
-            f"got {array.max()}"
-        )
 
 
 def _empty(tensor: Tensor) -> Array:

@@ -32,13 +32,7 @@ def draw_rows(seed: int, start: int, stop: int, width: int) -> Eps:
     return _draw(seed, NUMBERED, rows, width)
 
 
-def draw_eps(seed: int, start: int, stop: int, num_samples: int, latent_dim: int) -> Eps:
-    """Draw noise of each row's own, (stop - start, num_samples, latent_dim)."""
-    rows = draw_rows(seed, start, stop, num_samples * latent_dim)
-    return rows.reshape(len(rows), num_samples, latent_dim)
-
-
-def draw_eps_of(x: NDArray[Any], seed: int, num_samples: int, latent_dim: int) -> Eps:
+def draw_eps(x: NDArray[Any], seed: int, num_samples: int, latent_dim: int) -> Eps:
     """Draw the noise of rows of data, (rows, num_samples, latent_dim).
 
     It is keyed by the bytes of each row, so that a row has the same noise wherever it stands, and
@@ -50,8 +44,32 @@ def draw_eps_of(x: NDArray[Any], seed: int, num_samples: int, latent_dim: int) -
 
 def hash_rows(x: NDArray[Any]) -> NDArray[np.uint64]:
     """Hash the bytes of each row, little-endian and row-major: the first 8 bytes of SHA-256."""
-    rows: Iterable[Any] = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).reshape(len(x), -1)
+    rows: Iterable[Any] = np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
     return np.frombuffer(b"".join(sha256(row).digest()[:8] for row in rows), "<u8")
+
+
+VECTOR_SEEDS = (0, 7, MAX_SEED)
+_VECTOR_ROWS = 3
+_VECTOR_START = 2**32 - 1
+"""So that rows are on both sides of the end of a word of their numbers."""
+
+
+def noise_vectors(x: NDArray[Any], latent_dim: int) -> dict[str, NDArray[Any]]:
+    """Return test vectors: noise of some seeds, and of rows `x`; a bundle keeps them.
+
+    `noise.eps` are rows from `noise.start` on for each seed, `score_noise.eps` the noise of each
+    row of `x` for each seed: both with the seeds on axis 0.
+    """
+    stop = _VECTOR_START + _VECTOR_ROWS
+    return {
+        "noise.seed": np.array(VECTOR_SEEDS),
+        "noise.start": np.array([_VECTOR_START]),
+        "noise.eps": np.stack(
+            [draw_rows(s, _VECTOR_START, stop, latent_dim) for s in VECTOR_SEEDS]
+        ),
+        "score_noise.hash": hash_rows(x).view(np.int64),
+        "score_noise.eps": np.stack([draw_eps(x, s, 2, latent_dim) for s in VECTOR_SEEDS]),
+    }
 
 
 def check_seed(seed: int) -> None:

@@ -22,7 +22,6 @@ import onnxruntime
 
 _MAX_BATCH = 1024
 _MAX_DECODED = 4096
-_NOISE_BLOCK = 1024
 _MAX_SEED = 2**63 - 1
 
 
@@ -59,22 +58,35 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
         rows = _as_array(self._order_columns(model_input))
-        feeds = self._feeds(operation, rows, samples, seed)
+        if name != "sample":
+            rows = self._cast(rows, operation["inputs"][0])
         step = min(_MAX_BATCH, _MAX_DECODED // samples) if name == "score" else _MAX_BATCH
-        return self._run(operation, feeds, step)
+        runs = []
+        for start in range(0, max(len(rows), 1), step):
+            feeds = self._feeds(name, rows[start : start + step], start, samples, seed)
+            named = dict(zip(operation["graph_inputs"], feeds, strict=True))
+            runs.append(self._session(operation["graph"]).run(None, named))
+        names = [output["name"] for output in operation["outputs"]]
+        columns = zip(*runs, strict=True)
+        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
 
-    def _feeds(self, operation: Any, rows: Any, samples: int, seed: int) -> dict[str, Any]:
-        latent_dim = self._manifest["latent_dim"]
-        feeds: dict[str, Any] = {}
-        for tensor, graph_name in zip(operation["inputs"], operation["graph_inputs"], strict=True):
-            if tensor["name"] != "eps":
-                feeds[graph_name] = self._cast(rows, tensor)
-            elif len(tensor["shape"]) == 2:  # sample
-                feeds[graph_name] = _draw(seed, len(rows), latent_dim)
-            else:  # score: all rows share their noise
-                eps = _draw(seed, samples, latent_dim)
-                feeds[graph_name] = np.broadcast_to(eps, (len(rows), *eps.shape))
-        return feeds
+    def _feeds(self, name: str, rows: Any, start: int, samples: int, seed: int) -> list[Any]:
+        """Return the inputs of an operation, in order, for the rows from `start` on."""
+        if name == "sample":
+            return [self._draw("noise.onnx", seed=seed, start=start, rows=len(rows))]
+        if name == "score":
+            hashed = b"".join(hashlib.sha256(row).digest()[:8] for row in rows)
+            hashes = np.frombuffer(hashed, np.int64)
+            return [
+                rows,
+                self._draw("score_noise.onnx", seed=seed, hash=hashes, num_samples=samples),
+            ]
+        return [rows]
+
+    def _draw(self, graph: str, **inputs: Any) -> Any:
+        """Draw noise by the graphs of the bundle."""
+        feeds = {name: np.atleast_1d(np.int64(value)) for name, value in inputs.items()}
+        return self._session(graph).run(None, feeds)[0]
 
     def _cast(self, rows: Any, tensor: Any) -> Any:
         """Convert rows to the shape and dtype of the tensor; refuse what would change a value."""
@@ -106,17 +118,6 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if missing:
             raise ValueError(f"the model learned from a column {missing[0]!r}: the input has none")
         return rows[names]
-
-    def _run(self, operation: Any, feeds: dict[str, Any], step: int) -> dict[str, Any]:
-        rows = len(next(iter(feeds.values())))
-        session = self._session(operation["graph"])
-        batches = [
-            session.run(None, {key: value[start : start + step] for key, value in feeds.items()})
-            for start in range(0, max(rows, 1), step)
-        ]
-        names = [output["name"] for output in operation["outputs"]]
-        columns = zip(*batches, strict=True)
-        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
 
     def _session(self, graph: str) -> Any:
         if graph not in self._sessions:
@@ -157,16 +158,6 @@ def _as_array(rows: Any) -> Any:
     if array.ndim == 0:
         raise ValueError("the input must be rows of numbers, got one value")
     return array
-
-
-def _draw(seed: int, rows: int, width: int) -> Any:
-    """Draw the noise of `serving.noise.draw_rows`, from its first row on."""
-    blocks = [np.empty((0, width), np.float32)]
-    for block, start in enumerate(range(0, rows, _NOISE_BLOCK)):
-        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, block]))
-        size = (min(_NOISE_BLOCK, rows - start), width)
-        blocks.append(generator.standard_normal(size, np.float32))
-    return np.concatenate(blocks)
 
 
 mlflow.models.set_model(BundleModel())

@@ -181,7 +181,7 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]:
     """Return the ELBO of each row in nats, (rows,), each with `SCORE_SAMPLES` of its own."""
-    eps = draw_eps(SCORE_SEED, 0, len(x), SCORE_SAMPLES, model.latent_dim)
+    eps = draw_eps(x, SCORE_SEED, SCORE_SAMPLES, model.latent_dim)
     parts = (torch.split(torch.from_numpy(array), ROWS_PER_CHUNK) for array in (x, eps))
     chunks = [
         elbo_terms(model, rows.to(device), noise.to(device), torch.float64).elbo()

@@ -22,6 +22,7 @@ from pipeline.errors import ParityFailed
 from pipeline.export.graph_export import OPSET, save_graph
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
+from pipeline.export.noise_graphs import write_noise_graphs
 from pipeline.export.quantization import Ranges, convert_precision, unambiguous_rows
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
 from pipeline.model.operations import Array, Tolerance, draw_inputs, run_reference
@@ -39,7 +40,7 @@ from serving.bundle import (
 )
 from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
-from serving.noise import draw_rows
+from serving.noise import draw_rows, noise_vectors
 from serving.operations import Operation, operation_table
 from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
@@ -81,6 +82,7 @@ def export_bundle(
                 continue
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
             advance(1)
+        write_noise_graphs(folder, model.latent_dim, metadata)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
         if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
@@ -112,6 +114,7 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
             key = f"{operation.name}.{name}"
             arrays[key] = value
             arrays[f"{key}.budget"] = np.array(Tolerance.from_noise(value, rounded[name]).max)
+    arrays |= noise_vectors(arrays["score.x"], model.latent_dim)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, value in arrays.items():

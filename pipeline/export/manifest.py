@@ -22,7 +22,7 @@ def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
     """Write the manifest: every file of `folder` with its digest, and one digest of everything."""
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     entries = {name: file_entry(folder / name) for name in names}
-    content = {**content, "schema_version": SCHEMA_VERSION, "files": entries}
+    content = {"schema_version": SCHEMA_VERSION, **content, "files": entries}
     content["digest"] = manifest_digest(content)
     with staged_file(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False))

@@ -4,12 +4,15 @@ Integers below 2⁵³ and single products and sums of float32 alone: what gives 
 everywhere. docs/noise.md is the specification.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.bundle import NOISE_GRAPHS
 from serving.noise import HASHED, NUMBERED
 from serving.normals import OCTAVES, PLACE_BITS, SEGMENT_BITS, load_table
 from serving.philox import KEY_STEPS, LOW, MULTIPLIERS, ROUNDS, WORDS
@@ -56,6 +59,14 @@ class _Nodes:
         carry, last = self.divide(self.add("Mul", word, bottom), _HALF)
         high, middle = self.divide(self.add("Add", self.add("Mul", word, top), carry), _HALF)
         return high, self.add("Add", self.add("Mul", middle, _HALF), last)
+
+
+def write_noise_graphs(folder: Path, latent_dim: int, metadata: Mapping[str, str]) -> None:
+    """Write both graphs into a bundle's folder, with its description."""
+    for name, build in zip(NOISE_GRAPHS, (noise_graph, score_noise_graph), strict=True):
+        model = build(latent_dim)
+        helper.set_model_props(model, dict(metadata))
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def noise_graph(latent_dim: int) -> onnx.ModelProto:

@@ -28,6 +28,7 @@ from pipeline.parity.comparisons import (
 )
 from pipeline.parity.graph_checks import load_graphs
 from pipeline.parity.inputs import ROWS, repeat_rows
+from pipeline.parity.noise_check import noise_faults
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
@@ -69,6 +70,7 @@ def check_parity(
     manifest, loss = bundle.manifest, None
     reduced = convert_precision(model, manifest.precision, manifest.ranges)
     faults += rules.weights(graphs, model, reduced, bundle.operations)
+    faults += noise_faults(bundle)
     plans = tuple(plan_settings(devices, threads, rules))
     found = _Found()
     try:

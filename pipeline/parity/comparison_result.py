@@ -16,6 +16,7 @@ Rule = Literal[
     "interface",
     "graph",
     "operators",
+    "noise",
     "weights",
     "pattern",
     "values",

@@ -1,8 +1,8 @@
 """Compare the rows of a job with the held-out rows: score some again, as those were scored.
 
-The scores of a job have the noise of its seed, which all rows share, and its number of draws: both
-move the whole distribution, although no row has changed. In: a job's input and the held-out
-distribution. Out: the drift, and the distribution of the new scores.
+The scores of a job have its number of draws, which moves the whole distribution, although no row
+has changed. In: a job's input and the held-out distribution. Out: the drift, and the distribution
+of the new scores.
 """
 
 from collections.abc import Iterator
@@ -41,11 +41,8 @@ def compare_rows(
 ) -> Comparison | None:
     """Score about `COMPARED_ROWS` of the `scored` rows again; None if there are none."""
     counter, histogram = DriftCounter(held_out), StreamingHistogram()
-    latent_dim, done = scorer.engine.bundle.manifest.latent_dim, 0
     for x in _sample_rows(scorer, rows, scored, part_rows):
-        eps = held_out.noise(done, done + len(x), latent_dim)
-        elbo = scorer.engine.run("score", {"x": x, "eps": eps})["elbo"]
-        done += len(x)
+        elbo = scorer.engine.score(x, held_out.num_samples, held_out.seed)["elbo"]
         elbo = elbo[np.isfinite(elbo)]
         counter.add(elbo)
         histogram.add(elbo)

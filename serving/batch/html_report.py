@@ -136,11 +136,10 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
         f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."
     )
-    noise = "the same noise for all" if held.shared_noise else "noise of its own for each"
     like = (
         f"For this, {drift.rows:,} rows were scored again as the held-out rows had been, with "
-        f"{held.num_samples} draw per row and {noise}; their mean is {_nats(drift.mean)}. The "
-        "scores below have the draws and the seed of the job, which move all of them together."
+        f"{held.num_samples} draw per row; their mean is {_nats(drift.mean)}. The scores below "
+        "have the draws and the seed of the job."
     )
     hint = (
         "D is the largest distance of the two distribution functions, at the dashed line: 0 if "

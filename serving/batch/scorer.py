@@ -19,7 +19,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.io.column_choice import RowLayout, choose_columns
 from serving.io.columns import REASONS, RESULT, read_x
 from serving.io.rows import Rows
-from serving.noise import check_seed
+from serving.noise import check_seed, draw_eps
 from serving.operations import Tensor
 from serving.source import Source
 
@@ -148,11 +148,9 @@ class Scorer:
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
             )
-        self._run_rows, self._eps = RUN_ROWS, None
+        self._run_rows = RUN_ROWS
         if operation == "score":
             self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
-            noise = engine.score_noise(self._run_rows, provenance.num_samples, provenance.seed)
-            self._eps = np.ascontiguousarray(noise)
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the results of the good rows as `schema`, and the bad rows as `bad_schema`.
@@ -185,7 +183,10 @@ class Scorer:
         }
 
     def _feeds(self, x: Array) -> dict[str, Array]:
-        return {"x": x} if self._eps is None else {"x": x, "eps": self._eps[: len(x)]}
+        if self.operation != "score":
+            return {"x": x}
+        made_by, latent_dim = self.provenance, self.engine.bundle.manifest.latent_dim
+        return {"x": x, "eps": draw_eps(x, made_by.seed, made_by.num_samples, latent_dim)}
 
     def _read_ids(self, batch: pa.RecordBatch) -> list[pa.Array]:
         arrays = []

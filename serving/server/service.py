@@ -15,7 +15,7 @@ from typing import Any
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
-from serving.noise import draw_rows
+from serving.noise import draw_eps, draw_rows
 from serving.operations import Operation
 from serving.protocol.messages import (
     Array,
@@ -185,11 +185,7 @@ class Service:
         inputs = _complete(served.engine, operation, request)
         rows = served.engine.check(operation.name, inputs)
         num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
-        if rows * num_samples > MAX_ROWS:
-            raise UsageRefused(
-                f"a request may hold {MAX_ROWS} rows times draws, got {rows * num_samples}: "
-                "send several"
-            )
+        _check_size(rows, num_samples)
         outputs = await served.batcher.submit(
             operation.name, inputs, rows, num_samples, time.perf_counter() + timeout_s
         )
@@ -303,15 +299,24 @@ def _complete(engine: Engine, operation: Operation, request: InferRequest) -> di
     num_samples = _whole_number(request.parameters, "num_samples", 1, 1)
     if num_samples > MAX_ROWS:
         raise UsageRefused(f"num_samples must be at most {MAX_ROWS}, got {num_samples}")
+    latent_dim = engine.bundle.manifest.latent_dim
     if operation.name == "sample":
-        latent_dim = engine.bundle.manifest.latent_dim
         inputs["eps"] = draw_rows(seed, 0, num_samples, latent_dim)
     elif "x" not in inputs:
         got = ", ".join(sorted(inputs)) or "none"
         raise DataRefused(f"{operation.name} takes x, and eps or a seed for it, got {got}")
     elif inputs["x"].ndim:
-        inputs["eps"] = engine.score_noise(len(inputs["x"]), num_samples, seed)
+        _check_size(len(inputs["x"]), num_samples)
+        inputs["eps"] = draw_eps(inputs["x"], seed, num_samples, latent_dim)
     return inputs
+
+
+def _check_size(rows: int, num_samples: int) -> None:
+    if rows * num_samples > MAX_ROWS:
+        raise UsageRefused(
+            f"a request may hold {MAX_ROWS} rows times draws, got {rows * num_samples}: "
+            "send several"
+        )
 
 
 def _whole_number(parameters: Mapping[str, Parameter], name: str, default: int, least: int) -> int:

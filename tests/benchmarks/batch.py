@@ -34,6 +34,7 @@ from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.io.rows import Rows
+from serving.noise import draw_rows
 from serving.source import Source
 from tests.benchmarks.engine import export_untrained
 from tests.benchmarks.measure import Row
@@ -144,9 +145,9 @@ def in_turns(*functions: Callable[[], object], rounds: int) -> list[tuple[float,
 
 def run_floor(scorer: Scorer, x: Array, rows: int) -> None:
     """The same graph over arrays in memory, in as many threads; nothing is read or written."""
-    run_rows = scorers.RUN_ROWS
+    run_rows, latent_dim = scorers.RUN_ROWS, scorer.engine.bundle.manifest.latent_dim
     feeds = [
-        {"x": x[start : start + run_rows], "eps": scorer.engine.score_noise(run_rows, 1, 0)}
+        {"x": x[start : start + run_rows], "eps": draw_rows(0, 0, run_rows, latent_dim)[:, None]}
         for start in range(0, len(x) - run_rows, run_rows)
     ]
 

@@ -79,7 +79,7 @@ def test_a_file_outside_the_bundle_is_refused(bundle: Bundle, name: str) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"schema_version": 99}, "not of schema version 1", id="schema"),
+        pytest.param({"schema_version": 99}, "is of schema 99, .*reads 1 to 2", id="schema"),
         pytest.param({"x_shape": [5, 6]}, "does not fit x_shape", id="shape"),
         pytest.param({"operations": {}}, "does not fit x_shape", id="operations"),
     ],
@@ -95,9 +95,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param("[]", "not of schema version", id="no object"),
+        pytest.param("[]", "is of schema None", id="no object"),
         pytest.param("{", "cannot read .*manifest.json", id="no JSON"),
-        pytest.param("{}", "not of schema version", id="empty"),
+        pytest.param("{}", "is of schema None", id="empty"),
     ],
 )
 def test_a_broken_manifest_is_refused(bundle: Bundle, content: str, message: str) -> None:

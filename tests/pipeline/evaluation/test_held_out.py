@@ -13,7 +13,6 @@ from pipeline.evaluation.evaluate import Metrics, evaluate
 from serving.bundle import Bundle
 from serving.drift import DriftCounter, kolmogorov_p, read_held_out, summarize
 from serving.engine import Engine
-from serving.noise import draw_eps
 from tests.trained_models import Trained
 
 
@@ -23,8 +22,7 @@ def test_the_distribution_in_a_bundle_is_that_of_the_engine_s_scores(
     held = read_held_out(sealed.read_json("metrics.json"))
     assert held is not None
     x = trained[1].test.x
-    eps = draw_eps(held.seed, 0, len(x), held.num_samples, 3)
-    elbo = Engine(sealed).run("score", {"x": x, "eps": eps})["elbo"].astype(np.float64)
+    elbo = Engine(sealed).score(x, held.num_samples, held.seed)["elbo"].astype(np.float64)
     assert held.rows == len(x)
     levels = np.linspace(0, 1, len(held.elbo_quantiles))
     assert held.elbo_quantiles == pytest.approx(np.quantile(elbo, levels), rel=1e-5)
