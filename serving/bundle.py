@@ -58,6 +58,8 @@ class Manifest:
     """Format of the numbers in the graphs: float32, fp16 or int8."""
     ranges: Mapping[str, Any] | None = None
     """Smallest and largest input of every int8 layer."""
+    migrated_from: str | None = None
+    """Digest of the bundle of an earlier schema that this one was, with the same weights."""
 
     @property
     def columns(self) -> tuple[str, ...]:

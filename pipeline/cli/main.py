@@ -22,6 +22,7 @@ from pipeline.cli.config_options import (
     settings_options,
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
+from pipeline.cli.migrate import migrate
 from pipeline.cli.run_options import experiment_option, run_name_option
 from pipeline.config import (
     DataConfig,
@@ -324,7 +325,7 @@ def doctor(repair_store: bool) -> None:
 
 
 cli.add_section("Train", run, train, evaluate, export, check, show_config)
-cli.add_section("Registry", *registry.COMMANDS)
+cli.add_section("Registry", *registry.COMMANDS, migrate)
 cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score)
 cli.add_section("Serve and deploy", serve, deploy)
 cli.add_section("Help", doctor)

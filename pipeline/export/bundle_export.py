@@ -94,10 +94,7 @@ def export_bundle(
 
 
 def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
-    """Return inputs, float64 outputs and tolerances of every operation as an `.npz` file.
-
-    It has no time stamps, so that the same model gives the same bytes.
-    """
+    """Return each operation's inputs, float64 outputs and tolerances, and vectors of noise."""
     arrays: dict[str, Array] = {}
     for operation in operations.values():
         drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
@@ -114,7 +111,11 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
             key = f"{operation.name}.{name}"
             arrays[key] = value
             arrays[f"{key}.budget"] = np.array(Tolerance.from_noise(value, rounded[name]).max)
-    arrays |= noise_vectors(arrays["score.x"], model.latent_dim)
+    return npz_bytes(arrays | noise_vectors(arrays["score.x"], model.latent_dim))
+
+
+def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """Return an `.npz` file without time stamps: the same arrays give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, value in arrays.items():
