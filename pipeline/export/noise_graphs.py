@@ -65,7 +65,7 @@ def write_noise_graphs(folder: Path, latent_dim: int, metadata: Mapping[str, str
     """Write both graphs into a bundle's folder, with its description."""
     for name, build in zip(NOISE_GRAPHS, (noise_graph, score_noise_graph), strict=True):
         model = build(latent_dim)
-        helper.set_model_props(model, dict(metadata))
+        helper.set_model_props(model, dict(sorted(metadata.items())))
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
