@@ -1,3 +1,4 @@
+from importlib import import_module
 from statistics import NormalDist
 from typing import Any
 
@@ -32,8 +33,9 @@ def test_normals_are_the_inverse_of_the_distribution(words: Array) -> None:
     assert np.abs(normals_of(words) - exact(words)).max() < 9e-7
 
 
+@pytest.mark.full_environment
 def test_the_table_is_rounded_from_values_of_forty_digits() -> None:
-    mp = pytest.importorskip("mpmath")
+    mp = import_module("mpmath")  # torch needs it
     start, slope = load_table()
     for segment in range(0, len(start) - 1, 61):
         with mp.workdps(40):
