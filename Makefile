@@ -43,6 +43,11 @@ define perf_analyzer
 		--target $(1)/perf_analyzer tritonclient==2.51.0
 endef
 
+# onnxruntime for JavaScript, with which a test uses bundles as a web page would.
+define onnxruntime_web
+	@$(1)/bin/npm install --silent --no-audit --no-fund --prefix $(1)/web onnxruntime-web@1.30.0
+endef
+
 $(VENV)/ready: conda.yaml pyproject.toml
 	@echo "setting up $(VENV): fetching 56 packages, 1.8 GB on disk (a minute or more)"
 	@$(PYTHON) -m venv $(VENV)
@@ -54,6 +59,7 @@ $(VENV)/dev-ready: $(VENV)/ready
 	@echo "adding the packages of development to $(VENV) (1 GB on disk)"
 	$(call install,$(VENV),train$(comma)dev$(comma)serving-test)
 	$(call perf_analyzer,$(VENV))
+	$(call onnxruntime_web,$(VENV))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 

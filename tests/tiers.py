@@ -18,7 +18,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 SERVING = TESTS / "serving"
-SLOW_FOLDERS = (TESTS / "e2e", TESTS / "integration")
+SLOW_FOLDERS = (TESTS / "clients", TESTS / "e2e", TESTS / "integration")
 PROCESSES = frozenset(
     {
         "subprocess.Popen",

@@ -1,12 +1,14 @@
 """Clients that nobody here wrote send chunks and compress: Java, Node, curl, tritonclient.
 
-Java, Node and curl must be installed: what they send by default is what users meet.
+Java and curl must be installed, Node comes with the packages of these tests: what they send by
+default is what users meet.
 """
 
 import asyncio
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ CLIENTS = Path(__file__).parent / "clients"
 ENCODE = "/v2/models/encode/infer"
 COMMANDS = {
     "java": ["java", str(CLIENTS / "Chunked.java"), "{url}", "{file}"],
-    "node": ["node", str(CLIENTS / "chunked.mjs"), "{url}", "{file}"],
+    "node": [f"{sys.prefix}/bin/node", str(CLIENTS / "chunked.mjs"), "{url}", "{file}"],
 }
 CURL = ["curl", "--silent", "--show-error", "--data-binary", "@{file}", "{url}"]
 
