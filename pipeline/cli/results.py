@@ -66,8 +66,7 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    script = shlex.quote(f"{os.path.relpath(sys.prefix)}/bin/activate")
-    activate = "" if _is_active() else f"  . {script}\n"
+    activate = "" if _is_active() else f"  . {_activate_script()}\n"
     say(
         f"""
 version {version} {status}
@@ -83,6 +82,12 @@ try next:
     )
     for text in metrics.warnings:
         warn(text)
+
+
+def _activate_script() -> str:
+    """Return the path of the environment's script for a shell, the shorter one if it is below."""
+    below = os.path.relpath(sys.prefix)
+    return shlex.quote(f"{sys.prefix if below.startswith(os.pardir) else below}/bin/activate")
 
 
 def _is_active() -> bool:
