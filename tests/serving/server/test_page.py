@@ -23,7 +23,8 @@ from serving.server.page import PAGE
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ERROR_COLOUR = (0xC6, 0x2F, 0x2F)
 
-MEASURE = b"""<!doctype html><iframe src=/docs width=400 height=900 style=border:0></iframe><pre id=wide></pre>
+MEASURE = b"""<!doctype html>
+<iframe src=/docs width=400 height=900 style=border:0></iframe><pre id=wide></pre>
 <script>setTimeout(() => {
   const page = document.querySelector("iframe").contentDocument.documentElement;
   document.getElementById("wide").textContent = page.scrollWidth - page.clientWidth;
