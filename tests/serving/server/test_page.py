@@ -41,7 +41,7 @@ pytestmark = [
 
 @contextmanager
 def answering(
-    x_loc: NDArray[Any], black: float = 0, white: float = 255, columns: Sequence[str] = ()
+    x_loc: NDArray[Any], black: float = 0, white: float = 255, *, columns: Sequence[str] = ()
 ) -> Iterator[str]:
     """Serve the page with `x_loc` as every sample; give the URL of the page."""
     output = {"shape": x_loc.shape, "data": x_loc.reshape(-1).tolist()}
