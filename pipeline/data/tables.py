@@ -42,7 +42,7 @@ from serving.io.side_columns import describe_side_columns, find_side_columns
 Array = NDArray[Any]
 
 _BATCH_BYTES = 4 << 20
-_WIDE_ROWS, _WIDE_BYTES = 256, 32 << 20
+_WIDE_ROWS, _WIDE_BYTES = 1024, 64 << 20
 _SHOWN = 5
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
@@ -60,15 +60,14 @@ def read_table(path: Path, selection: Selection) -> TableRows:
         say(note)
     names, label = _choose(path, rows.schema, selection), selection.label
     wanted = [*names, label] if label else names
-    first = next(rows.read(0, min(rows.total, _FIRST_ROWS), wanted, _FIRST_ROWS))
     chosen = frozenset(names)
-    kinds = (item.type for file in rows.files for item in file.schema if item.name in chosen)
+    kinds = {item.type for file in rows.files for item in file.schema if item.name in chosen}
     are_bytes = all(pa.types.is_uint8(number_type(unwrap_type(kind))) for kind in kinds)
-    layout = _find_layout(path, first, names, are_bytes)
+    layout = _find_layout(path, rows, names, are_bytes)
     wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
     batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
     batches = rows.read(0, rows.total, wanted, batch_rows)
-    numbers = is_number(unwrap_type(first.schema.field(names[0]).type))
+    numbers = is_number(unwrap_type(rows.schema.field(names[0]).type))
     features = tuple(names) if numbers else ()
     check = Float32Check(path, features, _are_whole(rows.schema, features))
     return *_gather(path, batches, names, selection, layout, check), features
@@ -130,25 +129,24 @@ def _holds_rows(kind: pa.DataType) -> bool:
     return bool(list_sizes(kind)) or is_bytes(kind)
 
 
-def _find_layout(
-    path: Path, first: pa.RecordBatch, names: Sequence[str], are_bytes: bool
-) -> RowLayout:
+def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
     """Find the shape and dtype of a row from the types, or from a row if the types lack them."""
     dtype = np.dtype(np.uint8 if are_bytes else np.float32)
-    kind = unwrap_type(first.schema.field(names[0]).type)
+    kind = unwrap_type(rows.schema.field(names[0]).type)
     if is_number(kind):
         return RowLayout((len(names),), dtype, unit_range=False)
     sizes = list_sizes(kind)
     shape = tuple(size for size in sizes if size is not None)
     if not sizes or len(shape) < len(sizes):
-        shape = _first_shape(path, first, names[0])
+        shape = _first_shape(path, rows, names[0])
     if math.prod(shape) == 0:
         raise DataRefused(f"{path}: {names[0]} must hold at least one value per row, got {shape}")
     return RowLayout(shape, dtype if sizes else np.dtype(np.uint8), unit_range=False)
 
 
-def _first_shape(path: Path, first: pa.RecordBatch, name: str) -> tuple[int, ...]:
+def _first_shape(path: Path, rows: Rows, name: str) -> tuple[int, ...]:
     """Return the shape of the first row that is not null; all others must have it too."""
+    first = next(rows.read(0, min(rows.total, _FIRST_ROWS), [name], _FIRST_ROWS))
     values = unwrap_array(first.column(name)).drop_null()
     if not len(values):
         raise DataRefused(f"{path}: {name} is missing in the first {first.num_rows} rows")
