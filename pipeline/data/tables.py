@@ -25,6 +25,7 @@ from serving.files import reading
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
+    is_whole,
     list_columns,
     list_sizes,
     number_type,
@@ -81,7 +82,7 @@ def _read_csv(path: Path, selection: Selection) -> TableRows:
         if said := csv_format.describe():
             say(f"{path}: {said}")
         seen = read_header(location, csv_format)
-        schema = pa.schema([(item.name, widen(item.type)) for item in seen])
+        schema = pa.schema(map(widen, seen))
         names = _choose(path, schema, selection)
         fields = [schema.field(name) for name in names]
         if label:
@@ -89,7 +90,7 @@ def _read_csv(path: Path, selection: Selection) -> TableRows:
             fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
         wanted = pa.schema(fields)
-        check = Float32Check(path, names, _are_whole(seen, names))
+        check = Float32Check(path, names, _are_whole(schema, names))
         with open_rows(csv_format, wanted, location, wanted.names) as stream:
             return *_gather(path, stream, names, selection, layout, check), tuple(names)
 
@@ -122,7 +123,8 @@ def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
 
 def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
     """Return which columns hold whole numbers."""
-    return [pa.types.is_integer(unwrap_type(schema.field(name).type)) for name in names]
+    places = {name: index for index, name in enumerate(schema.names)}
+    return [is_whole(schema.field(places[name])) for name in names]
 
 
 def _holds_rows(kind: pa.DataType) -> bool:
