@@ -65,8 +65,8 @@ def number_type(kind: pa.DataType) -> pa.DataType:
 
 
 def is_whole(item: pa.Field) -> bool:
-    """Whether a column holds whole numbers, although its type may be one of floats."""
-    kind = unwrap_type(item.type)
+    """Whether a column holds whole numbers, or lists of them; its type may be one of floats."""
+    kind = number_type(unwrap_type(item.type))
     decimal = pa.types.is_decimal(kind) and kind.scale <= 0
     return decimal or pa.types.is_integer(kind) or WHOLE in (item.metadata or {})
 

@@ -145,7 +145,9 @@ def explain_unread(name: str, head: bytes) -> str:
         return f"{name} is not an IDX file: {start}"
     line = head[:_HEAD].split(b"\n")[0].rstrip()
     if line.isascii() and line.decode().isprintable():
-        start = f"it starts with {line.decode()!r}; the name of a CSV file must end in .csv or .tsv"
+        start = f"it starts with {line.decode()!r}"
+        if any(mark in line for mark in (b",", b";", b"\t")):
+            start += "; the name of a CSV file must end in .csv or .tsv"
     return f"{name} is none of the files that are read, {READ_FORMATS}: {start}"
 
 

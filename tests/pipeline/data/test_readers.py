@@ -289,7 +289,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "text": (
         write("x.txt", b"1;2\n3;4\n"),
-        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'",
+        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'; the "
+        "name of a CSV file must end in .csv or .tsv",
     ),
     "fewer labels than rows": (
         write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),

@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.data.row_checks import EXACT, MAX_LOSS, Float32Check, check_rows
+from pipeline.data.row_checks import MAX_LOSS, Float32Check, check_rows
 from serving.errors import DataRefused
+from serving.value_range import MAX_EXACT
 
 NAMES = ("a", "b")
 RANDOM = np.random.default_rng(0)
@@ -43,11 +44,11 @@ def test_a_feature_is_refused_if_rounding_takes_too_much_of_its_spread(
         check(values)
 
 
-@pytest.mark.parametrize("largest", [EXACT, EXACT + 1, 2**40, -(2**40)])
+@pytest.mark.parametrize("largest", [MAX_EXACT, MAX_EXACT + 1, 2**40, -(2**40)])
 @pytest.mark.parametrize("kind", [np.int64, np.float64])
 def test_whole_numbers_beyond_what_float32_counts_are_refused(largest: int, kind: type) -> None:
     values: np.ndarray = np.array([[1, 2], [3, largest], [5, 6]], kind)
-    if abs(largest) <= EXACT:
+    if abs(largest) <= MAX_EXACT:
         check(values, (True, True))
         return
     with pytest.raises(DataRefused, match="column 'b' must be whole numbers from -16777216 to"):

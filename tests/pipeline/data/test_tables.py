@@ -272,7 +272,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "text in CSV": (
         text("a,kind\n1,x\n"),
         {},
-        "{path} has columns that are not numbers: kind (string)" + CHOOSE,
+        "{path} has columns that are not numbers: kind (string, such as 'x')" + CHOOSE,
     ),
     "lists beside numbers": (
         table(x=pa.array([[1, 2]]), digit=pa.array([1])),
@@ -333,9 +333,9 @@ def test_refuses_and_says_why(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.csv", b""),
+        ("x.csv", b"\n\n"),
         ("x.csv", b"a,b\n1\n"),
-        ("x.csv", b"a\n" + b"1\n" * 600_000 + b"?\n"),
+        ("x.csv", b"a\n" + b"1\n" * 600_000 + b"!\n"),
         ("x.parquet", b"PAR1"),
     ],
     ids=["empty", "short line", "text past the first megabyte", "cut off"],
