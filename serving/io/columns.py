@@ -17,12 +17,12 @@ from pyarrow import compute
 
 from serving.io.arrow_types import is_bytes, is_number, is_whole, list_sizes
 from serving.io.column_choice import RowLayout, check_types
-from serving.io.image_files import are_image_files, decode_image
+from serving.io.image_files import NotGray, are_image_files, decode_image
 from serving.value_range import MAX_BYTE, MAX_EXACT
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN, ABOVE = range(1, 11)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN, ABOVE, COLOUR = range(1, 12)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -34,6 +34,7 @@ REASONS: Mapping[int, str] = {
     ROUNDED: "x is a whole number that float32 would round",
     NAN: "x is NaN, or holds a NaN",
     ABOVE: "x has a byte above those that the model was trained with",
+    COLOUR: "x is an image in colour, and the model takes gray ones",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -111,9 +112,9 @@ def _find_large(values: Array, batch: pa.RecordBatch, indices: Sequence[int]) ->
     """Return what holds whole numbers, some of them beyond `MAX_EXACT`."""
     if values.dtype.itemsize < 4:
         return []
-    beyond = np.flatnonzero(((values > MAX_EXACT) | (values < -MAX_EXACT)).any(0))
+    beyond = np.flatnonzero(((values > MAX_EXACT) | (values < -MAX_EXACT)).any(0)).tolist()
     if values.dtype.kind in "iu" or len(indices) == 1:
-        whole = beyond.size and is_whole(batch.schema.field(indices[0]))
+        whole = beyond and is_whole(batch.schema.field(indices[0]))
         return [values] if whole else []
     return [values[:, i] for i in beyond if is_whole(batch.schema.field(indices[i]))]
 
@@ -170,15 +171,21 @@ def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
     rows = np.zeros((len(array), layout.row_bytes), np.uint8)
     rows[raw] = values[~pictures]
     for index in np.flatnonzero(~raw & (codes == 0)):
-        picture = None
-        if layout.dtype == np.uint8:
-            picture = decode_image(array[int(index)].as_py(), layout.shape)
-        if picture is None:
-            codes[index] = IMAGE
-        else:
-            rows[index] = picture.reshape(-1)
+        codes[index] = _read_picture(array[int(index)].as_py(), layout, rows[index])
     good = rows if not codes.any() else rows[codes == 0]
     return _ConvertedRows(good.view(layout.dtype.newbyteorder("<")), codes)
+
+
+def _read_picture(content: bytes, layout: RowLayout, row: Array) -> int:
+    """Decode an image into a row (size,); return its code."""
+    try:
+        picture = decode_image(content, layout.shape) if layout.dtype == np.uint8 else None
+    except NotGray:
+        return COLOUR
+    if picture is None:
+        return IMAGE
+    row[:] = picture.reshape(-1)
+    return 0
 
 
 def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:

@@ -258,7 +258,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "one number": (save(np.array(1)), "{path} must hold at least one row, got ()"),
     "objects": (save(np.array([None])), "{path} must hold numbers, got object"),
     "complex": (save(np.zeros(3, complex)), "{path} must hold numbers, got complex128"),
-    "by columns": (save(np.asfortranarray(X)), "{path} is stored by columns: save numpy."),
     "magic only": (lambda path: path.write_bytes(b"PAR1" * 3), "cannot read {path}: "),
 }
 
