@@ -147,10 +147,13 @@ def _checked(rows: Any) -> Any:
     """Refuse whole numbers that float32 would round, beside columns of floats."""
     if hasattr(rows, "select_dtypes"):
         whole = rows.select_dtypes("integer").to_numpy()
-        back = whole.astype(np.float32).astype(whole.dtype)
-        if whole.dtype.kind in "iu" and (back != whole).any():
+        if whole.dtype.kind in "iu" and _would_round(whole):
             raise ValueError("the input must be whole numbers that float32 holds exactly")
     return rows
+
+
+def _would_round(whole: Any) -> bool:
+    return bool((whole.astype(np.float32).astype(whole.dtype) != whole).any())
 
 
 def _as_array(rows: Any) -> Any:

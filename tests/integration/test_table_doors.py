@@ -26,7 +26,7 @@ from pipeline.data.readers import read_source
 from pipeline.data.selection import Selection
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import DataRefused, UsageRefused
+from serving.errors import DataRefused, UsageRefused, VaeError
 from tests.integration.test_pyfunc import load_model
 from tests.trained_models import Trained, make_bundle, tiny_config, train_checkpoint
 
@@ -145,6 +145,63 @@ def test_every_door_reads_the_same_rows(
     result, file = reconstruct(path, bundle)
     assert result.exit_code == 0, result.output
     assert np.load(file).tobytes() == engine.reconstruct(x).tobytes()
+
+
+TEXT = "\n".join(LINES) + "\n"
+
+
+def cells(value: str) -> Callable[[Path], object]:
+    """Write a CSV file whose first column holds `value` in each row."""
+    return words(text(FRAME.assign(a=value)))
+
+
+def words(content: str | bytes) -> Callable[[Path], object]:
+    raw = content if isinstance(content, bytes) else content.encode()
+    return lambda path: path.write_bytes(raw)
+
+
+REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "thousands": ("x.csv", cells("1,234.50"), "a (string, such as '1,234.50')"),
+    "percent": ("x.csv", cells("12%"), "a (string, such as '12%')"),
+    "currency": ("x.csv", cells("$3.50"), "a (string, such as '$3.50')"),
+    "words": ("x.csv", cells("yes"), "a (string, such as 'yes')"),
+    "a space delimite": ("x.csv", words(TEXT.replace(",", " ")), "a b c (string, such as '"),
+    "a short line": ("x.csv", words(f"{TEXT}1,2\n"), "a line has 2 fields, and there are 3 names"),
+    "a comment between": ("x.csv", words(f"{TEXT}# end\n"), "there are 3 names: '# end'"),
+    "a hexadecimal numbe": ("x.csv", words("a,b\n0x1f,1\n0x20,2\n"), "column 'a': invalid value"),
+    "UTF-16 without a mark": ("x.csv", words(TEXT.encode("utf-16-le")), "it holds bytes of zero"),
+    "nothing": ("x.csv", words(""), "x.csv is empty"),
+    "Parquet named CSV": (
+        "x.csv",
+        words(bytes(FRAME.to_parquet())),
+        "a Parquet or Arrow file; unpack it if",
+    ),
+    "Parquet, gzipped": (
+        "x.gz",
+        words(gzip.compress(bytes(FRAME.to_parquet()))),
+        "a Parquet or Arrow file",
+    ),
+    "CSV named Parquet": ("x.parquet", words(TEXT), "the name of a CSV file must end in .csv"),
+    "a web page": ("x.csv", words("<!DOCTYPE html>\n<p>404"), "it is a web page; download the"),
+    "JSON named CSV": ("x.csv", words('[{"a":1}]'), "it is JSON; convert it by"),
+    "JSON lines": ("x.jsonl", words('{"a":1}\n'), "pandas.read_json(…, lines=True)"),
+    "a pointe": ("x.npy", words("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "a spreadsheet named CSV": ("x.csv", words(b"PK\3\4" + bytes(99)), "it is an archive"),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "cause"), REFUSED.values(), ids=REFUSED.keys())
+def test_every_door_refuses_what_is_no_table_of_numbers(
+    bundle: Bundle, tmp_path: Path, name: str, write: Callable[[Path], object], cause: str
+) -> None:
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(DataRefused) as caught:
+        read_source(str(path))
+    for error in (caught.value, score(path, bundle)[0].exception):
+        assert isinstance(error, VaeError)
+        assert cause in str(error)
+        assert len(str(error)) < 300 + len(str(path))
 
 
 FAR = FRAME.assign(b=np.where(np.arange(len(X)) == 7, 1e20, FRAME["b"]))
