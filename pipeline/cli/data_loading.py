@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
     from pipeline.model.checkpoint import Checkpoint
 
+
 class RowsOfModel(Protocol):
     """What rows a model takes, and which it was tested on: a checkpoint or a manifest."""
 

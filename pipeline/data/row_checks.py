@@ -24,7 +24,7 @@ MAX_DISTANCE = 1e6
 """Largest distance of a value from the median, in units of what the middle 90 % of rows span."""
 MAX_SIZE = 1e15
 """Largest distance where nearly all rows are equal; the squares of much larger ones overflow."""
-_SAMPLE_ROWS = 10_000
+_SAMPLE_ROWS, _LEAST_ROWS, _SAMPLE_VALUES = 10_000, 200, 10_000_000
 _CHUNK = 1 << 20
 _SHOWN = 3
 
@@ -88,8 +88,8 @@ class Float32Check:
         if (large := np.flatnonzero((self._largest > MAX_EXACT) & whole)).size:
             raise DataRefused(
                 f"{self._source}: {self._list(large)} must be whole numbers from {-MAX_EXACT} to "
-                f"{MAX_EXACT}, which float32 holds exactly; got up to {self._largest[large[0]]:.15g}: "
-                f"use a larger unit, subtract an offset{self._leave_out}"
+                f"{MAX_EXACT}, which float32 holds exactly; got up to "
+                f"{self._largest[large[0]]:.15g}: use a larger unit, subtract an offset{self._leave_out}"
             )
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             mean, square, error = self._sums / self._rows
@@ -162,7 +162,7 @@ def list_features(names: Sequence[str], features: Array) -> str:
 
 
 def _refuse_outliers(source: object, x: Array, names: Sequence[str] = ()) -> None:
-    """Refuse float rows (rows, features) with a value that would drown all others.
+    """Refuse float32 rows (rows, *x_shape) with a value that would drown all others.
 
     One such value sets the scale by which a feature is standardized, or makes its likelihood
     overflow. If the middle 90 % of the rows are all equal, the others are judged beside the median
@@ -171,9 +171,9 @@ def _refuse_outliers(source: object, x: Array, names: Sequence[str] = ()) -> Non
     Raises:
         DataRefused: with the feature and the row, counted from 0.
     """
-    if x.ndim != 2 or x.dtype != np.float32 or not len(x):
-        return
-    sample = x[:: -(-len(x) // _SAMPLE_ROWS)]
+    x = x.reshape(len(x), -1)
+    rows = max(_LEAST_ROWS, min(_SAMPLE_ROWS, _SAMPLE_VALUES // x.shape[1]))
+    sample = x[:: -(-len(x) // rows)]
     low, median, high = np.quantile(sample, (0.05, 0.5, 0.95), axis=0).astype(np.float64)
     reach = MAX_DISTANCE * (high - low)
     largest = np.maximum(x.max(0) - median, median - x.min(0))

@@ -213,7 +213,9 @@ def _gather(
     for batch in batches:
         good, codes = read_x(batch, names, layout, check.watch)
         if (codes == COLOUR).any():
-            raise NotGray(f"{path}: {REASONS[COLOUR]}: row {seen + int(np.argmax(codes == COLOUR))}")
+            raise NotGray(
+                f"{path}: {REASONS[COLOUR]}: row {seen + int(np.argmax(codes == COLOUR))}"
+            )
         gaps = np.isin(codes, (NULL, NAN))
         if gaps.any():
             dropped += int(gaps.sum())

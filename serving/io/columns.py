@@ -85,7 +85,7 @@ def read_x(
     else:
         rows = _from_lists(arrays[0], layout)
     watch(rows.values)
-    rows.large = _find_large(rows.values, batch, indices)
+    rows.large = rows.large or _find_large(rows.values, batch, indices)
     _to_dtype(rows, layout)
     x = np.ascontiguousarray(rows.values).reshape(-1, *layout.shape)
     return x, rows.codes
@@ -103,20 +103,28 @@ def _from_numbers(arrays: Sequence[pa.Array], layout: RowLayout) -> _ConvertedRo
         return _ConvertedRows(batch.to_tensor().to_numpy(), codes)
     kind = np.result_type(*(_numbers(array.slice(0, 0)) for array in arrays))
     values = np.empty((np.count_nonzero(good), layout.size), kind)
+    large = []
     for index, array in enumerate(arrays):
-        values[:, index] = _numbers(array)[good]
-    return _ConvertedRows(values, codes)
+        column = _numbers(array)[good]
+        values[:, index] = column
+        if column.dtype.kind in "iu" and kind.kind == "f" and _is_beyond(column).any():
+            large.append(column)  # float64, too, may round it
+    return _ConvertedRows(values, codes, large)
 
 
 def _find_large(values: Array, batch: pa.RecordBatch, indices: Sequence[int]) -> list[Array]:
     """Return what holds whole numbers, some of them beyond `MAX_EXACT`."""
     if values.dtype.itemsize < 4:
         return []
-    beyond = np.flatnonzero(((values > MAX_EXACT) | (values < -MAX_EXACT)).any(0)).tolist()
+    beyond = np.flatnonzero(_is_beyond(values).any(0)).tolist()
     if values.dtype.kind in "iu" or len(indices) == 1:
         whole = beyond and is_whole(batch.schema.field(indices[0]))
         return [values] if whole else []
     return [values[:, i] for i in beyond if is_whole(batch.schema.field(indices[i]))]
+
+
+def _is_beyond(values: Array) -> Array:
+    return np.asarray((values > MAX_EXACT) | (values < -MAX_EXACT))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -166,8 +166,8 @@ def explain_no_text(name: str, content: bytes, text: str) -> str:
         return explain_unread(name, head)
     if "\0" in text:
         return (
-            f"{name} is no text: it holds bytes of zero; save it as CSV in UTF-8, or in UTF-16 with "
-            "a byte order mark"
+            f"{name} is no text: it holds bytes of zero; save it as CSV in UTF-8, or in UTF-16 "
+            "with a byte order mark"
         )
     return ""
 

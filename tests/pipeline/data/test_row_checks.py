@@ -91,6 +91,22 @@ def test_a_value_far_from_all_others_is_named_with_its_row() -> None:
     check_rows("x.csv", spoilt, NAMES)
 
 
+@pytest.mark.parametrize(
+    ("others", "far"), [({}, 1e20), ({3: 2.0, 5: -4.0}, 1e20), ({3: 2.0}, 9e6)], ids=str
+)
+def test_a_far_value_is_named_where_nearly_all_others_are_equal(
+    others: dict[int, float], far: float
+) -> None:
+    x = RANDOM.normal(size=(300, 2, 2)).astype(np.float32)
+    x[:, 1, 0] = 7
+    for row, value in others.items():
+        x[row, 1, 0] = value
+    check_rows("x.npy", x)
+    x[[17, 18], 1, 0] = far, 9
+    with pytest.raises(DataRefused, match=re.escape(f"feature 2 holds {far:g} in row 17, but")):
+        check_rows("x.npy", x)
+
+
 def test_rare_and_constant_values_are_no_outliers() -> None:
     x = np.zeros((300, 2), np.float32)
     x[:10, 0] = 1e6

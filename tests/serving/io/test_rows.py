@@ -129,7 +129,7 @@ def test_a_csv_without_names_is_refused(tmp_path: Path, text: str, message: str)
 
 def test_a_value_of_another_type_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n" + "1,2\n" * 400_000 + "1,x\n")
-    with pytest.raises(DataRefused, match="cannot read .*x.csv: column 'b': invalid value 'x'"):
+    with pytest.raises(DataRefused, match=r"cannot read .*x\.csv: column 'b': invalid value 'x'"):
         Rows(str(tmp_path / "x.csv"))
 
 
