@@ -61,7 +61,7 @@ def _migrate(opened: "Source", out: Path, source: str | None, threads: int) -> "
     from pipeline.model.checkpoint import checkpoint_of
 
     checkpoint = checkpoint_of(opened.bundle)
-    dataset = load_data(checkpoint.config, checkpoint.data, source)
+    dataset = load_data(checkpoint.config, checkpoint, source)
     bundle, report = stages.check(
         migrate_bundle(opened.bundle, out), checkpoint, dataset, "cpu", threads
     )

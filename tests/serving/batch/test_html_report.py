@@ -85,6 +85,16 @@ def test_says_how_far_the_rows_are_from_the_held_out_rows(
     assert "Read D: with many rows p is tiny" in words
 
 
+def test_says_what_was_scored_in_plain_words(
+    carrying: Bundle, batch_data: Path, tmp_path: Path
+) -> None:
+    location = batch_data / ".." / batch_data.name / "x.parquet"
+    page = report(tmp_path, carrying.path, location)
+    assert f"Scores of {batch_data.resolve() / 'x.parquet'} " in page.words
+    assert f": 1 file, {ROWS:,} rows" in page.section("Run")
+    assert re.search(r"rows/s over 0\.0*[1-9]\d* s|over [1-9][\d.]* s", page.section("Run"))
+
+
 def test_an_older_bundle_whose_rows_shared_their_noise_has_nothing_to_compare_with(
     batch_data: Path, tmp_path: Path, elbo: Array
 ) -> None:
