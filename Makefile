@@ -43,6 +43,12 @@ define perf_analyzer
 		--target $(1)/perf_analyzer tritonclient==2.51.0
 endef
 
+# The oldest onnxruntime that bundles are made for, with a numpy of its time.
+define oldest_onnxruntime
+	@$(1)/bin/python -m pip install --quiet --no-deps --upgrade --disable-pip-version-check \
+		--target $(1)/oldest onnxruntime==1.15.0 numpy==1.26.4
+endef
+
 # onnxruntime for JavaScript, with which a test uses bundles as a web page would.
 define onnxruntime_web
 	@$(1)/bin/npm install --silent --no-audit --no-fund --prefix $(1)/web onnxruntime-web@1.30.0
@@ -60,6 +66,7 @@ $(VENV)/dev-ready: $(VENV)/ready
 	$(call install,$(VENV),train$(comma)dev$(comma)serving-test)
 	$(call perf_analyzer,$(VENV))
 	$(call onnxruntime_web,$(VENV))
+	$(call oldest_onnxruntime,$(VENV))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 

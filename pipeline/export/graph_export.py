@@ -36,7 +36,8 @@ from pipeline.model.operations import FUNCTIONS, Array, draw_inputs
 from pipeline.model.vae import VAE
 from serving.operations import Operation
 
-OPSET = 20
+OPSET, IR_VERSION = 18, 8
+"""The lowest that torch writes, and that bitwise operators need: onnxruntime 1.15 runs both."""
 SMALL_CONSTANT = 8
 """The largest number of elements of a constant that the exporter computes: shapes, limits,
 scalars."""
@@ -58,6 +59,7 @@ def save_graph(
     _optimize(graph)
     ClearMetadataAndDocStringPass()(graph)
     graph.metadata_props.update({**metadata, "operation": operation.name})
+    graph.ir_version = IR_VERSION
     proto = onnx_ir.to_proto(graph)
     if reduced is not None:
         rewrite_graph(proto, reduced)

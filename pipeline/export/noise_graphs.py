@@ -12,14 +12,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.export.graph_export import IR_VERSION, OPSET
 from serving.bundle import NOISE_GRAPHS
 from serving.noise import HASHED, NUMBERED
 from serving.normals import OCTAVES, PLACE_BITS, SEGMENT_BITS, load_table
 from serving.philox import KEY_STEPS, LOW, MULTIPLIERS, ROUNDS, WORDS
 
-OPSET = 18
-"""The first with BitwiseAnd and BitwiseXor."""
-IR_VERSION = 8
 _HALF = 2**16
 
 

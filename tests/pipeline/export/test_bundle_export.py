@@ -11,7 +11,7 @@ from onnx import numpy_helper
 import pipeline
 from pipeline.export import bundle_export as exporting
 from pipeline.export.bundle_export import export_bundle
-from pipeline.export.graph_export import OPSET
+from pipeline.export.graph_export import IR_VERSION, OPSET
 from pipeline.model.checkpoint import Checkpoint
 from serving.bundle import GOLDEN, GRAPHS, WEIGHTS, Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError
@@ -59,7 +59,7 @@ def test_graph_is_one_checked_file_without_traces_of_this_machine(
     assert str(Path(pipeline.__file__).parent).encode() not in content
     assert b"stack_trace" not in content
     assert not any("Random" in node.op_type for node in proto.graph.node)
-    assert proto.opset_import[0].version == OPSET
+    assert (proto.opset_import[0].version, proto.ir_version) == (OPSET, IR_VERSION)
     metadata = {item.key: item.value for item in proto.metadata_props}
     assert metadata["x_shape"] == "[6, 5]"
     assert metadata["weights_sha256"] == sealed.manifest.files[WEIGHTS]["sha256"]
