@@ -7,10 +7,10 @@ computes in float32, and uses TF32 only on request. Arrays that do not fit raise
 import contextlib
 import ctypes
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -40,6 +40,14 @@ _LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
 _SHAPE_OPS = {"Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze"}
 """Operators that compute sizes, which onnxruntime keeps on the CPU on purpose."""
 PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class _Call(NamedTuple):
+    """What a run needs, kept since every request does: names of the graph's inputs and ours."""
+
+    session: ort.InferenceSession
+    inputs: tuple[tuple[str, str], ...]
+    outputs: list[str]
 
 
 class Engine:
@@ -81,14 +89,24 @@ class Engine:
         }
         for operation in self.operations.values():
             _check_tensors(self._sessions[operation.graph], operation)
+        self._calls = {
+            name: _Call(
+                self._sessions[operation.graph],
+                tuple(zip(operation.graph_inputs(), names_of(operation.inputs), strict=True)),
+                names_of(operation.outputs),
+            )
+            for name, operation in self.operations.items()
+        }
 
     def run(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Check the inputs and run one operation; all arrays share axis 0, the batch."""
         self.check(name, inputs)
         return self.compute(name, inputs)
 
-    def check(self, name: str, inputs: Mapping[str, Array]) -> int:
+    def check(self, name: str, inputs: Mapping[str, Array], drawn: str = "") -> int:
         """Check the inputs of an operation; return the number of rows.
+
+        The values of the input `drawn` were drawn here, and need no check.
 
         Raises:
             UsageRefused: there is no such operation.
@@ -98,7 +116,8 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
-        return check_inputs(self.operations[name], inputs, self._unit_range, self._max_byte)
+        operation = self.operations[name]
+        return check_inputs(operation, inputs, self._unit_range, self._max_byte, drawn)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -106,18 +125,15 @@ class Engine:
         rows = len(inputs[operation.inputs[0].name])
         if rows == 0:
             return {tensor.name: _empty(tensor) for tensor in operation.outputs}
-        session = self._sessions[operation.graph]
-        names = [tensor.name for tensor in operation.outputs]
-        feeds = {
-            graph_name: inputs[tensor.name]
-            for graph_name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)
-        }
+        session, graph_inputs, names = self._calls[name]
+        feeds = {graph_name: inputs[given] for graph_name, given in graph_inputs}
+        step = rows_of_a_run(inputs)
+        if rows <= step:
+            return dict(zip(names, session.run(names, feeds), strict=True))
         runs = [
-            session.run(names, {key: array[part] for key, array in feeds.items()})
-            for part in split_rows(rows, inputs)
+            session.run(names, {key: array[start : start + step] for key, array in feeds.items()})
+            for start in range(0, rows, step)
         ]
-        if len(runs) == 1:
-            return dict(zip(names, runs[0], strict=True))
         return {n: np.concatenate(y) for n, y in zip(names, zip(*runs, strict=True), strict=True)}
 
     def encode(self, x: Array) -> dict[str, Array]:
@@ -301,11 +317,13 @@ def _empty(tensor: Tensor) -> Array:
     return np.empty([0 if isinstance(axis, str) else axis for axis in tensor.shape], tensor.dtype)
 
 
-def split_rows(rows: int, inputs: Mapping[str, Array]) -> Iterator[slice]:
-    """Split rows into runs that stay within `MAX_BATCH` and `MAX_DECODED`."""
-    num_samples = max(
-        array.shape[1] if name == "eps" and array.ndim == 3 else 1 for name, array in inputs.items()
-    )
-    step = min(MAX_BATCH, max(1, MAX_DECODED // num_samples))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def rows_of_a_run(inputs: Mapping[str, Array]) -> int:
+    """Return the number of rows that stay within `MAX_BATCH` and `MAX_DECODED`."""
+    eps = inputs.get("eps")
+    num_samples = eps.shape[1] if eps is not None and eps.ndim == 3 else 1
+    return min(MAX_BATCH, max(1, MAX_DECODED // num_samples))
+
+
+def names_of(tensors: Iterable[Tensor]) -> list[str]:
+    """Return the names of tensors, in order."""
+    return [tensor.name for tensor in tensors]

@@ -14,9 +14,13 @@ Array = NDArray[Any]
 
 
 def check_inputs(
-    operation: Operation, inputs: Mapping[str, Array], unit_range: bool, max_byte: int
+    operation: Operation,
+    inputs: Mapping[str, Array],
+    unit_range: bool,
+    max_byte: int,
+    drawn: str = "",
 ) -> int:
-    """Return the number of rows.
+    """Return the number of rows; the values of the input `drawn` need no check.
 
     Raises:
         DataRefused: a tensor is missing, unknown, or of the wrong dtype, shape or value.
@@ -39,7 +43,7 @@ def check_inputs(
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
         if array.dtype == np.uint8:
             _check_bytes(tensor.name, array, max_byte)
-        else:
+        elif tensor.name != drawn:
             check_floats(tensor.name, array, unit_range=unit_range and tensor.name == "x")
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")

@@ -3,7 +3,6 @@
 Source: Salmon, Moraes, Dror & Shaw (2011), Parallel Random Numbers: As Easy as 1, 2, 3, sec. 3.3.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -37,33 +36,28 @@ def random_words(key: int, stream: int, rows: Rows, blocks: int) -> Words:
     return np.frombuffer(words, "<u4").reshape(len(rows), blocks * WORDS)
 
 
-def _round_keys(key: int) -> Iterator[tuple[int, int]]:
-    low, high = key & LOW, key >> 32
-    for _ in range(ROUNDS):
-        yield low, high
-        low, high = (low + KEY_STEPS[0]) & LOW, (high + KEY_STEPS[1]) & LOW
-
-
 def _in_integers(key: int, stream: int, row: int, blocks: int) -> bytes:
     """Hold a word of all blocks in one large integer, 128 bits apart.
 
     A product has 64 bits at most, so that no block reaches into the next.
     """
-    ones, numbers = _lanes(blocks)
-    lows = ones * LOW
+    ones, lows, numbers, low_step, high_step = _lanes(blocks)
     a, b, c, d = numbers, stream * ones, (row & LOW) * ones, (row >> 32) * ones
-    for low, high in _round_keys(key):
+    low, high = (key & LOW) * ones, (key >> 32) * ones
+    for _ in range(ROUNDS):
         p, q = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
-        a, b = (q >> 32) & lows ^ b ^ low * ones, q & lows
-        c, d = (p >> 32) & lows ^ d ^ high * ones, p & lows
+        a, b = q >> 32 & lows ^ b ^ low, q & lows
+        c, d = p >> 32 & lows ^ d ^ high, p & lows
+        low, high = low + low_step & lows, high + high_step & lows
     return (a | b << 32 | c << 64 | d << 96).to_bytes(16 * blocks, "little")
 
 
 @lru_cache(16)
-def _lanes(blocks: int) -> tuple[int, int]:
-    """Return a 1 for each block, and the number of each block."""
+def _lanes(blocks: int) -> tuple[int, ...]:
+    """Return for all blocks: a 1, the bits of a word, the block's number, the steps of the key."""
     ones = int.from_bytes((b"\1" + bytes(15)) * blocks, "little")
-    return ones, sum(block << 128 * block for block in range(blocks))
+    numbers = sum(block << 128 * block for block in range(blocks))
+    return ones, ones * LOW, numbers, *(ones * step for step in KEY_STEPS)
 
 
 def _in_arrays(key: int, stream: int, rows: Rows, blocks: int) -> Words:
@@ -73,12 +67,14 @@ def _in_arrays(key: int, stream: int, rows: Rows, blocks: int) -> Words:
     even[0], odd[0] = np.arange(blocks), stream
     even[1], odd[1] = (rows & LOW)[:, None], (rows >> 32)[:, None]
     multipliers = np.array(MULTIPLIERS, np.uint64)[:, None, None]
-    for keys in _round_keys(key):
+    low, high = key & LOW, key >> 32
+    for _ in range(ROUNDS):
         products = np.multiply(even, multipliers, dtype=np.uint64).astype("<u8", copy=False)
         halves = products.view("<u4").reshape(*shape, 2)[::-1]
         even = halves[..., 1] ^ odd
-        even ^= np.array(keys, np.uint32)[:, None, None]
+        even ^= np.array([low, high], np.uint32)[:, None, None]
         odd = halves[..., 0]
+        low, high = (low + KEY_STEPS[0]) & LOW, (high + KEY_STEPS[1]) & LOW
     words = np.empty((len(rows), blocks, WORDS), np.uint32)
     words[..., 0::2], words[..., 1::2] = even.transpose(1, 2, 0), odd.transpose(1, 2, 0)
     return words.reshape(len(rows), blocks * WORDS)

@@ -183,7 +183,8 @@ class Service:
         _check_names(operation, request)
         timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
         inputs = _complete(served.engine, operation, request)
-        rows = served.engine.check(operation.name, inputs)
+        drawn = "" if "eps" in request.inputs else "eps"
+        rows = served.engine.check(operation.name, inputs, drawn)
         num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
         _check_size(rows, num_samples)
         outputs = await served.batcher.submit(
