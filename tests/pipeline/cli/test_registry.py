@@ -82,8 +82,12 @@ def test_dry_run_force_and_at(
         ("promote", "--reason", "because"),
         ("history", "--at", "yesterday"),
         ("delete",),
+        ("verify", ""),
+        ("train", "--experiment", " "),
+        ("train", "--run-name", ""),
+        ("register", "bundle", "--experiment", ""),
     ],
-    ids=["no reason", "empty reason", "no force", "no time", "no version"],
+    ids=lambda arguments: " ".join(map(repr, arguments)),
 )
 def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError) as caught:
@@ -325,4 +329,4 @@ def test_a_terminal_is_told_what_the_first_seconds_are_for(
         lines = read.read(4000).decode().splitlines()
     assert ended.returncode == 2
     assert lines[0] == f"opening the store sqlite:///{store}"
-    assert lines[1].startswith("error: vae has no ")
+    assert lines[1].startswith("error: ")
