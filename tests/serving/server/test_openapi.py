@@ -42,8 +42,7 @@ def test_answers_have_schemas_and_tensors_may_be_binary(http: httpx.Client) -> N
                 content = answer.get("content", {})
                 assert all("schema" in kind for kind in content.values())
                 if int(status) >= 400:
-                    error = {"schema": {"$ref": "#/components/schemas/Error"}}
-                    assert content["application/json"] == error, (operation["operationId"], status)
+                    assert "#/components/schemas/Error" in str(content["application/json"])
 
 
 def test_free_sizes_of_the_openapi_document_have_names(http: httpx.Client) -> None:
