@@ -66,7 +66,9 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    activate = "" if _is_active() else f"  . {_activate_script()}\n"
+    place = os.path.relpath(sys.prefix)
+    script = f"{sys.prefix if place.startswith(os.pardir) else place}/bin/activate"
+    activate = "" if _is_active() else f"  . {shlex.quote(script)}\n"
     say(
         f"""
 version {version} {status}
@@ -82,12 +84,6 @@ try next:
     )
     for text in metrics.warnings:
         warn(text)
-
-
-def _activate_script() -> str:
-    """Return the path of the environment's script for a shell, the shorter one if it is below."""
-    below = os.path.relpath(sys.prefix)
-    return shlex.quote(f"{sys.prefix if below.startswith(os.pardir) else below}/bin/activate")
 
 
 def _is_active() -> bool:

@@ -322,7 +322,7 @@ def promote(
     from pipeline.registry import promotion
 
     def load_test(manifest: "Manifest") -> "Split":
-        return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
+        return test or load_data(Config.from_json(manifest.config), manifest, source).test
 
     say(f"deciding on {name} version {version}")
     decision = promotion.promote(
