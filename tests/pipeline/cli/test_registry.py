@@ -319,8 +319,9 @@ def test_a_run_is_named_and_described(
     ids=["verify", "sample"],
 )
 def test_a_terminal_is_told_what_the_first_seconds_are_for(
-    store: Path, tmp_path: Path, command: tuple[str, ...]
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     screen, keyboard = os.openpty()
     arguments = [sys.executable, "-m", "pipeline.cli", *command]
     ended = subprocess.run(arguments, cwd=tmp_path, stdin=keyboard, stderr=keyboard)
