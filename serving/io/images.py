@@ -76,8 +76,8 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
     """
     size = min(images.shape[1:3])
     scale = -(-_LEGIBLE // size) if size < _SMALL else 1
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, *channels = images.shape
+    height, width = scale * height, scale * width
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
     canvas_shape = (lines * (height + 2) + 2, columns * (width + 2) + 2, *channels)
@@ -87,5 +87,6 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
             2 + place * (size + 2)
             for place, size in zip(divmod(index, columns), (height, width), strict=True)
         )
-        canvas[top : top + height, left : left + width] = np.rint(image).clip(0, 255)
+        enlarged = np.rint(image).clip(0, 255).repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top : top + height, left : left + width] = enlarged
     return canvas
