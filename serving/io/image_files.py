@@ -49,6 +49,10 @@ _ERRORS: tuple[type[Exception], ...] = (
 """What Pillow's parsers raise for damaged files."""
 
 
+class NotGray(DataRefused):
+    """An image is in colour, and a gray one is needed."""
+
+
 def read_image_shape(content: bytes) -> tuple[int, ...]:
     """Read the upright shape of an image from its header: (height, width[, 3]), without 3 if gray.
 
@@ -87,12 +91,15 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
     """Decode an image like `read_image`; None if that refuses it or `shape` is not an image's.
 
     Raises:
+        NotGray: `shape` is that of a gray image, and this one is in colour.
         UsageRefused: pillow is missing.
     """
     if len(shape) != 2 and shape[2:] != (3,):
         return None
     try:
         return read_image(content, shape)
+    except NotGray:
+        raise
     except DataRefused:
         return None
 
@@ -214,5 +221,5 @@ def _read_pixels(image: Any, turn: str | None, *, is_gray: bool) -> NDArray[np.u
     if not is_gray:
         return colours
     if (colours != colours[..., :1]).any():
-        raise DataRefused("it is in colour, and gray is needed")
+        raise NotGray("it is in colour, and gray is needed")
     return np.ascontiguousarray(colours[..., 0])
