@@ -65,6 +65,10 @@ def read_table(path: Path, selection: Selection) -> TableRows:
     for note in rows.notes:
         say(note)
     names, label = _choose(path, rows.schema, selection), selection.label
+    there = frozenset(rows.schema.names)
+    if more := {name for file in rows.files for name in file.schema.names if name not in there}:
+        listed = ", ".join(repr(name[:_NAME]) for name in sorted(more)[:_SHOWN])
+        say(f"{path}: {len(more):,} columns that the first file lacks are not used: {listed}")
     wanted = [*names, label] if label else names
     chosen = frozenset(names)
     kinds = {item.type for file in rows.files for item in file.schema if item.name in chosen}
