@@ -24,7 +24,13 @@ from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
 from pipeline.export.quantization import Ranges, convert_precision, unambiguous_rows
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
-from pipeline.model.operations import Array, Tolerance, draw_inputs, run_reference
+from pipeline.model.operations import (
+    DRAWS,
+    Array,
+    derive_tolerances,
+    draw_inputs,
+    run_reference,
+)
 from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
@@ -107,11 +113,13 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
         inputs = {name: values[rows] for name, values in drawn.items()}
         arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
         exact = run_reference(model, operation, inputs, torch.float64)
-        rounded = run_reference(model, operation, inputs, torch.float32)
-        for name, value in exact.items():
+        rounded = (
+            run_reference(model, operation, inputs, torch.float32, draw=n) for n in range(DRAWS)
+        )
+        for name, tolerance in derive_tolerances(exact, rounded).items():
             key = f"{operation.name}.{name}"
-            arrays[key] = value
-            arrays[f"{key}.budget"] = np.array(Tolerance.from_noise(value, rounded[name]).max)
+            arrays[key] = exact[name]
+            arrays[f"{key}.budget"] = np.array(tolerance.max)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, value in arrays.items():

@@ -27,7 +27,7 @@ class Rules:
     """The rules for one precision."""
 
     precision: str
-    noise: Callable[[VAE, Operation, Mapping[str, Array]], Mapping[str, Array]]
+    noise: Callable[..., Mapping[str, Array]]
     """Runs torch with the rounding of this precision; four times its error is the tolerance."""
     weights: Callable[
         [Mapping[str, ModelProto], VAE, VAE, Mapping[str, Operation]], Iterator[Fault]

@@ -134,7 +134,7 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
         f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
         f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
-        f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."
+        f"{drift.low_share:.2%} of the rows lie below {1 - LOW_SHARE:.0%} of the held-out rows."
     )
     noise = "the same noise for all" if held.shared_noise else "noise of its own for each"
     like = (
@@ -189,7 +189,8 @@ def _describe_rows(
     ids = list(rows[0].row.ids) if rows else []
     head = [*ids, "elbo", "log_likelihood", "kl", *names[:_FEATURES]]
     lines = [line for row in rows for line in _describe_features(row)]
-    return {**shown, "pictures": [], "head": head, "lines": lines, "more": size - _FEATURES}
+    more = size - _FEATURES
+    return {**shown, "words": len(ids), "pictures": [], "head": head, "lines": lines, "more": more}
 
 
 def _describe_picture(shown: ShownRow, bright: Range) -> dict[str, Any]:
@@ -211,12 +212,16 @@ def _describe_features(shown: ShownRow) -> list[tuple[str, list[str]]]:
     lines = [("", [*map(str, row.ids.values()), *scores, *_cells(shown.x)])]
     if shown.x_loc is not None:
         blank = [""] * (len(row.ids) + len(scores) - 1)
-        lines.append(("mild", [*blank, "reconstruction", *_cells(shown.x_loc)]))
+        lines.append(("mild", ["reconstruction", *blank, *_cells(shown.x_loc)]))
     return lines
 
 
 def _cells(values: Array | None) -> list[str]:
-    return [] if values is None else [f"{value:.4g}" for value in values.reshape(-1)[:_FEATURES]]
+    return [] if values is None else [_number(value) for value in values.reshape(-1)[:_FEATURES]]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _list_facts(
@@ -230,14 +235,18 @@ def _list_facts(
         "trained on": manifest.data.get("source"),
         "seed, draws per row": f"{job['seed']}, {job['num_samples']}",
         "device": job["device"],
-        "input": f"{job['input']}: {len(job['files']):,} files, "
-        f"{sum(file['rows'] for file in job['files']):,} rows",
+        "input": f"{job['input']}: {_count(len(job['files']), 'file')}, "
+        f"{_count(sum(file['rows'] for file in job['files']), 'row')}",
         "columns of x": ", ".join(job["x"][:_FEATURES]),
         "filter": job["where"] or None,
         "rate of the last run": f"{summary['rows_per_s']:,.0f} rows/s over "
-        f"{summary['seconds']:,.1f} s",
+        f"{summary['seconds']:,.3g} s",
         "parts": f"{summary['parts']:,}",
     }
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _nats(value: float, sign: str = "") -> str:

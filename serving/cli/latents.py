@@ -107,7 +107,7 @@ def interpolate(
     The lines are straight, between the posterior means of the rows. A picture has a line for each
     pair of rows; a table has the columns start, stop and step.
 
-    Example: vae interpolate images.npy --row 3 --row 8 --row 3 --out there-and-back.png
+    Example: vae interpolate images.npy --row 3 --row 8 --out path.png
     """
     require_pyarrow("vae interpolate")
     import numpy as np
@@ -166,7 +166,7 @@ def traverse(
     The others stay at the posterior mean of a row of INPUT, or without INPUT at 0, the mean of the
     prior. A picture has a line for each latent; a table has the columns latent and z.
 
-    Example: vae traverse images.npy --row 3 --latent 0 --latent 5 --out traversals.png
+    Example: vae traverse images.npy --row 3 --latent 5 --out latent.png
     """
     require_pyarrow("vae traverse")
     import numpy as np

@@ -69,7 +69,9 @@ def locate(path: str) -> Location:
     if not path:
         raise UsageRefused("a path must have a name, got ''")
     if "://" not in path:
-        return Location(fs.LocalFileSystem(), str(Path(path).absolute()))
+        place = Path(path).absolute()
+        real = place.resolve() if ".." in place.parts else place  # a person reads it
+        return Location(fs.LocalFileSystem(), str(real))
     try:
         return Location(*fs.FileSystem.from_uri(path))
     except pa.ArrowInvalid:

@@ -31,6 +31,7 @@ from tests.trained_models import share_bundle, share_checkpoint, tiny_config, tr
 
 NETS: Mapping[str, Mapping[str, object]] = {
     "dense": {},
+    "table": {},
     "convolutional": {"model": "conv", "hidden_dims": (6, 6)},
     "recurrent": {"model": "tests.own_nets:lstm"},
     "attention": {"model": "tests.own_nets:attention"},
@@ -38,6 +39,7 @@ NETS: Mapping[str, Mapping[str, object]] = {
 EACH_NET = [
     pytest.param(net, id=net, marks=[] if net == "dense" else pytest.mark.slow) for net in NETS
 ]
+IMAGES = [param for param in EACH_NET if param.id != "table"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ class Subject:
 
 @pytest.fixture(scope="module")
 def subject(
-    request: pytest.FixtureRequest, images: Dataset, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    images: Dataset,
+    table: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Subject:
     net = str(request.param)
-    trained = share_checkpoint(tmp_path_factory, f"{net}-net", images, **NETS[net])
+    data = table if net == "table" else images
+    trained = share_checkpoint(tmp_path_factory, f"{net}-net", data, **NETS[net])
     bundle = share_bundle(tmp_path_factory, f"{net}-bundle", trained)
-    configs = (tiny_config(images, seed=s, epochs=s, **NETS[net]) for s in (9, 1, 2, 3, 4))
-    others = [train_checkpoint(images, config).model for config in configs]
-    return Subject(bundle, trained[0].model, images.test.x, others)
+    configs = (tiny_config(data, seed=s, epochs=s, **NETS[net]) for s in (9, 1, 2, 3, 4))
+    others = [train_checkpoint(data, config).model for config in configs]
+    return Subject(bundle, trained[0].model, data.test.x, others)
 
 
 @pytest.fixture
@@ -70,18 +76,37 @@ def copied(subject: Subject, tmp_path: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-@pytest.mark.parametrize("subject", EACH_NET, indirect=True)
+@pytest.mark.parametrize("subject", IMAGES, indirect=True)
 def test_a_corruption_is_caught_by_its_rule(
     mutation: Mutation, subject: Subject, copied: Bundle
 ) -> None:
-    corrupted = corrupt(copied, mutation, subject.others[0])
-    report = check_parity(corrupted, subject.model, subject.x)
-    broken = Counter(fault.rule for fault in report.faults())
+    broken = broken_rules(mutation, subject, copied)
     assert mutation.rule in broken, broken
     if mutation.sole:
         assert broken.keys() == {mutation.rule}
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    # the bound of a table is a few nats: six roundings of it are less than the goal of 1e-5 nats
+    [mutation for mutation in MUTATIONS if mutation.rule != "elbo"],
+    ids=lambda mutation: mutation.name,
+)
+@pytest.mark.parametrize("subject", [EACH_NET[1]], indirect=True)
+def test_a_corruption_of_a_model_of_a_table_is_caught_by_its_rule(
+    mutation: Mutation, subject: Subject, copied: Bundle
+) -> None:
+    """Its tolerances are the widest of several draws."""
+    broken = broken_rules(mutation, subject, copied)
+    assert mutation.rule in broken, broken
+
+
+def broken_rules(mutation: Mutation, subject: Subject, copied: Bundle) -> Counter[Rule]:
+    corrupted = corrupt(copied, mutation, subject.others[0])
+    report = check_parity(corrupted, subject.model, subject.x)
     assert not report.passed
     assert report.to_json()["verdict"] == "failed"
+    return Counter(fault.rule for fault in report.faults())
 
 
 @pytest.mark.parametrize("subject", EACH_NET, indirect=True)

@@ -222,3 +222,5 @@ def test_the_registry_shows_the_card_without_its_pictures(sealed: Bundle) -> Non
     assert "![" not in description
     assert "each line above" not in description
     assert "## How good it is" in description
+    assert "--model models:/vae/1 " in description
+    assert "NAME" not in description

@@ -93,6 +93,16 @@ def test_says_how_far_the_rows_are_from_the_held_out_rows(
     assert "Read D: with many rows p is tiny" in words
 
 
+def test_says_what_was_scored_in_plain_words(
+    carrying: Bundle, batch_data: Path, tmp_path: Path
+) -> None:
+    location = batch_data / ".." / batch_data.name / "x.parquet"
+    page = report(tmp_path, carrying.path, location)
+    assert f"Scores of {batch_data.resolve() / 'x.parquet'} " in page.words
+    assert f": 1 file, {ROWS:,} rows" in page.section("Run")
+    assert re.search(r"rows/s over 0\.0*[1-9]\d* s|over [1-9][\d.]* s", page.section("Run"))
+
+
 def test_rows_are_compared_with_an_older_bundle_at_the_noise_that_it_had(
     batch_data: Path, tmp_path: Path, elbo: Array
 ) -> None:

@@ -24,6 +24,16 @@ def names(path: str) -> list[str]:
     return [name for name, _, _ in find_files(path)]
 
 
+def test_a_path_through_a_parent_is_shown_as_it_is(folder: Path) -> None:
+    (folder.parent / "link").symlink_to(folder / "b")
+    assert str(locate(f"{folder}/b/../a.parquet")) == f"{folder}/a.parquet"
+    assert str(locate(f"{folder.parent}/link/../a.parquet")) == f"{folder}/a.parquet"
+    assert str(locate(f"{folder.parent}/link/x.parquet")) == f"{folder.parent}/link/x.parquet"
+    assert [str(place) for _, place, _ in find_files(f"{folder}/b/../c*")] == [
+        f"{folder}/c.parquet"
+    ]
+
+
 def test_a_folder_is_its_files_by_name(folder: Path) -> None:
     assert names(str(folder)) == list(FILES)
     assert [location.read().decode() for _, location, _ in find_files(str(folder))] == list(FILES)
