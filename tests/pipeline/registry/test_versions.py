@@ -226,3 +226,4 @@ def test_the_registry_shows_the_card_without_its_pictures(sealed: Bundle) -> Non
     assert "## How good it is" in description
     assert "--model models:/vae/1 " in description
     assert "NAME" not in description
+    assert "| active latents&emsp; | " in description  # MLflow leaves no space between cells
