@@ -18,7 +18,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
-from pipeline.data.readers import read_gray_first
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
 from serving.console import say
@@ -38,7 +37,7 @@ from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
-from serving.io.image_files import NotGray, read_image, read_image_shape
+from serving.io.image_files import NotGray, read_gray_first, read_image, read_image_shape
 from serving.io.rows import Rows
 from serving.io.side_columns import describe_side_columns, find_side_columns
 
@@ -66,6 +65,10 @@ def read_table(path: Path, selection: Selection) -> TableRows:
     for note in rows.notes:
         say(note)
     names, label = _choose(path, rows.schema, selection), selection.label
+    there = frozenset(rows.schema.names)
+    if more := {name for file in rows.files for name in file.schema.names if name not in there}:
+        listed = ", ".join(repr(name[:_NAME]) for name in sorted(more)[:_SHOWN])
+        say(f"{path}: {len(more):,} columns that the first file lacks are not used: {listed}")
     wanted = [*names, label] if label else names
     chosen = frozenset(names)
     kinds = {item.type for file in rows.files for item in file.schema if item.name in chosen}

@@ -129,7 +129,7 @@ def interpolate(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input", default="", type=click.Path())
+@click.argument("input", required=False, type=Origin())
 @group("Start and way")
 @x_option
 @read_options
@@ -151,7 +151,7 @@ def interpolate(
 @group("Model and output")
 @_common
 def traverse(
-    input: str,
+    input: str | None,
     x: tuple[str, ...],
     row: int,
     latents: tuple[int, ...],
@@ -239,11 +239,12 @@ def _write(
     started = time.perf_counter()
     x_loc = engine.decode(z)
     seconds = time.perf_counter() - started
-    if out.suffix == ".png":
+    suffix = out.suffix.lower()
+    if suffix == ".png":
         write_grid(out, as_picture(source, x_loc), columns)
         if lines:
             say(f"lines of the picture, from above: {lines}")
-    elif out.suffix == ".npy":
+    elif suffix == ".npy":
         write_array(out, x_loc)
     else:
         features = named_columns(x_loc, source.bundle.manifest.columns)

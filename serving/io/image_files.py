@@ -7,7 +7,8 @@ EXIF says, (height, width) if gray or (height, width, 3). Colour profiles are no
 
 import io
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import FILE_READ_ERRORS
 
 Array = NDArray[Any]
+_Read = TypeVar("_Read")
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -102,6 +104,22 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
         raise
     except DataRefused:
         return None
+
+
+def read_gray_first(
+    read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...], colours: bool | None
+) -> _Read:
+    """Read images of a size by their shape: in gray, and again in colour if one of them is.
+
+    `colours` settles it; None if it is to be found out.
+    """
+    if not colours:
+        try:
+            return read(size)
+        except NotGray:
+            if colours is False:
+                raise
+    return read((*size, 3))
 
 
 def is_image_name(name: str) -> bool:

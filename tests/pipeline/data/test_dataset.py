@@ -49,6 +49,17 @@ def test_columns_of_bytes_with_ranges_of_their_own_are_read_as_numbers(
     assert kept.train.x.dtype == np.uint8
 
 
+def test_columns_of_later_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.DataFrame(FLOATS, columns=list("abc"))
+    frame.to_parquet(tmp_path / "1.parquet")
+    frame.assign(d=1.5).to_parquet(tmp_path / "2.parquet")
+    assert load(tmp_path).columns == ("a", "b", "c")
+    said = "1 columns that the first file lacks are not used: 'd'"
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: {said}"]
+
+
 def count_rows(*arrays: Array) -> Counter[bytes]:
     return Counter(row.tobytes() for x in arrays for row in x)
 
