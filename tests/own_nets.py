@@ -74,6 +74,25 @@ class Attention(nn.Module):
         return self.layers(x + self.position).mean(1)
 
 
+class Masked(nn.Module):
+    """A causal transformer, whose mask is a buffer with infinite numbers, and time the first axis.
+
+    Torch asks of a mask whether it is causal, unless `is_causal` says so.
+    """
+
+    mask: Tensor
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 32, norm_first=True, activation="gelu")
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        steps = spec.x_shape[0]
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(steps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.transpose(0, 1), mask=self.mask)[-1]
+
+
 class OwnAttention(nn.Module):
     """Causal attention by hand, with sinusoids that are neither parameters nor buffers."""
 
@@ -170,6 +189,10 @@ def attention(spec: Any) -> Nets:
     return Encoder(spec, Attention(spec)), dense(spec)
 
 
+def masked(spec: Any) -> Nets:
+    return Encoder(spec, Masked(spec)), dense(spec)
+
+
 def own_attention(spec: Any) -> Nets:
     return Encoder(spec, OwnAttention(spec)), dense(spec)
 
@@ -227,6 +250,7 @@ NETS = (
     gru_both_ways,
     cells,
     attention,
+    masked,
     own_attention,
     sequence,
     weight_normed,

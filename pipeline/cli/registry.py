@@ -172,7 +172,7 @@ def _show_champion(name: str, when: datetime) -> None:
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("version", default="@champion")
+@click.argument("version", default="@champion", type=Origin())
 @name_option
 def verify(version: str, name: str) -> None:
     """Compare the files of a version or a bundle with their digests.

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.nn import functional as F
+from torch.nn.modules import transformer
 from torch.onnx import OnnxExporterError
 from torch.overrides import TorchFunctionMode
 
@@ -86,7 +88,7 @@ def _translate(model: VAE, operation: Operation) -> tuple[onnx_ir.Model, Exporte
     # a convolution asks whether there is just one row, to choose a memory layout; torch would take
     # that question for a limit of the graph (pytorch#133653)
     oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with _quiet_exporter(), oblivious:
+    with _quiet_exporter(), oblivious, _masks_as_given():
         try:
             program = torch.onnx.export(
                 _Graph(model, operation).eval(),
@@ -100,7 +102,7 @@ def _translate(model: VAE, operation: Operation) -> tuple[onnx_ir.Model, Exporte
                 verbose=False,
             )
         except OnnxExporterError as err:
-            reason = _describe_failure(err)
+            reason = _describe_failure(model, err)
             raise ParityFailed(f"{operation.graph} cannot be exported: {reason}") from err
     if program is None or program.exported_program is None:
         raise ParityFailed(f"the exporter made no {operation.graph}")
@@ -137,16 +139,36 @@ def _is_small(value: onnx_ir.Value) -> bool:
     return math.prod(sizes) <= SMALL_CONSTANT
 
 
-def _describe_failure(err: BaseException) -> str:
-    """Name the operator of torch at which the export failed, and the first cause, in one line."""
-    operator = ""
-    while cause := err.__cause__ or err.__context__:
+def _describe_failure(model: VAE, err: BaseException) -> str:
+    """Name the layer and the operator at which the export failed, and the cause, in one line."""
+    layers = {id(layer): name for name, layer in model.named_modules() if name}
+    operator = layer = ""
+    while True:
+        layer = _failed_layer(layers, err) or layer
         if found := re.search(r"target=torch\.ops\.([\w.]+)", str(err)):
             operator = f"{found[1]}: "
+        cause = err.__cause__ or err.__context__
+        if cause is None:
+            break
         err = cause
     if "inferred a static shape" in str(err):
         return "a network fixes the number of rows: take it from x.shape[0], not from len(x)"
-    return operator + str(err).partition("\n")[0][:REASON_LENGTH]
+    if "data-dependent" in str(err):
+        return f"{layer}a choice in Python by values of a tensor: use torch.where"
+    return layer + operator + str(err).partition("\n")[0][:REASON_LENGTH]
+
+
+def _failed_layer(layers: Mapping[int, str], err: BaseException) -> str:
+    """Name the innermost layer that torch was tracing or translating when it failed."""
+    failed = ""
+    for frame, _ in traceback.walk_tb(err.__traceback__):
+        module, node = frame.f_locals.get("self"), frame.f_locals.get("node")
+        if name := layers.get(id(module)):
+            failed = f"{name} ({type(module).__name__}): "
+        elif isinstance(node, torch.fx.Node) and (stack := node.meta.get("nn_module_stack")):
+            name, kind = list(stack.values())[-1]
+            failed = f"{name} ({kind.rpartition('.')[2]}): "
+    return failed
 
 
 class _Graph(nn.Module):
@@ -189,6 +211,17 @@ def _attend_with_head(
         attn_mask = attn_mask.unsqueeze(1)
     q, k, v = (tensor.unsqueeze(1) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask, *rest, **options).squeeze(1)
+
+
+@contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Keep torch's transformers from asking whether a mask is causal: no graph knows its values."""
+    known = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = known
 
 
 @contextmanager

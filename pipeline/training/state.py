@@ -146,8 +146,9 @@ class TrainState:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in zip(("log-likelihood", "KL", "bound"), self.sums, strict=True):
             yield f"the sum of the {name}", value
-        yield from self.model.state_dict().items()
-        for name, parameter in self.model.named_parameters():
+        weights = dict(self.model.named_parameters())
+        yield from weights.items()  # and not buffers: a mask may be infinite
+        for name, parameter in weights.items():
             for moment in ("exp_avg", "exp_avg_sq"):
                 value = self.optimizer.state.get(parameter, {}).get(moment)
                 if value is not None:

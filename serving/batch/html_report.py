@@ -24,7 +24,7 @@ from serving.files import staged_file
 from serving.io import html_pages
 from serving.io.images import encode_png, is_picture
 from serving.io.rows import Rows
-from serving.io.svg_plots import bin_edges, plot_functions, plot_histogram
+from serving.io.svg_plots import bin_edges, bulk_range, plot_functions, plot_histogram
 from serving.value_range import Range, to_brightness
 
 Array = NDArray[Any]
@@ -32,8 +32,8 @@ Plot = tuple[str, str]
 """A plot as SVG, and its caption."""
 
 _BINS = 48
-_TAIL = 0.001
-"""Share of the rows at either end that a plot does not show separately."""
+_SHARES = (0.001, 0.02, 0.98, 0.999)
+"""Shares of the rows below the ends of a plot, and of the bulk of the rows, see `bulk_range`."""
 _FEATURES = 24
 
 
@@ -153,9 +153,10 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
 
 def _plot_drift(elbo: StreamingHistogram, held: HeldOut, drift: Drift) -> list[Plot]:
     quantiles = np.asarray(held.elbo_quantiles)
-    edges = bin_edges(
-        min(elbo.quantile(_TAIL), quantiles[1]), max(elbo.quantile(1 - _TAIL), quantiles[-2]), _BINS
-    )
+    new_range = bulk_range(*map(elbo.quantile, _SHARES))
+    low, high = np.quantile(quantiles, _SHARES[1:3])
+    held_range = bulk_range(quantiles[1], low, high, quantiles[-2])
+    edges = bin_edges(min(new_range[0], held_range[0]), max(new_range[1], held_range[1]), _BINS)
     fine = bin_edges(edges[0], edges[-1], 4 * _BINS)
     function = np.cumsum(elbo.histogram(np.concatenate([[-np.inf], fine, [np.inf]])))[:-1]
     # shares by bin from a distribution function at the edges; the outer bins are open
@@ -168,7 +169,7 @@ def _plot_drift(elbo: StreamingHistogram, held: HeldOut, drift: Drift) -> list[P
 def _plot_scores(name: str, histogram: StreamingHistogram) -> Plot:
     if not histogram.rows:
         return "", "no rows"
-    edges = bin_edges(histogram.quantile(_TAIL), histogram.quantile(1 - _TAIL), _BINS)
+    edges = bin_edges(*bulk_range(*map(histogram.quantile, _SHARES)), _BINS)
     caption = (
         f"mean {_nats(histogram.mean)}, standard deviation {histogram.sd:,.2f}, "
         f"median {_nats(histogram.quantile(0.5))}, from {_nats(histogram.least)} to "

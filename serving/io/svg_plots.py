@@ -61,6 +61,15 @@ def plot_functions(points: Array, new: Array, held: Array, mark: float, below: s
     return draw_svg(parts, f"distribution functions of {below}")
 
 
+def bulk_range(least: float, low: float, high: float, most: float) -> tuple[float, float]:
+    """Return the range of all but outliers, which would squeeze all others into one bar.
+
+    It reaches from `least` to `most`, but beyond the bulk of the values, which lies between `low`
+    and `high`, not further than this is wide.
+    """
+    return max(least, 2 * low - high), min(most, 2 * high - low)
+
+
 def bin_edges(low: float, high: float, bins: int) -> Array:
     """Return edges of equal bins from `low` to `high`; an empty range is widened."""
     if not high > low:

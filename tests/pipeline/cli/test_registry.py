@@ -82,8 +82,12 @@ def test_dry_run_force_and_at(
         ("promote", "--reason", "because"),
         ("history", "--at", "yesterday"),
         ("delete",),
+        ("verify", ""),
+        ("train", "--experiment", " "),
+        ("train", "--run-name", ""),
+        ("register", "bundle", "--experiment", ""),
     ],
-    ids=["no reason", "empty reason", "no force", "no time", "no version"],
+    ids=lambda arguments: " ".join(map(repr, arguments)),
 )
 def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError) as caught:
@@ -315,8 +319,9 @@ def test_a_run_is_named_and_described(
     ids=["verify", "sample"],
 )
 def test_a_terminal_is_told_what_the_first_seconds_are_for(
-    store: Path, tmp_path: Path, command: tuple[str, ...]
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     screen, keyboard = os.openpty()
     arguments = [sys.executable, "-m", "pipeline.cli", *command]
     ended = subprocess.run(arguments, cwd=tmp_path, stdin=keyboard, stderr=keyboard)
@@ -325,4 +330,4 @@ def test_a_terminal_is_told_what_the_first_seconds_are_for(
         lines = read.read(4000).decode().splitlines()
     assert ended.returncode == 2
     assert lines[0] == f"opening the store sqlite:///{store}"
-    assert lines[1].startswith("error: vae has no ")
+    assert lines[1].startswith("error: ")

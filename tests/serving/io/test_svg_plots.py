@@ -9,6 +9,7 @@ from serving.io.svg_plots import (
     HEIGHT,
     WIDTH,
     bin_edges,
+    bulk_range,
     draw_text,
     plot_functions,
     plot_histogram,
@@ -67,6 +68,19 @@ def test_labels_of_any_range_are_told_apart_and_lie_in_the_picture(
         assert max(right for _, right in spans) <= WIDTH
         below = [span(tick) for tick in ticks]
         assert all(right < left for (_, right), (left, _) in pairwise(below))
+
+
+@pytest.mark.parametrize(
+    ("outliers", "expected"),
+    [([], (-2, 2)), ([-1e6], (-6, 2)), ([-1e6, 3, 1e30], (-6, 6))],
+    ids=["none", "below", "both"],
+)
+def test_outliers_do_not_squeeze_all_others_into_a_bar(
+    outliers: list[float], expected: tuple[float, float]
+) -> None:
+    values = np.concatenate([np.linspace(-2, 2, 201), outliers])
+    ends = bulk_range(*np.quantile(values, (0.001, 0.02, 0.98, 0.999), method="nearest"))
+    assert ends == pytest.approx(expected, abs=0.3)
 
 
 def span(word: ElementTree.Element) -> tuple[float, float]:
