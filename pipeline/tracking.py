@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.experiments import check_run_open, choose_experiment
-from serving.console import say
 from serving.errors import UsageRefused, VerificationFailed
 from serving.mlflow_store import check_run, connect, store_errors, store_name, tracking_uri
 from serving.sqlite_store import find_move, local_path
@@ -171,7 +170,6 @@ def tracked_run(
     A new one belongs to `experiment`; without it to the one that MLFLOW_EXPERIMENT_NAME or
     MLFLOW_EXPERIMENT_ID names, or to `vae`. `default_name` replaces a name that MLflow made up.
     """
-    say(f"opening the store {store_name()}")  # the first time, it takes seconds
     client = connect(create=True)
     import mlflow
 

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,16 +20,45 @@ from serving.errors import VaeError
 _TERMINAL_S, _PLAIN_S = 0.2, 10.0
 """Seconds between two lines of progress, on a terminal and elsewhere."""
 _CLEAR = "\r\033[K"
+_COMMAND = re.compile(r" +(?:vae|docker|kubectl|make) ")
 
 
 def say(message: str) -> None:
-    """Print a message for a person, on stderr."""
-    click.echo(message, err=True)
+    """Print a message for a person, on stderr; a terminal does not break its words."""
+    click.echo(_wrap(message), err=True)
 
 
 def warn(message: str) -> None:
     """Print a message that a person must not miss, on stderr; in red on a terminal."""
-    click.secho(f"warning: {message}", err=True, fg="red", bold=True)
+    click.secho(_wrap(f"warning: {message}"), err=True, fg="red", bold=True)
+
+
+def screen_width() -> int | None:
+    """Return the number of columns of the terminal that stderr is, None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+
+
+def _wrap(message: str) -> str:
+    """Break lines that are wider than the terminal between words, except commands to copy."""
+    width = screen_width()
+    if width is None:
+        return message
+    return "\n".join(
+        line if len(line) <= width or _COMMAND.match(line) else _fill(line, width)
+        for line in message.split("\n")
+    )
+
+
+def _fill(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.fill(
+        line.lstrip(),
+        max(width, 2 * len(indent) + 20),
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def finish(content: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from serving.bundle import Bundle, Manifest
+from serving.bundle import Bundle
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
 from serving.noise import draw_rows
 from serving.operations import Operation, Tensor
@@ -69,6 +69,9 @@ class Engine:
         self.bundle = bundle
         self.device = device
         self.operations = bundle.operations
+        # kept, since every request asks for them
+        self._unit_range = bundle.manifest.unit_range
+        self._max_byte = bundle.manifest.max_byte
         if device == "cuda":
             require_cuda()
         options = session_options(threads, level)
@@ -95,7 +98,7 @@ class Engine:
             raise UsageRefused(
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
-        return _check_inputs(self.operations[name], inputs, self.bundle.manifest)
+        return _check_inputs(self.operations[name], inputs, self._unit_range, self._max_byte)
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -278,11 +281,13 @@ def _numpy_dtype(onnx_type: str) -> str:
     return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}.get(onnx_type, onnx_type)
 
 
-def _check_inputs(operation: Operation, inputs: Mapping[str, Array], manifest: Manifest) -> int:
-    names = [tensor.name for tensor in operation.inputs]
-    if len(inputs) != len(names) or any(name not in inputs for name in names):
+def _check_inputs(
+    operation: Operation, inputs: Mapping[str, Array], unit_range: bool, max_byte: int
+) -> int:
+    if inputs.keys() != {tensor.name for tensor in operation.inputs}:
+        wanted = ", ".join(tensor.name for tensor in operation.inputs)
         got = ", ".join(sorted(inputs)) or "none"
-        raise DataRefused(f"{operation.name} takes {', '.join(names)}, got {got}")
+        raise DataRefused(f"{operation.name} takes {wanted}, got {got}")
     sizes: dict[str, int] = {}
     for tensor in operation.inputs:
         array = inputs[tensor.name]
@@ -295,16 +300,18 @@ def _check_inputs(operation: Operation, inputs: Mapping[str, Array], manifest: M
         if not fits:
             wanted = ", ".join(str(axis) for axis in tensor.shape)
             raise DataRefused(f"{tensor.name} must be ({wanted}), got {array.shape}")
-        check_values(tensor.name, array, unit_range=tensor.name == "x" and manifest.unit_range)
-        _check_bytes(tensor.name, array, manifest.max_byte)
+        if array.dtype == np.uint8:
+            _check_bytes(tensor.name, array, max_byte)
+        else:
+            check_floats(tensor.name, array, unit_range=unit_range and tensor.name == "x")
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")
     return sizes["batch"]
 
 
-def check_values(name: str, array: Array, *, unit_range: bool) -> None:
+def check_floats(name: str, array: Array, *, unit_range: bool) -> None:
     """Refuse floats that are not finite or, with `unit_range`, not from 0 to 1."""
-    if array.dtype.kind != "f" or array.size == 0:
+    if array.size == 0:
         return
     if array.strides[0] == 0:  # a broadcast of one row
         array = array[:1]
@@ -320,7 +327,7 @@ def check_values(name: str, array: Array, *, unit_range: bool) -> None:
 
 def _check_bytes(name: str, array: Array, largest: int) -> None:
     """Refuse bytes that the likelihood does not allow."""
-    if largest < MAX_BYTE and array.dtype == np.uint8 and array.size and array.max() > largest:
+    if largest < MAX_BYTE and array.size and array.max() > largest:
         raise DataRefused(
             f"{name} must be from 0 to {largest}, as in the data that the model was trained with; "
             f"got {array.max()}"

@@ -47,7 +47,7 @@ def reading(name: object, *more: type[Exception]) -> Iterator[None]:
 
 def check_output_file(path: Path, suffixes: tuple[str, ...], option: str = "--out") -> None:
     """Refuse a file with another suffix, in a bundle, or in a folder that cannot be written to."""
-    if path.suffix not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise UsageRefused(f"{option} must end in {', '.join(suffixes)}, got {str(path)!r}")
     refuse_in_bundle(path, option)
     _try_to_write(path.parent, f"cannot write {path}")

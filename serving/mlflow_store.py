@@ -7,11 +7,13 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from serving.console import say
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.signals import deferred_signals
 from serving.sqlite_store import database_path, find_move, is_begun, is_made, local_path
@@ -121,6 +123,8 @@ def connect(*, create: bool = False) -> "MlflowClient":
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ensure_home()
+    if "mlflow" not in sys.modules and sys.stderr.isatty():
+        say(f"opening the store {store_name()}")  # to import mlflow takes seconds
     with store_errors():
         try:
             import mlflow

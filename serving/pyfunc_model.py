@@ -58,7 +58,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not 1 <= samples <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
-        rows = _as_array(self._order_columns(model_input))
+        rows = _as_array(_checked(self._order_columns(model_input)))
         feeds = self._feeds(operation, rows, samples, seed)
         step = min(_MAX_BATCH, _MAX_DECODED // samples) if name == "score" else _MAX_BATCH
         return self._run(operation, feeds, step)
@@ -141,6 +141,19 @@ def _verified_manifest(folder: Path) -> Any:
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]:
             raise ValueError(f"{folder / name} is not the file that was sealed")
     return content
+
+
+def _checked(rows: Any) -> Any:
+    """Refuse whole numbers that float32 would round, beside columns of floats."""
+    if hasattr(rows, "select_dtypes"):
+        whole = rows.select_dtypes("integer").to_numpy()
+        if whole.dtype.kind in "iu" and _would_round(whole):
+            raise ValueError("the input must be whole numbers that float32 holds exactly")
+    return rows
+
+
+def _would_round(whole: Any) -> bool:
+    return bool((whole.astype(np.float32).astype(whole.dtype) != whole).any())
 
 
 def _as_array(rows: Any) -> Any:

@@ -14,6 +14,8 @@ Range = tuple[float, float]
 """Smallest and largest value."""
 
 MAX_BYTE = 255
+MAX_EXACT = 1 << 24
+"""Float32 holds every whole number up to this one exactly, and not all above it."""
 
 
 def find_range(*splits: Array) -> Range:

@@ -29,6 +29,19 @@ def test_links_lead_to_files(page: Path) -> None:
     assert missing == []
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_lead_to_headings(page: Path) -> None:
+    found = re.findall(r"\]\(([^):\s]*)#([^)\s]+)\)", page.read_text())
+    targets = {(page.parent / link if link else page, anchor) for link, anchor in found}
+    assert [anchor for target, anchor in targets if anchor not in anchors(target)] == []
+
+
 def test_the_architecture_names_files_that_exist() -> None:
     table = ARCHITECTURE.partition("## Where do I change what")[2]
     named = re.findall(r"`((?:pipeline|serving|tests)/[\w./]*)`", table)

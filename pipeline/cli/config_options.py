@@ -15,7 +15,6 @@ from pipeline.config import (
     Option,
     PromoteConfig,
     preset_settings,
-    setting_names,
     settings_of,
 )
 from serving.cli.config_file import Setting, config_option
@@ -124,9 +123,6 @@ preset_option = click.option(
 )
 
 
-settings_file = config_option(setting_names())
-
-
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
@@ -199,3 +195,15 @@ def _click_type(kind: Any, option: Option) -> click.ParamType[Any]:
 
 def _as_int(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
+
+
+@click.command()
+@preset_option
+@settings_options(*SECTIONS.values())
+def _all_settings(**settings: Any) -> None:
+    """Hold every setting that a file may have, also those that a command lacks."""
+
+
+settings_file = config_option(
+    [item for item in _all_settings.params if isinstance(item, click.Option)]
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
     from pipeline.model.checkpoint import Checkpoint
 
+
+class RowsOfModel(Protocol):
+    """What rows a model takes, and which it was tested on: a checkpoint or a manifest."""
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of a row."""
+
+    @property
+    def x_dtype(self) -> str:
+        """The dtype of a row."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What `Dataset.describe` returns."""
+
+
 data_option = click.option(
     "--data",
     "source",
@@ -24,25 +41,31 @@ data_option = click.option(
 
 
 def load_data(
-    config: Config, known: Mapping[str, Any] | None = None, source: str | None = None
+    config: Config, model: RowsOfModel | None = None, source: str | None = None
 ) -> "Dataset":
     """Load the data of a config, from `source` if it has moved.
 
     Raises:
-        DataRefused: the test split is not the one that `known` describes.
+        DataRefused: the test split is not the one that `model` was tested on.
     """
     from pipeline.data.dataset import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
     say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
-    dataset = load_dataset(settings.pop("data"), **settings)
-    if known is not None and known["splits"]["test"]["sha256"] != dataset.test.sha256:
+    dataset = load_dataset(settings.pop("data"), **settings, **_rows_of(model))
+    known = model.data["splits"]["test"]["sha256"] if model else dataset.test.sha256
+    if known != dataset.test.sha256:
         raise DataRefused(
             f"{data.data} is not the data that the model was trained with: its test split is "
-            f"{dataset.test.sha256[:12]}, the model's {known['splits']['test']['sha256'][:12]}"
+            f"{dataset.test.sha256[:12]}, the model's {known[:12]}"
         )
     return dataset
+
+
+def _rows_of(model: RowsOfModel | None) -> dict[str, Any]:
+    """Return the settings of `Selection` for rows of a model."""
+    return {"x_shape": model.x_shape, "x_dtype": model.x_dtype} if model else {}
 
 
 def rows_to_evaluate(
@@ -63,13 +86,13 @@ def rows_to_evaluate(
 
     data = checkpoint.config.data
     if source is None:
-        return load_data(checkpoint.config, checkpoint.data).test
+        return load_data(checkpoint.config, checkpoint).test
     known = checkpoint.data["splits"]["test"]["sha256"]
     if not array and data.array and has_array(source, data.array):
         array = data.array
     names = ("test_fraction", "label", "binarize", "drop_missing")
     columns = data.columns or checkpoint.data.get("columns", ())  # in training's order
-    settings = {name: getattr(data, name) for name in names}
+    settings = {name: getattr(data, name) for name in names} | _rows_of(checkpoint)
     # the data of a model from before the range was kept has the whole range of bytes
     settings["max_byte"] = max_byte_of(checkpoint.data.get("range", (0, MAX_BYTE))[1])
     split = load_rows(source, known, columns=columns, array=array, delimiter=delimiter, **settings)

@@ -240,7 +240,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 
     check_output_folder(out)
     checkpoint, metrics = stages.fetch_checkpoint(run_id)
-    dataset = load_data(checkpoint.config, checkpoint.data, source)
+    dataset = load_data(checkpoint.config, checkpoint, source)
     bundle = stages.export(out, checkpoint, metrics, dataset, precision or ExportConfig().precision)
     say(f"next: vae check {shlex.quote(str(out))}")
     manifest = bundle.manifest
@@ -283,7 +283,7 @@ def check(
         check_output_file(page, (".html",), option="--report")
     opened = stages.open_to_check(bundle)
     checkpoint = checkpoint_of(opened.bundle)
-    dataset = load_data(checkpoint.config, checkpoint.data, source)
+    dataset = load_data(checkpoint.config, checkpoint, source)
     report = stages.compare(opened.bundle, checkpoint, dataset, device, threads)
     say(report.table())
     digest, place = stages.keep_report(opened, report)

@@ -18,7 +18,7 @@ from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
 from serving.cli.options import threads_option
 from serving.cli.paths import Origin
-from serving.console import finish, say
+from serving.console import finish, say, screen_width
 from serving.errors import UsageRefused
 
 
@@ -172,7 +172,7 @@ def _show_champion(name: str, when: datetime) -> None:
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("version", default="@champion")
+@click.argument("version", default="@champion", type=Origin())
 @name_option
 def verify(version: str, name: str) -> None:
     """Compare the files of a version or a bundle with their digests.
@@ -237,7 +237,7 @@ def list_versions(name: str) -> None:
     from pipeline.registry import listing
 
     rows = listing.list_versions(name)
-    say(listing.render_table(rows) if rows else f"{name} has no version")
+    say(listing.render_table(rows, screen_width()) if rows else f"{name} has no version")
     finish({"name": name, "versions": rows})
 
 

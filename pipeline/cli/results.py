@@ -66,8 +66,9 @@ def say_summary(
         champion = f"champion is version {decision.previous}"
         status = f"of {name} was {decision.decision}; "
         status += champion if decision.previous else "there is no champion"
-    script = shlex.quote(f"{os.path.relpath(sys.prefix)}/bin/activate")
-    activate = "" if _is_active() else f"  . {script}\n"
+    place = os.path.relpath(sys.prefix)
+    script = f"{sys.prefix if place.startswith(os.pardir) else place}/bin/activate"
+    activate = "" if _is_active() else f"  . {shlex.quote(script)}\n"
     say(
         f"""
 version {version} {status}

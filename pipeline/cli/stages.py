@@ -194,9 +194,10 @@ def evaluate(
             model, test.x, nll_samples=nll_samples, seed=seed, device=device, advance=bar.advance
         )
     say(
-        f"test loss {-metrics.elbo:.2f} nats (ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}: "
-        f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}), NLL {metrics.nll:.2f} "
-        f"± {metrics.nll_se:.2f}, {metrics.active_units} of {model.latent_dim} latents active, "
+        f"test loss {-metrics.elbo:.2f} nats: ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}, "
+        f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}\n"
+        f"NLL {metrics.nll:.2f} ± {metrics.nll_se:.2f}, "
+        f"{metrics.active_units} of {model.latent_dim} latents active, "
         f"{metrics.informative_units} informative"
     )
     for text in metrics.warnings:
@@ -321,7 +322,7 @@ def promote(
     from pipeline.registry import promotion
 
     def load_test(manifest: "Manifest") -> "Split":
-        return test or load_data(Config.from_json(manifest.config), manifest.data, source).test
+        return test or load_data(Config.from_json(manifest.config), manifest, source).test
 
     say(f"deciding on {name} version {version}")
     decision = promotion.promote(

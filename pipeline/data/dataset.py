@@ -6,6 +6,7 @@ of a training, so that models of different seeds are compared on the same held-o
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -215,9 +216,22 @@ def _check_like(
 
 def _check(source: str, part: LabelledRows, selection: Selection) -> LabelledRows:
     x, kept = check_rows(source, part.x, part.columns, selection.drop_missing)
+    x = _fit_model(x, selection)
     if part.labels is None or kept.all():
         return replace(part, x=x)
     return replace(part, x=x, labels=part.labels[kept])
+
+
+def _fit_model(x: Array, selection: Selection) -> Array:
+    """Return rows in the model's shape and dtype, if there is a model and that changes no value."""
+    if selection.x_shape and x.ndim == 2 and x.shape[1] == math.prod(selection.x_shape):
+        x = x.reshape(len(x), *selection.x_shape)
+    if selection.x_dtype == "float32":
+        return x.astype(np.float32, copy=False)
+    if selection.x_dtype == "uint8" and x.dtype != np.uint8:
+        whole = x.size and x.min() >= 0 and x.max() <= MAX_BYTE and (x == np.rint(x)).all()
+        return x.astype(np.uint8) if whole else x
+    return x
 
 
 def _split(source: str, part: LabelledRows, fraction: float) -> tuple[LabelledRows, LabelledRows]:

@@ -8,8 +8,9 @@ be read, and `UsageRefused` if there is nothing at the path, or no such column o
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,12 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io.array_choice import ArrayNames, SplitName, choose_splits, find_split
 from serving.io.array_files import read_array, read_array_names, read_array_type
-from serving.io.image_files import is_image_name, read_image, read_image_shape
+from serving.io.image_files import (
+    is_image_name,
+    read_gray_first,
+    read_image,
+    read_image_shape,
+)
 from serving.io.image_folders import keep_images, list_files
 from serving.io.memory import require_memory
 
@@ -136,8 +142,9 @@ def read_table(path: Path, selection: Selection) -> SourceSplits:
 def read_images(path: Path, selection: Selection) -> SourceSplits:
     """Read a folder of images of one size, in the order of their names.
 
-    If some are in colour, the gray ones get three equal channels. If each image lies in a folder
-    below `path`, the name of that folder is its label.
+    If all pixels of all images are gray, whatever their format, the rows are gray; otherwise gray
+    images get three equal channels. If each image lies in a folder below `path`, the name of that
+    folder is its label.
     """
     files, note = _find_images(path)
     if not files:
@@ -151,15 +158,19 @@ def read_images(path: Path, selection: Selection) -> SourceSplits:
                 f"images must be of one size: {path / files[0]} has {shapes[0][1]}x{shapes[0][0]} "
                 f"pixels, {path / name} has {shape[1]}x{shape[0]}"
             )
-    shape = max(shapes, key=len)
+    x = read_gray_first(partial(_read_all, path, files), shapes[0][:2], selection.colours)
+    folders = [name.split("/")[:-1] for name in files]
+    labels = np.array([names[0] for names in folders]) if all(folders) else None
+    return SourceSplits(LabelledRows(x, labels))
+
+
+def _read_all(path: Path, files: Sequence[str], shape: tuple[int, ...]) -> Array:
     require_memory(path, len(files) * math.prod(shape))
     x = np.empty((len(files), *shape), np.uint8)
     for row, name in zip(x, files, strict=True):
         with _opened(path / name) as content:
             row[...] = read_image(content, shape)
-    folders = [name.split("/")[:-1] for name in files]
-    labels = np.array([names[0] for names in folders]) if all(folders) else None
-    return SourceSplits(LabelledRows(x, labels))
+    return x
 
 
 READERS: Mapping[str, Reader] = {
@@ -195,8 +206,11 @@ def _kind(path: Path) -> str:
 def _folder_kind(folder: Path) -> str:
     if _find_idx(folder):
         return "idx"
-    if not any(path.is_file() for path in folder.rglob("*")):
-        raise DataRefused(f"{folder} is empty: give {DATA_KINDS}")
+    below = [*folder.rglob("*")]
+    if not any(path.is_file() for path in below):
+        links = any(path.is_symlink() for path in below)
+        what = "holds only broken links" if links else "is empty"
+        raise DataRefused(f"{folder} {what}: give {DATA_KINDS}")
     return "images" if _find_images(folder)[0] else "table"
 
 
@@ -252,7 +266,7 @@ def _opened(file: Path) -> Iterator[bytes]:
     try:
         yield content
     except DataRefused as err:
-        raise DataRefused(f"cannot read {file}: {err}") from err
+        raise type(err)(f"cannot read {file}: {err}") from err
 
 
 def _find_idx(folder: Path) -> dict[tuple[SplitName | None, str], Path]:

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from serving.console import say
 from serving.errors import DataRefused
+from serving.value_range import MAX_EXACT
 
 Array = NDArray[Any]
 
-EXACT = 1 << 24
-"""Float32 holds every whole number up to this one exactly, and not all above it."""
 MAX_LOSS = 1e-3
 """Largest root mean square of a feature's rounding errors, as a share of its standard deviation."""
 MAX_DISTANCE = 1e6
 """Largest distance of a value from the median, in units of what the middle 90 % of rows span."""
-_SAMPLE_ROWS = 10_000
+MAX_SIZE = 1e15
+"""Largest distance where nearly all rows are equal; the squares of much larger ones overflow."""
+_SAMPLE_ROWS, _LEAST_ROWS, _SAMPLE_VALUES = 10_000, 200, 10_000_000
 _CHUNK = 1 << 20
 _SHOWN = 3
 
@@ -84,11 +85,12 @@ class Float32Check:
         if not self._rows:
             return
         whole = self._whole if self._whole.size else True
-        if (large := np.flatnonzero((self._largest > EXACT) & whole)).size:
+        if (large := np.flatnonzero((self._largest > MAX_EXACT) & whole)).size:
             raise DataRefused(
-                f"{self._source}: {self._list(large)} must be whole numbers from {-EXACT} to "
-                f"{EXACT}, which float32 holds exactly; got up to {self._largest[large[0]]:.15g}: "
-                f"use a larger unit, subtract an offset{self._leave_out}"
+                f"{self._source}: {self._list(large)} must be whole numbers from {-MAX_EXACT} to "
+                f"{MAX_EXACT}, which float32 holds exactly; got up to "
+                f"{self._largest[large[0]]:.15g}: use a larger unit, subtract an offset"
+                f"{self._leave_out}"
             )
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             mean, square, error = self._sums / self._rows
@@ -109,7 +111,7 @@ class Float32Check:
         return ", or leave it out by --columns" if len(self._names) else ""
 
     def _list(self, features: Array) -> str:
-        return _list_features(self._names, features)
+        return list_features(self._names, features)
 
 
 def check_rows(
@@ -142,16 +144,18 @@ def check_rows(
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
         if bad.any():
             advice = "; --drop-missing leaves out rows with a NaN" if np.isnan(x).any() else ""
+            row = int(bad.argmax())
+            feature = np.flatnonzero(~np.isfinite(x[row].reshape(-1)))[:1]
             raise DataRefused(
-                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, "
-                f"the first is row {int(bad.argmax())}{advice}"
+                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, the first is "
+                f"row {row}, {list_features(names, feature)}{advice}"
             )
         _refuse_outliers(source, x, names)
     return x, kept
 
 
-def _list_features(names: Sequence[str], features: Array) -> str:
-    """Name features for a message."""
+def list_features(names: Sequence[str], features: Array) -> str:
+    """Name features for a message, by their numbers if they have no names."""
     shown = [repr(names[index][:40]) if len(names) else str(index) for index in features[:_SHOWN]]
     more = f" and {len(features) - _SHOWN} more" if len(features) > _SHOWN else ""
     word = "column" if len(names) else "feature"
@@ -159,25 +163,29 @@ def _list_features(names: Sequence[str], features: Array) -> str:
 
 
 def _refuse_outliers(source: object, x: Array, names: Sequence[str] = ()) -> None:
-    """Refuse float rows (rows, features) with a value that would drown all others.
+    """Refuse float32 rows (rows, *x_shape) with a value that would drown all others.
 
     One such value sets the scale by which a feature is standardized, or makes its likelihood
-    overflow. Features whose middle 90 % of rows are all equal are not judged.
+    overflow. If the middle 90 % of the rows are all equal, the others are judged beside the median
+    of their distances from it.
 
     Raises:
         DataRefused: with the feature and the row, counted from 0.
     """
-    if x.ndim != 2 or x.dtype != np.float32 or not len(x):
-        return
-    sample = x[:: -(-len(x) // _SAMPLE_ROWS)]
+    x = x.reshape(len(x), -1)
+    rows = max(_LEAST_ROWS, min(_SAMPLE_ROWS, _SAMPLE_VALUES // x.shape[1]))
+    sample = x[:: -(-len(x) // rows)]
     low, median, high = np.quantile(sample, (0.05, 0.5, 0.95), axis=0).astype(np.float64)
     reach = MAX_DISTANCE * (high - low)
     largest = np.maximum(x.max(0) - median, median - x.min(0))
+    for feature in np.flatnonzero((reach == 0) & (largest > MAX_DISTANCE)):
+        distances = np.abs(x[:, feature] - median[feature])
+        reach[feature] = min(MAX_DISTANCE * np.median(distances[distances > 0]), MAX_SIZE)
     if (far := np.flatnonzero((reach > 0) & ~(largest <= reach))).size:
         column = x[:, far[0]]
         row = int(np.abs(column - median[far[0]]).argmax())
         raise DataRefused(
-            f"{source}: {_list_features(names, far[:1])} holds {column[row]:g} in row {row}, but "
+            f"{source}: {list_features(names, far[:1])} holds {column[row]:g} in row {row}, but "
             f"the middle 90 % of its rows are from {low[far[0]]:g} to {high[far[0]]:g}: correct "
             "the value, or leave the row out"
         )

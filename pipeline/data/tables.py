@@ -9,6 +9,7 @@ if all its columns hold bytes, else as float32, which a CSV file always gives; a
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,30 @@ from serving.files import reading
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
+    is_whole,
     list_columns,
     list_sizes,
     number_type,
     unwrap_type,
 )
 from serving.io.column_choice import RowLayout, require_columns
-from serving.io.columns import NAN, NULL, REASONS, read_x, unwrap_array
+from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
-from serving.io.image_files import read_image_shape
+from serving.io.image_files import NotGray, read_gray_first, read_image, read_image_shape
 from serving.io.rows import Rows
 from serving.io.side_columns import describe_side_columns, find_side_columns
 
 Array = NDArray[Any]
 
 _BATCH_BYTES = 4 << 20
-_WIDE_ROWS, _WIDE_BYTES = 256, 32 << 20
+_WIDE_ROWS, _WIDE_BYTES = 1024, 64 << 20
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 _SHOWN = 5
+_NAME = 40
+_SMALL_SHARE = 0.25
+"""Share of the columns that may reach less than half of the largest byte."""
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
 
@@ -59,19 +65,50 @@ def read_table(path: Path, selection: Selection) -> TableRows:
     for note in rows.notes:
         say(note)
     names, label = _choose(path, rows.schema, selection), selection.label
+    there = frozenset(rows.schema.names)
+    if more := {name for file in rows.files for name in file.schema.names if name not in there}:
+        listed = ", ".join(repr(name[:_NAME]) for name in sorted(more)[:_SHOWN])
+        say(f"{path}: {len(more):,} columns that the first file lacks are not used: {listed}")
     wanted = [*names, label] if label else names
-    first = next(rows.read(0, min(rows.total, _FIRST_ROWS), wanted, _FIRST_ROWS))
     chosen = frozenset(names)
-    kinds = (item.type for file in rows.files for item in file.schema if item.name in chosen)
+    kinds = {item.type for file in rows.files for item in file.schema if item.name in chosen}
     are_bytes = all(pa.types.is_uint8(number_type(unwrap_type(kind))) for kind in kinds)
-    layout = _find_layout(path, first, names, are_bytes)
+    layout = _find_layout(path, rows, names, are_bytes)
     wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
     batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
-    batches = rows.read(0, rows.total, wanted, batch_rows)
-    numbers = is_number(unwrap_type(first.schema.field(names[0]).type))
-    features = tuple(names) if numbers else ()
-    check = Float32Check(path, features, _are_whole(rows.schema, features))
-    return *_gather(path, batches, names, selection, layout, check), features
+    kind = unwrap_type(rows.schema.field(names[0]).type)
+    features = tuple(names) if is_number(kind) else ()
+    whole = _are_whole(rows.schema, features)
+
+    def gather(shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+        batches = rows.read(0, rows.total, wanted, batch_rows)
+        check = Float32Check(path, features, whole)
+        return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
+
+    if is_bytes(kind):
+        return *read_gray_first(gather, layout.shape, selection.colours), ()
+    x, labels = gather(layout.shape)
+    if features and are_bytes and selection.x_dtype != "uint8":
+        x = _separate_ranges(path, x, features)
+    return x, labels, features
+
+
+def _separate_ranges(path: Path, x: Array, names: Sequence[str]) -> Array:
+    """Return columns of bytes as numbers if their ranges differ: bytes share one scale.
+
+    Of the columns of MNIST's pixels that are not constant, 6 % reach less than half of 255.
+    """
+    largest = x.max(0)
+    varying = largest > x.min(0)
+    small = varying & (largest < largest.max() / 2)
+    if small.sum() <= _SMALL_SHARE * varying.sum():
+        return x
+    first, other = int(np.flatnonzero(small)[0]), int(largest.argmax())
+    say(
+        f"{path}: columns of bytes have ranges of their own ({names[first][:_NAME]!r} reaches "
+        f"{largest[first]}, {names[other][:_NAME]!r} {largest[other]}), so they are read as numbers"
+    )
+    return x.astype(np.float32)
 
 
 def _read_csv(path: Path, selection: Selection) -> TableRows:
@@ -82,7 +119,7 @@ def _read_csv(path: Path, selection: Selection) -> TableRows:
         if said := csv_format.describe():
             say(f"{path}: {said}")
         seen = read_header(location, csv_format)
-        schema = pa.schema([(item.name, widen(item.type)) for item in seen])
+        schema = pa.schema(map(widen, seen))
         names = _choose(path, schema, selection)
         fields = [schema.field(name) for name in names]
         if label:
@@ -90,7 +127,7 @@ def _read_csv(path: Path, selection: Selection) -> TableRows:
             fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
         wanted = pa.schema(fields)
-        check = Float32Check(path, names, _are_whole(seen, names))
+        check = Float32Check(path, names, _are_whole(schema, names))
         with open_rows(csv_format, wanted, location, wanted.names) as stream:
             return *_gather(path, stream, names, selection, layout, check), tuple(names)
 
@@ -123,32 +160,33 @@ def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
 
 def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
     """Return which columns hold whole numbers."""
-    return [pa.types.is_integer(unwrap_type(schema.field(name).type)) for name in names]
+    places = {name: index for index, name in enumerate(schema.names)}
+    return [is_whole(schema.field(places[name])) for name in names]
 
 
 def _holds_rows(kind: pa.DataType) -> bool:
     return bool(list_sizes(kind)) or is_bytes(kind)
 
 
-def _find_layout(
-    path: Path, first: pa.RecordBatch, names: Sequence[str], are_bytes: bool
-) -> RowLayout:
+def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
     """Find the shape and dtype of a row from the types, or from a row if the types lack them."""
     dtype = np.dtype(np.uint8 if are_bytes else np.float32)
-    kind = unwrap_type(first.schema.field(names[0]).type)
+    kind = unwrap_type(rows.schema.field(names[0]).type)
     if is_number(kind):
         return RowLayout((len(names),), dtype, unit_range=False)
     sizes = list_sizes(kind)
     shape = tuple(size for size in sizes if size is not None)
     if not sizes or len(shape) < len(sizes):
-        shape = _first_shape(path, first, names[0])
+        shape = _first_shape(path, rows, names[0])
+        shape = shape if sizes else shape[:2]  # colours are found while images are read
     if math.prod(shape) == 0:
         raise DataRefused(f"{path}: {names[0]} must hold at least one value per row, got {shape}")
     return RowLayout(shape, dtype if sizes else np.dtype(np.uint8), unit_range=False)
 
 
-def _first_shape(path: Path, first: pa.RecordBatch, name: str) -> tuple[int, ...]:
+def _first_shape(path: Path, rows: Rows, name: str) -> tuple[int, ...]:
     """Return the shape of the first row that is not null; all others must have it too."""
+    first = next(rows.read(0, min(rows.total, _FIRST_ROWS), [name], _FIRST_ROWS))
     values = unwrap_array(first.column(name)).drop_null()
     if not len(values):
         raise DataRefused(f"{path}: {name} is missing in the first {first.num_rows} rows")
@@ -173,14 +211,23 @@ def _gather(
     labels: list[pa.Array] = []
     missing: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    dropped = 0
+    dropped = seen = 0
+    first = ""
     for batch in batches:
         good, codes = read_x(batch, names, layout, check.watch)
+        if (codes == COLOUR).any():
+            raise NotGray(
+                f"{path}: {REASONS[COLOUR]}: row {seen + int(np.argmax(codes == COLOUR))}"
+            )
         gaps = np.isin(codes, (NULL, NAN))
         if gaps.any():
             dropped += int(gaps.sum())
             missing.update(_count_missing(batch.filter(pa.array(gaps)), names))
         reasons.update(REASONS[code] for code in codes[(codes > 0) & ~gaps].tolist())
+        if reasons and not first:
+            place = int(np.flatnonzero((codes > 0) & ~gaps)[0])
+            first = f"row {seen + place}" + _explain_row(batch.slice(place, 1), names, layout)
+        seen += len(codes)
         x.resize(
             (len(x) + len(good), *layout.shape), refcheck=False
         )  # in place, without a second copy
@@ -198,10 +245,26 @@ def _gather(
     check.finish()
     if reasons:
         listed = ", ".join(f"{reason}: {count} rows" for reason, count in reasons.items())
-        raise DataRefused(f"{path} cannot be used, {listed}; x is {', '.join(names[:8])}")
+        raise DataRefused(f"{path} cannot be used, {listed}; the first is {first}")
     if not len(x):
         raise DataRefused(f"{path} must hold at least one row, it has none")
     return x, _as_labels(labels) if label else None
+
+
+def _explain_row(row: pa.RecordBatch, names: Sequence[str], layout: RowLayout) -> str:
+    """Say what is wrong with a row that has no gap, as far as one can tell."""
+    value = unwrap_array(row.column(names[0]))[0].as_py()
+    if isinstance(value, bytes):
+        try:
+            read_image(value, layout.shape)
+        except DataRefused as err:
+            return f": {err}"
+    if len(names) > 1:
+        for name in names:
+            number = float(unwrap_array(row.column(name))[0].as_py())
+            if not abs(number) <= _MAX_FLOAT:
+                return f", where {name[:_NAME]!r} is {number:g}"
+    return ""
 
 
 def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, int]:

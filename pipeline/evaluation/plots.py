@@ -30,6 +30,7 @@ def plot_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:
             if history and prefix + name in history[0]:
                 axes.plot(epochs, [row[prefix + name] for row in history], ".-", label=label)
         axes.set(title=name, xlabel="epoch", ylabel="nats per row")
+        axes.set_xlim(0.5, max(len(history), 1) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()

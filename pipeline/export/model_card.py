@@ -4,16 +4,19 @@ In: the manifest's content, the held-out metrics and, once parity was checked, t
 Out: Markdown.
 """
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.bundle import RECONSTRUCTIONS, SAMPLES
 from serving.io.images import is_picture
 
-_TEMPLATE = """# Variational autoencoder, {shape} {x_dtype}
+# paragraphs are lines: MLflow shows a break in one as a break, and no space below a table
+_TEMPLATE = """# Variational autoencoder for rows of {shape} {x_dtype}
 
-{likelihood} likelihood, latent size {latent_dim}, {model} with layers {hidden_dims},
-{activation}; preset `{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the
+{likelihood} likelihood, latent size {latent_dim}, {model} with layers {hidden_dims}, \
+{activation}; preset `{preset}`, seed {seed}; graphs in {precision}. `x` and `x_loc` are in the \
 data's own units, so a client needs no scaler.
 {notices}{samples}
 ## Data
@@ -24,10 +27,9 @@ data's own units, so a client needs no scaler.
 |---|--:|---|
 {splits}
 
-## How good it is
+`sha256` is the digest of the rows of a split.
 
-On {rows:,} held-out rows, in nats; ± is a standard error over rows, larger is better except for
-the KL and the NLL.
+## How good it is
 
 | quantity | value |
 |---|--:|
@@ -37,31 +39,32 @@ the KL and the NLL.
 | NLL, {nll_samples} importance samples | {nll:.2f} ± {nll_se:.2f} |
 | active latents | {active_units} of {latent_dim} |
 {more}
+On {rows:,} held-out rows, in nats; ± is a standard error over rows. Larger is better, except for \
+the KL and the NLL.
+
 {reconstructions}## Parity of ONNX and torch
 
 {parity}
 
 ## How to call it
 
-`bundle` is this folder; a registered version is `models:/NAME@champion` or `models:/NAME/VERSION`.
+`bundle` is this folder; a registered version is `models:/NAME/VERSION`.
 
 ```sh
-vae sample --model bundle --count 64 --seed 7 --out samples.npy
-vae reconstruct rows.npy --model bundle --out reconstructions.npy
-vae score rows.npy scores/ --model bundle --num-samples 16 --seed 7
+vae sample --model bundle --count 64 --seed 7 --out samples.{suffix}
+vae reconstruct rows.{suffix} --model bundle --out reconstructions.{suffix}
+vae score rows.{suffix} scores/ --model bundle --num-samples 16 --seed 7
 ```
 
 In Python, with the serving package (no torch):
 
 ```python
-from pathlib import Path
-
 import numpy as np
 
-from serving.bundle import open_bundle
 from serving.engine import Engine
+from serving.source import open_source
 
-engine = Engine(open_bundle(Path("bundle")))
+engine = Engine(open_source("bundle").bundle)
 x = np.zeros({example}, np.{x_dtype})
 x_loc = engine.reconstruct(x)
 scores = engine.score(x, num_samples=16, seed=7)
@@ -111,6 +114,7 @@ def render_card(
     return _TEMPLATE.format(
         **metrics,
         shape=" by ".join(str(size) for size in content["x_shape"]),
+        suffix="csv" if data.get("columns") else "npy",
         x_dtype=content["x_dtype"],
         likelihood=content["likelihood"].replace("_", " ").capitalize(),
         latent_dim=content["latent_dim"],
@@ -141,6 +145,21 @@ def render_card(
         git=f"`{git['sha']}`{' with uncommitted changes' if git['dirty'] else ''}",
         versions=", ".join(f"{name} {value}" for name, value in content["versions"].items()),
     )
+
+
+def address_card(card: str, name: str, version: str) -> str:
+    """Return the card of a registered version, whose commands name the version."""
+    reference = f"models:/{name}/{version}"
+    addresses = {
+        "models:/NAME/VERSION": reference,
+        "models:/NAME@": f"models:/{name}@",
+        "`bundle` is this folder; a registered version is": "This version is",
+        "--model bundle": f"--model {shlex.quote(reference)}",
+        'open_source("bundle")': f"open_source({json.dumps(reference)})",
+    }
+    for placeholder, address in addresses.items():
+        card = card.replace(placeholder, address)
+    return card
 
 
 def render_figures(metrics: Mapping[str, Any], latent_dim: int) -> str:

@@ -36,6 +36,11 @@ class Checkpoint:
     git: Mapping[str, Any]
     run_id: str | None = None
 
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of a row."""
+        return self.model.x_shape
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the two files into an empty `folder`."""

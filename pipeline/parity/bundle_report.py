@@ -25,12 +25,14 @@ def describe_report(report: ParityReport) -> str:
     lines = [
         f"**{verdict}** on {' and '.join(report.devices)} ({report.processor}): of {len(rows):,} "
         f"comparisons with torch, {sum(row.passed for row in rows):,} are within the error that "
-        "torch's own arithmetic makes. For each output, the comparison that used most of its "
-        "tolerance; `parity.json` has all of them.",
+        "torch's own arithmetic makes.",
         "",
         "| output | largest error | allowed | used |",
         "|---|--:|--:|--:|",
         *(_describe_comparison(row) for row in report.worst() if row.rule == "values"),
+        "",
+        "For each output, the comparison that used most of its tolerance; `parity.json` has all of "
+        "them.",
     ]
     loss = report.quantization_loss
     return "\n".join(lines) + ("" if loss is None else _describe_loss(loss))
@@ -69,4 +71,4 @@ def _describe_loss(loss: QuantizationLoss) -> str:
         for graph, size in loss.cost.bytes.items()
     )
     head = [f"{text}\n", f"| what | float32 | {loss.precision} |", "|---|---|---|"]
-    return "\n".join([*head, *sizes, *rates])
+    return "\n".join([*head, *sizes, *rates, "", "The rates are those of one machine."])

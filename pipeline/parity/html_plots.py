@@ -5,14 +5,22 @@ In: comparisons of one output. Out: SVG that takes its colours from the page (`-
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pipeline.parity.comparison_result import Comparison
-from serving.io.svg_plots import LEFT, RIGHT, TOP, WIDTH, draw_svg, draw_text
+from serving.io.svg_plots import (
+    BOTTOM,
+    DIGIT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    draw_frame,
+    draw_svg,
+    draw_text,
+)
 
-HEIGHT, BOTTOM = 150, 30
-DIGIT = 5.6
-"""Width of a digit, in the units of the plot."""
+HEIGHT = 164
 DECADES = (-4, 1)
 """Shares of the tolerance that are shown, as powers of ten; 0 is the whole tolerance."""
 _FLOOR = HEIGHT - BOTTOM
@@ -24,7 +32,8 @@ def plot_histogram(rows: Sequence[Comparison], edges: Sequence[float]) -> str:
     largest = max(*counts, 1)
     left = _margin(f"{largest:,}")
     width = (WIDTH - left - RIGHT) / len(counts)
-    parts = list(_frame("error as a share of the tolerance", f"{largest:,}", "0", left))
+    names = ("numbers compared", "error as a share of the tolerance")
+    parts = list(draw_frame(names, ("0", f"{largest:,}"), left, HEIGHT))
     for i, count in enumerate(counts):
         # an error above the tolerance must be seen among a million below
         height = max((_FLOOR - TOP) * count / largest, 2.5) if count else 0
@@ -56,7 +65,8 @@ def plot_batches(rows: Sequence[Comparison]) -> str:
         power = math.log10(share) if share > 0 else -math.inf
         return TOP + (_FLOOR - TOP) * (high - min(max(power, low), high)) / (high - low)
 
-    parts = list(_frame("rows in the batch", _power(high), _power(low), left))
+    names = ("share of the tolerance used", "rows in the batch")
+    parts = list(draw_frame(names, (_power(low), _power(high)), left, HEIGHT))
     limit = TOP + (_FLOOR - TOP) * high / (high - low)
     parts.append(_limit(left, WIDTH - RIGHT, limit, limit))
     parts.append(draw_text(left - 4, limit + 3, "1", "end"))
@@ -74,13 +84,6 @@ def plot_batches(rows: Sequence[Comparison]) -> str:
 def _margin(label: str) -> float:
     """Return a margin on the left in which the whole label is seen."""
     return max(LEFT, 8 + DIGIT * len(label))
-
-
-def _frame(below: str, top: str, bottom: str, left: float) -> Iterator[str]:
-    yield f'<path class="axis" d="M{left:g} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
-    yield draw_text(left - 4, TOP + 7, top, "end")
-    yield draw_text(left - 4, _FLOOR, bottom, "end")
-    yield draw_text((left + WIDTH) / 2, HEIGHT - 4, below, "middle")
 
 
 def _bin_name(i: int, edges: Sequence[float]) -> str:

@@ -108,9 +108,9 @@ class ParityReport:
 
     def table(self) -> str:
         """Render the worst comparison of each output, what failed, and the verdict."""
-        head = f"{'output':<21} {'on':<10} {'rows':<9} {'batch':>5} {'level':<8} {'max error':>9} "
+        head = f"{'output':<20} {'on':<9} {'rows':<9} {'batch':>5} {'level':<8} {'error':>8} "
         shown = [row for row in self.worst() if row.rule == "values" or not row.passed]
-        lines = [f"  {head}{'allowed':>9} {'used':>5}", *map(_table_row, shown)]
+        lines = [f"  {head}{'allowed':>8} {'used':>4}", *map(_table_row, shown)]
         lines += [f"  {row.line()}" for row in self.elbo]
         if self.quantization_loss:
             lines += [f"  {line}" for line in self.quantization_loss.lines()]
@@ -206,6 +206,6 @@ def _table_row(row: Comparison) -> str:
     run = short_provider(row).replace(" with", "")
     failed = "" if row.passed else f"FAILED {row.rule}"
     return (
-        f"  {name:<21} {run:<10} {row.rows:<9} {row.batch:>5} {row.level:<8} {row.max_error:>9.2e} "
-        f"{row.max_tolerance:>9.2e} {row.share:>5.0%}  {failed}".rstrip()
+        f"  {name:<20} {run:<9} {row.rows:<9} {row.batch:>5} {row.level:<8} {row.max_error:>8.2e} "
+        f"{row.max_tolerance:>8.2e} {row.share:>4.0%}  {failed}".rstrip()
     )

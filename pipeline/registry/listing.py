@@ -29,6 +29,8 @@ _COLUMNS = {
     "time": "registered",
     "run_id": "run",
 }
+_LEFT_OUT = ("run_id", "precision", "time", "nll")
+"""Columns that a screen without room does not show, the first one first."""
 _NUMBERS = ("version", "elbo", "nll", "active_units")
 
 
@@ -49,10 +51,13 @@ def list_versions(name: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["version"]), reverse=True)
 
 
-def render_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as lines of text with aligned columns."""
+def render_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
+    """Return the rows as lines of text with aligned columns, as many as fit into `width`."""
     lines = [dict(_COLUMNS), *({key: _cell(key, row) for key in _COLUMNS} for row in rows)]
     widths = {key: max(len(line[key]) for line in lines) for key in _COLUMNS}
+    for key in _LEFT_OUT:
+        if width is not None and sum(widths.values()) + 2 * (len(widths) - 1) > width:
+            del widths[key]
     return "\n".join(
         "  ".join(
             line[key].rjust(width) if key in _NUMBERS else line[key].ljust(width)

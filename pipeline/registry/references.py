@@ -49,7 +49,10 @@ def resolve_version(name: str, reference: str) -> tuple[str, str]:
             "version must be a number, an alias such as @candidate, models:/NAME/VERSION or "
             f"models:/NAME@ALIAS, got {reference!r}"
         )
-    number = alias_version(connect(), name, reference[1:])
+    client = connect()
+    number = alias_version(client, name, reference[1:])
     if number is None:
-        raise UsageRefused(f"{name} has no version {reference}: run vae register first")
+        aliases = sorted(find_model(client, name).aliases)
+        hint = f"it has @{', @'.join(aliases)}" if aliases else "give its number, or promote one"
+        raise UsageRefused(f"{name} has no version {reference}: {hint}")
     return name, number

@@ -14,7 +14,7 @@ import numpy as np
 
 import serving
 from pipeline.errors import ParityFailed
-from pipeline.export.model_card import render_figures
+from pipeline.export.model_card import address_card, render_figures
 from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, Bundle, manifest_digest
@@ -103,14 +103,15 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
         f"models:/{info.model_id}",
         run_id=run.run_id,
         tags=lineage_tags(bundle),
-        description=_description(bundle),
         model_id=info.model_id,
     )
-    return str(version.version)
+    number = str(version.version)
+    run.client.update_model_version(name, number, _description(bundle, name, number))
+    return number
 
 
-def _description(bundle: Bundle) -> str:
-    """Return the figures that matter, then the model card without its pictures.
+def _description(bundle: Bundle, name: str, version: str) -> str:
+    """Return the figures that matter, then the version's model card without its pictures.
 
     The registry's page would not find the pictures.
     """
@@ -120,9 +121,15 @@ def _description(bundle: Bundle) -> str:
     except KeyError as err:  # the gate will refuse it
         figures = f"{METRICS} has no {err.args[0]}"
     origin = f"Data `{manifest.data['source']}`, preset {manifest.config['preset']}"
-    lines = (bundle.path / CARD).read_text().splitlines()
-    card = "\n".join(line for line in lines if "![" not in line)
-    return f"{figures}. {origin}, seed {manifest.seed}; parity passed.\n\n{card}"
+    card = address_card((bundle.path / CARD).read_text(), name, version)
+    lines = (_space_cells(line) for line in card.splitlines() if "![" not in line)
+    text = "\n".join(lines)
+    return f"{figures}. {origin}, seed {manifest.seed}; parity passed.\n\n{text}"
+
+
+def _space_cells(line: str) -> str:
+    """Keep the cells of a table apart, between which MLflow leaves no space."""
+    return line.replace(" | ", "&emsp; | ") if line.startswith("| ") else line
 
 
 def predict_signature() -> Any:

@@ -107,8 +107,8 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
         result = continue_training(
             state, dataset, TrainHooks(log, bar.advance, resumable.save, stop)
         )
-    if state.out_of_time:
-        say(f"{settings.max_time:g} minutes have passed: training ends in epoch {state.epoch - 1}")
+    if state.early_end:
+        say(state.early_end)
     resumable.log_metrics({"best_epoch": result.best_epoch, "train_seconds": result.seconds})
     return result
 

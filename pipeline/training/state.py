@@ -96,6 +96,19 @@ class TrainState:
         limit_reached = done >= self.settings.epochs or out_of_patience or self.out_of_time
         return self.position == 0 and limit_reached
 
+    @property
+    def early_end(self) -> str:
+        """Why a training that has finished did so before its last epoch, if it did."""
+        settings, done = self.settings, self.epoch - 1
+        if self.out_of_time:
+            return f"{settings.max_time:g} minutes have passed: training ends in epoch {done}"
+        if done < settings.epochs:
+            return (
+                f"validation has not improved for {settings.patience} epochs: training ends, with "
+                f"the weights of epoch {self.best_epoch}"
+            )
+        return ""
+
     def copy_weights(self) -> dict[str, Tensor]:
         """Return a copy of the current weights."""
         return {name: value.clone() for name, value in self.model.state_dict().items()}

@@ -24,7 +24,7 @@ from serving.files import staged_file
 from serving.io import html_pages
 from serving.io.images import encode_png, is_picture
 from serving.io.rows import Rows
-from serving.io.svg_plots import bin_edges, plot_functions, plot_histogram
+from serving.io.svg_plots import bin_edges, bulk_range, plot_functions, plot_histogram
 from serving.value_range import Range, to_brightness
 
 Array = NDArray[Any]
@@ -32,8 +32,8 @@ Plot = tuple[str, str]
 """A plot as SVG, and its caption."""
 
 _BINS = 48
-_TAIL = 0.001
-"""Share of the rows at either end that a plot does not show separately."""
+_SHARES = (0.001, 0.02, 0.98, 0.999)
+"""Shares of the rows below the ends of a plot, and of the bulk of the rows, see `bulk_range`."""
 _FEATURES = 24
 
 
@@ -134,7 +134,7 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
         f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
         f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
-        f"{drift.low_share:.2%} of the rows lie below all but {LOW_SHARE:.0%} of the held-out rows."
+        f"{drift.low_share:.2%} of the rows lie below {1 - LOW_SHARE:.0%} of the held-out rows."
     )
     noise = "the same noise for all" if held.shared_noise else "noise of its own for each"
     like = (
@@ -153,9 +153,10 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
 
 def _plot_drift(elbo: StreamingHistogram, held: HeldOut, drift: Drift) -> list[Plot]:
     quantiles = np.asarray(held.elbo_quantiles)
-    edges = bin_edges(
-        min(elbo.quantile(_TAIL), quantiles[1]), max(elbo.quantile(1 - _TAIL), quantiles[-2]), _BINS
-    )
+    new_range = bulk_range(*map(elbo.quantile, _SHARES))
+    low, high = np.quantile(quantiles, _SHARES[1:3])
+    held_range = bulk_range(quantiles[1], low, high, quantiles[-2])
+    edges = bin_edges(min(new_range[0], held_range[0]), max(new_range[1], held_range[1]), _BINS)
     fine = bin_edges(edges[0], edges[-1], 4 * _BINS)
     function = np.cumsum(elbo.histogram(np.concatenate([[-np.inf], fine, [np.inf]])))[:-1]
     # shares by bin from a distribution function at the edges; the outer bins are open
@@ -168,7 +169,7 @@ def _plot_drift(elbo: StreamingHistogram, held: HeldOut, drift: Drift) -> list[P
 def _plot_scores(name: str, histogram: StreamingHistogram) -> Plot:
     if not histogram.rows:
         return "", "no rows"
-    edges = bin_edges(histogram.quantile(_TAIL), histogram.quantile(1 - _TAIL), _BINS)
+    edges = bin_edges(*bulk_range(*map(histogram.quantile, _SHARES)), _BINS)
     caption = (
         f"mean {_nats(histogram.mean)}, standard deviation {histogram.sd:,.2f}, "
         f"median {_nats(histogram.quantile(0.5))}, from {_nats(histogram.least)} to "
@@ -189,7 +190,8 @@ def _describe_rows(
     ids = list(rows[0].row.ids) if rows else []
     head = [*ids, "elbo", "log_likelihood", "kl", *names[:_FEATURES]]
     lines = [line for row in rows for line in _describe_features(row)]
-    return {**shown, "pictures": [], "head": head, "lines": lines, "more": size - _FEATURES}
+    more = size - _FEATURES
+    return {**shown, "words": len(ids), "pictures": [], "head": head, "lines": lines, "more": more}
 
 
 def _describe_picture(shown: ShownRow, bright: Range) -> dict[str, Any]:
@@ -211,12 +213,16 @@ def _describe_features(shown: ShownRow) -> list[tuple[str, list[str]]]:
     lines = [("", [*map(str, row.ids.values()), *scores, *_cells(shown.x)])]
     if shown.x_loc is not None:
         blank = [""] * (len(row.ids) + len(scores) - 1)
-        lines.append(("mild", [*blank, "reconstruction", *_cells(shown.x_loc)]))
+        lines.append(("mild", ["reconstruction", *blank, *_cells(shown.x_loc)]))
     return lines
 
 
 def _cells(values: Array | None) -> list[str]:
-    return [] if values is None else [f"{value:.4g}" for value in values.reshape(-1)[:_FEATURES]]
+    return [] if values is None else [_number(value) for value in values.reshape(-1)[:_FEATURES]]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _list_facts(
@@ -230,14 +236,18 @@ def _list_facts(
         "trained on": manifest.data.get("source"),
         "seed, draws per row": f"{job['seed']}, {job['num_samples']}",
         "device": job["device"],
-        "input": f"{job['input']}: {len(job['files']):,} files, "
-        f"{sum(file['rows'] for file in job['files']):,} rows",
+        "input": f"{job['input']}: {_count(len(job['files']), 'file')}, "
+        f"{_count(sum(file['rows'] for file in job['files']), 'row')}",
         "columns of x": ", ".join(job["x"][:_FEATURES]),
         "filter": job["where"] or None,
         "rate of the last run": f"{summary['rows_per_s']:,.0f} rows/s over "
-        f"{summary['seconds']:,.1f} s",
+        f"{summary['seconds']:,.3g} s",
         "parts": f"{summary['parts']:,}",
     }
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _nats(value: float, sign: str = "") -> str:

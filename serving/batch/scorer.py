@@ -77,11 +77,16 @@ def layout_of(engine: Engine) -> RowLayout:
 
 
 def read_all(
-    rows: Rows, x: Sequence[str], layout: RowLayout, start: int = 0, stop: int | None = None
+    rows: Rows,
+    x: Sequence[str],
+    layout: RowLayout,
+    start: int = 0,
+    stop: int | None = None,
+    advice: str = "",
 ) -> Array:
     """Read the rows from `start` to `stop`, or to the end, as the input of a model.
 
-    Returns them as (rows, *x_shape).
+    Returns them as (rows, *x_shape). `advice` ends the message about rows that cannot be used.
 
     Raises:
         UsageRefused: a column of `x` is missing, or it is unclear which columns are meant.
@@ -95,8 +100,7 @@ def read_all(
     if len(bad):
         raise DataRefused(
             f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {start + bad[0]}; {len(bad)} of "
-            f"{len(every)} rows cannot be used; to set them aside: "
-            "vae score --operation reconstruct --on-error quarantine"
+            f"{len(every)} rows cannot be used{advice}"
         )
     return np.concatenate(arrays)
 

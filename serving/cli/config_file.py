@@ -7,7 +7,7 @@ the file cannot be read, has a key that names no option, or a value that the opt
 """
 
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +21,6 @@ _PLACE = f"{__name__}.place"
 """Where a click context keeps what was read."""
 
 
-Sections = Mapping[str, Collection[str]]
-"""The names of all settings by section, also of those that a command does not have."""
-
-
 class Setting(click.Option):
     """An option for a setting of a model or of a stage, which belongs to a section."""
 
@@ -34,13 +30,13 @@ class Setting(click.Option):
         self.heading = heading
 
 
-def config_option(sections: Sections | None = None) -> Callable[[_Function], _Function]:
-    """Add `--config`; a setting in `sections` that the command does not have is passed over."""
+def config_option(others: Sequence[click.Option] = ()) -> Callable[[_Function], _Function]:
+    """Add `--config`; a setting among `others` that the command does not have is passed over."""
 
     def read(ctx: click.Context, option: click.Parameter, place: str | None) -> str | None:
         if place is not None and not ctx.resilient_parsing:
             ctx.meta[_PLACE] = place
-            ctx.default_map = _values(ctx, _read_content(place), sections or {}, place)
+            ctx.default_map = _values(ctx, _read_content(place), _by_flag(others), place)
         return place
 
     return click.option(
@@ -76,49 +72,56 @@ def _read_content(place: str) -> Mapping[str, Any]:
         raise click.BadParameter(f"{place} is no TOML file: {err}") from err
 
 
+def _by_flag(options: Sequence[click.Option]) -> dict[str, click.Option]:
+    return {flag.lstrip("-"): item for item in options for flag in item.opts}
+
+
 def _values(
-    ctx: click.Context, content: Mapping[str, Any], sections: Sections, place: str
+    ctx: click.Context, content: Mapping[str, Any], others: Mapping[str, click.Option], place: str
 ) -> dict[str, Any]:
     """Return texts for the options of a command, by the names of their parameters."""
-    options = [item for item in ctx.command.params if isinstance(item, click.Option)]
-    by_flag = {flag.lstrip("-"): item for item in options for flag in item.opts}
-    del by_flag["config"]
-    settings = {_as_flag(name) for names in sections.values() for name in names}
+    own = _by_flag([item for item in ctx.command.params if isinstance(item, click.Option)])
+    del own["config"]
     values: dict[str, Any] = {}
-    for section, key, value in _entries(content, sections, place):
-        option = by_flag.get(key)
+    for section, key, value in _entries(content, others, place):
+        option = own.get(key)
         if section and not (isinstance(option, Setting) and option.section == section):
-            continue  # a setting that this command does not have, and an option of the same name
+            option = None  # a setting that this command does not have, and an option of its name
+        setting = option or others.get(key)
+        if setting is None:
+            raise click.BadParameter(
+                f"{place} has {key!r}, which is no option of vae {ctx.info_name}; "
+                f"{_nearest(key, own)}"
+            )
+        text = _checked(ctx, setting, value, f"{place} has a bad {key!r}")
         if option is None:
-            if key not in settings:
-                raise click.BadParameter(
-                    f"{place} has {key!r}, which is no option of vae {ctx.info_name}; "
-                    f"{_nearest(key, by_flag)}"
-                )
             continue
         if option.name in values:
             raise click.BadParameter(f"{place} has {key!r} twice")
-        values[str(option.name)] = _checked(ctx, option, value, f"{place} has a bad {key!r}")
+        values[str(option.name)] = text
     return values
 
 
 def _entries(
-    content: Mapping[str, Any], sections: Sections, place: str
+    content: Mapping[str, Any], others: Mapping[str, click.Option], place: str
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield section, key and value; the section is empty for a key that stands outside of one."""
+    sections: dict[str, list[str]] = {}
+    for flag, item in others.items():
+        if isinstance(item, Setting):
+            sections.setdefault(item.section, []).append(flag)
     for key, value in content.items():
         if not isinstance(value, Mapping):
             yield "", _as_flag(key), value
             continue
         if key not in sections:
-            allowed = f"the sections are {', '.join(filter(None, sections))}"
+            allowed = f"the sections are {', '.join(sections)}"
             raise click.BadParameter(f"{place} has the section [{key}]; {allowed}")
-        names = [_as_flag(name) for name in sections[key]]
         for name in value:
-            if _as_flag(name) not in names:
+            if _as_flag(name) not in sections[key]:
                 raise click.BadParameter(
                     f"{place} has {name!r} in [{key}], which is no setting there; "
-                    f"{_nearest(_as_flag(name), names)}"
+                    f"{_nearest(_as_flag(name), sections[key])}"
                 )
             yield key, _as_flag(name), value[name]
 

@@ -29,6 +29,7 @@ from serving.cli.options import (
     x_option,
 )
 from serving.cli.paths import Origin
+from serving.console import say
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def interpolate(
     The lines are straight, between the posterior means of the rows. A picture has a line for each
     pair of rows; a table has the columns start, stop and step.
 
-    Example: vae interpolate images.npy --row 3 --row 8 --row 3 --out there-and-back.png
+    Example: vae interpolate images.npy --row 3 --row 8 --out path.png
     """
     require_pyarrow("vae interpolate")
     import numpy as np
@@ -122,12 +123,13 @@ def interpolate(
     z = np.concatenate([(1 - shares) * a + shares * b for a, b in pairwise(z_loc)])
     pairs = np.repeat(np.column_stack([rows[:-1], rows[1:]]), steps, axis=0)
     step = np.tile(np.arange(steps), len(rows) - 1)
+    lines = ", ".join(f"row {a} to row {b}" for a, b in pairwise(rows))
     place = {"start": pairs[:, 0], "stop": pairs[:, 1], "step": step}
-    _write(source, engine, out, z, place, columns=steps)
+    _write(source, engine, out, z, place, lines, steps)
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input", default="", type=click.Path())
+@click.argument("input", required=False, type=Origin())
 @group("Start and way")
 @x_option
 @read_options
@@ -149,7 +151,7 @@ def interpolate(
 @group("Model and output")
 @_common
 def traverse(
-    input: str,
+    input: str | None,
     x: tuple[str, ...],
     row: int,
     latents: tuple[int, ...],
@@ -166,7 +168,7 @@ def traverse(
     The others stay at the posterior mean of a row of INPUT, or without INPUT at 0, the mean of the
     prior. A picture has a line for each latent; a table has the columns latent and z.
 
-    Example: vae traverse images.npy --row 3 --latent 0 --latent 5 --out traversals.png
+    Example: vae traverse images.npy --row 3 --latent 5 --out latent.png
     """
     require_pyarrow("vae traverse")
     import numpy as np
@@ -182,9 +184,11 @@ def traverse(
         start = _encode_rows(engine, open_rows(input, **reading), x, (row,))
     latent = np.repeat(chosen, steps)
     value = np.tile(np.linspace(-limit, limit, steps, dtype=np.float32), len(chosen))
+    names = ", ".join(f"z[{index}]" for index in latents) or f"z[0] to z[{size - 1}]"
+    lines = f"{names}, each from {-limit:g} to {limit:g}"
     z = np.repeat(start, len(latent), axis=0)
     z[np.arange(len(z)), latent] = value
-    _write(source, engine, out, z, {"latent": latent, "z": value}, columns=steps)
+    _write(source, engine, out, z, {"latent": latent, "z": value}, lines, steps)
 
 
 def _open(reference: str, out: Path, device: str, threads: int) -> "tuple[Source, Engine]":
@@ -221,11 +225,13 @@ def _write(
     out: Path,
     z: "NDArray[Any]",
     place: "Mapping[str, NDArray[Any]] | None" = None,
+    lines: str = "",
     columns: int | None = None,
 ) -> None:
     """Decode `z` into a file.
 
-    `place` are more columns of a table, and `columns` is the number of images in a line.
+    `place` are more columns of a table; `lines` says what the lines of a picture are, and `columns`
+    is the number of images in each.
     """
     from serving.io.array_files import free_name, named_columns, write_array, write_table
     from serving.io.images import write_grid
@@ -233,9 +239,12 @@ def _write(
     started = time.perf_counter()
     x_loc = engine.decode(z)
     seconds = time.perf_counter() - started
-    if out.suffix == ".png":
+    suffix = out.suffix.lower()
+    if suffix == ".png":
         write_grid(out, as_picture(source, x_loc), columns)
-    elif out.suffix == ".npy":
+        if lines:
+            say(f"lines of the picture, from above: {lines}")
+    elif suffix == ".npy":
         write_array(out, x_loc)
     else:
         features = named_columns(x_loc, source.bundle.manifest.columns)

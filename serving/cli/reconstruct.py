@@ -23,6 +23,8 @@ from serving.cli.options import (
 )
 from serving.cli.paths import Origin
 
+_ADVICE = "; to set them aside: vae score --operation reconstruct --on-error quarantine"
+
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("input", type=Origin())
@@ -62,11 +64,11 @@ def reconstruct(
     source, engine = open_engine(reference, device, threads)
     names = source.bundle.manifest.columns
     check_table_file(out, names)
-    originals = read_all(rows, x, layout_of(engine))
+    originals = read_all(rows, x, layout_of(engine), advice=_ADVICE)
     started = time.perf_counter()
     x_loc = engine.reconstruct(originals)
     seconds = time.perf_counter() - started
-    if out.suffix == ".png":
+    if out.suffix.lower() == ".png":
         pairs = np.stack([originals.astype(np.float32), x_loc], axis=1)
         images = as_picture(source, pairs.reshape(-1, *x_loc.shape[1:]))
         write_grid(out, images, 2 * math.ceil(math.sqrt(len(x_loc) / 2)))

@@ -74,7 +74,7 @@ def sample(
             raise UsageRefused(f"a folder takes --format parquet, got {kind!r}; name a file")
         finish(_sample_into_folder(reference, count, seed, out, threads, **settings))
         return
-    if kind is not None and not out.endswith(_SUFFIXES[kind]):
+    if kind is not None and not out.lower().endswith(_SUFFIXES[kind]):
         raise UsageRefused(
             f"--out {out!r} is not a {kind} file: end it in {_SUFFIXES[kind]}, or in / for a folder"
         )
@@ -95,7 +95,7 @@ def _write_file(
     started = time.perf_counter()
     x_loc = engine.sample(count, seed)
     seconds = time.perf_counter() - started
-    shown = as_picture(source, x_loc) if out.suffix == ".png" else x_loc
+    shown = as_picture(source, x_loc) if out.suffix.lower() == ".png" else x_loc
     write_array(out, shown, manifest.columns)
     finish_file(out, count, seconds, source)
 

@@ -225,7 +225,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that the
     alias names now.
 
-    Example: vae deploy --model models:/vae@champion --target triton --out repository
+    Example: vae deploy --target triton --out repository
     """
     from serving.deploy import next_steps, write_deployment
     from serving.source import open_source, parse_reference

@@ -45,11 +45,12 @@ def write_array(path: Path, array: Array, names: Sequence[str] = ()) -> None:
 
     A table has a column for each of `names`, or the column `x_loc` of lists.
     """
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         # not "wb": numpy bypasses Python when it writes to such a file, and loses a write's error
         with staged_file(path) as temporary, temporary.open("w+b") as file:
             np.save(file, array)
-    elif path.suffix == ".png":
+    elif suffix == ".png":
         write_grid(path, array)
     else:
         write_table(path, named_columns(array, names))
@@ -68,7 +69,7 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 def check_table_file(path: Path, names: Sequence[str]) -> None:
     """Refuse a `.csv` of rows without names: it holds no lists."""
-    if path.suffix == ".csv" and not names:
+    if path.suffix.lower() == ".csv" and not names:
         raise UsageRefused(
             f"a .csv needs a model of named columns: end --out {str(path)!r} in .parquet or .npy"
         )
@@ -84,7 +85,7 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     except ImportError as err:
         raise UsageRefused("tables need pyarrow: pip install 'vae-pipeline[files]'") from err
     table = pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
-    write = csv.write_csv if path.suffix == ".csv" else parquet.write_table
+    write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
     with staged_file(path) as temporary:
         write(table, temporary)
 

@@ -15,9 +15,11 @@ _NUMBERS = (
     pa.types.is_decimal,
     pa.types.is_boolean,
 )
+EXAMPLE, WHOLE = b"vae.example", b"vae.whole"
+"""Metadata of a field: a value that makes a column text; that its floats are whole numbers."""
 _LISTED = 8
-_NAME = 40
-"""Characters of a column's name in a message."""
+_NAME, _EXAMPLE = 40, 20
+"""Characters of a column's name, and of its value, in a message."""
 
 
 def unwrap_type(kind: pa.DataType) -> pa.DataType:
@@ -62,11 +64,28 @@ def number_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def is_whole(item: pa.Field) -> bool:
+    """Whether a column holds whole numbers, or lists of them; its type may be one of floats."""
+    kind = number_type(unwrap_type(item.type))
+    decimal = pa.types.is_decimal(kind) and kind.scale <= 0
+    return decimal or pa.types.is_integer(kind) or WHOLE in (item.metadata or {})
+
+
 def list_columns(schema: pa.Schema) -> str:
     """Name the columns with their types, for a message."""
-    shown = [f"{item.name[:_NAME]} ({str(item.type)[:_NAME]})" for item in list(schema)[:_LISTED]]
+    shown = [_describe(item) for item in list(schema)[:_LISTED]]
     more = len(schema) - _LISTED
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _describe(item: pa.Field) -> str:
+    example = (item.metadata or {}).get(EXAMPLE, b"").decode()
+    such = f", such as {_shorten(example, _EXAMPLE)!r}" if example else ""
+    return f"{_shorten(item.name, _NAME)} ({str(item.type)[:_NAME]}{such})"
+
+
+def _shorten(text: str, length: int) -> str:
+    return " ".join(text.split())[:length]
 
 
 def to_column(values: NDArray[Any]) -> pa.Array:

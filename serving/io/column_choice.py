@@ -17,7 +17,6 @@ from serving.errors import DataRefused, UsageRefused
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
-    is_text,
     list_columns,
     list_sizes,
     unwrap_type,
@@ -115,11 +114,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
         return
     if len(columns) > 1:
         others = pa.schema([schema.field(name) for name in columns if not is_number(kinds[name])])
-        word = any(is_text(kind) for kind in kinds.values())
-        raise DataRefused(
-            f"each of several columns must be numbers, got {list_columns(others)}"
-            + ("; a single word in a CSV column makes it text" if word else "")
-        )
+        raise DataRefused(f"each of several columns must be numbers, got {list_columns(others)}")
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(

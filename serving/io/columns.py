@@ -15,14 +15,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
-from serving.io.arrow_types import is_bytes, is_number, list_sizes
+from serving.io.arrow_types import is_bytes, is_number, is_whole, list_sizes
 from serving.io.column_choice import RowLayout, check_types
-from serving.io.image_files import are_image_files, decode_image
-from serving.value_range import MAX_BYTE
+from serving.io.image_files import NotGray, are_image_files, decode_image
+from serving.value_range import MAX_BYTE, MAX_EXACT
 
 Array = NDArray[Any]
 
-NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN, ABOVE = range(1, 11)
+NULL, LENGTH, VALUE, RANGE, BYTE, IMAGE, RESULT, ROUNDED, NAN, ABOVE, COLOUR = range(1, 12)
 REASONS: Mapping[int, str] = {
     NULL: "x is null, or holds a null",
     LENGTH: "x has the wrong size",
@@ -34,6 +34,7 @@ REASONS: Mapping[int, str] = {
     ROUNDED: "x is a whole number that float32 would round",
     NAN: "x is NaN, or holds a NaN",
     ABOVE: "x has a byte above those that the model was trained with",
+    COLOUR: "x is an image in colour, and the model takes gray ones",
 }
 """Why a row is bad; a good row has code 0."""
 
@@ -44,6 +45,8 @@ class _ConvertedRows:
 
     values: Array
     codes: Array = field(repr=False)
+    large: Sequence[Array] = ()
+    """Parts of `values` that hold whole numbers which float32 may round."""
 
     def refuse(self, wrong: Array, code: int) -> None:
         """Remove the rows in which the mask `wrong` over `values` is set, and give them `code`."""
@@ -71,7 +74,8 @@ def read_x(
     if batch.num_rows == 0:
         return np.empty((0, *layout.shape), layout.dtype), np.zeros(0, np.uint8)
     places = {name: index for index, name in enumerate(batch.schema.names)}
-    arrays = [unwrap_array(batch.column(places[name])) for name in columns]
+    indices = [places[name] for name in columns]
+    arrays = [unwrap_array(batch.column(index)) for index in indices]
     if is_number(arrays[0].type):
         rows = _from_numbers(arrays, layout)
     elif pa.types.is_fixed_size_binary(arrays[0].type):
@@ -81,6 +85,7 @@ def read_x(
     else:
         rows = _from_lists(arrays[0], layout)
     watch(rows.values)
+    rows.large = rows.large or _find_large(rows.values, batch, indices)
     _to_dtype(rows, layout)
     x = np.ascontiguousarray(rows.values).reshape(-1, *layout.shape)
     return x, rows.codes
@@ -98,9 +103,28 @@ def _from_numbers(arrays: Sequence[pa.Array], layout: RowLayout) -> _ConvertedRo
         return _ConvertedRows(batch.to_tensor().to_numpy(), codes)
     kind = np.result_type(*(_numbers(array.slice(0, 0)) for array in arrays))
     values = np.empty((np.count_nonzero(good), layout.size), kind)
+    large = []
     for index, array in enumerate(arrays):
-        values[:, index] = _numbers(array)[good]
-    return _ConvertedRows(values, codes)
+        column = _numbers(array)[good]
+        values[:, index] = column
+        if column.dtype.kind in "iu" and kind.kind == "f" and _is_beyond(column).any():
+            large.append(column)  # float64, too, may round it
+    return _ConvertedRows(values, codes, large)
+
+
+def _find_large(values: Array, batch: pa.RecordBatch, indices: Sequence[int]) -> list[Array]:
+    """Return what holds whole numbers, some of them beyond `MAX_EXACT`."""
+    if values.dtype.itemsize < 4:
+        return []
+    beyond = np.flatnonzero(_is_beyond(values).any(0)).tolist()
+    if values.dtype.kind in "iu" or len(indices) == 1:
+        whole = beyond and is_whole(batch.schema.field(indices[0]))
+        return [values] if whole else []
+    return [values[:, i] for i in beyond if is_whole(batch.schema.field(indices[i]))]
+
+
+def _is_beyond(values: Array) -> Array:
+    return np.asarray((values > MAX_EXACT) | (values < -MAX_EXACT))
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -155,15 +179,21 @@ def _from_bytes(array: pa.Array, layout: RowLayout) -> _ConvertedRows:
     rows = np.zeros((len(array), layout.row_bytes), np.uint8)
     rows[raw] = values[~pictures]
     for index in np.flatnonzero(~raw & (codes == 0)):
-        picture = None
-        if layout.dtype == np.uint8:
-            picture = decode_image(array[int(index)].as_py(), layout.shape)
-        if picture is None:
-            codes[index] = IMAGE
-        else:
-            rows[index] = picture.reshape(-1)
+        codes[index] = _read_picture(array[int(index)].as_py(), layout, rows[index])
     good = rows if not codes.any() else rows[codes == 0]
     return _ConvertedRows(good.view(layout.dtype.newbyteorder("<")), codes)
+
+
+def _read_picture(content: bytes, layout: RowLayout, row: Array) -> int:
+    """Decode an image into a row (size,); return its code."""
+    try:
+        picture = decode_image(content, layout.shape) if layout.dtype == np.uint8 else None
+    except NotGray:
+        return COLOUR
+    if picture is None:
+        return IMAGE
+    row[:] = picture.reshape(-1)
+    return 0
 
 
 def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
@@ -175,15 +205,23 @@ def _to_dtype(rows: _ConvertedRows, layout: RowLayout) -> None:
         if layout.max_byte < MAX_BYTE:
             rows.refuse(rows.values > layout.max_byte, ABOVE)
         return
+    rounded = [_is_rounded(column) for column in rows.large]
     with np.errstate(over="ignore"):  # a value that is too large becomes inf, refused below
         rows.values = values.astype(layout.dtype, copy=False)
+    if rounded:
+        rows.refuse(np.column_stack(rounded), ROUNDED)
     if not np.isfinite(rows.values).all():
         rows.refuse(np.isnan(rows.values), NAN)
         rows.refuse(~np.isfinite(rows.values), VALUE)
-    if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
-        rows.refuse(rows.values.astype(np.float64) != values, ROUNDED)
     if layout.unit_range and rows.values.size:
         rows.refuse((rows.values < 0) | (rows.values > 1), RANGE)
+
+
+def _is_rounded(column: Array) -> Array:
+    """Return which whole numbers float32 would change, compared in the type that they have."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = column.astype(np.float32).astype(column.dtype)
+    return np.asarray((back != column) & np.isfinite(column))
 
 
 def _to_bytes(rows: _ConvertedRows) -> None:

@@ -1,7 +1,8 @@
 """Find out how a CSV file is written: compression, encoding, delimiter, decimal sign and names.
 
-In: the location of a file. Out: its `CsvFormat`. Raises `DataRefused` if the first line cannot be
-the names of the columns, `UsageRefused` for a delimiter of several characters.
+In: the location of a file. Out: its `CsvFormat`. Empty lines, comments (`# made by …`) and Excel's
+`sep=;` may stand above the names. Raises `DataRefused` if the file is no text or its first line
+cannot be the names of the columns, `UsageRefused` for a delimiter of several characters.
 """
 
 import csv
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from serving.errors import DataRefused, UsageRefused
 from serving.io.filesystems import Location
+from serving.io.unread_formats import explain_no_text
 
 _SUFFIXES = (".csv", ".tsv", ".tab")
 _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -26,6 +28,10 @@ _WORDS = {"\t": "tab"}
 _SAMPLE_BYTES = 1 << 20
 _SAMPLE_LINES = 20
 _BLOCK_ROWS, _BLOCK_BYTES = 128, 64 << 20
+_SEPARATOR = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
+_COMMENT = "#"
+_THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*")
+"""What may be a number of thousands, or one with a decimal comma."""
 _COMMA_NUMBER = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 _POINT_NUMBER = re.compile(r"\s*[-+]?\d+\.\d+([eE][-+]?\d+)?\s*")
 UNNAMED = "Unnamed: "
@@ -44,6 +50,8 @@ class CsvFormat:
     header_lines: int = 1
     block_bytes: int = 1 << 20
     """Bytes that are read at once; each block costs time by column, so wide files take more."""
+    hint: str = ""
+    """What may be wrong with how the file is read."""
 
     def describe(self) -> str:
         """Return what is not as in most CSV files, for a message; empty if nothing is."""
@@ -54,7 +62,9 @@ class CsvFormat:
             said.append(f"{self.decimal} is the decimal sign")
         if not self.encoding.startswith("utf-8"):
             said.append(f"read as {self.encoding}")
-        numbers = [name for name in self.names if _is_number(name)]
+        if self.hint:
+            said.append(self.hint)
+        numbers = [name for name in self.names if is_number(name)]
         if numbers and not _count_up(self.names):
             said.append(f"its first line is taken for names, {', '.join(self.names[:4])}, …")
         return ", ".join(said)
@@ -85,19 +95,19 @@ def find_format(location: Location, delimiter: str = "") -> CsvFormat:
     encoding = next((name for magic, name in _ENCODINGS.items() if raw.startswith(magic)), "")
     encoding = encoding or ("utf-8" if _is_utf8(raw) else "latin-1")
     text = raw.decode(encoding, errors="ignore")
-    delimiter = delimiter or _find_delimiter(text, whole)
-    rows = _parse(text, delimiter, whole)
-    if not rows:
-        raise DataRefused(f"cannot read {location}: it has no line of names")
-    header = [name.strip() for name in rows[0]]
+    if fault := explain_no_text(str(location), raw, text):
+        raise DataRefused(fault)
+    start = _split_start(text)
+    delimiter = delimiter or start.delimiter or _find_delimiter(start.rest, whole)
+    header, lines, rows = _find_header(location, start, delimiter, whole)
     _check_header(location, header)
     names = tuple(name or f"{UNNAMED}{index}" for index, name in enumerate(header))
-    decimal = "," if delimiter != "," and _has_decimal_comma(rows[1:]) else "."
-    lines = 1 + sum(name.count("\n") for name in rows[0])
+    decimal = "," if delimiter != "," and _has_decimal_comma(rows) else "."
     block = min(
         _BLOCK_BYTES, max(_SAMPLE_BYTES, _BLOCK_ROWS * len(raw) // max(1, raw.count(b"\n")))
     )
-    return CsvFormat(names, delimiter, decimal, encoding, codec, lines, block)
+    hint = _find_hint(names, decimal, rows)
+    return CsvFormat(names, delimiter, decimal, encoding, codec, lines, block, hint)
 
 
 def open_text(location: Location, codec: str | None) -> pa.NativeFile:
@@ -121,31 +131,113 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The start of a file: what stands above the first line of fields, and the text from there."""
+
+    rest: str
+    lines: int
+    """Number of lines above `rest`."""
+    comment: str = ""
+    """The last line of comment, without its mark."""
+    comment_line: int = 0
+    delimiter: str = ""
+
+
+def _split_start(text: str) -> _Start:
+    place, lines, comment, comment_line, delimiter = 0, 0, "", 0, ""
+    for line in io.StringIO(text, newline=""):
+        if found := _SEPARATOR.fullmatch(line) if not lines else None:
+            delimiter = found[1]
+        elif line.startswith(_COMMENT):
+            comment, comment_line = line.lstrip(_COMMENT).strip(), lines + 1
+        elif line.strip():
+            break
+        place, lines = place + len(line), lines + 1
+    return _Start(text[place:], lines, comment, comment_line, delimiter)
+
+
+def _find_header(
+    location: Location, start: _Start, delimiter: str, whole: bool
+) -> tuple[list[str], int, list[list[str]]]:
+    """Return the names, the number of lines up to them, and the first rows.
+
+    A comment with a name for each field names the columns, as numpy.savetxt writes it. If rows have
+    a field more than there are names, the first one has none, as R writes row names, or the last
+    one, which is always empty.
+    """
+    rows, first_lines = _parse(start.rest, delimiter, whole)
+    comments, _ = _parse(start.comment, delimiter, whole=True)
+    if comments and rows and len(comments[0]) == len(rows[0]) > 1:
+        return _strip(comments[0]), start.comment_line, rows
+    if not rows:
+        raise DataRefused(f"cannot read {location}: it has no line of names")
+    header, rows = _strip(rows[0]), rows[1:]
+    if len(header) > 1 and rows and all(len(row) == len(header) + 1 for row in rows):
+        header = [*header, ""] if not any(row[-1].strip() for row in rows) else ["", *header]
+    return header, start.lines + first_lines, rows
+
+
+def _strip(names: Sequence[str]) -> list[str]:
+    return [name.strip() for name in names]
+
+
+def _find_hint(names: Sequence[str], decimal: str, rows: Sequence[Sequence[str]]) -> str:
+    cells = [cell for row in rows for cell in row]
+    if decimal == ",":
+        numbers = [cell for cell in cells if _COMMA_NUMBER.fullmatch(cell)]
+        if all(map(_THOUSANDS.fullmatch, numbers)):
+            first = numbers[0].strip()
+            return f"so that {first} is {first.replace(',', '.')}, and not a number of thousands"
+    elif len(names) == 1 and cells and not any(map(is_number, cells)):
+        return "no delimiter was found in it; --delimiter names one"
+    return ""
+
+
 def _find_delimiter(text: str, whole: bool) -> str:
-    """Return the delimiter by which all lines have the same number of fields, the largest one."""
+    """Return the delimiter by which all lines have the same number of fields, the largest one.
+
+    The line of names may have one field less.
+    """
     best, most = ",", 1
     for delimiter in _DELIMITERS:
-        widths = {len(row) for row in _parse(text, delimiter, whole)}
-        if len(widths) == 1 and (width := widths.pop()) > most:
+        header, *rows = [len(row) for row in _parse(text, delimiter, whole)[0]] or [0]
+        widths = {*rows} or {header}
+        width = widths.pop()
+        if not widths and width > most and (header == width or 1 < header == width - 1):
             best, most = delimiter, width
     return best
 
 
-def _parse(text: str, delimiter: str, whole: bool) -> list[list[str]]:
-    """Return the fields of the first lines; the last line of a sample may be cut off."""
+def _parse(text: str, delimiter: str, whole: bool) -> tuple[list[list[str]], int]:
+    """Return the fields of the first lines, and how many lines of text the first of them takes.
+
+    The last line of a sample may be cut off. Empty lines and comments are left out.
+    """
     if not whole:
         text = text[: text.rfind("\n") + 1] or text
     try:
         csv.field_size_limit(_SAMPLE_BYTES)
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return list(itertools.islice((row for row in lines if row), _SAMPLE_LINES))
+        lines = csv.reader(
+            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True
+        )
+        first = next(lines, [])
+        taken = lines.line_num
+        rows = (row for row in itertools.chain([first], lines) if not is_no_row(row))
+        return list(itertools.islice(rows, _SAMPLE_LINES)), taken
     except csv.Error:
-        return []
+        return [], 0
+
+
+def is_no_row(fields: Sequence[str]) -> bool:
+    """Whether a line is empty or a comment."""
+    alone = len(fields) == 1 and (not fields[0].strip() or fields[0].startswith(_COMMENT))
+    return not fields or alone
 
 
 def _check_header(location: Location, header: Sequence[str]) -> None:
     """Refuse a first line that holds values: the first row would be lost."""
-    numbers = [name for name in header if _is_number(name)]
+    numbers = [name for name in header if is_number(name)]
     fractions = [name for name in numbers if not name.lstrip("-+").isdigit()]
     named = [name for name in header if name]
     if fractions or (numbers and len(numbers) == len(named) and not _count_up(named)):
@@ -165,7 +257,7 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 def _count_up(names: Sequence[str]) -> bool:
     """Whether the numbers among the names are 0, 1, 2, …, as pandas numbers columns."""
-    numbers = [name for name in names if _is_number(name)]
+    numbers = [name for name in names if is_number(name)]
     return len(numbers) > 2 and numbers == [str(number) for number in range(len(numbers))]
 
 
@@ -178,7 +270,8 @@ def _has_decimal_comma(rows: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -6,6 +6,7 @@ Raises `UsageRefused` if there is nothing at a path, or if no file system fits t
 
 import contextlib
 import fnmatch
+import os
 import posixpath
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 
 _PATTERN = frozenset("*?[")
 _TEMPORARY = "_tmp."
+_LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ def locate(path: str) -> Location:
     if not path:
         raise UsageRefused("a path must have a name, got ''")
     if "://" not in path:
-        return Location(fs.LocalFileSystem(), str(Path(path).absolute()))
+        place = Path(path).absolute()
+        real = place.resolve() if ".." in place.parts else place  # a person reads it
+        return Location(fs.LocalFileSystem(), str(real))
     try:
         return Location(*fs.FileSystem.from_uri(path))
     except pa.ArrowInvalid:
@@ -80,11 +84,12 @@ def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
     """Find the files of a path, a URI or a pattern: the file itself, or those below a folder.
 
     They are sorted by their names relative to the folder. Below a folder, names that start with `_`
-    or `.` are left out, because they are markers or files that are still being written.
+    or `.` are left out, because they are markers or files that are still being written. Links are
+    followed, but not to a folder that holds them; a broken one is listed, as what is no file.
 
     Raises:
         UsageRefused: there is nothing at the path, or nothing that fits the pattern.
-        DataRefused: the folder has no file.
+        DataRefused: the folder has no file, or is a table of which some files hold deleted rows.
     """
     is_uri = "://" in path
     is_pattern = bool(_PATTERN & set(path)) and (is_uri or not locate(path).exists())
@@ -100,10 +105,11 @@ def find_files(path: str) -> list[tuple[str, Location, fs.FileInfo]]:
         info = location.info()
         if info.type == fs.FileType.NotFound:
             raise UsageRefused(f"no file {path}")
+        _refuse_versioned(location)
         found = [(info.base_name, info)] if info.is_file else _list_files(location)
-    if not found:
+    if not any(info.is_file for _, info in found):
         refused = UsageRefused if is_pattern else DataRefused
-        raise refused(f"no files in {path}")
+        raise refused(f"no files in {path}" + (", only broken links" if found else ""))
     return [(name, Location(location.system, info.path), info) for name, info in sorted(found)]
 
 
@@ -137,9 +143,22 @@ def remove_leftovers(folder: Location) -> None:
             folder.system.delete_file(info.path)
 
 
+def _refuse_versioned(location: Location) -> None:
+    """Refuse a table that keeps a log of its files: some of them hold rows that were deleted."""
+    for name, kind in _LOGS.items():
+        if (location / name).exists():
+            raise DataRefused(
+                f"{location} is a {kind} table, whose files may hold deleted rows: read it by its "
+                "own library, and write its rows as Parquet into another folder"
+            )
+
+
 def _list_files(location: Location) -> list[tuple[str, fs.FileInfo]]:
-    selector = fs.FileSelector(location.path, recursive=True, allow_not_found=True)
     root = location.path.rstrip("/") + "/"
+    if location.is_local:
+        files = location.system.get_file_info([*_walk(location.path, frozenset())])
+        return [(info.path.removeprefix(root), info) for info in files]
+    selector = fs.FileSelector(location.path, recursive=True, allow_not_found=True)
     items = (
         (info.path.removeprefix(root), info) for info in location.system.get_file_info(selector)
     )
@@ -148,6 +167,20 @@ def _list_files(location: Location) -> list[tuple[str, fs.FileInfo]]:
         for name, info in items
         if info.is_file and not any(part[0] in "_." for part in name.split("/"))
     ]
+
+
+def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
+    """Yield the paths below a folder that are no folders; pyarrow would follow links in circles."""
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if entry.name[0] not in "_."]
+    for entry in shown:
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {real})
+        else:
+            yield entry.path
 
 
 def _fits(parts: list[str], pattern: list[str]) -> bool:

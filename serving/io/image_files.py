@@ -7,7 +7,8 @@ EXIF says, (height, width) if gray or (height, width, 3). Colour profiles are no
 
 import io
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import FILE_READ_ERRORS
 
 Array = NDArray[Any]
+_Read = TypeVar("_Read")
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -47,6 +49,10 @@ _ERRORS: tuple[type[Exception], ...] = (
     struct.error,
 )
 """What Pillow's parsers raise for damaged files."""
+
+
+class NotGray(DataRefused):
+    """An image is in colour, and a gray one is needed."""
 
 
 def read_image_shape(content: bytes) -> tuple[int, ...]:
@@ -87,14 +93,33 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
     """Decode an image like `read_image`; None if that refuses it or `shape` is not an image's.
 
     Raises:
+        NotGray: `shape` is that of a gray image, and this one is in colour.
         UsageRefused: pillow is missing.
     """
     if len(shape) != 2 and shape[2:] != (3,):
         return None
     try:
         return read_image(content, shape)
+    except NotGray:
+        raise
     except DataRefused:
         return None
+
+
+def read_gray_first(
+    read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...], colours: bool | None
+) -> _Read:
+    """Read images of a size by their shape: in gray, and again in colour if one of them is.
+
+    `colours` settles it; None if it is to be found out.
+    """
+    if not colours:
+        try:
+            return read(size)
+        except NotGray:
+            if colours is False:
+                raise
+    return read((*size, 3))
 
 
 def is_image_name(name: str) -> bool:
@@ -214,5 +239,5 @@ def _read_pixels(image: Any, turn: str | None, *, is_gray: bool) -> NDArray[np.u
     if not is_gray:
         return colours
     if (colours != colours[..., :1]).any():
-        raise DataRefused("it is in colour, and gray is needed")
+        raise NotGray("it is in colour, and gray is needed")
     return np.ascontiguousarray(colours[..., 0])

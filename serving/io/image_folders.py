@@ -1,31 +1,36 @@
-"""Keep the images of a folder, and say which other files are passed over."""
+"""Keep the images of a folder, or its files, and say which others are passed over."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serving.io.image_files import is_image_name
 
-_File = TypeVar("_File", bound=tuple[str, object, object])
+_File = TypeVar("_File", bound=tuple[str, object, Any])
 _LISTED = 3
 
 
 def keep_images(source: object, files: Sequence[_File]) -> tuple[list[_File], str]:
-    """Keep the images if there are any, else all files.
+    """Keep the images if there are any, else all files; broken links are never kept.
 
     Args:
         source: what was given, for the note.
-        files: as `serving.io.filesystems.find_files` returns them; the first items are the names.
+        files: as `serving.io.filesystems.find_files` returns them: names, locations and infos.
 
     Returns:
         The files to read, and a note that counts and names the others; empty if there are none.
     """
-    images = [file for file in files if is_image_name(file[0])]
-    others = [file[0] for file in files if not is_image_name(file[0])]
-    if not images or not others:
-        return list(files), ""
-    return images, f"{source}: {len(images):,} images; passed over {list_files(others)}"
+    there = [file for file in files if file[2].is_file]
+    images = [file for file in there if is_image_name(file[0])]
+    kept, word = (images, "images") if images else (there, "files")
+    names = {file[0] for file in kept}
+    others = [file[0] for file in files if file[0] not in names]
+    if not others:
+        return kept, ""
+    note = f"{source}: {len(kept):,} {word}; passed over {list_files(others)}"
+    broken = len(files) - len(there)
+    return kept, f"{note}; {broken:,} of them broken links" if broken else note
 
 
 def list_files(names: Sequence[str]) -> str:

@@ -16,8 +16,8 @@ from serving.io.image_files import require_pillow
 Array = NDArray[Any]
 
 _CHANNELS = (1, 3, 4)
-_LEGIBLE = 24
-"""The least height and width, in pixels, of an image in a grid."""
+_SMALL, _LEGIBLE = 28, 48
+"""Images in a grid that are less high or wide, in pixels, are enlarged, and to what at least."""
 
 
 def is_picture(shape: Sequence[int]) -> bool:
@@ -74,17 +74,19 @@ def tile(images: Array, columns: int | None = None) -> NDArray[np.uint8]:
 
     Small images are enlarged by a whole factor, so that a person sees what is on them.
     """
-    scale = max(1, -(-_LEGIBLE // min(images.shape[1:3])))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    size = min(images.shape[1:3])
+    scale = -(-_LEGIBLE // size) if size < _SMALL else 1
     count, height, width, *channels = images.shape
+    height, width = scale * height, scale * width
     columns = columns or math.ceil(math.sqrt(count))
     lines = math.ceil(count / columns)
-    size = (lines * (height + 2) + 2, columns * (width + 2) + 2)
-    canvas = np.full((*size, *channels), 255, np.uint8)
+    canvas_shape = (lines * (height + 2) + 2, columns * (width + 2) + 2, *channels)
+    canvas = np.full(canvas_shape, 255, np.uint8)
     for index, image in enumerate(images):
         top, left = (
             2 + place * (size + 2)
             for place, size in zip(divmod(index, columns), (height, width), strict=True)
         )
-        canvas[top : top + height, left : left + width] = np.rint(image).clip(0, 255)
+        enlarged = np.rint(image).clip(0, 255).repeat(scale, axis=0).repeat(scale, axis=1)
+        canvas[top : top + height, left : left + width] = enlarged
     return canvas

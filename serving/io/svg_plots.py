@@ -7,6 +7,7 @@ the held-out rows.
 import html
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-WIDTH, HEIGHT = 330, 160
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 32
+WIDTH, HEIGHT = 330, 172
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 20, 32
+DIGIT = 5.6
+"""Width of a digit, in the units of the plot."""
 _FLOOR = HEIGHT - BOTTOM
+_ROWS = "share of rows"
 
 
 def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None = None) -> str:
@@ -26,7 +30,8 @@ def plot_histogram(edges: Array, shares: Array, below: str, held: Array | None =
     for low, high, share in zip(edges, edges[1:], shares, strict=False):
         left, right = _x(edges, low), _x(edges, high)
         height = max((_FLOOR - TOP) * share / top, 1.0) if share else 0  # even one row is visible
-        title = f"<title>{_number(low)} to {_number(high)}: {share:.3%}</title>"
+        first, last = _label(low, high - low), _label(high, high - low)
+        title = f"<title>{first} to {last}: {share:.3%}</title>"
         parts.append(
             f'<rect class="new" x="{left + 0.3:.1f}" y="{_FLOOR - height:.1f}" '
             f'width="{right - left - 0.6:.1f}" height="{height:.1f}">{title}</rect>'
@@ -56,6 +61,15 @@ def plot_functions(points: Array, new: Array, held: Array, mark: float, below: s
     return draw_svg(parts, f"distribution functions of {below}")
 
 
+def bulk_range(least: float, low: float, high: float, most: float) -> tuple[float, float]:
+    """Return the range of all but outliers, which would squeeze all others into one bar.
+
+    It reaches from `least` to `most`, but beyond the bulk of the values, which lies between `low`
+    and `high`, not further than this is wide.
+    """
+    return max(least, 2 * low - high), min(most, 2 * high - low)
+
+
 def bin_edges(low: float, high: float, bins: int) -> Array:
     """Return edges of equal bins from `low` to `high`; an empty range is widened."""
     if not high > low:
@@ -69,23 +83,53 @@ def _x(edges: Array, value: float) -> float:
     return float(LEFT + (WIDTH - LEFT - RIGHT) * share)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    step = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _ticks(edges: Array) -> list[tuple[float, str]]:
+    """Return where the labels of the lower axis are, and the labels: as many as there is room."""
+    low, high = float(edges[0]), float(edges[-1])
+    least = math.floor(math.log10((high - low) / 10))
+    for power, factor in product(range(least, least + 4), (1, 2, 5)):
+        step = factor * 10.0**power
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        values = [i * step for i in range(first, last + 1)]
+        labels = [_label(value, step) for value in values]
+        halves = [DIGIT * len(label) / 2 + 2 for label in labels]
+        places = [
+            min(max(_x(edges, value), half), WIDTH - half)
+            for value, half in zip(values, halves, strict=True)
+        ]
+        ends = zip(places[1:], halves[1:], places, halves, strict=False)
+        if len(labels) <= 6 and all(x - half >= x0 + half0 for x, half, x0, half0 in ends):
+            break
+    return list(zip(places, labels, strict=True))
+
+
+def _label(value: float, step: float) -> str:
+    """Write a number with the digits that tell it from its neighbours, `step` away."""
+    power = math.floor(math.log10(step) + 1e-9)
+    if not value:
+        return "0"
+    if power < -6 or abs(value) >= 1e12:
+        digits = max(math.floor(math.log10(abs(value)) + 1e-9) - power, 0)
+        return f"{value:.{digits}e}"
+    return f"{value:,.{max(-power, 0)}f}"
 
 
 def _frame(edges: Array, below: str, top: str) -> Iterator[str]:
-    yield f'<path class="axis" d="M{LEFT} {TOP}V{_FLOOR}H{WIDTH - RIGHT}"/>'
-    yield draw_text(LEFT - 4, TOP + 7, top, "end")
-    yield draw_text(LEFT - 4, _FLOOR, "0", "end")
-    for tick in _ticks(float(edges[0]), float(edges[-1])):
-        yield draw_text(_x(edges, tick), _FLOOR + 12, _number(tick), "middle")
-    yield draw_text((LEFT + WIDTH) / 2, HEIGHT - 4, below, "middle")
+    yield from draw_frame((_ROWS, below), ("0", top), LEFT, HEIGHT)
+    for x, label in _ticks(edges):
+        yield draw_text(x, _FLOOR + 12, label, "middle")
 
 
-def _number(value: float) -> str:
-    return f"{value:,.6g}"
+def draw_frame(
+    names: tuple[str, str], ends: tuple[str, str], left: float, height: int
+) -> Iterator[str]:
+    """Draw the axes: `names` of the upright and the lower one, `ends` of the upright one."""
+    floor = height - BOTTOM
+    yield f'<path class="axis" d="M{left:g} {TOP}V{floor}H{WIDTH - RIGHT}"/>'
+    yield draw_text(2, 10, names[0], "start")
+    yield draw_text(left - 4, TOP + 7, ends[1], "end")
+    yield draw_text(left - 4, floor, ends[0], "end")
+    yield draw_text((left + WIDTH) / 2, height - 4, names[1], "middle")
 
 
 def draw_text(x: float, y: float, words: str, anchor: str) -> str:

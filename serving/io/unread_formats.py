@@ -50,8 +50,13 @@ _UNREAD = (
     _Unread(
         "JSON",
         "convert it by pandas.read_json(…).to_parquet(…)",
-        ".json .jsonl .ndjson .geojson",
+        ".json .geojson",
         (b"{", b"["),
+    ),
+    _Unread(
+        "JSON with a row in each line",
+        "convert it by pandas.read_json(…, lines=True).to_parquet(…)",
+        ".jsonl .ndjson",
     ),
     _Unread(
         "a spreadsheet",
@@ -103,7 +108,29 @@ _UNREAD = (
         ".mp4 .avi .mov .mkv .webm .wav .mp3 .flac .ogg",
     ),
     _Unread("a document", "save its data as CSV", ".pdf .doc .docx .html .htm .xml", (b"%PDF",)),
+    _Unread(
+        "a web page",
+        "download the file itself; the page may say why it was not sent",
+        "",
+        (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"),
+    ),
+    _Unread(
+        "a pointer of Git LFS and not the file itself",
+        "fetch that by git lfs pull",
+        "",
+        (b"version https://",),
+    ),
+    _Unread(
+        "a Parquet or Arrow file",
+        "unpack it if it is compressed (Parquet compresses its columns itself), and end its name "
+        "in .parquet or .arrow",
+        "",
+        (b"PAR1", b"ARROW1"),
+    ),
+    _Unread("an array of numpy", "end its name in .npy", "", (b"\x93NUMPY",)),
 )
+_TEXTS = (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML", b"version https://", b'{"', b"[{", b"[[")
+"""How texts start that are no CSV, whatever their name."""
 
 
 def explain_unread(name: str, head: bytes) -> str:
@@ -119,7 +146,34 @@ def explain_unread(name: str, head: bytes) -> str:
     line = head[:_HEAD].split(b"\n")[0].rstrip()
     if line.isascii() and line.decode().isprintable():
         start = f"it starts with {line.decode()!r}"
+        if any(mark in line for mark in (b",", b";", b"\t")):
+            start += "; the name of a CSV file must end in .csv or .tsv"
     return f"{name} is none of the files that are read, {READ_FORMATS}: {start}"
+
+
+def explain_no_text(name: str, content: bytes, text: str) -> str:
+    """Return why a file that is named like CSV is none; empty if it may be.
+
+    Args:
+        name: of the file.
+        content: its start, in bytes.
+        text: what `content` says in the encoding that it seems to have.
+    """
+    head = content.lstrip()[:_HEAD]
+    if not content:
+        return f"{name} is empty"
+    if head.startswith(_TEXTS) or ("\0" in text and any(map(head.startswith, _magics()))):
+        return explain_unread(name, head)
+    if "\0" in text:
+        return (
+            f"{name} is no text: it holds bytes of zero; save it as CSV in UTF-8, or in UTF-16 "
+            "with a byte order mark"
+        )
+    return ""
+
+
+def _magics() -> list[bytes]:
+    return [magic for kind in _UNREAD for magic in kind.magics]
 
 
 def _last_suffixes(name: str) -> list[str]:

@@ -90,7 +90,7 @@ def refuse_unsupported(name: str, parameters: Mapping[str, Parameter]) -> None:
     Raises:
         UsageRefused: there is such a parameter, and it is not 0 or empty.
     """
-    if _UNSUPPORTED.keys().isdisjoint(parameters):
+    if not parameters or _UNSUPPORTED.keys().isdisjoint(parameters):
         return
     for parameter, advice in _UNSUPPORTED.items():
         if parameters.get(parameter):

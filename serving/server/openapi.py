@@ -86,6 +86,7 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         },
         "x-operations": describe_operations(served.engine.operations),
         "x-picture-range": served.bundle.picture_range(),
+        "x-columns": served.bundle.manifest.columns,
     }
 
 

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from serving.errors import BodyTimeout, ClientLeft, DataRefused, Overloaded, TooLarge
+from serving.protocol.http_body import HEADER_LENGTH
 from serving.server.compression import Inflater, coding_of
 from serving.server.rest_messages import Limits, Request
 
@@ -98,7 +99,10 @@ class BodyReader:
                 self._hold(request, len(slice_))
                 body += slice_
                 await asyncio.sleep(0)
-        _check_whole(received, length, ends)
+        if length is not None and received != length:
+            raise ClientLeft("the connection ended within the body")
+        if ends > 1 and not (received and _may_have_trailers(request.headers)):
+            raise DataRefused("the chunks of the body are broken, or end in undeclared trailers")
         if inflater is not None:
             inflater.finish()
         return bytes(body)
@@ -124,16 +128,16 @@ def _undeclared(headers: Any) -> int | None:
     return None
 
 
-def _check_whole(received: int, length: int | None, ends: int) -> None:
-    """Refuse a body that did not arrive whole.
+def _may_have_trailers(headers: Any) -> bool:
+    """Whether trailers, which are dropped, may follow the chunks of this body.
 
-    granian gives one empty piece at the end of a body. For broken chunks it gives one more, and
-    no error; for trailers too, which therefore cannot be taken.
+    granian gives one empty piece at the end of a body. Before it, it gives another one for
+    trailers, and the same for a broken chunk. So trailers are taken only where the request
+    declares them, and where a body that was cut shows it: compressed ones, JSON, and tensors
+    with their sizes do; the bytes of a single tensor do not.
     """
-    if length is None and ends > 1:
-        raise DataRefused("the chunks of the body are broken, or trailers follow them")
-    if length is not None and received != length:
-        raise ClientLeft("the connection ended within the body")
+    raw = HEADER_LENGTH in headers and not headers.get(HEADER_LENGTH).strip("0")
+    return "trailer" in headers and ("content-encoding" in headers or not raw)
 
 
 def _joined(headers: Any, name: str) -> str:

@@ -39,16 +39,16 @@ async def infer(server: RestServer, request: Request) -> Answer:
         started = time.perf_counter()
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
-    kind = JSON if length is None else BINARY
-    headers = [] if length is None else [(HEADER_LENGTH, str(length))]
-    # inferences alone, as in Triton: tritonclient's aio client asks for compression with every
-    # request, and decompresses no other answers
-    if len(content) >= MIN_BYTES:
-        headers.append(("vary", "accept-encoding"))  # for caches
-        accept = request.headers.get("accept-encoding")
-        if accept and (coding := accepted_coding(accept)):
-            content = await compress(content, coding)
-            headers.append(("content-encoding", coding))
+        kind = JSON if length is None else BINARY
+        headers = [] if length is None else [(HEADER_LENGTH, str(length))]
+        # inferences alone, as in Triton: tritonclient's aio client asks for compression with every
+        # request, and decompresses no other answers
+        if len(content) >= MIN_BYTES:
+            headers.append(("vary", "accept-encoding"))  # for caches
+            accept = request.headers.get("accept-encoding")
+            if accept and (coding := accepted_coding(accept)):
+                content = await compress(content, coding)
+                headers.append(("content-encoding", coding))
     return Answer(content, kind, headers=headers)
 
 

@@ -8,7 +8,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import orjson
@@ -29,6 +30,7 @@ LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
+_KNOWN_PATHS = 64  # whose routes are not looked for again
 _MAX_MESSAGE = 300
 """Characters of an error; some tell what was sent, which may be long."""
 _REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
@@ -82,6 +84,7 @@ class RestServer:
         self.cors = cors or Cors()
         self.bodies = BodyReader(limits)
         self._routes = [(route, _pattern(route.path)) for route in routes]
+        self._find = lru_cache(_KNOWN_PATHS)(self._find_route)
         self._counted = [pattern for route, pattern in self._routes if route.counted]
         self.tracer = tracer
         self.access_log = access_log
@@ -111,10 +114,11 @@ class RestServer:
         request.id = given if given and _REQUEST_ID.fullmatch(given) else ""
         route = None
         try:
-            if scope.method == "OPTIONS" and self.cors.is_preflight(headers):
+            if self.cors.origins and scope.method == "OPTIONS" and self.cors.is_preflight(headers):
                 answer = self._preflight(scope)
             else:
-                route = self._find(scope, request)
+                route, names = self._find(scope.method, scope.path)
+                request.name, request.version = names.get("name", ""), names.get("version", "")
                 if self.access.api_key and not route.open:
                     self.access.check(headers.get("authorization"), headers.get("x-api-key"))
                 answer = await route.handler(self, request)
@@ -136,26 +140,24 @@ class RestServer:
     def _preflight(self, scope: Scope) -> Answer:
         methods = [route.method for route, pattern in self._routes if pattern.fullmatch(scope.path)]
         if not methods:
-            raise _no_path(scope)
+            raise _no_path(scope.path)
         methods += ["HEAD"] if "GET" in methods else []
         return Answer(status=204, headers=self.cors.preflight(scope.headers, methods))
 
-    def _find(self, scope: Scope, request: Request) -> Route:
+    def _find_route(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """Return a path's route, and what stands for the names in it."""
         methods = []
         for route, pattern in self._routes:
-            match = pattern.fullmatch(scope.path)
+            match = pattern.fullmatch(path)
             if match is None:
                 continue
-            if scope.method != route.method and (scope.method, route.method) != ("HEAD", "GET"):
-                methods.append(route.method)
-                continue
-            for name, value in match.groupdict().items():
-                setattr(request, name, value)
-            return route
+            if method == route.method or (method, route.method) == ("HEAD", "GET"):
+                return route, match.groupdict()
+            methods.append(route.method)
         if methods:
             allowed = ", ".join(dict.fromkeys(methods))
-            raise MethodNotAllowed(f"{scope.path} takes {allowed}, got {scope.method}", allowed)
-        raise _no_path(scope)
+            raise MethodNotAllowed(f"{path[:100]} takes {allowed}, got {method}", allowed)
+        raise _no_path(path)
 
     def _refusal(self, request: Request, err: VaeError) -> Answer:
         if err.status == 500:
@@ -196,8 +198,8 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path) + "/?")
 
 
-def _no_path(scope: Scope) -> NotFound:
-    return NotFound(f"no path {scope.path[:100]!r}: see /docs")
+def _no_path(path: str) -> NotFound:
+    return NotFound(f"no path {path[:100]!r}: see /docs")
 
 
 def _error(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:

@@ -220,7 +220,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "NaN": (
         save("x.npy", np.where(np.arange(300)[:, None] == 17, np.nan, NORMAL)),
         (),
-        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17; "
+        "{folder}/x.npy must be finite: 1 of 300 rows are not, the first is row 17, feature 0; "
         "--drop-missing leaves out rows with a NaN",
     ),
     "out of support": (

@@ -172,6 +172,40 @@ def test_every_door_tells_what_it_passes_over(
         assert told in result.stderr.splitlines()
 
 
+GRAYS = X[..., 0]
+GRAY_FORMATS: dict[str, Callable[[Array], bytes]] = {
+    "PNG": encode,
+    "RGB": lambda x: encode(x, mode="RGB"),
+    "palette": lambda x: encode(x, mode="P"),
+    "GIF": lambda x: encode(x, "GIF"),
+    "WebP": lambda x: encode(x, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("make", GRAY_FORMATS.values(), ids=GRAY_FORMATS)
+def test_gray_pixels_are_gray_in_every_format_and_a_colour_makes_all_coloured(
+    make: Callable[[Array], bytes], tmp_path: Path, trained: Trained, bundle: Bundle, engine: Engine
+) -> None:
+    files = {f"{index}.png": make(x) for index, x in enumerate(GRAYS)}
+    coloured = np.repeat(GRAYS[..., None], 3, -1)
+    for path in (
+        write(tmp_path / "in", files),
+        save_column(tmp_path / "x.parquet", [*files.values()]),
+    ):
+        np.testing.assert_array_equal(read_source(str(path)).train.x, GRAYS, strict=True)
+        # a model of colours takes them with three channels
+        np.testing.assert_array_equal(rows_to_evaluate(trained[0], str(path)).x, coloured)
+        expected = engine.score(coloured, num_samples=1, seed=7)["elbo"]
+        assert score(path, bundle)["elbo"].tobytes() == expected.tobytes()
+    files["9.png"] = encode(X[0])
+    for path in (
+        write(tmp_path / "more", files),
+        save_column(tmp_path / "y.parquet", [*files.values()]),
+    ):
+        found = read_source(str(path)).train.x
+        np.testing.assert_array_equal(found, [*coloured, X[0]], strict=True)
+
+
 DEEP = png(X[0].astype(np.uint16) << 8, 16, 2)
 REFUSED: dict[str, tuple[bytes, str]] = {
     "16 bits": (DEEP, "it has 16 bits per channel, and images are read with 8"),

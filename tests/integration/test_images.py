@@ -270,10 +270,10 @@ def test_figures_of_a_training_are_in_colour(discs: Trained, tmp_path: Path) -> 
     assert [path.name for path in paths] == names
     rows = len(dataset.test.x)  # fewer than a line takes
     pairs = read(paths[2])
-    assert pairs.shape == (2 * (5 * HEIGHT + 2) + 2, rows * (5 * WIDTH + 2) + 2, 3)
+    assert pairs.shape == (2 * (10 * HEIGHT + 2) + 2, rows * (10 * WIDTH + 2) + 2, 3)
     for row, image in enumerate(dataset.test.x):
-        left = 2 + row * (5 * WIDTH + 2)
-        shown = pairs[2 : 2 + 5 * HEIGHT : 5, left : left + 5 * WIDTH : 5]  # enlarged
+        left = 2 + row * (10 * WIDTH + 2)
+        shown = pairs[2 : 2 + 10 * HEIGHT : 10, left : left + 10 * WIDTH : 10]  # enlarged
         np.testing.assert_array_equal(shown, image)
     assert read(paths[3]).shape[2] == 3
     with Image.open(paths[4]) as plot:

@@ -124,6 +124,10 @@ def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Tr
     assert words[16] == "reconstruction"
     expected = Engine(bundle).reconstruct(x[17:18])[0]
     assert words[17:21] == [f"{value:.4g}" for value in expected]
+    line = re.search(r"<tr class=\"mild\">(.*?)</tr>", page.text)
+    assert line
+    assert line[1].startswith("<td>reconstruction</td>")  # it is no value of kl
+    assert line[1].count('<td class="n">') == 3 + len(names)
     assert page.pictures == []
 
 

@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from serving.console import Progress, progress, warn
+from serving.console import Progress, progress, say, warn
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +93,31 @@ def test_a_warning_is_red_on_a_terminal_only(capsys: pytest.CaptureFixture[str])
     assert shown == "\x1b[31m\x1b[1mwarning: no latent is active\x1b[0m\r\n"
     warn("no latent is active")
     assert capsys.readouterr().err == "warning: no latent is active\n"
+
+
+LONG = "error: there is no model 'nope' in sqlite:////home/me/mlflow.db, which has held-out rows"
+COMMAND = "  vae sample --model models:/digits@champion --count 64 --seed 7 --out the-samples.png"
+
+
+def test_a_terminal_breaks_no_word() -> None:
+    path = f"  {'/folder' * 20}"
+    shown = shown_on_a_terminal(lambda: say(f"{LONG}\n\n  {LONG}\n{path}"))
+    assert shown.splitlines() == [
+        "error: there is no model 'nope' in sqlite:////home/me/mlflow.db, which has",
+        "  held-out rows",
+        "",
+        "  error: there is no model 'nope' in sqlite:////home/me/mlflow.db, which has",
+        "    held-out rows",
+        path,
+    ]
+
+
+def test_a_warning_is_wrapped_too() -> None:
+    shown = shown_on_a_terminal(lambda: warn(LONG))
+    assert max(len(line) for line in shown.splitlines()) < 80 + len("\033[31m\033[1m")
+
+
+def test_a_command_to_copy_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown_on_a_terminal(lambda: say(COMMAND)) == f"{COMMAND}\r\n"
+    say(LONG)
+    assert capsys.readouterr().err == f"{LONG}\n"  # as it is in a file

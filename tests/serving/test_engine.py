@@ -118,7 +118,7 @@ def test_an_unknown_operation_lists_the_known(engine: Engine) -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1], ids=str)
 def test_floats_outside_a_bernoulli_support_are_refused(value: float) -> None:
     with pytest.raises(DataRefused, match="from 0 to 1 for a bernoulli likelihood"):
-        engines.check_values("x", np.array([[value]], np.float32), unit_range=True)
+        engines.check_floats("x", np.array([[value]], np.float32), unit_range=True)
 
 
 def test_self_check_passes_and_sees_a_changed_output(
@@ -204,4 +204,4 @@ def test_many_draws_are_split_into_runs_of_bounded_size(engine: Engine, x: Any) 
 def test_one_bad_value_in_broadcast_noise_is_found() -> None:
     eps = np.broadcast_to(np.array([[np.nan]], np.float32), (5, 1, 1))
     with pytest.raises(DataRefused, match="eps must be finite, row 0 is not"):
-        engines.check_values("eps", eps, unit_range=False)
+        engines.check_floats("eps", eps, unit_range=False)

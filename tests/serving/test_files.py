@@ -141,6 +141,7 @@ def test_a_good_target_is_not_touched(tmp_path: Path) -> None:
     target.write_text("old")
     check_output_file(target, (".npy", ".png"))
     check_output_file(tmp_path / "new.png", (".npy", ".png"))
+    check_output_file(tmp_path / "NEW.PNG", (".npy", ".png"))
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
 
 

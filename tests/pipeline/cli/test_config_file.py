@@ -164,6 +164,25 @@ def test_a_bad_entry_is_refused(given: Given, content: str, message: str) -> Non
     assert given == {}
 
 
+@pytest.mark.parametrize(
+    ("command", "content", "key"),
+    [
+        ("train", "[promote]\nmargin = -1", "margin"),
+        ("train", "margin = 'wide'", "margin"),
+        ("train", "[export]\nprecision = 'fp8'", "precision"),
+        ("promote", "[model]\nlatent-dim = 0", "latent-dim"),
+        ("promote", "[data]\ndata = ''", "data"),
+        ("promote", "preset = 'exmaple'", "preset"),
+    ],
+    ids=lambda value: str(value).replace("\n", " "),
+)
+def test_a_bad_value_of_another_command_s_setting_is_refused(
+    given: Given, command: str, content: str, key: str
+) -> None:
+    assert refusal(command, content).startswith(f"run.toml has a bad {key!r}: ")
+    assert given == {}
+
+
 def test_a_bad_entry_is_refused_though_an_option_overrides_it(given: Given) -> None:
     with pytest.raises(click.BadParameter, match=r"run\.toml has a bad 'epochs'"):
         call("train", "epochs = 0", "--epochs", "3")

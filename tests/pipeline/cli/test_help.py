@@ -50,6 +50,16 @@ def test_every_command_stands_in_a_section() -> None:
     assert all(len(part) <= 8 for part in cli.sections.values())
 
 
+@pytest.mark.parametrize("name", list(cli.commands))
+def test_an_example_is_one_line_to_copy(name: str, help_page: Help) -> None:
+    page = help_page(name)
+    assert page.count("Example: ") == 1
+    after = page.partition("Example: ")[2].splitlines()
+    assert after[0].startswith(f"vae {name}")
+    assert after[1].strip() == ""
+    assert max(map(len, page.splitlines())) <= 80
+
+
 def test_an_option_above_the_first_group_is_found() -> None:
     def nothing(**values: Any) -> None: ...
 

@@ -1,7 +1,10 @@
 """The registry's commands: their options, messages and exit codes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -79,8 +82,12 @@ def test_dry_run_force_and_at(
         ("promote", "--reason", "because"),
         ("history", "--at", "yesterday"),
         ("delete",),
+        ("verify", ""),
+        ("train", "--experiment", " "),
+        ("train", "--run-name", ""),
+        ("register", "bundle", "--experiment", ""),
     ],
-    ids=["no reason", "empty reason", "no force", "no time", "no version"],
+    ids=lambda arguments: " ".join(map(repr, arguments)),
 )
 def test_usage(vae: Any, arguments: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError) as caught:
@@ -303,3 +310,24 @@ def test_a_run_is_named_and_described(
 
     again = vae("run", *data, *tiny, "--init-from", whole["run_id"], "--no-promote")
     assert connect().get_model_version("vae", again["version"]).tags["init.from"] == whole["run_id"]
+
+
+@pytest.mark.slow(8)
+@pytest.mark.parametrize(
+    "command",
+    [("verify",), ("sample", "--model", "models:/vae@champion", "--out", "x.npy")],
+    ids=["verify", "sample"],
+)
+def test_a_terminal_is_told_what_the_first_seconds_are_for(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    screen, keyboard = os.openpty()
+    arguments = [sys.executable, "-m", "pipeline.cli", *command]
+    ended = subprocess.run(arguments, cwd=tmp_path, stdin=keyboard, stderr=keyboard)
+    os.close(keyboard)
+    with os.fdopen(screen, "rb", buffering=0) as read:
+        lines = read.read(4000).decode().splitlines()
+    assert ended.returncode == 2
+    assert lines[0] == f"opening the store sqlite:///{store}"
+    assert lines[1].startswith("error: ")

@@ -25,17 +25,27 @@ def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "venv"
 
 
-def advises_to_activate(capsys: pytest.CaptureFixture[str]) -> bool:
+def advises_to_activate(
+    capsys: pytest.CaptureFixture[str], advice: str = "  . venv/bin/activate\n"
+) -> bool:
     held_out = HeldOut.__new__(HeldOut)
     metrics = Metrics(**{**NONE, "held_out": held_out, "warnings": ()})  # type: ignore[arg-type]
     say_summary("vae", "1", (6, 5), metrics, None, "figures")
-    return "  . venv/bin/activate\n" in capsys.readouterr().err
+    return advice in capsys.readouterr().err
 
 
 def test_an_environment_that_the_shell_does_not_know_is_to_be_activated(
     venv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert advises_to_activate(capsys)
+
+
+def test_an_environment_elsewhere_is_named_by_its_whole_path(
+    venv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (venv.parent / "runs").mkdir()
+    monkeypatch.chdir(venv.parent / "runs")
+    assert advises_to_activate(capsys, f"  . {venv}/bin/activate\n")
 
 
 @pytest.mark.parametrize("how", ["activated", "through a link", "on the path"])

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cli.stages import prepare
+from pipeline.cli.stages import evaluate, prepare
 from pipeline.config import configure
+from tests.trained_models import Trained
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,19 @@ def test_channels_first_are_told_with_what_to_change(
         f"axis holds them: if so, save {change}"
     )
     assert lines == ([expected] if change else [])
+
+
+def test_the_figures_fit_the_lines_of_a_terminal(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, dataset = trained
+    metrics = evaluate(checkpoint.model, dataset.test, 2, 0, "cpu", 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == [
+        f"test loss {-metrics.elbo:.2f} nats: ELBO {metrics.elbo:.2f} ± {metrics.elbo_se:.2f}, "
+        f"log-likelihood {metrics.log_likelihood:.2f}, KL {metrics.kl:.2f}",
+        f"NLL {metrics.nll:.2f} ± {metrics.nll_se:.2f}, {metrics.active_units} of "
+        f"{checkpoint.model.latent_dim} latents active, {metrics.informative_units} informative",
+        *(f"warning: {text}" for text in metrics.warnings),
+    ]
+    assert max(map(len, lines[:3])) <= 80

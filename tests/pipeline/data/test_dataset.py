@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -21,6 +22,42 @@ FLOATS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 
 def load(source: Path | str, valid_fraction: float = 0.1, test_fraction: float = 0.1) -> Dataset:
     return load_dataset(str(source), valid_fraction=valid_fraction, test_fraction=test_fraction)
+
+
+def test_columns_of_bytes_with_ranges_of_their_own_are_read_as_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from CSV, each has a scale of its own; bytes of one range, as of pixels, stay bytes."""
+    x = np.random.default_rng(0).integers(0, 256, (90, 4), dtype=np.uint8)
+    path, names = tmp_path / "x.parquet", list("abcd")
+    pd.DataFrame(x, columns=names).to_parquet(path)
+    assert load(path).train.x.dtype == np.uint8
+    x[:, 0] %= 2
+    x[:, 1] //= 3
+    pd.DataFrame(x, columns=names).to_parquet(path)
+    found = load(path)
+    assert "ranges of their own ('a' reaches 1, " in capsys.readouterr().err
+    pd.DataFrame(x, columns=names).to_csv(tmp_path / "x.csv", index=False)
+    assert found.digests() == load(tmp_path / "x.csv").digests()
+    bytes_again = load_dataset(
+        str(tmp_path / "x.csv"), valid_fraction=0, test_fraction=0.5, x_shape=(4,), x_dtype="uint8"
+    )
+    kept = load_dataset(
+        str(path), valid_fraction=0, test_fraction=0.5, x_shape=(4,), x_dtype="uint8"
+    )
+    assert bytes_again.digests() == kept.digests()
+    assert kept.train.x.dtype == np.uint8
+
+
+def test_columns_of_later_files_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.DataFrame(FLOATS, columns=list("abc"))
+    frame.to_parquet(tmp_path / "1.parquet")
+    frame.assign(d=1.5).to_parquet(tmp_path / "2.parquet")
+    assert load(tmp_path).columns == ("a", "b", "c")
+    said = "1 columns that the first file lacks are not used: 'd'"
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: {said}"]
 
 
 def count_rows(*arrays: Array) -> Counter[bytes]:

@@ -202,16 +202,16 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN": (
         write_npy(spoil((3, 1, np.nan), (9, 0, np.nan))),
-        "{path} must be finite: 2 of 40 rows are not, the first is row 3"
-        "; --drop-missing leaves out rows with a NaN",
+        "{path} must be finite: 2 of 40 rows are not, the first is row 3, "
+        "feature 1; --drop-missing leaves out rows with a NaN",
     ),
     "infinite": (
         write_npy(spoil((5, 0, -np.inf))),
-        "{path} must be finite: 1 of 40 rows are not, the first is row 5",
+        "{path} must be finite: 1 of 40 rows are not, the first is row 5, feature 0",
     ),
     "too large for float32": (
         write_npy(spoil((7, 2, 1e300))),
-        "{path} must be finite: 1 of 40 rows are not, the first is row 7",
+        "{path} must be finite: 1 of 40 rows are not, the first is row 7, feature 2",
     ),
     "complex numbers": (
         write_npy(FLOATS.astype(np.complex64)),
@@ -275,8 +275,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN in the validation rows": (
         write_npz(x_train=FLOATS, x_val=spoil((2, 0, np.nan))),
-        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2"
-        "; --drop-missing leaves out rows with a NaN",
+        "{path} (validation) must be finite: 1 of 40 rows are not, the first is row 2, "
+        "feature 0; --drop-missing leaves out rows with a NaN",
     ),
     "one image": (
         write("x.jpg", b"\xff\xd8\xff"),
@@ -289,7 +289,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "text": (
         write("x.txt", b"1;2\n3;4\n"),
-        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'",
+        f"{{path}} is none of the files that are read, {READ_FORMATS}: it starts with '1;2'; the "
+        "name of a CSV file must end in .csv or .tsv",
     ),
     "fewer labels than rows": (
         write_npz(x_train=FLOATS, x_test=FLOATS, y_test=np.arange(39)),
@@ -297,8 +298,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "NaN in the test rows": (
         write_npz(x_train=FLOATS, x_test=spoil((0, 0, np.nan))),
-        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0"
-        "; --drop-missing leaves out rows with a NaN",
+        "{path} (test) must be finite: 1 of 40 rows are not, the first is row 0, "
+        "feature 0; --drop-missing leaves out rows with a NaN",
     ),
 }
 

@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.data.row_checks import EXACT, MAX_LOSS, Float32Check, check_rows
+from pipeline.data.row_checks import MAX_LOSS, Float32Check, check_rows
 from serving.errors import DataRefused
+from serving.value_range import MAX_EXACT
 
 NAMES = ("a", "b")
 RANDOM = np.random.default_rng(0)
@@ -43,11 +44,11 @@ def test_a_feature_is_refused_if_rounding_takes_too_much_of_its_spread(
         check(values)
 
 
-@pytest.mark.parametrize("largest", [EXACT, EXACT + 1, 2**40, -(2**40)])
+@pytest.mark.parametrize("largest", [MAX_EXACT, MAX_EXACT + 1, 2**40, -(2**40)])
 @pytest.mark.parametrize("kind", [np.int64, np.float64])
 def test_whole_numbers_beyond_what_float32_counts_are_refused(largest: int, kind: type) -> None:
     values: np.ndarray = np.array([[1, 2], [3, largest], [5, 6]], kind)
-    if abs(largest) <= EXACT:
+    if abs(largest) <= MAX_EXACT:
         check(values, (True, True))
         return
     with pytest.raises(DataRefused, match="column 'b' must be whole numbers from -16777216 to"):
@@ -88,6 +89,22 @@ def test_a_value_far_from_all_others_is_named_with_its_row() -> None:
             check_rows("x.csv", spoilt, NAMES)
     spoilt[17, 1] = 1e6
     check_rows("x.csv", spoilt, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("others", "far"), [({}, 1e20), ({3: 2.0, 5: -4.0}, 1e20), ({3: 2.0}, 9e6)], ids=str
+)
+def test_a_far_value_is_named_where_nearly_all_others_are_equal(
+    others: dict[int, float], far: float
+) -> None:
+    x = RANDOM.normal(size=(300, 2, 2)).astype(np.float32)
+    x[:, 1, 0] = 7
+    for row, value in others.items():
+        x[row, 1, 0] = value
+    check_rows("x.npy", x)
+    x[[17, 18], 1, 0] = far, 9
+    with pytest.raises(DataRefused, match=re.escape(f"feature 2 holds {far:g} in row 17, but")):
+        check_rows("x.npy", x)
 
 
 def test_rare_and_constant_values_are_no_outliers() -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,11 +185,12 @@ def test_a_model_s_data_may_lie_elsewhere_in_another_format(tmp_path: Path) -> N
     numbers = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float64)
     path = write(tmp_path / "x.parquet", a=numbers[0], b=numbers[1], kind=["x"] * 50, n=range(50))
     config = configure(data=str(path), columns=("b", "a"), label="kind")
-    known = load_data(config).describe()
+    found = load_data(config)
+    known = SimpleNamespace(x_shape=found.x_shape, x_dtype="float32", data=found.describe())
     lines = [f"{b!r},{a!r},y" for a, b in numbers.T.tolist()]
     (tmp_path / "x.csv").write_text("\n".join(["b,a,kind", *lines]))
     assert load_data(config, known, str(tmp_path / "x.csv")).digests() == {
-        name: split["sha256"] for name, split in known["splits"].items()
+        name: split["sha256"] for name, split in known.data["splits"].items()
     }
     (tmp_path / "x.csv").write_text("\n".join(["a,b,kind", *lines]))
     with pytest.raises(DataRefused, match="is not the data that the model was trained with"):
@@ -241,7 +243,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "lists of two lengths": (
         table(x=pa.array([[1, 2], [1], [3, 4, 5]])),
         {},
-        "{path} cannot be used, x has the wrong size: 2 rows; x is x",
+        "{path} cannot be used, x has the wrong size: 2 rows; the first is row 1",
     ),
     "empty lists": (
         table(x=pa.array([[], [1.0]], pa.list_(pa.float32()))),
@@ -262,7 +264,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "infinite": (
         table(a=pa.array([1e300, 1.0]), b=pa.array([1.0, float("inf")])),
         {},
-        "{path} cannot be used, x is not finite: 2 rows; x is a, b",
+        "{path} cannot be used, x is not finite: 2 rows; the first is row 0, where 'a' is 1e+300",
     ),
     "text": (
         table(**NUMBERS, kind=KIND),
@@ -272,7 +274,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], Mapping[str, Any], str]] = {
     "text in CSV": (
         text("a,kind\n1,x\n"),
         {},
-        "{path} has columns that are not numbers: kind (string)" + CHOOSE,
+        "{path} has columns that are not numbers: kind (string, such as 'x')" + CHOOSE,
     ),
     "lists beside numbers": (
         table(x=pa.array([[1, 2]]), digit=pa.array([1])),
@@ -333,9 +335,9 @@ def test_refuses_and_says_why(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.csv", b""),
+        ("x.csv", b"\n\n"),
         ("x.csv", b"a,b\n1\n"),
-        ("x.csv", b"a\n" + b"1\n" * 600_000 + b"?\n"),
+        ("x.csv", b"a\n" + b"1\n" * 600_000 + b"!\n"),
         ("x.parquet", b"PAR1"),
     ],
     ids=["empty", "short line", "text past the first megabyte", "cut off"],

@@ -1,6 +1,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli.main import cli
-from pipeline.export.model_card import render_card
+from pipeline.export.model_card import address_card, render_card
 from pipeline.parity.bundle_report import describe_report
 from pipeline.parity.report import ParityReport
 from serving.bundle import Bundle
@@ -77,6 +78,34 @@ def test_no_heading_sticks_to_what_stands_above(sealed: Bundle) -> None:
         headings = [n for n, line in enumerate(lines) if line.startswith("#") and n]
         assert len(headings) >= 5
         assert all(lines[n - 1] == "" for n in headings)
+        # MLflow leaves no space below a table
+        assert all(not lines[n - 2].startswith("|") for n in headings)
+
+
+def test_no_sentence_is_broken_into_lines(sealed: Bundle, card: str) -> None:
+    """MLflow shows each break."""
+    prose = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    for line, following in pairwise(prose.splitlines()):
+        assert not line or not following or line.startswith(("|", ">")), line
+
+
+def test_a_registered_version_is_called_by_its_own_name(card: str) -> None:
+    text = address_card(card, "my model", "7")
+    assert "NAME" not in text
+    assert "VERSION" not in text
+    assert "This version is `models:/my model/7`." in text
+    assert "vae sample --model 'models:/my model/7' --count 64" in text
+    assert "vae serve --model 'models:/my model/7'\n" in text
+    assert 'Engine(open_source("models:/my model/7").bundle)' in text
+    assert 'load_model("models:/my model@champion")' in text
+
+
+def test_the_files_of_a_table_with_columns_are_tables(sealed: Bundle, card: str) -> None:
+    content = asdict(sealed.manifest)
+    content |= {"x_shape": [2], "data": {**content["data"], "columns": ["a", "b"]}}
+    text = render_card(content, sealed.read_json("metrics.json"))
+    assert "--out samples.csv\nvae reconstruct rows.csv" in text
+    assert "--out samples.npy\nvae reconstruct rows.npy" in card
 
 
 def test_pictures_are_those_of_the_model(sealed: Bundle, card: str, trained: Trained) -> None:

@@ -81,6 +81,15 @@ def test_wide_labels_are_not_cut_on_the_left() -> None:
     assert ">34,056,789,012<" in plot_histogram(wide, EDGES)
 
 
+def test_both_axes_have_a_name() -> None:
+    names = {
+        plot_histogram([row()], EDGES): {"numbers compared", "error as a share of the tolerance"},
+        plot_batches([row()]): {"share of the tolerance used", "rows in the batch"},
+    }
+    for svg, wanted in names.items():
+        assert wanted <= {text.text for text in ET.fromstring(svg).iter("text")}
+
+
 def test_rows_that_are_repeated_are_counted_as_such(sealed: Bundle) -> None:
     report = ParityReport.from_json(sealed.read_json("parity.json"))
     assert "1,000, 100 of them different" in Page(render_page(report, "bundle")).text

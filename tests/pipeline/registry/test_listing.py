@@ -40,6 +40,9 @@ def test_a_row_holds_the_figures_of_its_bundle(
     assert [line.split()[0] for line in lines] == ["version", "2", "1"]
     assert f"{newest['elbo']:.2f}" in lines[1]
     assert f"{newest['active_units']} of 3" in lines[1]
+    narrow = render_table([newest, oldest], 80).splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert narrow[0].split() == ["version", "aliases", "ELBO", "active", "parity", "gate"]
     assert lines[0].index("aliases") == lines[1].index("candidate") == lines[2].index("previous")
 
 

@@ -84,8 +84,10 @@ def test_references(sealed: Bundle) -> None:
     assert resolve_version("vae", "7") == ("vae", "7")
     assert resolve_version("other", "models:/vae/7") == ("vae", "7")
     assert resolve_version("other", "models:/vae@candidate") == ("vae", "1")
-    with pytest.raises(UsageRefused, match="vae has no version @champion"):
+    with pytest.raises(UsageRefused, match=r"^vae has no version @champion: it has @candidate$"):
         resolve_version("vae", "@champion")
+    with pytest.raises(UsageRefused, match=r"^there is no model 'other' in .*: it has vae$"):
+        resolve_version("other", "@champion")
     with pytest.raises(UsageRefused, match="must be a number, an alias such as"):
         resolve_version("vae", "latest")
     with pytest.raises(UsageRefused, match=r"models:/NAME@ALIAS or models:/NAME/VERSION"):
@@ -222,3 +224,6 @@ def test_the_registry_shows_the_card_without_its_pictures(sealed: Bundle) -> Non
     assert "![" not in description
     assert "each line above" not in description
     assert "## How good it is" in description
+    assert "--model models:/vae/1 " in description
+    assert "NAME" not in description
+    assert "| active latents&emsp; | " in description  # MLflow leaves no space between cells

@@ -133,6 +133,19 @@ def test_the_best_epoch_and_its_weights_are_restored(images: Dataset, config: Co
         assert torch.equal(weights(result)[name], value)
 
 
+def test_an_early_end_of_training_is_explained(images: Dataset) -> None:
+    config = tiny_config(images, epochs=9, patience=2, max_time=3.0)
+    state = begin_training(images, config, "cpu")
+    state.epoch, state.best_epoch = 8, 5
+    assert state.early_end == (
+        "validation has not improved for 2 epochs: training ends, with the weights of epoch 5"
+    )
+    state.epoch = 10
+    assert state.early_end == ""
+    state.epoch, state.seconds = 3, 181.0
+    assert state.early_end == "3 minutes have passed: training ends in epoch 2"
+
+
 def test_the_state_between_epochs_holds_no_sums_and_no_order(images: Dataset) -> None:
     """The second epoch's sums contain no row of the first, whose order is not kept by a view."""
     saved: list[bytes] = []

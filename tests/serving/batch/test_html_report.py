@@ -12,6 +12,7 @@ from pyarrow import parquet
 from serving.batch import held_out_comparison
 from serving.batch.score_summary import SHOWN, Extreme, fetch_x
 from serving.batch.scorer import Scorer, provenance_of
+from serving.batch.streaming_histogram import StreamingHistogram
 from serving.bundle import Bundle
 from serving.drift import SCORE_SAMPLES, SCORE_SEED, summarize
 from serving.engine import Engine
@@ -91,6 +92,32 @@ def test_says_how_far_the_rows_are_from_the_held_out_rows(
     assert f"The mean ELBO is {shift:+,.2f} ±" in words
     assert "2,500 rows were scored again as the held-out rows had been, with 1 draw" in words
     assert "Read D: with many rows p is tiny" in words
+
+
+def test_says_what_was_scored_in_plain_words(
+    carrying: Bundle, batch_data: Path, tmp_path: Path
+) -> None:
+    location = batch_data / ".." / batch_data.name / "x.parquet"
+    page = report(tmp_path, carrying.path, location)
+    assert f"Scores of {batch_data.resolve() / 'x.parquet'} " in page.words
+    assert f": 1 file, {ROWS:,} rows" in page.section("Run")
+    assert re.search(r"rows/s over 0\.0*[1-9]\d* s|over [1-9][\d.]* s", page.section("Run"))
+
+
+def test_one_outlier_among_few_rows_does_not_squeeze_the_plots(
+    carrying: Bundle, tmp_path: Path, x: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_with_outlier(self: StreamingHistogram, values: Array) -> None:
+        add(self, values if self.rows else np.append(values, np.float32(-1e6)))
+
+    add = StreamingHistogram.add
+    monkeypatch.setattr(StreamingHistogram, "add", add_with_outlier)
+    parquet.write_table(table(x[:200]), tmp_path / "x.parquet")
+    page = report(tmp_path, carrying.path, tmp_path / "x.parquet")
+    assert "from -1,000,000.00 to" in page.words
+    for plot in re.findall(r"<svg.*?</svg>", page.text)[::2][:2]:  # of the drift, and of elbo
+        heights = [float(height) for height in re.findall(r'height="([\d.]+)">', plot)]
+        assert sum(height > 5 for height in heights) > 10
 
 
 def test_rows_are_compared_with_an_older_bundle_at_the_noise_that_it_had(

@@ -57,7 +57,7 @@ def test_the_folder_holds_the_samples_of_the_engine_in_order(
     assert "_SUCCESS" in names(tmp_path / "out")
 
 
-@pytest.mark.parametrize("out", ["rows.csv", "rows.parquet", "folder"])
+@pytest.mark.parametrize("out", ["rows.csv", "rows.CSV", "rows.parquet", "folder"])
 def test_samples_of_a_table_have_its_columns(
     named: Bundle, engine: Engine, tmp_path: Path, out: str
 ) -> None:
@@ -65,7 +65,9 @@ def test_samples_of_a_table_have_its_columns(
     result = CliRunner().invoke(sample, [*map(str, arguments)])
     assert result.exit_code == 0, result.output
     table = (
-        csv.read_csv(tmp_path / out) if out.endswith(".csv") else parquet.read_table(tmp_path / out)
+        csv.read_csv(tmp_path / out)
+        if out.lower().endswith(".csv")
+        else parquet.read_table(tmp_path / out)
     )
     features = table.select(named.manifest.columns)
     values = np.stack([column.to_numpy() for column in features.columns], 1).astype(np.float32)
@@ -156,12 +158,12 @@ def test_a_file_of_more_than_memory_is_refused_at_once(tmp_path: Path) -> None:
     assert str(result.exception).endswith("name a folder by --out, which is filled part by part")
 
 
-@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet"])
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "ROWS.NPY", "ROWS.Parquet"])
 def test_a_file_holds_the_same_rows(name: str, tmp_path: Path, engine: Engine) -> None:
     result = vae_sample("--out", tmp_path / name, "--count", 9, "--seed", SEED)
     assert result.exit_code == 0, result.output
     path = tmp_path / name
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         found = np.load(path)
     else:
         found = np.stack(parquet.read_table(path)["x_loc"].to_numpy(zero_copy_only=False))

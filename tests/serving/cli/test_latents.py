@@ -85,6 +85,13 @@ def test_a_traversal_changes_one_latent_at_a_time(
     np.testing.assert_array_equal(np.array(table["x_loc"].to_pylist(), np.float32), expected)
 
 
+def test_an_empty_input_is_not_the_prior(tmp_path: Path) -> None:
+    result = vae("traverse", "", "--out", tmp_path / "x.npy")
+    assert result.exit_code == 2
+    assert "it must have a name, got ''" in result.stderr
+    assert not (tmp_path / "x.npy").exists()
+
+
 def test_without_input_a_traversal_starts_from_the_prior(engine: Engine, tmp_path: Path) -> None:
     result = vae("traverse", "--steps", 3, "--out", tmp_path / "out.png")
     assert result.exit_code == 0, result.exception
@@ -95,13 +102,22 @@ def test_without_input_a_traversal_starts_from_the_prior(engine: Engine, tmp_pat
     with Image.open(tmp_path / "out.png") as image:
         drawn = tile(engine.decode(z.reshape(-1, size)), 3)
         np.testing.assert_array_equal(np.asarray(image), drawn)
+    assert "picture, from above: z[0] to z[2], each from -3 to 3\n" in result.stderr
+
+
+def test_the_lines_of_a_picture_are_named(rows: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out.png")
+    result = vae("interpolate", rows, "--row", 5, "--row", 2, "--row", 7, *out)
+    assert "picture, from above: row 5 to row 2, row 2 to row 7\n" in result.stderr
+    result = vae("traverse", rows, "--latent", 2, "--latent", 0, "--limit", 1.5, *out)
+    assert "picture, from above: z[2], z[0], each from -1.5 to 1.5\n" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["interpolate", "traverse"])
 def test_places_stand_beside_the_features(
     named: Bundle, rows: Path, tmp_path: Path, command: str
 ) -> None:
-    out = tmp_path / "out.csv"
+    out = tmp_path / "out.CSV"
     result = vae(command, rows, "--steps", 2, "--out", out, model=named.path)
     assert result.exit_code == 0, result.exception
     names = csv.read_csv(out).schema.names

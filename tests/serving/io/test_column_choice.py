@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from serving.errors import DataRefused, UsageRefused
+from serving.io.arrow_types import EXAMPLE
 from serving.io.column_choice import RowLayout, choose_columns, require_columns
 
 BYTES = RowLayout((2, 3), np.dtype("u1"), unit_range=False)
@@ -49,14 +50,14 @@ def test_the_models_own_columns_are_taken_in_its_order(names: str, asked: str, c
     assert choose_columns(schema, tuple(asked), (), NAMED) == tuple(chosen)
 
 
-def test_a_word_in_a_column_of_numbers_is_told_by_the_name_of_its_column() -> None:
+def test_a_column_of_text_is_told_with_a_value_of_it() -> None:
     """Pyarrow takes a column of a CSV for text where one of its values is a word."""
-    kinds = {name: pa.float64() for name in "abcdef"} | {"e": pa.string()}
+    fields = {name: pa.field(name, pa.float64()) for name in "abcdef"}
+    fields["e"] = pa.field("e", pa.string(), metadata={EXAMPLE: b"1,\n234.5"})
     with pytest.raises(DataRefused) as caught:
-        choose_columns(pa.schema(list(kinds.items())), (), (), NAMED)
+        choose_columns(pa.schema(fields.values()), (), (), NAMED)
     assert str(caught.value) == (
-        "each of several columns must be numbers, got e (string); "
-        "a single word in a CSV column makes it text"
+        "each of several columns must be numbers, got e (string, such as '1, 234.5')"
     )
 
 

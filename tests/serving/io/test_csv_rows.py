@@ -27,5 +27,5 @@ def test_a_file_is_not_closed_under_the_thread_that_reads_ahead(tmp_path: Path) 
     layout = CsvFormat(("a", "b"))
     schema = read_header(recorded, layout)
     with open_rows(layout, schema, recorded, schema.names) as batches:
-        batches.read_next_batch()
+        next(batches)
     assert [stream.closed for stream in vars(recorded)["streams"]] == [False, False]

@@ -6,6 +6,7 @@ import pytest
 
 from serving.errors import DataRefused, UsageRefused, VaeError
 from serving.io.filesystems import Location, find_files, locate, remove_leftovers, staged_stream
+from serving.io.image_folders import keep_images
 
 FILES = ("a.parquet", "b/empty.parquet", "b/x.parquet", "c.parquet")
 
@@ -23,9 +24,44 @@ def names(path: str) -> list[str]:
     return [name for name, _, _ in find_files(path)]
 
 
+def test_a_path_through_a_parent_is_shown_as_it_is(folder: Path) -> None:
+    (folder.parent / "link").symlink_to(folder / "b")
+    assert str(locate(f"{folder}/b/../a.parquet")) == f"{folder}/a.parquet"
+    assert str(locate(f"{folder.parent}/link/../a.parquet")) == f"{folder}/a.parquet"
+    assert str(locate(f"{folder.parent}/link/x.parquet")) == f"{folder.parent}/link/x.parquet"
+    assert [str(place) for _, place, _ in find_files(f"{folder}/b/../c*")] == [
+        f"{folder}/c.parquet"
+    ]
+
+
 def test_a_folder_is_its_files_by_name(folder: Path) -> None:
     assert names(str(folder)) == list(FILES)
     assert [location.read().decode() for _, location, _ in find_files(str(folder))] == list(FILES)
+
+
+def test_links_are_followed_but_not_in_circles_and_broken_ones_are_told(folder: Path) -> None:
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "d").symlink_to(folder / "b")
+    (folder / "e.parquet").symlink_to("nowhere")
+    found = find_files(str(folder))
+    here = ["a.parquet", *(f"{part}/{name}.parquet" for part in "bd" for name in ("empty", "x"))]
+    assert sorted(name for name, _, info in found if info.is_file) == sorted([*here, "c.parquet"])
+    kept, note = keep_images(folder, found)
+    assert len(kept) == len(found) - 1
+    said = "6 files; passed over 1 other file, 1 .parquet (e.parquet); 1 of them broken links"
+    assert note == f"{folder}: {said}"
+
+
+def test_a_folder_of_broken_links_has_no_files(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to("nowhere")
+    with pytest.raises(DataRefused, match=r"no files in .*, only broken links"):
+        find_files(str(tmp_path))
+
+
+def test_a_table_that_keeps_deleted_rows_is_refused(folder: Path) -> None:
+    (folder / "_delta_log").mkdir()
+    with pytest.raises(DataRefused, match="is a Delta table, whose files may hold deleted rows"):
+        find_files(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ def test_writes_a_picture_of_the_tiles(tmp_path: Path) -> None:
 
 def test_tiles_lie_two_pixels_apart_and_are_rounded_to_bytes() -> None:
     images = np.array([[[-5.0, 0.4]], [[1.6, 254.6]], [[300.0, 7.0]]])
-    images = images.repeat(24, 1).repeat(12, 2)
-    expected = np.full((54, 54), 255)
-    expected[2:26, 2:26] = [0] * 24
-    expected[2:26, 28:52] = [2] * 12 + [255] * 12
-    expected[28:52, 2:26] = [255] * 12 + [7] * 12
+    images = images.repeat(28, 1).repeat(14, 2)
+    expected = np.full((62, 62), 255)
+    expected[2:30, 2:30] = [0] * 28
+    expected[2:30, 32:60] = [2] * 14 + [255] * 14
+    expected[32:60, 2:30] = [255] * 14 + [7] * 14
     np.testing.assert_array_equal(tile(images, columns=2), expected.astype(np.uint8), strict=True)
 
 
@@ -71,7 +71,7 @@ def test_tiles_make_about_a_square(count: int, lines: int, columns: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("size", "scale"), [((8, 8), 3), ((28, 28), 1), ((5, 24), 5), ((24, 24), 1), ((23, 90), 2)]
+    ("size", "scale"), [((8, 8), 6), ((28, 28), 1), ((5, 24), 10), ((24, 24), 2), ((27, 90), 2)]
 )
 def test_small_images_are_enlarged_by_a_whole_factor(size: tuple[int, int], scale: int) -> None:
     images = np.arange(math.prod(size)).reshape(1, *size) % 256

@@ -61,7 +61,11 @@ def test_a_known_file_is_named_with_what_to_do(name: str, content: bytes, words:
     [
         ("a/train-images-idx3-ubyte", b"\x01\x02", "is not an IDX file: it starts with 0x0102"),
         ("idx/x.bin", b"\x01\x02", "it starts with 0x0102"),
-        ("x.txt", b"a;b;c\r\n1;2;3", "it starts with 'a;b;c'"),
+        (
+            "x.txt",
+            b"a;b;c\r\n1;2;3",
+            "it starts with 'a;b;c'; the name of a CSV file must end in .csv or .tsv",
+        ),
         ("x", b"", "it starts with ''"),
     ],
     ids=["named IDX", "in a folder named so", "text", "nothing"],

@@ -30,6 +30,21 @@ def test_the_openapi_document_has_every_route_and_its_parts(
     assert server.version in document["info"]["title"]
 
 
+def test_answers_have_schemas_and_tensors_may_be_binary(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    kinds = {"application/json", "application/octet-stream"}
+    infer = document["paths"]["/v2/models/{name}/infer"]["post"]
+    assert infer["requestBody"]["content"].keys() == kinds
+    assert infer["responses"]["200"]["content"].keys() == kinds
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status, answer in operation["responses"].items():
+                content = answer.get("content", {})
+                assert all("schema" in kind for kind in content.values())
+                if int(status) >= 400:
+                    assert "#/components/schemas/Error" in str(content["application/json"])
+
+
 def test_free_sizes_of_the_openapi_document_have_names(http: httpx.Client) -> None:
     operations = http.get("/openapi.json").json()["x-operations"]
     shapes = {tensor["name"]: tensor["shape"] for tensor in operations["score"]["inputs"]}

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from PIL import Image
 from serving.server.page import PAGE
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-ERROR_COLOUR = (0xAA, 0, 0)
+ERROR_COLOUR = (0xC6, 0x2F, 0x2F)
+
+MEASURE = b"""<!doctype html>
+<iframe src=/docs width=400 height=900 style=border:0></iframe><pre id=wide></pre>
+<script>setTimeout(() => {
+  const page = document.querySelector("iframe").contentDocument.documentElement;
+  document.getElementById("wide").textContent = page.scrollWidth - page.clientWidth;
+}, 3000)</script>"""
+"""A page that shows how much wider than a narrow screen /docs is."""
+OUTPUTS = [{"name": name, "datatype": "FP32", "shape": ["batch"]} for name in ("elbo", "kl")]
+DARK = "--blink-settings=preferredColorScheme=0"
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="there is no browser"),
@@ -30,18 +40,22 @@ pytestmark = [
 
 
 @contextmanager
-def answering(x_loc: NDArray[Any], black: float = 0, white: float = 255) -> Iterator[str]:
+def answering(
+    x_loc: NDArray[Any], black: float = 0, white: float = 255, *, columns: Sequence[str] = ()
+) -> Iterator[str]:
     """Serve the page with `x_loc` as every sample; give the URL of the page."""
     output = {"shape": x_loc.shape, "data": x_loc.reshape(-1).tolist()}
     document = {
         "info": {"title": "a model"},
-        "x-operations": {},
+        "x-operations": {"score": {"inputs": [], "outputs": OUTPUTS}},
         "x-picture-range": [black, white],
-        "paths": {},
+        "x-columns": columns,
+        "paths": {"/v2/models/{name}/versions/{version}/infer": {"post": {"summary": "Run it"}}},
     }
     answers: dict[str, bytes] = {
         "/docs": PAGE,
         "/docs/": PAGE,
+        "/measure": MEASURE,
         "/openapi.json": json.dumps(document).encode(),
         "/v2/models/sample/infer": json.dumps({"outputs": [output]}).encode(),
     }
@@ -114,12 +128,56 @@ def test_the_ends_of_the_data_are_black_and_white(
     assert {(51, 51, 51), (200, 200, 200), (254, 254, 254)} <= found
 
 
+def shown_rows(document: str) -> list[list[str]]:
+    """Return the cells of the table of samples."""
+    (table,) = re.findall(r'<table id="rows">(.*?)</table>', document, re.DOTALL)
+    lines = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [list(map(html.unescape, re.findall(r"<t[hd]>(.*?)</t[hd]>", line))) for line in lines]
+
+
 @pytest.mark.parametrize("end", ["", "/"], ids=["path", "slash"])
 def test_rows_of_a_table_are_shown_as_numbers(tmp_path: Path, end: str) -> None:
-    x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7]])
+    x_loc = np.array([[1234.5678, 0.25], [-3, 1e-7], [-123456.7, 8.3974e8]])
     with answering(x_loc) as url:
         document = browse(tmp_path, url + end, "--dump-dom")
-    texts = dict(re.findall(r'id="(error|rows)"[^>]*>([^<]*)<', document))
-    assert html.unescape(texts["rows"]) == "1235, 0.25\n-3, 1e-7"
-    assert texts["error"] == ""
+    assert shown_rows(document) == [
+        ["column", "sample 1", "sample 2", "sample 3"],
+        ["x[0]", "1235", "-3", "-123500"],
+        ["x[1]", "0.25", "1e-7", "8.397e+8"],
+    ]
+    assert re.findall(r'id="(?:error|more)"[^>]*>([^<]*)<', document) == ["", ""]
     assert ERROR_COLOUR not in photograph(tmp_path, x_loc)
+
+
+def test_the_columns_of_a_table_are_named(tmp_path: Path) -> None:
+    names = ["mean <b>area</b>", "x", *(f"sensor {index}" for index in range(68))]
+    with answering(np.arange(1400).reshape(20, 70), columns=names) as url:
+        document = browse(tmp_path, url, "--dump-dom")
+    head, *lines = shown_rows(document)
+    assert head[-1] == "sample 16"
+    assert [line[0] for line in lines] == names[:64]
+    assert lines[2][:3] == ["sensor 0", "2", "72"]
+    assert "6 more columns and 4 more samples are not shown." in document
+
+
+@pytest.mark.parametrize(
+    "x_loc",
+    [np.full((3, 40), -1.234e9), np.zeros((256, 8, 8))],
+    ids=["table", "pictures"],
+)
+def test_a_narrow_screen_scrolls_only_what_is_wide(tmp_path: Path, x_loc: NDArray[Any]) -> None:
+    with answering(x_loc, columns=["a_name_of_a_column_without_any_blank" * 3] * 40) as url:
+        document = browse(tmp_path, url.replace("/docs", "/measure"), "--dump-dom")
+    assert re.findall(r'id="wide">([^<]*)<', document) == ["0"]
+
+
+def test_a_dark_screen_gets_a_dark_page(tmp_path: Path) -> None:
+    screens = {"light.png": (), "dark.png": (DARK,)}
+    with answering(np.zeros((1, 2))) as url:
+        for name, options in screens.items():
+            browse(tmp_path, url, f"--screenshot={tmp_path / name}", *options)
+    for name in screens:
+        with Image.open(tmp_path / name) as image:
+            pixels = np.asarray(image.convert("L")).astype(int)
+        assert (np.median(pixels) < 127) == (name == "dark.png")
+        assert pixels.max() - pixels.min() > 200  # what is written can be read

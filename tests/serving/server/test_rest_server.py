@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from serving.engine import Engine
+from serving.server import rest_routes
 from serving.server.auth import Access
 from serving.server.batching import Batcher
+from serving.server.compression import compress
 from serving.server.rest_messages import Limits
-from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.service import LoadedVersion, Service
 from serving.server.shared_counters import SharedCounters
@@ -92,7 +93,7 @@ class Stalled:
         self.service = Service(self.counters, max_requests=9, max_rows=max_rows, timeout_s=30)
         self.batcher = Batcher(self.compute, {}, executor, max_rows, self.counters)
         self.service.serve(LoadedVersion(engine, self.batcher, "bundle", "1"))
-        self.rest = RestServer(self.service, ROUTES, Access(), Limits(), Tracer())
+        self.rest = RestServer(self.service, rest_routes.ROUTES, Access(), Limits(), Tracer())
 
     def compute(self, name: str, arrays: Arrays) -> Arrays:
         self.began.set()
@@ -173,3 +174,27 @@ def test_a_full_queue_refuses_without_reading_the_body(
         assert [visit.status for visit in (running, queued, later)] == [200, 200, 200]
 
     asyncio.run(asyncio.wait_for(run(stalled(4)), 20))
+
+
+def test_a_request_is_in_progress_until_its_answer_is_compressed(
+    stalled: Callable[[int], Stalled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise nothing would bound the answers that wait for it in memory."""
+
+    async def run(server: Stalled) -> None:
+        in_progress = []
+
+        async def spy(body: bytes, coding: str) -> bytes:
+            in_progress.append((server.service.admission.under_way, coding))
+            return await compress(body, coding)
+
+        monkeypatch.setattr(rest_routes, "compress", spy)
+        visit = decoding(50)
+        visit.scope.headers["accept-encoding"] = "gzip"
+        server.go.set()
+        await server.answer(visit)
+        assert visit.status == 200
+        assert in_progress == [(1, "gzip")]
+        assert server.service.admission.under_way == 0
+
+    asyncio.run(asyncio.wait_for(run(stalled(100)), 20))

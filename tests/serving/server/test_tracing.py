@@ -163,13 +163,17 @@ def test_a_large_seed_does_not_lose_the_other_spans(tmp_path: Path) -> None:
 def test_a_collector_that_is_down_delays_no_stop(tmp_path: Path) -> None:
     with collector() as (endpoint, _):
         pass
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    arguments = ("--drain", "2", "--log-format", "json")
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "600",  # it tries for longer than the drain lasts
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+    }
+    arguments = ("--drain", "15", "--log-format", "json")
     with serve(tmp_path, SEALED, *arguments, **variables) as running:
         for _ in range(5):
             assert httpx.post(f"{running.rest}{PATH}", json=body(SAMPLE)).status_code == 200
         running.process.terminate()
-        assert running.process.wait(20) == 0
+        assert running.process.wait(60) == 0
         said = [json.loads(line) for line in running.log.read_text().splitlines()]
     assert "Killing" not in str(said)
 
