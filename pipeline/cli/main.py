@@ -204,7 +204,7 @@ def evaluate(
     """Evaluate a model on its held-out rows, or on other data.
 
     MODEL is a bundle folder, models:/NAME/VERSION or models:/NAME@ALIAS. If --data has a test set,
-    its rows are used, otherwise all rows.
+    its rows are used, else those of its validation set, else all.
 
     Example: vae evaluate models:/vae@champion --nll-samples 1000
     """

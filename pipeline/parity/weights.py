@@ -6,11 +6,12 @@ of its weights, such as a transposed one, are nodes, and their results are compa
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import AttributeProto, ModelProto, numpy_helper
 
 from pipeline.export.graph_export import SMALL_CONSTANT, trace_constants
 from pipeline.model.operations import FUNCTIONS, Array, draw_inputs
@@ -64,7 +65,7 @@ def _weight_faults(
     for item in proto.graph.sparse_initializer:
         yield f"has a sparse initializer {item.values.name}, which no weight is"
     for node in nodes_of(proto):
-        if node.op_type == "Constant" and _is_large(node):
+        if any(map(_is_large, node.attribute)):
             yield f"has a constant {node.output[0]} that is not a weight"
 
 
@@ -96,9 +97,6 @@ def _same_bytes(value: Array, other: Array) -> bool:
     return same_kind and value.tobytes() == other.tobytes()
 
 
-def _is_large(constant: NodeProto) -> bool:
-    sizes = [len(item.floats) + len(item.ints) for item in constant.attribute]
-    sizes += [
-        numpy_helper.to_array(item.t).size for item in constant.attribute if item.HasField("t")
-    ]
-    return max(sizes, default=0) > SMALL_CONSTANT
+def _is_large(attribute: AttributeProto) -> bool:
+    sizes = [len(attribute.floats), len(attribute.ints), math.prod(attribute.t.dims)]
+    return max(sizes) > SMALL_CONSTANT or attribute.HasField("sparse_tensor")

@@ -129,7 +129,7 @@ def interpolate(
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
-@click.argument("input", required=False, type=Origin())
+@click.argument("input", default="", type=click.Path())
 @group("Start and way")
 @x_option
 @read_options
@@ -151,7 +151,7 @@ def interpolate(
 @group("Model and output")
 @_common
 def traverse(
-    input: str | None,
+    input: str,
     x: tuple[str, ...],
     row: int,
     latents: tuple[int, ...],

@@ -92,7 +92,9 @@ def test_the_training_data_with_a_validation_set_gives_its_held_out_rows(
             id="shape",
         ),
         pytest.param(
-            np.zeros((9, 6, 5), np.float32), r"rows of float32 \(6, 5\), but the model", id="dtype"
+            np.full((9, 6, 5), 0.5, np.float32),
+            r"rows of float32 \(6, 5\), but the model",
+            id="dtype",
         ),
     ],
 )

@@ -122,13 +122,38 @@ def added_sparse_numbers(graph: ModelProto) -> str:
     return "has a sparse initializer few, which no weight is"
 
 
+def sparse_constant(graph: ModelProto) -> str:
+    values = numpy_helper.from_array(np.ones(2, np.float32), "")
+    places = numpy_helper.from_array(np.array([0, 3], np.int64), "")
+    sparse = helper.make_sparse_tensor(values, places, [9])
+    graph.graph.node.append(helper.make_node("Constant", [], ["thin"], sparse_value=sparse))
+    return "has a constant thin that is not a weight"
+
+
+def numbers_of_a_node(graph: ModelProto) -> str:
+    """Text is looked up in the attributes of a node, and gives numbers from there."""
+    node = helper.make_node("TfIdfVectorizer", ["text"], ["counts"], weights=[0.5] * 9)
+    graph.graph.node.append(node)
+    return "has a constant counts that is not a weight"
+
+
 def other_shape(graph: ModelProto) -> str:
     (item,) = (i for i in graph.graph.initializer if i.name == "encoder.first.weight")
     item.dims[:] = item.dims[::-1]
     return "holds encoder.first.weight, but not as it is in weights.pt"
 
 
-@pytest.mark.parametrize("change", [changed_code, added_numbers, added_sparse_numbers, other_shape])
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed_code,
+        added_numbers,
+        added_sparse_numbers,
+        sparse_constant,
+        numbers_of_a_node,
+        other_shape,
+    ],
+)
 def test_numbers_of_unknown_origin_are_found(change, graph: ModelProto, model: VAE) -> None:  # type: ignore[no-untyped-def]
     said = change(graph)
     assert faults(graph, model) == [f"encoder.onnx {said}"]

@@ -85,13 +85,6 @@ def test_a_traversal_changes_one_latent_at_a_time(
     np.testing.assert_array_equal(np.array(table["x_loc"].to_pylist(), np.float32), expected)
 
 
-def test_an_empty_input_is_not_the_prior(tmp_path: Path) -> None:
-    result = vae("traverse", "", "--out", tmp_path / "x.npy")
-    assert result.exit_code == 2
-    assert "it must have a name, got ''" in result.stderr
-    assert not (tmp_path / "x.npy").exists()
-
-
 def test_without_input_a_traversal_starts_from_the_prior(engine: Engine, tmp_path: Path) -> None:
     result = vae("traverse", "--steps", 3, "--out", tmp_path / "out.png")
     assert result.exit_code == 0, result.exception
