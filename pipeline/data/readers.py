@@ -218,11 +218,6 @@ def _kind(path: Path) -> str:
 def _folder_kind(folder: Path) -> str:
     if _find_idx(folder):
         return "idx"
-    below = [*folder.rglob("*")]
-    if not any(path.is_file() for path in below):
-        links = any(path.is_symlink() for path in below)
-        what = "holds only broken links" if links else "is empty"
-        raise DataRefused(f"{folder} {what}: give {DATA_KINDS}")
     return "images" if _find_images(folder)[0] else "table"
 
 
