@@ -96,7 +96,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if rows.dtype.kind not in "iuf":
             raise ValueError(f"{name} must be {dtype}, got {rows.dtype}")
         with np.errstate(invalid="ignore", over="ignore"):
-            values = rows.astype(dtype).reshape(len(rows), *shape)
+            # by rows, of whose bytes noise is drawn; a DataFrame's values lie by columns
+            values = rows.astype(dtype, order="C").reshape(len(rows), *shape)
         if dtype == "uint8" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
         if rows.dtype.kind in "iu" and not np.array_equal(values.ravel(), rows.ravel()):
