@@ -89,7 +89,8 @@ class Float32Check:
             raise DataRefused(
                 f"{self._source}: {self._list(large)} must be whole numbers from {-MAX_EXACT} to "
                 f"{MAX_EXACT}, which float32 holds exactly; got up to "
-                f"{self._largest[large[0]]:.15g}: use a larger unit, subtract an offset{self._leave_out}"
+                f"{self._largest[large[0]]:.15g}: use a larger unit, subtract an offset"
+                f"{self._leave_out}"
             )
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             mean, square, error = self._sums / self._rows
