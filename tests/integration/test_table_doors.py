@@ -236,7 +236,8 @@ def test_a_far_cell_is_named_before_training_and_at_scoring(
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_far_cell_of_any_set_is_named(tmp_path: Path, split: str) -> None:
     sets = {f"x_{name}": FAR if name == split else FRAME for name in ("train", "test")}
-    np.savez(tmp_path / "x.npz", **{name: frame.to_numpy() for name, frame in sets.items()})
+    arrays = {name: frame.to_numpy() for name, frame in sets.items()}
+    np.savez(tmp_path / "x.npz", allow_pickle=False, **arrays)
     with pytest.raises(DataRefused, match=r"feature 1 holds 1e\+20 in row 7"):
         load_dataset(str(tmp_path / "x.npz"), valid_fraction=0.1, test_fraction=0.2)
 
