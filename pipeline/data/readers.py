@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io.array_choice import ArrayNames, SplitName, choose_splits, find_split
 from serving.io.array_files import read_array, read_array_names, read_array_type
-from serving.io.image_files import NotGray, is_image_name, read_image, read_image_shape
+from serving.io.image_files import is_image_name, read_image, read_image_shape
 from serving.io.image_folders import keep_images, list_files
 from serving.io.memory import require_memory
 
@@ -36,7 +36,6 @@ _TABLE_SUFFIXES = (".parquet", ".arrow")
 _IDX_NAME = re.compile(r"(\w+)-(images|labels)[-.]idx\d-ubyte(\.gz)?", re.IGNORECASE)
 _LABEL_KINDS = "uiUS"
 _HEAD = 16
-_Read = TypeVar("_Read")
 _LISTED = 8
 
 
@@ -154,26 +153,10 @@ def read_images(path: Path, selection: Selection) -> SourceSplits:
                 f"images must be of one size: {path / files[0]} has {shapes[0][1]}x{shapes[0][0]} "
                 f"pixels, {path / name} has {shape[1]}x{shape[0]}"
             )
-    x = read_gray_first(partial(_read_all, path, files), shapes[0][:2], selection.colours)
+    x = selection.read_images(partial(_read_all, path, files), shapes[0][:2])
     folders = [name.split("/")[:-1] for name in files]
     labels = np.array([names[0] for names in folders]) if all(folders) else None
     return SourceSplits(LabelledRows(x, labels))
-
-
-def read_gray_first(
-    read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...], colours: bool | None
-) -> _Read:
-    """Read images of a size by their shape: in gray, and again in colour if one of them is.
-
-    `colours` settles it; None if it is to be found out.
-    """
-    if not colours:
-        try:
-            return read(size)
-        except NotGray:
-            if colours is False:
-                raise
-    return read((*size, 3))
 
 
 def _read_all(path: Path, files: Sequence[str], shape: tuple[int, ...]) -> Array:

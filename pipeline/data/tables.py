@@ -18,7 +18,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
-from pipeline.data.readers import read_gray_first
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
 from serving.console import say
@@ -83,7 +82,7 @@ def read_table(path: Path, selection: Selection) -> TableRows:
         return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
 
     if is_bytes(kind):
-        return *read_gray_first(gather, layout.shape, selection.colours), ()
+        return *selection.read_images(gather, layout.shape), ()
     x, labels = gather(layout.shape)
     if features and are_bytes and selection.x_dtype != "uint8":
         x = _separate_ranges(path, x, features)
