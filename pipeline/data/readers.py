@@ -207,7 +207,7 @@ def _folder_kind(folder: Path) -> str:
 def _read_folders(
     folder: Path, folders: Mapping[SplitName, Path], read: Reader, selection: Selection
 ) -> SourceSplits:
-    """Read the folders of splits, the others with the columns of the first."""
+    """Read the folders of splits, the others with the columns, colours and dtype of the first."""
     beside = _list_files(folder)
     if rows := [name for name in beside if is_image_name(name)]:
         raise DataRefused(
@@ -217,14 +217,15 @@ def _read_folders(
     said = _tell_splits({split: path.name for split, path in folders.items()})
     say(f"{folder}: {said}" + (f"; passed over {list_files(beside)}" if beside else ""))
     train, *_ = read(folders["train"], selection)
-    columns = selection.columns or train.columns
+    like = replace(
+        selection,
+        columns=selection.columns or train.columns,
+        x_shape=train.x.shape[1:],
+        x_dtype=str(train.x.dtype),
+    )
     return SourceSplits(
         train,
-        **{
-            split: read(path, replace(selection, columns=columns)).train
-            for split, path in folders.items()
-            if split != "train"
-        },
+        **{split: read(path, like).train for split, path in folders.items() if split != "train"},
     )
 
 

@@ -24,7 +24,8 @@ class Selection:
     """Whether rows that lack a value are left out; otherwise they are refused."""
     x_shape: Sequence[int] = ()
     x_dtype: str = ""
-    """This and the shape are those of the model that the rows are for; empty if there is none."""
+    """This and the shape are those of the model that the rows are for, or of the training set that
+    they stand beside; empty if there is none."""
 
     def read_images(self, read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...]) -> _Read:
         """Read images of a size by their shape: in gray, and again in colour if one of them is.

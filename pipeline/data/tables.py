@@ -84,8 +84,9 @@ def read_table(path: Path, selection: Selection) -> TableRows:
     if is_bytes(kind):
         return *selection.read_images(gather, layout.shape), ()
     x, labels = gather(layout.shape)
-    if features and are_bytes and selection.x_dtype != "uint8":
-        x = _separate_ranges(path, x, features)
+    if features and are_bytes:
+        known = selection.x_dtype
+        x = x.astype(known, copy=False) if known else _separate_ranges(path, x, features)
     return x, labels, features
 
 

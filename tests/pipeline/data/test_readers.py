@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
 
 from pipeline.config import DATA_KINDS
 from pipeline.data.dataset import load_dataset
@@ -169,6 +172,29 @@ def test_a_folder_that_holds_a_link_to_its_files_is_read(tmp_path: Path) -> None
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     assert read_source(str(tmp_path / "data")).train.x.tolist() == [[1, 2], [3, 4]]
+
+
+def test_gray_images_are_read_in_colour_beside_a_training_set_in_colour(tmp_path: Path) -> None:
+    for split, colour in (("train", (1, 2, 3)), ("test", (1, 1, 1))):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (2, 2), colour).save(tmp_path / split / "x.png")
+    splits = read_source(str(tmp_path))
+    assert splits.test is not None
+    assert (splits.train.x.shape, splits.test.x.shape) == ((1, 2, 2, 3), (1, 2, 2, 3))
+
+
+@pytest.mark.parametrize(("small", "dtype"), [(9, "float32"), (250, "uint8")])
+def test_bytes_of_a_table_become_numbers_in_all_sets_or_in_none(
+    tmp_path: Path, small: int, dtype: str
+) -> None:
+    """As the training set decides: `a` reaches `small` there, and the other number elsewhere."""
+    for split, largest in (("train", small), ("test", 259 - small)):
+        (tmp_path / split).mkdir()
+        columns = {"a": np.uint8([0, largest]), "b": np.uint8([255, 0])}
+        parquet.write_table(pa.table(columns), tmp_path / split / "x.parquet")
+    splits = read_source(str(tmp_path))
+    assert splits.test is not None
+    assert (splits.train.x.dtype, splits.test.x.dtype) == (dtype, dtype)
 
 
 IMAGES = idx_bytes(BYTES[:4])
