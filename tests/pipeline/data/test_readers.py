@@ -190,11 +190,11 @@ def test_bytes_of_a_table_become_numbers_in_all_sets_or_in_none(
     """As the training set decides: `a` reaches `small` there, and the other number elsewhere."""
     for split, largest in (("train", small), ("test", 259 - small)):
         (tmp_path / split).mkdir()
-        columns = {"a": np.uint8([0, largest]), "b": np.uint8([255, 0])}
+        columns = {"a": np.array([0, largest], np.uint8), "b": np.array([255, 0], np.uint8)}
         parquet.write_table(pa.table(columns), tmp_path / split / "x.parquet")
     splits = read_source(str(tmp_path))
     assert splits.test is not None
-    assert (splits.train.x.dtype, splits.test.x.dtype) == (dtype, dtype)
+    assert [str(part.x.dtype) for part in (splits.train, splits.test)] == [dtype, dtype]
 
 
 IMAGES = idx_bytes(BYTES[:4])
