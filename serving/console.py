@@ -20,12 +20,15 @@ from serving.errors import VaeError
 _TERMINAL_S, _PLAIN_S = 0.2, 10.0
 """Seconds between two lines of progress, on a terminal and elsewhere."""
 _CLEAR = "\r\033[K"
-_COMMAND = re.compile(r" +(?:vae|docker|kubectl|make) ")
+_COMMAND = re.compile(r"(?: +|next: )(?:vae|docker|kubectl|make|\.) ")
 
 
-def say(message: str) -> None:
-    """Print a message for a person, on stderr; a terminal does not break its words."""
-    click.echo(_wrap(message), err=True)
+def say(message: str, *, wrap: bool = True) -> None:
+    """Print a message for a person, on stderr; a terminal does not break its words.
+
+    Without `wrap` its lines stay whole, as those of a table and of a file to copy must.
+    """
+    click.echo(_wrap(message) if wrap else message, err=True)
 
 
 def warn(message: str) -> None:
@@ -35,7 +38,10 @@ def warn(message: str) -> None:
 
 def screen_width() -> int | None:
     """Return the number of columns of the terminal that stderr is, None if it is none."""
-    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    if not sys.stderr.isatty():
+        return None
+    # shutil asks the terminal of stdout, which may be a file; some terminals tell no size
+    return os.get_terminal_size(sys.stderr.fileno()).columns or shutil.get_terminal_size().columns
 
 
 def _wrap(message: str) -> str:
@@ -123,8 +129,8 @@ class Progress:
             f"{left // 60}:{left % 60:02d} left"
         )
         self.said = now
-        if self.terminal:  # a line that is wrapped cannot be cleared
-            line = f"{_CLEAR}{line[: shutil.get_terminal_size().columns - 1]}"
+        if self.terminal and (width := screen_width()):  # a wrapped line cannot be cleared
+            line = f"{_CLEAR}{line[: width - 1]}"
         click.echo(line, err=True, nl=not self.terminal)
 
     def say(self, message: str) -> None:

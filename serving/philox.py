@@ -17,8 +17,9 @@ ROUNDS = 10
 WORDS = 4
 """Words of a block."""
 LOW = 2**32 - 1
-_FEW = 8
-"""Up to so many rows are faster as Python's integers, measured; more as arrays."""
+_FEW_ROWS, _FEW_BLOCKS = 8, 64
+"""Up to so many rows, and blocks of all rows, are faster as Python's integers, measured; more as
+arrays."""
 
 
 def random_words(key: int, stream: int, rows: Rows, blocks: int) -> Words:
@@ -30,7 +31,7 @@ def random_words(key: int, stream: int, rows: Rows, blocks: int) -> Words:
         rows: the number of each row, words 2 and 3 of its counters.
         blocks: blocks of a row, whose numbers are word 0.
     """
-    if len(rows) > _FEW:
+    if len(rows) > _FEW_ROWS or len(rows) * blocks > _FEW_BLOCKS:
         return _in_arrays(key, stream, rows, blocks)
     words = b"".join(_in_integers(key, stream, int(row), blocks) for row in rows)
     return np.frombuffer(words, "<u4").reshape(len(rows), blocks * WORDS)
@@ -52,7 +53,7 @@ def _in_integers(key: int, stream: int, row: int, blocks: int) -> bytes:
     return (a | b << 32 | c << 64 | d << 96).to_bytes(16 * blocks, "little")
 
 
-@lru_cache(16)
+@lru_cache(_FEW_BLOCKS)
 def _lanes(blocks: int) -> tuple[int, ...]:
     """Return for all blocks: a 1, the bits of a word, the block's number, the steps of the key."""
     ones = int.from_bytes((b"\1" + bytes(15)) * blocks, "little")

@@ -75,7 +75,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if name == "sample":
             return [self._draw("noise.onnx", seed=seed, start=start, rows=len(rows))]
         if name == "score":
-            hashed = b"".join(hashlib.sha256(row).digest()[:8] for row in rows)
+            unsigned = rows + rows.dtype.type(0)  # a zero has no sign
+            hashed = b"".join(hashlib.sha256(row).digest()[:8] for row in unsigned)
             hashes = np.frombuffer(hashed, np.int64)
             return [
                 rows,
@@ -96,7 +97,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if rows.dtype.kind not in "iuf":
             raise ValueError(f"{name} must be {dtype}, got {rows.dtype}")
         with np.errstate(invalid="ignore", over="ignore"):
-            values = rows.astype(dtype).reshape(len(rows), *shape)
+            # by rows, of whose bytes noise is drawn; a DataFrame's values lie by columns
+            values = rows.astype(dtype, order="C").reshape(len(rows), *shape)
         if dtype == "uint8" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
         if rows.dtype.kind in "iu" and not np.array_equal(values.ravel(), rows.ravel()):

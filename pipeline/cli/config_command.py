@@ -63,7 +63,7 @@ def show_config(ctx: click.Context, command: str, write: Path | None) -> None:
     with known[command].make_context(command, list(ctx.args), parent=ctx.parent) as inner:
         values = list(_values_of(inner))
     text = _to_toml(values)
-    say(text.rstrip())
+    say(text.rstrip(), wrap=False)
     if write is not None:
         with staged_file(write) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -40,8 +40,11 @@ def migrate(
 
     Example: vae migrate models:/vae/3
     """
+    from serving.files import check_output_folder
     from serving.source import open_source
 
+    if out is not None:
+        check_output_folder(out)
     opened = open_source(model)
     if opened.version is None and out is None:
         raise click.UsageError("a bundle folder needs --out, the folder to create")

@@ -237,7 +237,10 @@ def list_versions(name: str) -> None:
     from pipeline.registry import listing
 
     rows = listing.list_versions(name)
-    say(listing.render_table(rows, screen_width()) if rows else f"{name} has no version")
+    if rows:
+        say(listing.render_table(rows, screen_width()), wrap=False)
+    else:
+        say(f"{name} has no version")
     finish({"name": name, "versions": rows})
 
 

@@ -25,12 +25,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import reading
 from serving.io.array_choice import ArrayNames, SplitName, choose_splits, find_split
 from serving.io.array_files import read_array, read_array_names, read_array_type
-from serving.io.image_files import (
-    is_image_name,
-    read_gray_first,
-    read_image,
-    read_image_shape,
-)
+from serving.io.image_files import is_image_name, read_image, read_image_shape
 from serving.io.image_folders import keep_images, list_files
 from serving.io.memory import require_memory
 
@@ -158,7 +153,7 @@ def read_images(path: Path, selection: Selection) -> SourceSplits:
                 f"images must be of one size: {path / files[0]} has {shapes[0][1]}x{shapes[0][0]} "
                 f"pixels, {path / name} has {shape[1]}x{shape[0]}"
             )
-    x = read_gray_first(partial(_read_all, path, files), shapes[0][:2], selection.colours)
+    x = selection.read_images(partial(_read_all, path, files), shapes[0][:2])
     folders = [name.split("/")[:-1] for name in files]
     labels = np.array([names[0] for names in folders]) if all(folders) else None
     return SourceSplits(LabelledRows(x, labels))
@@ -206,18 +201,13 @@ def _kind(path: Path) -> str:
 def _folder_kind(folder: Path) -> str:
     if _find_idx(folder):
         return "idx"
-    below = [*folder.rglob("*")]
-    if not any(path.is_file() for path in below):
-        links = any(path.is_symlink() for path in below)
-        what = "holds only broken links" if links else "is empty"
-        raise DataRefused(f"{folder} {what}: give {DATA_KINDS}")
     return "images" if _find_images(folder)[0] else "table"
 
 
 def _read_folders(
     folder: Path, folders: Mapping[SplitName, Path], read: Reader, selection: Selection
 ) -> SourceSplits:
-    """Read the folders of splits, the others with the columns of the first."""
+    """Read the folders of splits, the others with the columns, colours and dtype of the first."""
     beside = _list_files(folder)
     if rows := [name for name in beside if is_image_name(name)]:
         raise DataRefused(
@@ -227,14 +217,15 @@ def _read_folders(
     said = _tell_splits({split: path.name for split, path in folders.items()})
     say(f"{folder}: {said}" + (f"; passed over {list_files(beside)}" if beside else ""))
     train, *_ = read(folders["train"], selection)
-    columns = selection.columns or train.columns
+    like = replace(
+        selection,
+        columns=selection.columns or train.columns,
+        x_shape=train.x.shape[1:],
+        x_dtype=str(train.x.dtype),
+    )
     return SourceSplits(
         train,
-        **{
-            split: read(path, replace(selection, columns=columns)).train
-            for split, path in folders.items()
-            if split != "train"
-        },
+        **{split: read(path, like).train for split, path in folders.items() if split != "train"},
     )
 
 

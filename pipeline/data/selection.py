@@ -1,7 +1,12 @@
 """What to read of a source: which columns, rows or array, and how its CSV files are written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from serving.io.image_files import NotGray
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +24,24 @@ class Selection:
     """Whether rows that lack a value are left out; otherwise they are refused."""
     x_shape: Sequence[int] = ()
     x_dtype: str = ""
-    """This and the shape are those of the model that the rows are for; empty if there is none."""
+    """This and the shape are those of the model that the rows are for, or of the training set that
+    they stand beside; empty if there is none."""
 
-    @property
-    def colours(self) -> bool | None:
-        """Whether images are read in colour; None: if not all of them are gray."""
-        return len(self.x_shape) == 3 if self.x_shape else None
+    def read_images(self, read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...]) -> _Read:
+        """Read images of a size by their shape: in gray, and again in colour if one of them is.
+
+        Those for a model are read as it takes them.
+
+        Raises:
+            NotGray: the model takes gray images, and one is in colour.
+        """
+        if len(self.x_shape) != 3:
+            try:
+                return read(size)
+            except NotGray:
+                if self.x_shape:
+                    raise
+        return read((*size, 3))
 
 
 EVERYTHING = Selection()

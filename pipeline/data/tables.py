@@ -37,7 +37,7 @@ from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
-from serving.io.image_files import NotGray, read_gray_first, read_image, read_image_shape
+from serving.io.image_files import NotGray, read_image, read_image_shape
 from serving.io.rows import Rows
 from serving.io.side_columns import describe_side_columns, find_side_columns
 
@@ -86,10 +86,11 @@ def read_table(path: Path, selection: Selection) -> TableRows:
         return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
 
     if is_bytes(kind):
-        return *read_gray_first(gather, layout.shape, selection.colours), ()
+        return *selection.read_images(gather, layout.shape), ()
     x, labels = gather(layout.shape)
-    if features and are_bytes and selection.x_dtype != "uint8":
-        x = _separate_ranges(path, x, features)
+    if features and are_bytes:
+        known = selection.x_dtype
+        x = x.astype(known, copy=False) if known else _separate_ranges(path, x, features)
     return x, labels, features
 
 

@@ -91,7 +91,7 @@ scores = model.predict(x, params={{"operation": "score", "num_samples": 16, "see
 |---|---|---|---|
 {operations}
 
-The graphs are plain ONNX, of opset {opset} and IR version 8: onnxruntime 1.15 and later run them.
+The graphs are plain ONNX of opset {opset}: any runtime that knows it opens them.
 
 ## Origin
 

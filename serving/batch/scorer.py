@@ -1,8 +1,8 @@
 """Score a record batch: Arrow in, Arrow out, without a Python step for each row.
 
-The local job, Spark and streams all use it. The results of a row depend on the row alone: all rows
-share the noise of the seed, and the graphs give a row the same bytes in every batch. Rows that
-cannot be used are returned beside the results, each with a reason.
+The local job, Spark and streams all use it. The results of a row depend on the row alone: its noise
+is that of the seed and of its own bytes, and the graphs give a row the same bytes in every batch.
+Rows that cannot be used are returned beside the results, each with a reason.
 """
 
 import math

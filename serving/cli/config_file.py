@@ -115,7 +115,7 @@ def _entries(
             yield "", _as_flag(key), value
             continue
         if key not in sections:
-            allowed = f"the sections are {', '.join(sections)}"
+            allowed = f"the sections are {', '.join(sections)}" if sections else "there are none"
             raise click.BadParameter(f"{place} has the section [{key}]; {allowed}")
         for name in value:
             if _as_flag(name) not in sections[key]:

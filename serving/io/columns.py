@@ -85,7 +85,7 @@ def read_x(
     else:
         rows = _from_lists(arrays[0], layout)
     watch(rows.values)
-    rows.large = rows.large or _find_large(rows.values, batch, indices)
+    rows.large = [*rows.large, *_find_large(rows.values, batch, indices)]
     _to_dtype(rows, layout)
     x = np.ascontiguousarray(rows.values).reshape(-1, *layout.shape)
     return x, rows.codes
@@ -117,9 +117,10 @@ def _find_large(values: Array, batch: pa.RecordBatch, indices: Sequence[int]) ->
     if values.dtype.itemsize < 4:
         return []
     beyond = np.flatnonzero(_is_beyond(values).any(0)).tolist()
-    if values.dtype.kind in "iu" or len(indices) == 1:
-        whole = beyond and is_whole(batch.schema.field(indices[0]))
-        return [values] if whole else []
+    if values.dtype.kind in "iu":
+        return [values] if beyond else []
+    if len(indices) == 1:
+        return [values] if beyond and is_whole(batch.schema.field(indices[0])) else []
     return [values[:, i] for i in beyond if is_whole(batch.schema.field(indices[i]))]
 
 

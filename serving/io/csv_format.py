@@ -150,7 +150,7 @@ def _split_start(text: str) -> _Start:
         if found := _SEPARATOR.fullmatch(line) if not lines else None:
             delimiter = found[1]
         elif line.startswith(_COMMENT):
-            comment, comment_line = line.lstrip(_COMMENT).strip(), lines + 1
+            comment, comment_line = line.lstrip(_COMMENT).strip(" \r\n"), lines + 1
         elif line.strip():
             break
         place, lines = place + len(line), lines + 1
@@ -162,16 +162,17 @@ def _find_header(
 ) -> tuple[list[str], int, list[list[str]]]:
     """Return the names, the number of lines up to them, and the first rows.
 
-    A comment with a name for each field names the columns, as numpy.savetxt writes it. If rows have
-    a field more than there are names, the first one has none, as R writes row names, or the last
-    one, which is always empty.
+    A comment with a name for each field names the columns, as numpy.savetxt writes it, if a line of
+    values follows it. If rows have a field more than there are names, the first one has none, as R
+    writes row names, or the last one, which is always empty.
     """
     rows, first_lines = _parse(start.rest, delimiter, whole)
     comments, _ = _parse(start.comment, delimiter, whole=True)
-    if comments and rows and len(comments[0]) == len(rows[0]) > 1:
-        return _strip(comments[0]), start.comment_line, rows
     if not rows:
         raise DataRefused(f"cannot read {location}: it has no line of names")
+    has_values = any(is_number(cell.replace(",", ".")) for cell in rows[0])
+    if has_values and comments and len(comments[0]) == len(rows[0]) > 1:
+        return _strip(comments[0]), start.comment_line, rows
     header, rows = _strip(rows[0]), rows[1:]
     if len(header) > 1 and rows and all(len(row) == len(header) + 1 for row in rows):
         header = [*header, ""] if not any(row[-1].strip() for row in rows) else ["", *header]

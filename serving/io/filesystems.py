@@ -177,7 +177,7 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if entry.name[0] not in "_."]
     for entry in shown:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir raises for a link to itself
             yield from _walk(entry.path, above | {real})
         else:
             yield entry.path

@@ -7,7 +7,6 @@ EXIF says, (height, width) if gray or (height, width, 3). Colour profiles are no
 
 import io
 import struct
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,22 +103,6 @@ def decode_image(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8] | 
         raise
     except DataRefused:
         return None
-
-
-def read_gray_first(
-    read: Callable[[tuple[int, ...]], _Read], size: tuple[int, ...], colours: bool | None
-) -> _Read:
-    """Read images of a size by their shape: in gray, and again in colour if one of them is.
-
-    `colours` settles it; None if it is to be found out.
-    """
-    if not colours:
-        try:
-            return read(size)
-        except NotGray:
-            if colours is False:
-                raise
-    return read((*size, 3))
 
 
 def is_image_name(name: str) -> bool:

@@ -22,6 +22,11 @@ class _Unread(NamedTuple):
     magics: tuple[bytes, ...] = ()
 
 
+_PAGES = (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML")
+_POINTER = b"version https://"
+_TEXTS = (*_PAGES, _POINTER, b'{"', b"[{", b"[[")
+"""How texts start that are no CSV, whatever their name."""
+
 _UNREAD = (
     _Unread(
         "a MATLAB file",
@@ -112,13 +117,13 @@ _UNREAD = (
         "a web page",
         "download the file itself; the page may say why it was not sent",
         "",
-        (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"),
+        _PAGES,
     ),
     _Unread(
         "a pointer of Git LFS and not the file itself",
         "fetch that by git lfs pull",
         "",
-        (b"version https://",),
+        (_POINTER,),
     ),
     _Unread(
         "a Parquet or Arrow file",
@@ -129,8 +134,6 @@ _UNREAD = (
     ),
     _Unread("an array of numpy", "end its name in .npy", "", (b"\x93NUMPY",)),
 )
-_TEXTS = (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML", b"version https://", b'{"', b"[{", b"[[")
-"""How texts start that are no CSV, whatever their name."""
 
 
 def explain_unread(name: str, head: bytes) -> str:

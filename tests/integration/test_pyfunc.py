@@ -112,7 +112,9 @@ def test_a_table_is_scored_from_a_data_frame(trained_table: Trained, sealed_tabl
     model = mlflow.pyfunc.load_model(f"models:/table/{version}")
     x = trained_table[1].test.x[:6]
     expected = Engine(sealed_table).score(x, 1, 0)
-    for rows in (x, x.astype(np.float64), pd.DataFrame(x, columns=list("abcd"), dtype="float64")):
+    frame = pd.DataFrame(x, columns=list("abcd"), dtype="float64")
+    by_columns = pd.DataFrame({name: frame[name].copy() for name in "abcd"})
+    for rows in (x, x.astype(np.float64), frame, by_columns):
         got = model.predict(rows, params={"operation": "score"})
         assert {name: value.tobytes() for name, value in got.items()} == {
             name: value.tobytes() for name, value in expected.items()

@@ -1,4 +1,8 @@
+import fcntl
 import os
+import struct
+import sys
+import termios
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -117,7 +121,23 @@ def test_a_warning_is_wrapped_too() -> None:
     assert max(len(line) for line in shown.splitlines()) < 80 + len("\033[31m\033[1m")
 
 
-def test_a_command_to_copy_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown_on_a_terminal(lambda: say(COMMAND)) == f"{COMMAND}\r\n"
+@pytest.mark.parametrize("start", ["", "  . /a/very/long/path && ", "next:"])
+def test_a_command_to_copy_stays_one_line(start: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"{start}{COMMAND}".replace(":  ", ": ")
+    assert shown_on_a_terminal(lambda: say(command)) == f"{command}\r\n"
     say(LONG)
     assert capsys.readouterr().err == f"{LONG}\n"  # as it is in a file
+
+
+def test_lines_of_a_file_to_copy_stay_whole() -> None:
+    assert shown_on_a_terminal(lambda: say(LONG, wrap=False)) == f"{LONG}\r\n"
+
+
+def test_the_width_is_that_of_the_terminal_of_stderr() -> None:
+    """As in `vae list | jq`, where stdout is no terminal."""
+
+    def write() -> None:
+        fcntl.ioctl(sys.stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        say(LONG)
+
+    assert shown_on_a_terminal(write) == f"{LONG}\r\n"

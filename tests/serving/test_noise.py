@@ -120,3 +120,10 @@ def test_a_seed_out_of_range_is_refused(seed: int) -> None:
         draw_rows(seed, 0, 1, 1)
     assert str(caught.value) == f"seed must be from 0 to 9223372036854775807, got {seed}"
     assert caught.value.exit_code == 2
+
+
+def test_rows_that_differ_in_the_sign_of_a_zero_have_the_same_hash() -> None:
+    """A decimal has no negative zero, and a float may have one: they are equal rows."""
+    rows = np.array([[0.0, 1.0], [-0.0, 1.0]], np.float32)
+    first, second = hash_rows(rows).tolist()
+    assert first == second == int.from_bytes(sha256(rows[0].tobytes()).digest()[:8], "little")

@@ -4,15 +4,21 @@ import pytest
 from serving.philox import random_words
 
 
-@pytest.mark.parametrize("rows", [1, 8, 9, 50])
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 3), (8, 3), (9, 3), (50, 3), (1, 64), (2, 33)])
 @pytest.mark.parametrize("key", [0, 2**32 - 1, 2**63 + 12345, 2**64 - 1])
-def test_every_block_is_that_of_a_plain_loop(rows: int, key: int) -> None:
+def test_every_block_is_that_of_a_plain_loop(rows: int, blocks: int, key: int) -> None:
     numbers = np.random.default_rng(0).integers(0, 2**64, rows, np.uint64)
-    found = random_words(key, 2**32 - 1, numbers, 3).reshape(rows, 3, 4)
+    found = random_words(key, 2**32 - 1, numbers, blocks).reshape(rows, blocks, 4)
     for row, number in enumerate(numbers.tolist()):
-        for block in range(3):
+        for block in range(blocks):
             expected = philox((block, 2**32 - 1, number & 0xFFFFFFFF, number >> 32), key)
             assert tuple(found[row, block].tolist()) == expected
+
+
+def test_no_large_integer_is_made_for_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that it takes to number its blocks grows with the square of their count."""
+    monkeypatch.setattr("serving.philox._in_integers", None)
+    assert random_words(0, 0, np.zeros(1, np.uint64), 20_000).shape == (1, 80_000)
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(0, 2), (3, 0), (20, 0)])

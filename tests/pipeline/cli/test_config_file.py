@@ -164,6 +164,11 @@ def test_a_bad_entry_is_refused(given: Given, content: str, message: str) -> Non
     assert given == {}
 
 
+def test_a_section_for_a_command_without_any_is_refused(given: Given) -> None:
+    message = "run.toml has the section [train]; there are none"
+    assert refusal("serve", "[train]\nepochs = 3\n").startswith(message)
+
+
 @pytest.mark.parametrize(
     ("command", "content", "key"),
     [

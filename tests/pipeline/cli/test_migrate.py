@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.errors import ParityFailed
 from serving.bundle import Bundle, open_bundle
+from serving.errors import UsageRefused
 from serving.mlflow_store import DIGEST_TAG, connect
 from tests.e2e.versions import other_model
 from tests.pipeline.registry.versions import alias, champion, promote_with, register
@@ -66,3 +67,8 @@ def test_a_bundle_whose_graphs_are_of_another_model_fails(
 def test_a_folder_needs_a_place(old: Bundle, vae: Any) -> None:
     with pytest.raises(click.UsageError, match="a bundle folder needs --out"):
         vae("migrate", str(old.path))
+
+
+def test_a_folder_that_exists_is_refused_before_anything_is_read(vae: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageRefused, match="exists"):
+        vae("migrate", str(tmp_path / "nothing"), "--out", str(tmp_path))

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
 
 from pipeline.config import DATA_KINDS
 from pipeline.data.dataset import load_dataset
@@ -163,16 +166,44 @@ def test_a_missing_path_is_a_usage_error(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_folder_that_holds_a_link_to_its_files_is_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.csv").write_text("a,b\n1,2\n3,4\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert read_source(str(tmp_path / "data")).train.x.tolist() == [[1, 2], [3, 4]]
+
+
+def test_gray_images_are_read_in_colour_beside_a_training_set_in_colour(tmp_path: Path) -> None:
+    for split, colour in (("train", (1, 2, 3)), ("test", (1, 1, 1))):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (2, 2), colour).save(tmp_path / split / "x.png")
+    splits = read_source(str(tmp_path))
+    assert splits.test is not None
+    assert (splits.train.x.shape, splits.test.x.shape) == ((1, 2, 2, 3), (1, 2, 2, 3))
+
+
+@pytest.mark.parametrize(("small", "dtype"), [(9, "float32"), (250, "uint8")])
+def test_bytes_of_a_table_become_numbers_in_all_sets_or_in_none(
+    tmp_path: Path, small: int, dtype: str
+) -> None:
+    """As the training set decides: `a` reaches `small` there, and the other number elsewhere."""
+    for split, largest in (("train", small), ("test", 259 - small)):
+        (tmp_path / split).mkdir()
+        columns = {"a": np.array([0, largest], np.uint8), "b": np.array([255, 0], np.uint8)}
+        parquet.write_table(pa.table(columns), tmp_path / split / "x.parquet")
+    splits = read_source(str(tmp_path))
+    assert splits.test is not None
+    assert [str(part.x.dtype) for part in (splits.train, splits.test)] == [dtype, dtype]
+
+
 IMAGES = idx_bytes(BYTES[:4])
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "folder with half of IDX": (
         lambda folder: write("t10k-images-idx3-ubyte", b"")(folder).parent,
         "{path} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz",
     ),
-    "empty folder": (
-        lambda folder: folder,
-        f"{{path}} is empty: give {DATA_KINDS}",
-    ),
+    "empty folder": (lambda folder: folder, "no files in {path}"),
     "wrong magic": (
         write("x-idx1-ubyte", b"\x89\0\r\n\x1a\n"),
         "{path} is not an IDX file: it starts with 0x89000d0a1a0a",

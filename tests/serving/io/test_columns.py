@@ -279,3 +279,28 @@ def test_a_jpeg_is_decoded_as_pillow_does() -> None:
 def test_a_file_whose_column_changed_its_kind_is_refused() -> None:
     with pytest.raises(DataRefused, match="column 'x' is string"):
         read_x(pa.record_batch({"x": pa.array(["a"])}), ["x"], BYTES)
+
+
+LARGE = pa.array([2**24 + 1, 5])
+DECIMALS = pa.array([5, 2**24 + 1]).cast(pa.decimal128(20, 0))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "good"),
+    [
+        ([pa.array([True, False]), LARGE], [[0, 5]]),
+        ([LARGE, pa.array([True, False])], [[5, 0]]),
+        ([LARGE, pa.array([1.5, 2.5])], [[5, 2.5]]),
+        ([LARGE, DECIMALS], []),
+    ],
+    ids=["after booleans", "before booleans", "beside floats", "beside decimals"],
+)
+def test_a_whole_number_that_float32_rounds_is_a_bad_row(
+    arrays: list[pa.Array], good: list[list[float]]
+) -> None:
+    batch = pa.record_batch(arrays, ["a", "b"])
+    x, codes = read_x(batch, ["a", "b"], RowLayout((2,), np.dtype(np.float32), False))
+    assert x.tolist() == good
+    assert {REASONS[code] for code in codes[codes > 0].tolist()} == {
+        "x is a whole number that float32 would round"
+    }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.errors import DataRefused, UsageRefused
-from serving.io.csv_format import find_format, is_csv_name
+from serving.io.csv_format import UNNAMED, find_format, is_csv_name
 from serving.io.filesystems import locate
 from serving.io.rows import Rows
 
@@ -122,3 +122,20 @@ def test_wide_files_are_read_in_blocks_of_many_rows(tmp_path: Path) -> None:
     blocks = [find_format(locate(str(path))).block_bytes for path in (wide, narrow)]
     assert blocks[0] > 100 * 20_000
     assert blocks[1] == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "lines"),
+    [
+        ("# a,b\n1,2\n", ("a", "b"), 1),
+        ("# written by us, today\na,b\n1,2\n", ("a", "b"), 2),
+        ("#\ta\tb\nx\t1\t2\ny\t3\t4\n", (f"{UNNAMED}0", "a", "b"), 1),
+    ],
+    ids=["names in a comment", "a comment above names", "a comment whose first name is empty"],
+)
+def test_a_comment_names_columns_if_values_follow_it(
+    tmp_path: Path, text: str, names: tuple[str, ...], lines: int
+) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    layout = find_format(locate(str(tmp_path / "x.csv")))
+    assert (layout.names, layout.header_lines) == (names, lines)

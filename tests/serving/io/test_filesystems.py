@@ -43,12 +43,16 @@ def test_links_are_followed_but_not_in_circles_and_broken_ones_are_told(folder: 
     (folder / "b" / "up").symlink_to(folder)
     (folder / "d").symlink_to(folder / "b")
     (folder / "e.parquet").symlink_to("nowhere")
+    (folder / "f.parquet").symlink_to("f.parquet")
     found = find_files(str(folder))
     here = ["a.parquet", *(f"{part}/{name}.parquet" for part in "bd" for name in ("empty", "x"))]
     assert sorted(name for name, _, info in found if info.is_file) == sorted([*here, "c.parquet"])
     kept, note = keep_images(folder, found)
-    assert len(kept) == len(found) - 1
-    said = "6 files; passed over 1 other file, 1 .parquet (e.parquet); 1 of them broken links"
+    assert len(kept) == len(found) - 2
+    said = (
+        "6 files; passed over 2 other files, 2 .parquet (e.parquet, f.parquet); "
+        "2 of them broken links"
+    )
     assert note == f"{folder}: {said}"
 
 
