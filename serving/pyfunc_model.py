@@ -57,8 +57,10 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not 1 <= samples <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
-        rows = _as_array(_checked(self._order_columns(model_input)))
-        if name != "sample":
+        if name == "sample":  # the rows are only counted
+            rows = _as_array(model_input)
+        else:
+            rows = _as_array(_checked(self._order_columns(model_input)))
             rows = self._cast(rows, operation["inputs"][0])
         step = min(_MAX_BATCH, _MAX_DECODED // samples) if name == "score" else _MAX_BATCH
         runs = []
@@ -101,6 +103,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             values = rows.astype(dtype, order="C").reshape(len(rows), *shape)
         if dtype == "uint8" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers from 0 to 255")
+        largest = self._largest_byte() if dtype == "uint8" else np.inf
+        if values.size and values.max() > largest:
+            raise ValueError(f"{name} must be from 0 to {largest}, as in the model's training")
         if rows.dtype.kind in "iu" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers that float32 holds exactly")
         if not np.isfinite(values).all():
@@ -110,6 +115,12 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if unit and not ((values >= 0) & (values <= 1)).all():
             raise ValueError(f"{name} must be from 0 to 1 for a bernoulli likelihood")
         return values
+
+    def _largest_byte(self) -> int:
+        """Return the largest byte of `x`, as `serving.bundle.Manifest.max_byte` does."""
+        largest = self._manifest["data"].get("range", (0, 255))[1]
+        whole = self._manifest["likelihood"] in ("gaussian", "categorical")
+        return 255 if whole or largest > 127 else max(1, int(largest))
 
     def _order_columns(self, rows: Any) -> Any:
         """Order a DataFrame's columns as in training; without any of these, it stays unchanged."""

@@ -40,12 +40,14 @@ def migrate(
 
     Example: vae migrate models:/vae/3
     """
+    from pipeline.export.migration import require_earlier
     from serving.files import check_output_folder
     from serving.source import open_source
 
     if out is not None:
         check_output_folder(out)
     opened = open_source(model)
+    require_earlier(opened.bundle)
     if opened.version is None and out is None:
         raise click.UsageError("a bundle folder needs --out, the folder to create")
     with tempfile.TemporaryDirectory() as temporary:

@@ -29,8 +29,7 @@ def migrate_bundle(old: Bundle, out: Path) -> Bundle:
         UsageRefused: the bundle has the schema of today.
     """
     manifest = old.manifest
-    if manifest.schema_version == SCHEMA_VERSION:
-        raise UsageRefused(f"{old.path} is of schema {SCHEMA_VERSION} already: use it as it is")
+    require_earlier(old)
     check_output_folder(out)
     content = asdict(manifest) | {"schema_version": SCHEMA_VERSION}
     content["migrated_from"] = manifest.digest
@@ -43,6 +42,12 @@ def migrate_bundle(old: Bundle, out: Path) -> Bundle:
         write_noise_graphs(folder, manifest.latent_dim, _metadata(old))
         (folder / CARD).write_text(render_card(content, old.read_json(METRICS)))
         return Bundle(out, seal(folder, content))
+
+
+def require_earlier(old: Bundle) -> None:
+    """Refuse a bundle that has the schema of today."""
+    if old.manifest.schema_version == SCHEMA_VERSION:
+        raise UsageRefused(f"{old.path} is of schema {SCHEMA_VERSION} already: use it as it is")
 
 
 def _metadata(old: Bundle) -> dict[str, str]:

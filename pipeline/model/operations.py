@@ -115,11 +115,16 @@ def run_reference(
 ) -> dict[str, Array]:
     """Run one operation of the eager model in `dtype`; `tf32` rounds the factors of products.
 
-    Any `draw` but 0 moves each weight by one rounding, so that the errors of float32 fall anew.
+    Any `draw` but 0 rounds each weight in another way, so that the errors fall anew: by one
+    rounding of float32 away from where it is, or to the one or other neighbour in TF32.
     """
     model = copy.deepcopy(model).to(dtype)
     if draw:
-        _move_weights(model, torch.Generator().manual_seed(draw))
+        generator = torch.Generator().manual_seed(draw)
+        if tf32:
+            _round_by_chance(model, generator)
+        else:
+            _move_weights(model, generator)
     if tf32:
         _round_products(model)
     tensors = (torch.from_numpy(np.array(inputs[tensor.name])) for tensor in operation.inputs)
@@ -135,6 +140,14 @@ def _move_weights(model: VAE, generator: torch.Generator) -> None:
             up = torch.rand(weight.shape, generator=generator) < 0.5
             towards = torch.where(up, torch.inf, -torch.inf).to(weight.dtype)
             weight.copy_(weight.nextafter(towards))
+
+
+def _round_by_chance(model: VAE, generator: torch.Generator) -> None:
+    """Round the weights of products up or down, as often as they are near to either."""
+    for layer in product_layers(model).values():
+        bits = layer.weight.view(torch.int32)
+        chance = torch.randint(0, 0x2000, bits.shape, generator=generator, dtype=torch.int32)
+        layer.weight.copy_(((bits + chance) & ~0x1FFF).view(torch.float32))
 
 
 def round_to_tf32(values: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from pipeline.errors import ParityFailed
 from pipeline.export.model_card import address_card, render_figures
 from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
-from serving.bundle import CARD, METRICS, Bundle, manifest_digest
+from serving.bundle import CARD, METRICS, SCHEMA_VERSION, Bundle, manifest_digest
+from serving.errors import UsageRefused
 from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
 from serving.source import Source, fetch_version, version_errors
 
@@ -37,6 +38,11 @@ def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
 
     A bundle that is registered already keeps its version.
     """
+    if bundle.manifest.schema_version < SCHEMA_VERSION:
+        raise UsageRefused(
+            f"{bundle.path} is of schema {bundle.manifest.schema_version}, and versions are of "
+            f"{SCHEMA_VERSION}: run vae migrate, and register what it makes"
+        )
     if faults := parity_faults(bundle, on_this_machine=True):
         raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
     with store_errors():

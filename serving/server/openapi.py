@@ -15,8 +15,9 @@ from serving.server.openapi_schemas import (
     reference,
     schemas,
 )
+from serving.server.request_inputs import MAX_ROWS
 from serving.server.rest_messages import Route
-from serving.server.service import MAX_ROWS, LoadedVersion
+from serving.server.service import LoadedVersion
 
 _REFUSALS = {
     "400": "The request does not fit the operation",

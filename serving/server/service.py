@@ -5,8 +5,9 @@ the version that served when it arrived: a swap is one assignment, and the old v
 the requests in its queue.
 """
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -14,27 +15,29 @@ from typing import Any
 
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
-from serving.noise import draw_eps, draw_rows
+from serving.errors import NotFound, NotReady, UsageRefused
 from serving.operations import Operation
 from serving.protocol.messages import (
     Array,
     InferRequest,
     InferResponse,
-    Parameter,
-    match_tensor,
     wire_tensor,
 )
 from serving.server.batching import Admission, Batcher
 from serving.server.metrics import statistics
+from serving.server.request_inputs import (
+    MAX_ROWS,
+    check_names,
+    check_size,
+    match_inputs,
+    plan_noise,
+)
 from serving.server.shared_counters import OPERATIONS, SharedCounters
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 WARM_UP_ROWS = (1, 64)
-MAX_ROWS = 4096
-"""Rows times draws of one request; more need several requests, or a batch job."""
-_NOISE = ("seed", "num_samples")
-_DRAWS = ("sample", "score")
+INLINE_NORMALS = 2**15
+"""More are drawn in the thread, so that the event loop need not wait for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,19 +183,25 @@ class Service:
         served, operation = self.operation(request.model, request.version)
         if not self.is_loaded(operation.name):
             raise NotReady(f"{operation.name} was unloaded: load it to use it")
-        _check_names(operation, request)
+        check_names(operation, request)
         timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
-        inputs = _complete(served.engine, operation, request)
-        drawn = "" if "eps" in request.inputs else "eps"
-        rows = served.engine.check(operation.name, inputs, drawn)
+        inputs = match_inputs(operation, request)
+        draw = plan_noise(served.engine, operation, request, inputs)
+        rows = served.engine.check(operation.name, inputs, "eps" if draw else "")
         num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
-        _check_size(rows, num_samples)
+        check_size(rows, num_samples)
+        if draw:
+            small = inputs["eps"].size <= INLINE_NORMALS
+            inputs["eps"] = draw() if small else await self._run(draw)
         outputs = await served.batcher.submit(
             operation.name, inputs, rows, num_samples, time.perf_counter() + timeout_s
         )
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
         return InferResponse(operation.name, served.version, outputs, request.id)
+
+    async def _run(self, draw: Callable[[], Array]) -> Array:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, draw)
 
     def record(self, transport: str, operation: str, status: int, started: float) -> None:
         """Count an answer, and the seconds since its request was read."""
@@ -270,61 +279,6 @@ class Service:
         if type(timeout) is not int or timeout < 0:
             raise UsageRefused(f"timeout must be whole microseconds, at least 0, got {timeout!r}")
         return min(timeout / 1e6, self.timeout_s) if timeout else self.timeout_s
-
-
-def _check_names(operation: Operation, request: InferRequest) -> None:
-    if request.outputs:
-        outputs = [tensor.name for tensor in operation.outputs]
-        for name in request.outputs:
-            if name not in outputs:
-                raise DataRefused(f"{operation.name} gives {', '.join(outputs)}, got {name!r}")
-    if request.parameters and operation.name not in _DRAWS:
-        for name in request.parameters.keys() & _NOISE:
-            raise UsageRefused(f"{operation.name} draws no noise: it takes no seed, got {name!r}")
-
-
-def _complete(engine: Engine, operation: Operation, request: InferRequest) -> dict[str, Array]:
-    """Return the inputs in the graph's dtypes; draw the noise if the request holds none."""
-    tensors = {tensor.name: tensor for tensor in operation.inputs}
-    inputs = {
-        name: match_tensor(tensors[name], array) if name in tensors else array
-        for name, array in request.inputs.items()
-    }
-    if "eps" not in tensors:
-        return inputs
-    if "eps" in inputs:
-        if given := request.parameters.keys() & _NOISE:
-            raise UsageRefused(f"eps and {', '.join(sorted(given))} exclude each other")
-        return inputs
-    seed = _whole_number(request.parameters, "seed", 0, 0)
-    num_samples = _whole_number(request.parameters, "num_samples", 1, 1)
-    if num_samples > MAX_ROWS:
-        raise UsageRefused(f"num_samples must be at most {MAX_ROWS}, got {num_samples}")
-    latent_dim = engine.bundle.manifest.latent_dim
-    if operation.name == "sample":
-        inputs["eps"] = draw_rows(seed, 0, num_samples, latent_dim)
-    elif "x" not in inputs:
-        got = ", ".join(sorted(inputs)) or "none"
-        raise DataRefused(f"{operation.name} takes x, and eps or a seed for it, got {got}")
-    elif inputs["x"].ndim:
-        _check_size(len(inputs["x"]), num_samples)
-        inputs["eps"] = draw_eps(inputs["x"], seed, num_samples, latent_dim)
-    return inputs
-
-
-def _check_size(rows: int, num_samples: int) -> None:
-    if rows * num_samples > MAX_ROWS:
-        raise UsageRefused(
-            f"a request may hold {MAX_ROWS} rows times draws, got {rows * num_samples}: "
-            "send several"
-        )
-
-
-def _whole_number(parameters: Mapping[str, Parameter], name: str, default: int, least: int) -> int:
-    value = parameters.get(name, default)
-    if type(value) is not int or value < least:
-        raise UsageRefused(f"{name} must be a whole number, at least {least}, got {value!r}")
-    return value
 
 
 def _warm_up(engine: Engine) -> dict[str, float]:

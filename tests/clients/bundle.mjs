@@ -20,8 +20,9 @@ const {eps} = await run('noise.onnx', {seed: whole(seed), start: whole(0), rows:
 const samples = await run('decoder.onnx', {z: eps});
 const {x_loc} = await run('reconstruct.onnx', {x});
 
-const row = bytes.length / rows, hashes = Array.from({length: rows}, (_, i) =>
-  createHash('sha256').update(bytes.subarray(i * row, (i + 1) * row)).digest().readBigInt64LE());
+const plain = new Uint8Array(x_data.map(value => value + 0).buffer); // a zero has no sign
+const row = plain.length / rows, hashes = Array.from({length: rows}, (_, i) =>
+  createHash('sha256').update(plain.subarray(i * row, (i + 1) * row)).digest().readBigInt64LE());
 const draws = {seed: whole(seed), hash: whole(...hashes), num_samples: whole(2)};
 const {eps: row_eps} = await run('score_noise.onnx', draws);
 const {elbo} = await run('score.onnx', {x, eps: row_eps});

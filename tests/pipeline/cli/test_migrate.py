@@ -34,9 +34,11 @@ def test_a_folder_becomes_a_checked_bundle_that_can_be_registered(
 
 
 def test_a_version_becomes_a_new_one_and_stays(
-    old: Bundle, trained: Trained, vae: Any, tmp_path: Path
+    old: Bundle, trained: Trained, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert promote_with(trained, register(old)).decision == "promoted"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipeline.registry.versions.SCHEMA_VERSION", 1)
+        assert promote_with(trained, register(old)).decision == "promoted"
     said = vae("migrate", "models:/vae/1", "--threads", "1")
     assert (said["name"], said["version"], said["parity"]) == ("vae", "2", "passed")
     assert (champion(), alias("candidate")) == ("1", "2")
@@ -62,6 +64,20 @@ def test_a_bundle_whose_graphs_are_of_another_model_fails(
     old = write_schema_1(other, tmp_path / "old")
     with pytest.raises(ParityFailed):
         vae("migrate", str(old.path), "--out", str(tmp_path / "new"), "--threads", "1")
+
+
+def test_a_bundle_of_an_earlier_schema_is_migrated_before_it_is_registered(
+    old: Bundle, vae: Any
+) -> None:
+    with pytest.raises(UsageRefused, match="is of schema 1, .* run vae migrate"):
+        vae("register", str(old.path))
+
+
+def test_a_bundle_of_today_is_refused_before_its_data_is_read(
+    sealed: Bundle, vae: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageRefused, match="is of schema 2 already"):
+        vae("migrate", str(sealed.path), "--out", str(tmp_path / "new"), "--data", "nowhere")
 
 
 def test_a_folder_needs_a_place(old: Bundle, vae: Any) -> None:
