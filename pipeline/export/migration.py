@@ -30,7 +30,7 @@ def migrate_bundle(old: Bundle, out: Path) -> Bundle:
     """
     manifest = old.manifest
     if manifest.schema_version == SCHEMA_VERSION:
-        raise UsageRefused(f"{old.path} is of schema {SCHEMA_VERSION} already: use it as it is")
+        raise UsageRefused(f"the bundle is of schema {SCHEMA_VERSION} already: use it as it is")
     check_output_folder(out)
     content = asdict(manifest) | {"schema_version": SCHEMA_VERSION}
     content["migrated_from"] = manifest.digest
