@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -9,7 +10,7 @@ import click
 from pipeline.config import Config
 from serving.cli.paths import Origin
 from serving.console import say
-from serving.errors import DataRefused
+from serving.errors import DataRefused, UsageRefused
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -47,13 +48,22 @@ def load_data(
 
     Raises:
         DataRefused: the test split is not the one that `model` was tested on.
+        UsageRefused: the data is not there.
     """
     from pipeline.data.dataset import load_dataset
 
     data = replace(config.data, data=source) if source else config.data
     say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
-    dataset = load_dataset(settings.pop("data"), **settings, **_rows_of(model))
+    try:
+        dataset = load_dataset(settings.pop("data"), **settings, **_rows_of(model))
+    except UsageRefused as err:
+        if model is None or source or Path(data.data).expanduser().exists():
+            raise
+        raise UsageRefused(
+            f"the data that the model learned from is not at {data.data!r}: --data names where it "
+            "is now"
+        ) from err
     known = model.data["splits"]["test"]["sha256"] if model else dataset.test.sha256
     if known != dataset.test.sha256:
         raise DataRefused(

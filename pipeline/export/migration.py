@@ -47,7 +47,7 @@ def migrate_bundle(old: Bundle, out: Path) -> Bundle:
 def require_earlier(old: Bundle) -> None:
     """Refuse a bundle that has the schema of today."""
     if old.manifest.schema_version == SCHEMA_VERSION:
-        raise UsageRefused(f"{old.path} is of schema {SCHEMA_VERSION} already: use it as it is")
+        raise UsageRefused(f"the bundle is of schema {SCHEMA_VERSION} already: use it as it is")
 
 
 def _metadata(old: Bundle) -> dict[str, str]:

@@ -16,6 +16,7 @@ from serving.protocol.messages import (
     Parameter,
     from_bytes,
     from_values,
+    refuse_many,
     refuse_unsupported,
 )
 
@@ -29,6 +30,8 @@ def decode_request(message: Any) -> InferRequest:
         DataRefused: the sizes of its tensors do not match.
         UsageRefused: a parameter would change the answer and is not supported.
     """
+    refuse_many(message.inputs, "inputs")
+    refuse_many(message.outputs, "outputs")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise DataRefused(f"{len(message.inputs)} inputs need as many raw contents, got {len(raw)}")

@@ -23,6 +23,7 @@ from serving.protocol.messages import (
     datatype_of,
     from_bytes,
     from_values,
+    refuse_many,
     refuse_unsupported,
 )
 
@@ -164,6 +165,7 @@ def _raw_request(operation: Operation, version: str, body: bytes) -> InferReques
 def _decode_tensors(
     entries: Sequence[Any], tail: memoryview, *, booleans: bool
 ) -> dict[str, Array]:
+    refuse_many(entries, "inputs")
     arrays: dict[str, Array] = {}
     start = 0
     for entry in entries:
@@ -198,6 +200,7 @@ def _binary_outputs(request: Mapping[str, Parameter], entries: Sequence[Any]) ->
     default = request.get("binary_data_output", False)
     if type(default) is not bool:
         raise UsageRefused(f"binary_data_output must be true or false, got {default!r}")
+    refuse_many(entries, "outputs")
     named: dict[str, bool] = {}
     for entry in entries:
         name = _text(_object(entry, "an output").get("name"), "name of an output")

@@ -23,6 +23,9 @@ from serving.operations import Tensor
 Array = NDArray[Any]
 MAX_VALUES = 2**28
 """Values of one tensor. A size of 0 counts as 1 here, since numpy multiplies the other sizes."""
+MAX_AXES = 8
+MAX_TENSORS = 8
+"""Inputs or outputs of one request: more than any operation has, and few to look at."""
 Parameter = str | int | float | bool
 PARAMETERS = ("seed", "num_samples", "timeout", "binary_data_output")
 """The parameters of a request that mean something here; all others are ignored."""
@@ -75,8 +78,9 @@ def wire_shape(name: str, shape: object) -> tuple[int, ...]:
     """Return a shape as a tuple; refuse sizes that are not whole numbers from 0, or too many."""
     if not isinstance(shape, (list, tuple)):
         raise DataRefused(f"shape of {name} must be a list of numbers, got {shape!r}")
-    if not {*map(type, shape)} <= {int} or min(shape, default=0) < 0 or len(shape) > 8:
-        raise DataRefused(f"shape of {name} must be at most 8 sizes from 0, got {list(shape)}")
+    if len(shape) > MAX_AXES or not {*map(type, shape)} <= {int} or min(shape, default=0) < 0:
+        got = f"{len(shape)} sizes" if len(shape) > MAX_AXES else list(shape)
+        raise DataRefused(f"shape of {name} must be at most {MAX_AXES} sizes from 0, got {got}")
     if math.prod(size or 1 for size in shape) > MAX_VALUES:
         raise DataRefused(
             f"{name} may hold at most {MAX_VALUES} values, got the shape {list(shape)}"
@@ -108,6 +112,16 @@ def refuse_to_load(parameters: Iterable[str]) -> None:
             raise DataRefused(f"load takes no {name[:40]!r}: versions come from the registry")
 
 
+def refuse_many(tensors: Sequence[Any], what: str) -> None:
+    """Refuse more inputs or outputs than any operation has, before each of them is read.
+
+    Raises:
+        DataRefused: there are too many.
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise DataRefused(f"a request may have {MAX_TENSORS} {what}, got {len(tensors)}")
+
+
 def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:
     """Make an array from row-major little-endian bytes, without a copy if they are aligned."""
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
@@ -131,7 +145,7 @@ def from_values(
     if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             return np.frombuffer(_FROM_LIST[dtype](values), dtype).reshape(sizes)
-    numbers, found = _flatten(name, values)
+    numbers, found = _flatten(name, values, math.prod(sizes))
     if len(numbers) != math.prod(sizes) or (len(found) > 1 and found != sizes):
         raise DataRefused(f"data of {name} has shape {list(found)}, shape says {list(sizes)}")
     try:
@@ -141,8 +155,12 @@ def from_values(
     return exact(name, tensor, dtype).reshape(sizes)
 
 
-def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, ...]]:
-    """Return the numbers of a list, flat or nested, and its shape; refuse other values."""
+def _flatten(name: str, values: object, most: int) -> tuple[list[int | float], tuple[int, ...]]:
+    """Return the numbers of a list, flat or nested, and its shape; refuse other values.
+
+    More than `most` of them, or more axes than a shape may have, are not looked at: each level
+    takes as long as all the numbers.
+    """
     if not isinstance(values, list):
         raise DataRefused(f"data of {name} must be a list of numbers")
     sizes = [len(values)]
@@ -150,6 +168,11 @@ def _flatten(name: str, values: object) -> tuple[list[int | float], tuple[int, .
         if {*map(type, values)} != {list} or len({*map(len, values)}) != 1:
             raise DataRefused(f"data of {name} must be numbers in rows of one length")
         sizes.append(len(values[0]))
+        if len(sizes) > MAX_AXES or math.prod(sizes) > most:
+            raise DataRefused(
+                f"data of {name} must be numbers in at most {MAX_AXES} lists inside each other, "
+                f"{most} in all as the shape says; got more"
+            )
         values = [*chain.from_iterable(values)]
     if not {*map(type, values)} <= {int, float}:
         raise DataRefused(f"data of {name} must be numbers")

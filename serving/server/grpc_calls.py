@@ -21,7 +21,7 @@ from serving.server.grpc_reflection import (
     ReflectionRequest,
     whole_services,
 )
-from serving.server.grpc_server import GrpcServer, Method, Methods
+from serving.server.grpc_server import MAX_MESSAGE, GrpcServer, Method, Methods
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 
@@ -136,7 +136,9 @@ async def stream_infer(
             )
         except VaeError as err:
             empty = pb.ModelInferResponse(model_name=message.model_name, id=message.id)
-            reply = pb.ModelStreamInferResponse(error_message=str(err), infer_response=empty)
+            reply = pb.ModelStreamInferResponse(
+                error_message=str(err)[:MAX_MESSAGE], infer_response=empty
+            )
         yield reply
 
 

@@ -13,8 +13,9 @@ from inspect import isasyncgenfunction
 from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from serving.errors import NotReady, Unauthorized, VaeError
+from serving.errors import DataRefused, NotReady, Unauthorized, VaeError
 from serving.server.auth import Access
 from serving.server.batching import Admission
 from serving.server.grpc_reflection import describe_services
@@ -25,6 +26,8 @@ from serving.server.tracing import Tracer
 LOG = logging.getLogger(__name__)
 MAX_MESSAGE = 1000
 """Characters of an error message; clients refuse metadata of more than a few kilobytes."""
+MAX_LOGGED = 128
+"""Characters of a name or an id in the log: a message may hold megabytes of them."""
 LEAST_PING_INTERVAL_MS = 100
 """Clients may ping this often to keep a connection; gRPC's default is five minutes."""
 
@@ -123,7 +126,7 @@ class GrpcServer:
         return describe_services(self.methods)
 
     def _handler(self, name: str, method: Method) -> Any:
-        read = getattr(method.request, "FromString", None)
+        read = _reader(method.request)
         if isasyncgenfunction(method.call):
             return grpc.stream_stream_rpc_method_handler(self._stream(name, method), read, _write)
         return grpc.unary_unary_rpc_method_handler(self._unary(name, method), read, _write)
@@ -136,10 +139,13 @@ class GrpcServer:
             try:
                 if key_needed:
                     self._check_key(context)
+                if isinstance(message, VaeError):
+                    raise message
                 return await call(self, message, context)
             except Exception as err:  # noqa: BLE001 - every error becomes a status
                 if method.counted and isinstance(err, Unauthorized):
-                    self.service.record("grpc", message.model_name, err.status, 0.0)
+                    asked = getattr(message, "model_name", "")
+                    self.service.record("grpc", asked, err.status, 0.0)
                 await _refuse(context, err)
             finally:
                 if self.access_log:
@@ -172,8 +178,8 @@ class GrpcServer:
 
     def _log(self, name: str, message: Any, context: Any, started: float) -> None:
         code = context.code() or grpc.StatusCode.OK.name
-        text = f"{name} {getattr(message, 'model_name', '')} {code}"
-        log_answer(LOG, text, getattr(message, "id", ""), started)
+        text = f"{name} {getattr(message, 'model_name', '')[:MAX_LOGGED]} {code}"
+        log_answer(LOG, text, getattr(message, "id", "")[:MAX_LOGGED], started)
 
     async def _until_stopped(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Yield the requests of a stream; the server's end must not wait for the next one."""
@@ -186,9 +192,12 @@ class GrpcServer:
                 if not coming.done():
                     coming.cancel()
                     raise NotReady("the server is stopping: call again")
-                if coming.result() is None:
+                message = coming.result()
+                if message is None:
                     return
-                yield coming.result()
+                if isinstance(message, VaeError):
+                    raise message
+                yield message
         finally:
             stopping.cancel()
 
@@ -205,6 +214,22 @@ async def _refuse(context: Any, err: Exception) -> None:
     given = uuid.uuid4().hex
     LOG.error("internal error", exc_info=err, extra={"request_id": given})
     await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    """Return what reads a call's requests.
+
+    Bytes that are no such message become the error that the call is answered with: an exception
+    here would end the call as UNKNOWN, with the names of Python's classes.
+    """
+
+    def read(content: bytes) -> Any:
+        try:
+            return message.FromString(content)
+        except DecodeError:
+            return DataRefused("the request is not a message of this call's type")
+
+    return read
 
 
 def _write(reply: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from serving.errors import BodyTimeout, ClientLeft, DataRefused, Overloaded, TooLarge
 from serving.protocol.http_body import HEADER_LENGTH
 from serving.server.compression import Inflater, coding_of
-from serving.server.rest_messages import Limits, Request
+from serving.server.rest_messages import Limits, Request, header_of
 
 _SMALL_BODY = 2**16
 
@@ -136,11 +136,13 @@ def _may_have_trailers(headers: Any) -> bool:
     declares them, and where a body that was cut shows it: compressed ones, JSON, and tensors
     with their sizes do; the bytes of a single tensor do not.
     """
-    raw = HEADER_LENGTH in headers and not headers.get(HEADER_LENGTH).strip("0")
+    length = header_of(headers, HEADER_LENGTH)
+    raw = length is not None and not length.strip("0")
     return "trailer" in headers and ("content-encoding" in headers or not raw)
 
 
 def _joined(headers: Any, name: str) -> str:
+    header_of(headers, name)
     return ", ".join(headers.get_all(name)).strip()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from serving.errors import DataRefused
 from serving.protocol.http_body import JSON
 
 Headers = list[tuple[str, str]]
@@ -42,6 +43,18 @@ class Request:
     started: float = 0.0
     held: int = 0
     """Bytes of its body that are counted as in memory."""
+
+
+def header_of(headers: Any, name: str) -> str | None:
+    """Return the value of a header, or None if there is none.
+
+    Raises:
+        DataRefused: it is not ASCII; granian gives None for it, as if it were absent.
+    """
+    value: str | None = headers.get(name)
+    if value is None and name in headers:
+        raise DataRefused(f"the header {name} must be ASCII")
+    return value
 
 
 Handler = Callable[[Any, Request], Awaitable[Answer]]

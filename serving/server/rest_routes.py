@@ -21,7 +21,7 @@ from serving.server import metrics
 from serving.server.compression import MIN_BYTES, accepted_coding, compress
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
-from serving.server.rest_messages import Answer, Request, Route
+from serving.server.rest_messages import Answer, Request, Route, header_of
 from serving.server.rest_server import RestServer
 
 
@@ -29,7 +29,7 @@ async def infer(server: RestServer, request: Request) -> Answer:
     """Run one operation."""
     service = server.service
     _, operation = service.operation(request.name, request.version)
-    header_length = request.headers.get(HEADER_LENGTH)
+    header_length = header_of(request.headers, HEADER_LENGTH)
     body = await server.bodies.read(request)
     with service.admission:
         decoded, binary = decode_request(operation, request.version, body, header_length)
@@ -178,7 +178,7 @@ ROUTES = (
 
 def _check_origin(server: RestServer, request: Request) -> None:
     """Refuse a page of another site: browsers send such a POST without asking the server first."""
-    origin = request.headers.get("origin")
+    origin = header_of(request.headers, "origin")
     if origin is None or server.cors.names(origin):
         return
     if origin.partition("://")[2] != request.headers.get("host"):

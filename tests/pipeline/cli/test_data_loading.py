@@ -28,6 +28,14 @@ def test_the_training_data_in_another_place_gives_its_held_out_rows(
     assert "the model's own held-out rows" in capsys.readouterr().err
 
 
+def test_data_that_has_moved_is_asked_for(trained: Trained) -> None:
+    checkpoint, _ = trained
+    config = replace(checkpoint.config, data=replace(checkpoint.config.data, data="gone.npy"))
+    checkpoint = replace(checkpoint, config=config)
+    with pytest.raises(UsageRefused, match=r"is not at 'gone.npy': --data names where it is now"):
+        rows_to_evaluate(checkpoint, None)
+
+
 def test_other_data_gives_its_test_set(trained: Trained, tmp_path: Path) -> None:
     test = draw_images(33)[:, ::-1]
     np.savez(tmp_path / "other.npz", x_train=draw_images(20), x_test=test)

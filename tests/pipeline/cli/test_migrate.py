@@ -69,7 +69,7 @@ def test_a_bundle_whose_graphs_are_of_another_model_fails(
 def test_a_bundle_of_an_earlier_schema_is_migrated_before_it_is_registered(
     old: Bundle, vae: Any
 ) -> None:
-    with pytest.raises(UsageRefused, match="is of schema 1, .* run vae migrate"):
+    with pytest.raises(UsageRefused, match=r"is of schema 1, .* run vae migrate"):
         vae("register", str(old.path))
 
 

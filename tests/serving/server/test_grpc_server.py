@@ -117,9 +117,19 @@ def broken(**changes: Any) -> Any:
     return message
 
 
+def many(field: str) -> Any:
+    """Return a request of `encode` with nine inputs or outputs more."""
+    message = broken()
+    for number in range(9):
+        getattr(message, field).add(name=str(number))
+    return message
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [
+        (many("inputs"), "a request may have 8 inputs, got 10"),
+        (many("outputs"), "a request may have 8 outputs, got 9"),
         (broken(raw=[b"0" * 60, b""]), "1 inputs need as many raw contents, got 2"),
         (broken(raw=[b"0" * 59]), "needs 60 bytes, got 59"),
         (broken(raw=[b"0" * 61]), "needs 60 bytes, got 61"),
@@ -262,9 +272,14 @@ def test_a_message_over_the_limit_is_refused(call: Call, engine: Engine) -> None
 
 
 def test_bytes_that_are_no_message_do_not_end_the_server(channel: grpc.Channel) -> None:
-    infer: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-    with pytest.raises(grpc.RpcError):
-        infer(b"\xff" * 100, timeout=5)
+    for kind, name in ((channel.unary_unary, "Infer"), (channel.stream_stream, "StreamInfer")):
+        call: Any = kind(f"/{SERVICE}/Model{name}")
+        streams = name == "StreamInfer"
+        with pytest.raises(grpc.RpcError) as caught:
+            tuple(call(iter([b"\xff"]), timeout=5)) if streams else call(b"\xff", timeout=5)
+        error: Any = caught.value
+        assert error.code() is Status.INVALID_ARGUMENT
+        assert error.details() == "the request is not a message of this call's type"
     assert method(channel, "ServerLive")(pb.ServerLiveRequest(), timeout=5).live
 
 

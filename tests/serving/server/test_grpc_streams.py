@@ -16,6 +16,7 @@ import tritonclient.grpc as triton  # type: ignore[import-untyped]
 from serving.engine import Engine
 from serving.protocol import open_inference_pb2 as pb
 from serving.server.grpc_calls import SERVICE
+from serving.server.grpc_server import MAX_MESSAGE
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 from tests.serving.server.arrays import same
@@ -83,6 +84,16 @@ def test_an_error_is_the_answer_of_its_request_and_the_stream_goes_on(
     for reply in (replies[0], replies[3]):
         assert reply.error_message == ""
         same(arrays_of(reply.infer_response), engine.run("sample", {"eps": eps}))
+
+
+def test_a_long_name_in_an_error_does_not_end_the_stream(server: Running) -> None:
+    """Clients take messages of up to 4 MiB."""
+    long = request_of("sample", {})
+    long.inputs.add(name="x", datatype="Q" * 5 * 2**20)
+    with grpc.insecure_channel(server.grpc) as channel:
+        messages = iter([long, request_of("sample", {})])
+        replies = list(open_stream(channel)(messages, timeout=30))
+    assert [len(reply.error_message) for reply in replies] == [MAX_MESSAGE, 0]
 
 
 def test_a_stream_needs_the_api_key(locked: Running) -> None:
