@@ -15,8 +15,9 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
@@ -157,12 +158,14 @@ def run_job(
     job = Job(
         scorer, rows, output, batch_rows, on_error, limit or Limit(share=Fraction(1)), advance
     )
-    for part in execute(job, missing) if execute else job.make(missing, workers, counts):
-        counts += part
+    made = execute(job, missing) if execute else job.make(missing, workers, counts)
+    with closing(made):
+        for part in made:
+            counts += part
     job.check(counts, counts.rows + counts.bad)
     seconds = time.perf_counter() - started
-    made = counts.rows + counts.bad - before.rows - before.bad
-    summary = Summary(counts.rows, counts.bad, parts, round(seconds, 3), round(made / seconds, 1))
+    new = counts.rows + counts.bad - before.rows - before.bad
+    summary = Summary(counts.rows, counts.bad, parts, round(seconds, 3), round(new / seconds, 1))
     output.finish(parts, {**asdict(summary), **asdict(scorer.provenance)})
     return summary
 
@@ -183,13 +186,15 @@ class Job:
     limit: Limit
     advance: Callable[[int], None] = lambda rows: None
 
-    def make(self, parts: Sequence[int], workers: int, before: Counts = _NONE) -> Iterator[Counts]:
+    def make(self, parts: Sequence[int], workers: int, before: Counts = _NONE) -> Generator[Counts]:
         """Make parts in their order and yield the counts of each; `before` are earlier counts."""
-        items = self.compute(self.read(parts), workers)
-        for index, results in itertools.groupby(items, key=lambda item: item[0]):
-            counts = self.write(index, (item[1] for item in results), before)
-            before += counts
-            yield counts
+        # not left to the collection of garbage: it may run while Python starts a thread, which
+        # holds a lock that the end of other threads needs
+        with closing(self.compute(self.read(parts), workers)) as items:
+            for index, results in itertools.groupby(items, key=lambda item: item[0]):
+                counts = self.write(index, (item[1] for item in results), before)
+                before += counts
+                yield counts
 
     def read(self, parts: Sequence[int]) -> Iterator[Item]:
         """Yield batches of the parts; consecutive parts are read as one stream."""
@@ -212,7 +217,7 @@ class Job:
 
     def compute(
         self, items: Iterator[Item], workers: int
-    ) -> Iterator[tuple[int, Future[Result] | None]]:
+    ) -> Generator[tuple[int, Future[Result] | None]]:
         """Score batches in threads; yield the results in order, a few batches behind."""
         window: deque[tuple[int, Future[Result] | None]] = deque()
         executor = ThreadPoolExecutor(workers, "score")
@@ -258,7 +263,7 @@ class Job:
         self.check(counts, self.rows.total, f"; the latest is {row}")
 
 
-PartExecutor = Callable[[Job, Sequence[int]], Iterator[Counts]]
+PartExecutor = Callable[[Job, Sequence[int]], Generator[Counts]]
 
 
 def _part_size(rows: Input, index: int) -> int:

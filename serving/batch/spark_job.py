@@ -20,7 +20,7 @@ import tempfile
 import warnings
 import weakref
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +147,7 @@ def _start(master: str) -> "SparkSession":
 
 def execute_parts(
     session: "SparkSession", scorer: Scorer, rows: Rows, job: Job, parts: Sequence[int]
-) -> Iterator[Counts]:
+) -> Generator[Counts]:
     """Make parts of a job in the executors of Spark; yield their counts.
 
     Raises:

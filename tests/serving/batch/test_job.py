@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_wide_rows_are_read_in_small_batches(
     sizes: list[int] = []
     run(engine, batch_data / "x.parquet", tmp_path / "out", batch_rows=4096, advance=sizes.append)
     assert (max(sizes), sum(sizes)) == (50, ROWS)
+
+
+def test_an_interrupted_job_ends_its_threads_at_once(
+    engine: Engine, batch_data: Path, tmp_path: Path
+) -> None:
+    """Not when the memory of its frames, which the error holds, is collected."""
+    stop = StopAt(1200, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(engine, batch_data / "x.parquet", tmp_path / "out", advance=stop)
+    assert caught.tb
+    assert not [each for each in threading.enumerate() if each.name.startswith("score")]
 
 
 @pytest.mark.parametrize("row", [0, 390, 1200, ROWS - 1])
