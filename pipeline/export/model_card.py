@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.bundle import RECONSTRUCTIONS, SAMPLES
+from serving.bundle import METRICS, RECONSTRUCTIONS, SAMPLES
+from serving.errors import VerificationFailed
 from serving.io.images import is_picture
 
 # paragraphs are lines: MLflow shows a break in one as a break, and no space below a table
@@ -108,7 +109,20 @@ def render_card(
     metrics: Mapping[str, Any],
     parity: str = "Not checked yet: run `vae check`.",
 ) -> str:
-    """Fill in the card from the manifest's `content` and the metrics; `parity` is its section."""
+    """Fill in the card from the manifest's `content` and the metrics; `parity` is its section.
+
+    Raises:
+        VerificationFailed: the metrics are those of an early version, and lack some.
+    """
+    try:
+        return _fill_in(content, metrics, parity)
+    except KeyError as err:
+        raise VerificationFailed(
+            f"{METRICS} has no {err.args[0]}: evaluate and export the model again"
+        ) from err
+
+
+def _fill_in(content: Mapping[str, Any], metrics: Mapping[str, Any], parity: str) -> str:
     config, data, git = content["config"], content["data"], content["git"]
     pictured = has_pictures(content["x_shape"], content["x_dtype"], data)
     return _TEMPLATE.format(

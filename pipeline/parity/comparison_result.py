@@ -27,10 +27,10 @@ Rule = Literal[
 ]
 """The rules that a bundle must meet. The tensors of a graph are those of the operation table
 (interface); the graph is valid ONNX (graph); its operators are pure functions of a row (operators);
-its weights are the bytes of the state dict (weights); dtypes, shapes and NaN are those of torch
-(pattern), and so are the values (values); a row does not depend on its batch (batch); a second run
-gives the same bytes (rerun); the ELBO of held-out rows is that of torch (elbo) and, in reduced
-precision, near that of float64 (reduction).
+the graphs of noise draw what the engine draws (noise); the weights are the bytes of the state dict
+(weights); dtypes, shapes and NaN are those of torch (pattern), and so are the values (values); a
+row does not depend on its batch (batch); a second run gives the same bytes (rerun); the ELBO of
+held-out rows is that of torch (elbo) and, in reduced precision, near that of float64 (reduction).
 """
 
 HISTOGRAM_EDGES = tuple(np.arange(-4, 1.5, 0.5).tolist())

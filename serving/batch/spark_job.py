@@ -36,6 +36,7 @@ from serving.bundle import MANIFEST, Bundle, open_bundle
 from serving.engine import Device, Engine
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.io.rows import Rows
+from serving.normals import TABLE
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -192,7 +193,8 @@ def ship(context: "SparkContext", bundle: Bundle) -> None:
     context.addArchive(f"{archive}#{name}")
     if not is_there(_PACKAGE):
         root = _SOURCES.parent
-        sources = sorted(str(path.relative_to(root)) for path in _SOURCES.rglob("*.py"))
+        files = [*_SOURCES.rglob("*.py"), _SOURCES / TABLE]
+        sources = sorted(str(path.relative_to(root)) for path in files)
         _zip(folder / _PACKAGE, root, sources)
         context.addPyFile(str(folder / _PACKAGE))
 

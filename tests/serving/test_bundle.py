@@ -5,16 +5,20 @@ import pytest
 
 from serving.bundle import (
     GRAPHS,
+    NOISE_GRAPHS,
     REQUIRED,
     Bundle,
     file_entry,
     manifest_digest,
     open_bundle,
 )
+from serving.engine import Engine
 from serving.errors import UsageRefused, VerificationFailed
+from serving.noise import draw_eps
 
 FILES = (
     *REQUIRED,
+    *NOISE_GRAPHS,
     "parity.json",
     "MODEL_CARD.md",
     "samples.png",
@@ -34,6 +38,17 @@ def test_opens_and_lists_its_files(bundle: Bundle) -> None:
     assert bundle.read_json("parity.json")["verdict"] == "passed"
     assert set(bundle.operations) == {"encode", "decode", "reconstruct", "sample", "score"}
     assert bundle.golden()["encode.x"].shape == (8, 6, 5)
+
+
+def test_a_bundle_of_schema_1_is_opened_checked_and_used() -> None:
+    old = open_bundle(Path(__file__).parent / "bundle_of_schema_1")
+    assert old.manifest.schema_version == 1
+    engine, x = Engine(old), old.golden()["score.x"]
+    engine.self_check()
+    scores = engine.score(x, 2, seed=7)
+    eps = draw_eps(x, 7, 2, old.manifest.latent_dim)
+    assert scores["elbo"].tobytes() == engine.run("score", {"x": x, "eps": eps})["elbo"].tobytes()
+    assert engine.sample(3, seed=7).shape == (3, 6, 5)
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])

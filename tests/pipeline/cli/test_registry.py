@@ -37,11 +37,13 @@ FILES = (
     "golden.npz",
     "manifest.json",
     "metrics.json",
+    "noise.onnx",
     "parity.json",
     "reconstruct.onnx",
     "reconstructions.png",
     "samples.png",
     "score.onnx",
+    "score_noise.onnx",
     "weights.pt",
 )
 

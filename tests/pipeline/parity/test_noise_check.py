@@ -43,6 +43,6 @@ def test_a_file_that_is_no_graph_is_a_fault(bundle: Bundle, content: bytes) -> N
 
 
 def test_a_bundle_of_schema_1_has_no_graphs_to_check() -> None:
-    old = open_bundle(Path(__file__).parents[2] / "serving" / "bundle")
+    old = open_bundle(Path(__file__).parents[2] / "serving" / "bundle_of_schema_1")
     assert old.manifest.schema_version == 1
     assert noise_faults(old) == []
