@@ -22,6 +22,7 @@ FILES = (
     "parity.json",
     "MODEL_CARD.md",
     "samples.png",
+    "reconstructions.png",
 )
 
 
