@@ -16,6 +16,8 @@ from tests.serving.batch.jobs import PART_ROWS, Array, read, run, table
 from tests.serving.running import Running, serve
 
 SEALED = Path(__file__).parent / "bundle"
+SCHEMA_1 = Path(__file__).parent / "bundle_of_schema_1"
+"""An early one, without graphs of noise, a range of the data or scores of held-out rows."""
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from serving.bundle import (
 from serving.engine import Engine
 from serving.errors import UsageRefused, VerificationFailed
 from serving.noise import draw_eps
+from tests.serving.conftest import SCHEMA_1
 
 FILES = (
     *REQUIRED,
@@ -42,7 +43,7 @@ def test_opens_and_lists_its_files(bundle: Bundle) -> None:
 
 
 def test_a_bundle_of_schema_1_is_opened_checked_and_used() -> None:
-    old = open_bundle(Path(__file__).parent / "bundle_of_schema_1")
+    old = open_bundle(SCHEMA_1)
     assert old.manifest.schema_version == 1
     engine, x = Engine(old), old.golden()["score.x"]
     engine.self_check()

@@ -16,6 +16,7 @@ from serving.io.columns import ABOVE, REASONS, read_x
 from serving.source import Source
 from serving.value_range import find_range, guess_range, max_byte_of, picture_range, to_brightness
 from tests.serving.batch.jobs import table
+from tests.serving.conftest import SCHEMA_1
 
 
 def with_range(bundle: Bundle, *values: float, **changes: str) -> Bundle:
@@ -74,9 +75,10 @@ def test_the_range_is_that_of_all_splits() -> None:
     ids=["dark bytes", "shares", "bytes as floats"],
 )
 def test_a_bundle_without_a_range_is_judged_by_its_golden_rows(
-    x: NDArray[Any], expected: tuple[float, float], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    x: NDArray[Any], expected: tuple[float, float]
 ) -> None:
     assert guess_range(x) == expected
+    bundle = open_bundle(SCHEMA_1)
     assert "range" not in bundle.manifest.data
     assert bundle.picture_range() == (0, 255)
     assert as_picture(Source(bundle), np.array([7.0])).tolist() == [7]

@@ -12,9 +12,8 @@ from pipeline.model.checkpoint import (
 )
 from serving.bundle import WEIGHTS, Bundle, open_bundle
 from serving.errors import VerificationFailed
+from tests.serving.conftest import SCHEMA_1
 from tests.trained_models import Trained
-
-SCHEMA_1 = Path(__file__).parents[2] / "serving" / "bundle"
 
 
 def test_the_files_and_the_bundle_give_the_same_model(

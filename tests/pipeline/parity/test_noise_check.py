@@ -1,5 +1,4 @@
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +8,7 @@ from pipeline.export.manifest import seal
 from pipeline.export.noise_graphs import noise_graph, score_noise_graph
 from pipeline.parity.noise_check import noise_faults
 from serving.bundle import Bundle, open_bundle
+from tests.serving.conftest import SCHEMA_1
 
 
 def change(bundle: Bundle, name: str, content: bytes) -> Bundle:
@@ -43,6 +43,6 @@ def test_a_file_that_is_no_graph_is_a_fault(bundle: Bundle, content: bytes) -> N
 
 
 def test_a_bundle_of_schema_1_has_no_graphs_to_check() -> None:
-    old = open_bundle(Path(__file__).parents[2] / "serving" / "bundle_of_schema_1")
+    old = open_bundle(SCHEMA_1)
     assert old.manifest.schema_version == 1
     assert noise_faults(old) == []

@@ -21,7 +21,7 @@ from serving.io.rows import Rows
 from serving.source import Source
 from tests.serving.batch.jobs import ROWS, StopAt, run, table
 from tests.serving.batch.reports import Page, carry, vae_score
-from tests.serving.conftest import SEALED
+from tests.serving.conftest import SCHEMA_1, SEALED
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 Array = np.ndarray[Any, Any]
@@ -143,7 +143,7 @@ def test_a_part_of_many_rows_is_compared(
 
 
 def test_a_bundle_of_old_has_no_drift(batch_data: Path, tmp_path: Path) -> None:
-    page = report(tmp_path, SEALED, batch_data / "x.parquet")
+    page = report(tmp_path, SCHEMA_1, batch_data / "x.parquet")
     assert "this version carries no held-out distribution" in page.section("Drift")
     assert len(page.pictures) == 4 * SHOWN
 
