@@ -7,7 +7,7 @@ EXIF says, (height, width) if gray or (height, width, 3). Colour profiles are no
 
 import io
 import struct
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from serving.errors import DataRefused, UsageRefused
 from serving.files import FILE_READ_ERRORS
 
 Array = NDArray[Any]
-_Read = TypeVar("_Read")
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
