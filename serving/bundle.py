@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import Operation, operation_table
+from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
 SCHEMA_VERSION = 2
@@ -67,6 +68,12 @@ class Manifest:
         return tuple(self.data.get("columns", ()))
 
     @property
+    def schema(self) -> Schema | None:
+        """The kinds of the columns of a mixed table, whose gaps are NaN in `x`."""
+        known = self.data.get("schema")
+        return Schema.from_json(known) if known else None
+
+    @property
     def max_byte(self) -> int:
         """The largest byte that the likelihood allows in `x`."""
         if self.likelihood in ("gaussian", "categorical"):
@@ -89,8 +96,12 @@ class Bundle:
     @property
     def operations(self) -> Mapping[str, Operation]:
         """The operations of this model, by name."""
+        manifest = self.manifest
         return operation_table(
-            self.manifest.x_shape, self.manifest.x_dtype, self.manifest.latent_dim
+            manifest.x_shape,
+            manifest.x_dtype,
+            manifest.latent_dim,
+            mixed=manifest.schema is not None,
         )
 
     def golden(self) -> dict[str, NDArray[Any]]:

@@ -80,6 +80,7 @@ class Engine:
         # kept, since every request asks for them
         self._unit_range = bundle.manifest.unit_range
         self._max_byte = bundle.manifest.max_byte
+        self._gaps = bundle.manifest.schema is not None
         if device == "cuda":
             require_cuda()
         options = session_options(threads, level)
@@ -117,7 +118,9 @@ class Engine:
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
         operation = self.operations[name]
-        return check_inputs(operation, inputs, self._unit_range, self._max_byte, drawn)
+        return check_inputs(
+            operation, inputs, self._unit_range, self._max_byte, drawn, gaps=self._gaps
+        )
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""

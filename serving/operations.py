@@ -35,9 +35,12 @@ class Operation:
 
 
 def operation_table(
-    x_shape: tuple[int, ...], x_dtype: str, latent_dim: int
+    x_shape: tuple[int, ...], x_dtype: str, latent_dim: int, *, mixed: bool = False
 ) -> Mapping[str, Operation]:
-    """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name."""
+    """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name.
+
+    If its columns are `mixed`, of several kinds, a score is also of each of them.
+    """
     x = Tensor("x", x_dtype, ("batch", *x_shape))
     x_loc = Tensor("x_loc", "float32", ("batch", *x_shape))
     z, z_loc, z_scale, eps = (
@@ -47,6 +50,12 @@ def operation_table(
     scores = tuple(
         Tensor(name, "float32", ("batch",)) for name in ("elbo", "log_likelihood", "kl", "iw_elbo")
     )
+    if mixed:
+        scores += (
+            Tensor("consistency", "float32", ("batch",)),
+            Tensor("column_log_likelihood", "float32", ("batch", *x_shape)),
+            Tensor("column_lift", "float32", ("batch", *x_shape)),
+        )
     rows = (
         Operation("encode", "encoder.onnx", (x,), (z_loc, z_scale)),
         Operation("decode", "decoder.onnx", (z,), (x_loc,)),

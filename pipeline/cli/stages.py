@@ -71,10 +71,10 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
 
     reason = ""
     if config.model.likelihood == "auto":
-        name, kind = choose_likelihood(config.data.binarize, *dataset.rows)
+        name, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
         config = replace(config, model=replace(config.model, likelihood=name))
         reason = f", for {kind}"
-    model = resolve_model_config(config, *dataset.rows)
+    model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     if hint := advise_axes(dataset.x_shape):
         say(f"warning: {hint}")

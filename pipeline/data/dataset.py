@@ -19,6 +19,7 @@ from pipeline.data.readers import LabelledRows, SourceSplits, read_like, read_so
 from pipeline.data.row_checks import check_rows
 from pipeline.data.selection import Selection
 from serving.errors import DataRefused
+from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, find_range, max_byte_of
 
 Array = NDArray[Any]
@@ -48,6 +49,8 @@ class Dataset:
     test: Split
     columns: tuple[str, ...] = field(default=(), kw_only=True)
     """Names of the features, if the source is a table with a column for each."""
+    schema: Schema | None = field(default=None, kw_only=True)
+    """The kinds of the columns, if they are not all complete numbers; gaps in `x` are NaN."""
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -78,6 +81,7 @@ class Dataset:
         return {
             "source": self.source,
             **({"columns": list(self.columns)} if self.columns else {}),
+            **({"schema": self.schema.to_json()} if self.schema else {}),
             "range": list(self.value_range),
             "splits": {
                 name: {"rows": len(split.x), "sha256": split.sha256}

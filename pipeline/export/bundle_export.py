@@ -76,7 +76,9 @@ def export_bundle(
     check_output_folder(out)
     model = checkpoint.model
     reduced = convert_precision(model, precision, ranges)
-    operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
+    operations = operation_table(
+        model.x_shape, checkpoint.x_dtype, model.latent_dim, mixed=model.mixed is not None
+    )
     content = _manifest_content(checkpoint, operations)
     content |= {"precision": precision, "ranges": ranges}
     with staged_folder(out) as folder:

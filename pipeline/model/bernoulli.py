@@ -21,12 +21,11 @@ class Bernoulli(nn.Module):
     images is therefore a lower bound on that of the same images binarized at random.
     """
 
-    x_width = 1
-    params_width = 1
     x_unit: Tensor
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
+        self.x_width = self.params_width = features
         self.register_buffer("x_unit", torch.ones(()))
 
     def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.mixed import cell_scores
 from pipeline.model.objective import elbo_terms
 from pipeline.model.vae import VAE
 from serving.noise import draw_rows
@@ -44,7 +45,14 @@ def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
     # onnxruntime's sums and logarithms differ slightly with a row's position in the batch; a score
     # rounded from float64 has the same bytes in any batch and on any thread
     terms = elbo_terms(model, x, eps, dtype=torch.float64)
-    scores = terms.elbo(), terms.log_likelihood.mean(-1), terms.kl, terms.iw_elbo()
+    scores: tuple[Tensor, ...] = (
+        terms.elbo(),
+        terms.log_likelihood.mean(-1),
+        terms.kl,
+        terms.iw_elbo(),
+    )
+    if model.mixed and terms.cells is not None and terms.rows is not None:
+        scores += cell_scores(model.mixed, terms.cells, terms.rows)
     return tuple(score.to(eps.dtype) for score in scores)
 
 
