@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import Operation, operation_table
+from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
 SCHEMA_VERSION = 2
@@ -65,6 +66,12 @@ class Manifest:
     def columns(self) -> tuple[str, ...]:
         """Names of the features, if the model was trained on a table with a column for each."""
         return tuple(self.data.get("columns", ()))
+
+    @property
+    def schema(self) -> Schema | None:
+        """The schema of the table that the model learned from, if it has one."""
+        content = self.data.get("schema")
+        return Schema.from_json(content) if content else None
 
     @property
     def max_byte(self) -> int:

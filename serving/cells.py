@@ -57,6 +57,10 @@ class Cells:
         """Return the cells of some rows, which may repeat."""
         return Cells(self.x[rows], self.faults[rows], self.unseen[rows])
 
+    def append(self, other: "Cells") -> "Cells":
+        """Return these cells and others after them."""
+        return _join((self, other))
+
 
 class CellEncoder:
     """Encodes the cells of one column of a table.

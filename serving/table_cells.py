@@ -4,6 +4,8 @@ In: a schema, and the cells of each of its columns. Out: `x` (rows, columns), wh
 used, and how often the schema does not know a word or a gap.
 """
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cells import FAULTS, CellEncoder, Cells, decode_cells
+from serving.cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells
 from serving.schema import Schema
 
 Array = NDArray[Any]
+
+_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -86,3 +90,33 @@ def decode_table(schema: Schema, x: Array) -> dict[str, Array]:
         for place, column in enumerate(schema.columns)
         if column.part in ("", "day")
     }
+
+
+class UnknownCells:
+    """Counts of what a schema does not know, over all batches of a job; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unseen: Counter[str] = Counter()
+        self._new_gaps: Counter[str] = Counter()
+
+    def add(self, cells: TableCells) -> None:
+        """Add the counts of a batch."""
+        if cells.unseen or cells.new_gaps:
+            with self._lock:
+                self._unseen.update(cells.unseen)
+                self._new_gaps.update(cells.new_gaps)
+
+    def describe(self) -> list[str]:
+        """Say what was found, in at most two lines."""
+        counts = {
+            f"words not seen in training count as {OTHER}": self._unseen,
+            "gaps in columns that had none in training": self._new_gaps,
+        }
+        return [f"{what}: {_list_counts(found)}" for what, found in counts.items() if found]
+
+
+def _list_counts(counts: Counter[str]) -> str:
+    shown = [f"{name} in {number:,} rows" for name, number in counts.most_common(_SHOWN)]
+    more = f" and {len(counts) - _SHOWN} more columns" if len(counts) > _SHOWN else ""
+    return ", ".join(shown) + more
