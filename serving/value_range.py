@@ -19,9 +19,10 @@ MAX_EXACT = 1 << 24
 
 
 def find_range(*splits: Array) -> Range:
-    """Return the range of the values of all splits; empty ones are left out."""
+    """Return the range of the values of all splits; empty ones are left out, and NaN too."""
     filled = [x for x in splits if x.size]
-    return float(min(x.min() for x in filled)), float(max(x.max() for x in filled))
+    low = np.fmin.reduce([np.fmin.reduce(x, None) for x in filled])
+    return float(low), float(np.fmax.reduce([np.fmax.reduce(x, None) for x in filled]))
 
 
 def max_byte_of(largest: float) -> int:

@@ -19,6 +19,7 @@ from pipeline.data.readers import LabelledRows, SourceSplits, read_like, read_so
 from pipeline.data.row_checks import check_rows
 from pipeline.data.selection import Selection
 from serving.errors import DataRefused
+from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, find_range, max_byte_of
 
 Array = NDArray[Any]
@@ -48,6 +49,8 @@ class Dataset:
     test: Split
     columns: tuple[str, ...] = field(default=(), kw_only=True)
     """Names of the features, if the source is a table with a column for each."""
+    schema: Schema | None = field(default=None, kw_only=True)
+    """What the features are, if the source is a table whose cells are of several kinds."""
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -78,6 +81,7 @@ class Dataset:
         return {
             "source": self.source,
             **({"columns": list(self.columns)} if self.columns else {}),
+            **({"schema": self.schema.to_json()} if self.schema else {}),
             "range": list(self.value_range),
             "splits": {
                 name: {"rows": len(split.x), "sha256": split.sha256}
@@ -101,8 +105,10 @@ def load_dataset(
 
     If the source has a validation or a test set of its own, its fraction is not used.
     """
+    if binarize != "none":
+        chosen = {**chosen, "likelihood": ""}  # it needs bytes, or numbers from 0 to 1
     rest, test, valid = _read(read_source, source, Selection(**chosen))
-    names = rest.columns
+    names, schema = rest.columns, rest.schema
     if test is None:
         rest, test = _split(source, rest, test_fraction)
     max_byte = max_byte_of(find_range(*(part.x for part in (rest, test, valid) if part))[1])
@@ -119,6 +125,7 @@ def load_dataset(
         valid=Split(valid.x, digest(valid.x)),
         test=Split(test.x, digest(test.x), test.labels),
         columns=names,
+        schema=schema,
     )
 
 
@@ -215,6 +222,8 @@ def _check_like(
 
 
 def _check(source: str, part: LabelledRows, selection: Selection) -> LabelledRows:
+    if part.schema is not None:
+        return part  # each cell was checked when it was read
     x, kept = check_rows(source, part.x, part.columns, selection.drop_missing)
     x = _fit_model(x, selection)
     if part.labels is None or kept.all():
