@@ -57,8 +57,12 @@ class DataConfig:
         str, Option("Between the fields of a CSV file, a character or tab; none: it is found")
     ] = ""
     drop_missing: Annotated[
-        bool, Option("Leave out the rows that lack a value; otherwise they are refused")
+        bool, Option("Leave out the rows that lack a value; otherwise they have gaps")
     ] = False
+    schema: Annotated[
+        str,
+        Option("What the columns of a table are: a file that vae schema wrote; none: found"),
+    ] = ""
     binarize: Annotated[
         Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
     ] = "none"

@@ -36,6 +36,11 @@ class Column:
     missing: float = 0.0
     """Share of gaps among the rows from which the schema was made."""
 
+    @property
+    def table_column(self) -> str:
+        """The name of the table's column."""
+        return self.source or self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
@@ -44,6 +49,11 @@ class Schema:
     columns: tuple[Column, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
     """The reason why a column is left out, by name."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the table's columns, each once, in order."""
+        return tuple(dict.fromkeys(column.table_column for column in self.columns))
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema in JSON's own types, without what has its default."""

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from serving.cli.paths import Origin
 from serving.console import say
 from serving.errors import DataRefused, UsageRefused
+from serving.schema import Schema
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -55,8 +56,9 @@ def load_data(
     data = replace(config.data, data=source) if source else config.data
     say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
+    settings |= _rows_of(model) if model else {"likelihood": config.model.likelihood}
     try:
-        dataset = load_dataset(settings.pop("data"), **settings, **_rows_of(model))
+        dataset = load_dataset(settings.pop("data"), **settings)
     except UsageRefused as err:
         if model is None or source or Path(data.data).expanduser().exists():
             raise
@@ -73,9 +75,16 @@ def load_data(
     return dataset
 
 
-def _rows_of(model: RowsOfModel | None) -> dict[str, Any]:
-    """Return the settings of `Selection` for rows of a model."""
-    return {"x_shape": model.x_shape, "x_dtype": model.x_dtype} if model else {}
+def _rows_of(model: RowsOfModel) -> dict[str, Any]:
+    """Return the settings of `Selection` for rows of a model, whose schema is settled."""
+    content = model.data.get("schema")
+    schema = Schema.from_json(content) if content else None
+    return {
+        "x_shape": model.x_shape,
+        "x_dtype": model.x_dtype,
+        "table_schema": schema,
+        "schema": "",
+    }
 
 
 def rows_to_evaluate(

@@ -105,8 +105,10 @@ def load_dataset(
 
     If the source has a validation or a test set of its own, its fraction is not used.
     """
+    if binarize != "none":
+        chosen = {**chosen, "likelihood": ""}  # it needs bytes, or numbers from 0 to 1
     rest, test, valid = _read(read_source, source, Selection(**chosen))
-    names = rest.columns
+    names, schema = rest.columns, rest.schema
     if test is None:
         rest, test = _split(source, rest, test_fraction)
     max_byte = max_byte_of(find_range(*(part.x for part in (rest, test, valid) if part))[1])
@@ -123,6 +125,7 @@ def load_dataset(
         valid=Split(valid.x, digest(valid.x)),
         test=Split(test.x, digest(test.x), test.labels),
         columns=names,
+        schema=schema,
     )
 
 
@@ -219,6 +222,8 @@ def _check_like(
 
 
 def _check(source: str, part: LabelledRows, selection: Selection) -> LabelledRows:
+    if part.schema is not None:
+        return part  # each cell was checked when it was read
     x, kept = check_rows(source, part.x, part.columns, selection.drop_missing)
     x = _fit_model(x, selection)
     if part.labels is None or kept.all():

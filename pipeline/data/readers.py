@@ -28,6 +28,7 @@ from serving.io.array_files import read_array, read_array_names, read_array_type
 from serving.io.image_files import is_image_name, read_image, read_image_shape
 from serving.io.image_folders import keep_images, list_files
 from serving.io.memory import require_memory
+from serving.schema import Schema
 
 Array = NDArray[Any]
 
@@ -47,6 +48,8 @@ class LabelledRows:
     labels: Array | None = None
     columns: tuple[str, ...] = ()
     """Names of the features, if the source is a table with a column for each."""
+    schema: Schema | None = None
+    """By which the table was read, if its cells are of several kinds."""
 
 
 class SourceSplits(NamedTuple):
@@ -69,6 +72,8 @@ def read_source(source: str, selection: Selection = EVERYTHING) -> SourceSplits:
     kind = _kind(path)
     if (selection.columns or selection.label) and kind != "table":
         raise UsageRefused(f"--columns and --label choose from a table, and {source} is not one")
+    if selection.schema and kind != "table":
+        raise UsageRefused(f"--schema is about the columns of a table, and {source} is not one")
     if selection.array and kind != "array":
         raise UsageRefused(f"--array chooses from an .npz file, and {source} is not one")
     if path.is_dir() and kind != "idx" and (folders := find_split_folders(path)):
@@ -82,7 +87,7 @@ def read_like(source: str, selection: Selection) -> SourceSplits:
     An array has no columns; a table must have those that are named, and may have the label.
     """
     if _kind(_locate(source)) != "table":
-        return read_source(source, replace(selection, columns=(), label=""))
+        return read_source(source, replace(selection, columns=(), label="", schema=""))
     try:
         return read_source(source, selection)
     except UsageRefused:
@@ -220,6 +225,9 @@ def _read_folders(
     like = replace(
         selection,
         columns=selection.columns or train.columns,
+        table_schema=train.schema,
+        likelihood="",  # what the columns are is settled by the training rows
+        schema="",
         x_shape=train.x.shape[1:],
         x_dtype=str(train.x.dtype),
     )

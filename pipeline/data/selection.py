@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from serving.io.image_files import NotGray
+from serving.schema import Schema
 
 _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is read; all but the last two are settings of `DataConfig`."""
+    """What is read; the first ones are settings of `DataConfig`."""
 
     columns: Sequence[str] = ()
     """Empty for all but the label and what describes rows, see `serving.io.side_columns`."""
@@ -21,7 +22,13 @@ class Selection:
     delimiter: str = ""
     """Between the fields of a CSV file; empty to find it."""
     drop_missing: bool = False
-    """Whether rows that lack a value are left out; otherwise they are refused."""
+    """Whether rows that lack a value are left out; otherwise they have gaps, or are refused."""
+    schema: str = ""
+    """A file of `pipeline.data.schema_file`, which says what the columns of a table are."""
+    likelihood: str = ""
+    """`auto` or `mixed` to find what the columns of a table are; any other reads numbers alone."""
+    table_schema: Schema | None = None
+    """By which a table is read: that of the model, or of the training set."""
     x_shape: Sequence[int] = ()
     x_dtype: str = ""
     """This and the shape are those of the model that the rows are for, or of the training set that

@@ -18,28 +18,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
+from pipeline.data.mixed_tables import read_mixed
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
+from pipeline.data.table_labels import as_labels
+from pipeline.data.table_source import find_small_ranges, open_source
 from serving.console import say
-from serving.errors import DataRefused, UsageRefused
-from serving.files import reading
+from serving.errors import DataRefused
 from serving.io.arrow_types import (
     is_bytes,
     is_number,
     is_whole,
-    list_columns,
     list_sizes,
-    number_type,
     unwrap_type,
 )
-from serving.io.column_choice import RowLayout, require_columns
+from serving.io.column_choice import RowLayout
 from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
-from serving.io.csv_format import find_format, is_csv_name
-from serving.io.csv_rows import open_rows, read_header, widen
-from serving.io.filesystems import locate
 from serving.io.image_files import NotGray, read_image, read_image_shape
 from serving.io.rows import Rows
-from serving.io.side_columns import describe_side_columns, find_side_columns
+from serving.schema import Schema
 
 Array = NDArray[Any]
 
@@ -48,37 +45,33 @@ _WIDE_ROWS, _WIDE_BYTES = 1024, 64 << 20
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _SHOWN = 5
 _NAME = 40
-_SMALL_SHARE = 0.25
-"""Share of the columns that may reach less than half of the largest byte."""
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
 
-TableRows = tuple[Array, Array | None, tuple[str, ...]]
-"""Rows, labels, and the names of the features if each has a column of its own."""
+TableRows = tuple[Array, Array | None, tuple[str, ...], Schema | None]
+"""Rows, labels, the names of the features if each has a column of its own, and the schema."""
 
 
 def read_table(path: Path, selection: Selection) -> TableRows:
-    """Read CSV, or Parquet or Arrow: columns of numbers, or one of (nested) lists or images."""
-    if is_csv_name(path.name) and not path.is_dir():
-        return _read_csv(path, selection)
-    rows = Rows(str(path), ids=None, delimiter=selection.delimiter)
-    for note in rows.notes:
-        say(note)
-    names, label = _choose(path, rows.schema, selection), selection.label
-    there = frozenset(rows.schema.names)
-    if more := {name for file in rows.files for name in file.schema.names if name not in there}:
-        listed = ", ".join(repr(name[:_NAME]) for name in sorted(more)[:_SHOWN])
-        say(f"{path}: {len(more):,} columns that the first file lacks are not used: {listed}")
-    wanted = [*names, label] if label else names
-    chosen = frozenset(names)
-    kinds = {item.type for file in rows.files for item in file.schema if item.name in chosen}
-    are_bytes = all(pa.types.is_uint8(number_type(unwrap_type(kind))) for kind in kinds)
-    layout = _find_layout(path, rows, names, are_bytes)
+    """Read CSV, or Parquet or Arrow: columns of cells, or one of (nested) lists or images."""
+    source = open_source(path, selection)
+    if mixed := read_mixed(source, selection):
+        return mixed
+    source.require_numbers()
+    names, label = source.names, selection.label
+    if source.rows is None:
+        layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
+        check = Float32Check(path, names, _are_whole(source.schema, names))
+        with source.read({}) as stream:
+            return *_gather(path, stream, names, selection, layout, check), tuple(names), None
+    rows = source.rows
+    layout = _find_layout(path, rows, names, source.are_bytes)
     wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
     batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
     kind = unwrap_type(rows.schema.field(names[0]).type)
     features = tuple(names) if is_number(kind) else ()
     whole = _are_whole(rows.schema, features)
+    wanted = [*names, label] if label else names
 
     def gather(shape: tuple[int, ...]) -> tuple[Array, Array | None]:
         batches = rows.read(0, rows.total, wanted, batch_rows)
@@ -86,23 +79,19 @@ def read_table(path: Path, selection: Selection) -> TableRows:
         return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
 
     if is_bytes(kind):
-        return *selection.read_images(gather, layout.shape), ()
+        return *selection.read_images(gather, layout.shape), (), None
     x, labels = gather(layout.shape)
-    if features and are_bytes:
+    if features and source.are_bytes:
         known = selection.x_dtype
         x = x.astype(known, copy=False) if known else _separate_ranges(path, x, features)
-    return x, labels, features
+    return x, labels, features, None
 
 
 def _separate_ranges(path: Path, x: Array, names: Sequence[str]) -> Array:
-    """Return columns of bytes as numbers if their ranges differ: bytes share one scale.
-
-    Of the columns of MNIST's pixels that are not constant, 6 % reach less than half of 255.
-    """
+    """Return columns of bytes as numbers if their ranges differ: bytes share one scale."""
     largest = x.max(0)
-    varying = largest > x.min(0)
-    small = varying & (largest < largest.max() / 2)
-    if small.sum() <= _SMALL_SHARE * varying.sum():
+    small = find_small_ranges(x.min(0), largest)
+    if not small.any():
         return x
     first, other = int(np.flatnonzero(small)[0]), int(largest.argmax())
     say(
@@ -112,61 +101,10 @@ def _separate_ranges(path: Path, x: Array, names: Sequence[str]) -> Array:
     return x.astype(np.float32)
 
 
-def _read_csv(path: Path, selection: Selection) -> TableRows:
-    """Read a CSV file with a header; the first megabyte shows which columns are numbers."""
-    label = selection.label
-    with reading(location := locate(str(path)), pa.ArrowException):
-        csv_format = find_format(location, selection.delimiter)
-        if said := csv_format.describe():
-            say(f"{path}: {said}")
-        seen = read_header(location, csv_format)
-        schema = pa.schema(map(widen, seen))
-        names = _choose(path, schema, selection)
-        fields = [schema.field(name) for name in names]
-        if label:
-            kind = seen.field(label).type
-            fields.append(pa.field(label, kind if pa.types.is_integer(kind) else pa.string()))
-        layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
-        wanted = pa.schema(fields)
-        check = Float32Check(path, names, _are_whole(schema, names))
-        with open_rows(csv_format, wanted, location, wanted.names) as stream:
-            return *_gather(path, stream, names, selection, layout, check), tuple(names)
-
-
-def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
-    """Choose the columns of `x`: those that are named, else all that may be features."""
-    columns, label = selection.columns, selection.label
-    require_columns(path, schema, (*columns, *([label] if label else [])))
-    if label in columns:
-        raise UsageRefused(f"column {label!r} cannot be the label and a feature")
-    side = {} if columns else find_side_columns(schema)
-    side.pop(label, None)
-    if side:
-        say(f"{path}: {describe_side_columns(side)}")
-    names = list(columns) or [name for name in schema.names if name != label and name not in side]
-    places = {name: index for index, name in enumerate(schema.names)}
-    chosen = pa.schema([schema.field(places[name]) for name in names])
-    if len(set(names)) < len(names):
-        raise DataRefused(f"{path} has columns of the same name: {list_columns(chosen)}")
-    others = pa.schema([item for item in chosen if not is_number(unwrap_type(item.type))])
-    if len(others) and not (len(names) == 1 and _holds_rows(unwrap_type(chosen[0].type))):
-        raise DataRefused(
-            f"{path} has columns that are not numbers: {list_columns(others)}; name the columns to "
-            "learn from by --columns, and a column of classes by --label"
-        )
-    if not names:
-        raise UsageRefused(f"{path} has no columns but the label {label!r}")
-    return names
-
-
 def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
     """Return which columns hold whole numbers."""
     places = {name: index for index, name in enumerate(schema.names)}
     return [is_whole(schema.field(places[name])) for name in names]
-
-
-def _holds_rows(kind: pa.DataType) -> bool:
-    return bool(list_sizes(kind)) or is_bytes(kind)
 
 
 def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
@@ -249,7 +187,7 @@ def _gather(
         raise DataRefused(f"{path} cannot be used, {listed}; the first is {first}")
     if not len(x):
         raise DataRefused(f"{path} must hold at least one row, it has none")
-    return x, _as_labels(labels) if label else None
+    return x, as_labels(labels) if label else None
 
 
 def _explain_row(row: pa.RecordBatch, names: Sequence[str], layout: RowLayout) -> str:
@@ -281,11 +219,3 @@ def _list_missing(missing: Mapping[str, int]) -> str:
     shown = [f"{name[:40]}: {count} missing" for name, count in [*missing.items()][:_SHOWN]]
     more = f" and {len(missing) - _SHOWN} more columns" if len(missing) > _SHOWN else ""
     return ", ".join(shown) + more
-
-
-def _as_labels(arrays: Sequence[pa.Array]) -> Array:
-    arrays = [unwrap_array(array) for array in arrays]
-    if all(pa.types.is_integer(array.type) and not array.null_count for array in arrays):
-        return np.concatenate([array.to_numpy().astype(np.int64) for array in arrays])
-    values = (value for array in arrays for value in array.to_pylist())
-    return np.array(["missing" if value is None else str(value) for value in values])

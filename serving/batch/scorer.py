@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.io.column_choice import RowLayout, choose_columns
-from serving.io.columns import REASONS, RESULT, read_x
+from serving.io.columns import RESULT, explain_code, read_x
 from serving.io.rows import Rows
 from serving.noise import check_seed, draw_eps
 from serving.operations import Tensor
 from serving.source import Source
+from serving.table_cells import TableEncoder, UnknownCells
 
 Array = NDArray[Any]
 ScorerOperation = Literal["encode", "reconstruct", "score"]
@@ -73,6 +74,7 @@ def layout_of(engine: Engine) -> RowLayout:
         unit_range=manifest.unit_range,
         max_byte=manifest.max_byte,
         columns=manifest.columns,
+        encoder=TableEncoder(manifest.schema) if manifest.schema else None,
     )
 
 
@@ -98,8 +100,9 @@ def read_all(
     every = np.concatenate(codes)
     bad = np.flatnonzero(every)
     if len(bad):
+        reason = explain_code(int(every[bad[0]]), layout)
         raise DataRefused(
-            f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {start + bad[0]}; {len(bad)} of "
+            f"{rows.input_path}: {reason} in row {start + bad[0]}; {len(bad)} of "
             f"{len(every)} rows cannot be used{advice}"
         )
     return np.concatenate(arrays)
@@ -152,6 +155,7 @@ class Scorer:
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
             )
+        self.unknown = UnknownCells()
         self._run_rows = RUN_ROWS
         if operation == "score":
             self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
@@ -162,7 +166,7 @@ class Scorer:
         Raises:
             DataRefused: a column is of another kind than in the schema.
         """
-        x, codes = read_x(batch, self.x, self.layout)
+        x, codes = read_x(batch, self.x, self.layout, unknown=self.unknown)
         outputs = self._compute(x)
         finite = np.logical_and.reduce(
             [np.isfinite(_as_matrix(value)).all(1) for value in outputs.values()]
@@ -217,8 +221,11 @@ class Scorer:
 
     def _bad_rows(self, ids: list[pa.Array], codes: Array) -> pa.RecordBatch:
         bad = pa.array(codes != 0)
-        indices = codes[codes != 0].astype(np.int32) - 1
-        reasons = pa.DictionaryArray.from_arrays(indices, list(REASONS.values()))
+        distinct, indices = np.unique(codes[codes != 0], return_inverse=True)
+        texts = pa.array(
+            [explain_code(code, self.layout) for code in distinct.tolist()], pa.string()
+        )
+        reasons = pa.DictionaryArray.from_arrays(indices.astype(np.int32), texts)
         return pa.record_batch(
             [*(array.filter(bad) for array in ids), reasons], schema=self.bad_schema
         )

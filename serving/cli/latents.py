@@ -71,7 +71,7 @@ def decode(
 
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    rows = open_rows(input, **reading)
+    rows = open_rows(input, **reading, model=None)
     found = [name for name in _CODES if name in rows.schema.names][:1]
     latents = RowLayout((source.bundle.manifest.latent_dim,), np.dtype(np.float32), False)
     _write(source, engine, out, read_all(rows, found, latents))
@@ -118,7 +118,7 @@ def interpolate(
         raise UsageRefused(f"--row must be given at least twice, got {rows[0]} alone")
     source, engine = _open(reference, out, device, threads)
     refuse_inside(out, "--out", "INPUT", input)
-    z_loc = _encode_rows(engine, open_rows(input, **reading), x, rows)
+    z_loc = _encode_rows(engine, open_rows(input, **reading, model=source), x, rows)
     shares = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
     z = np.concatenate([(1 - shares) * a + shares * b for a, b in pairwise(z_loc)])
     pairs = np.repeat(np.column_stack([rows[:-1], rows[1:]]), steps, axis=0)
@@ -181,7 +181,7 @@ def traverse(
     start = np.zeros((1, size), np.float32)
     if input:
         refuse_inside(out, "--out", "INPUT", input)
-        start = _encode_rows(engine, open_rows(input, **reading), x, (row,))
+        start = _encode_rows(engine, open_rows(input, **reading, model=source), x, (row,))
     latent = np.repeat(chosen, steps)
     value = np.tile(np.linspace(-limit, limit, steps, dtype=np.float32), len(chosen))
     names = ", ".join(f"z[{index}]" for index in latents) or f"z[0] to z[{size - 1}]"

@@ -93,11 +93,17 @@ def open_rows(
     where: str = "",
     array: str = "",
     delimiter: str = "",
+    model: "Source | None" = None,
 ) -> "Rows":
-    """Open the rows of an input, and print what a person should know about how they are read."""
+    """Open the rows of an input, and print what a person should know about how they are read.
+
+    If the model has a schema, columns of CSV files have its types.
+    """
+    from serving.io.arrow_cells import csv_types
     from serving.io.rows import Rows
 
-    rows = Rows(location, ids, where, array, delimiter)
+    schema = model.bundle.manifest.schema if model else None
+    rows = Rows(location, ids, where, array, delimiter, csv_types(schema) if schema else None)
     for note in rows.notes:
         say(note)
     return rows

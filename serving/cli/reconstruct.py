@@ -60,8 +60,8 @@ def reconstruct(
 
     check_output_file(out, (".png", ".npy", ".parquet", ".csv"))
     refuse_inside(out, "--out", "INPUT", input)
-    rows = open_rows(input, **reading)
     source, engine = open_engine(reference, device, threads)
+    rows = open_rows(input, **reading, model=source)
     names = source.bundle.manifest.columns
     check_table_file(out, names)
     originals = read_all(rows, x, layout_of(engine), advice=_ADVICE)

@@ -29,7 +29,7 @@ from serving.cli.options import (
     x_option,
 )
 from serving.cli.paths import Origin, Target, target
-from serving.console import finish, say
+from serving.console import finish, say, warn
 from serving.cpu import available_cores
 from serving.errors import UsageRefused
 
@@ -132,14 +132,15 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.scorer import Scorer, provenance_of
 
     limit = parse_limit(settings["max_bad"])
+    source, engine = open_engine(settings["reference"], settings["device"])
     rows = open_rows(
         settings["input"],
         settings["ids"],
         settings["where"],
         settings["array"],
         settings["delimiter"],
+        source,
     )
-    source, engine = open_engine(settings["reference"], settings["device"])
     made_by = provenance_of(source, settings["seed"], settings["num_samples"])
     scorer = Scorer(
         engine, made_by, settings["operation"], rows.schema, x=settings["x"], ids=rows.ids
@@ -158,6 +159,8 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
             on_error=settings["on_error"],
             limit=limit,
         )
+        for text in scorer.unknown.describe():
+            warn(text)
         if not summary["rows"] + summary["bad"]:
             say(f"--where {settings['where']!r} matches no row: {output} has none")
         reported = report.write(folder, summary, scorer, rows)

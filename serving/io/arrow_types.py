@@ -48,6 +48,13 @@ def is_bytes(kind: pa.DataType) -> bool:
     return any(is_binary(kind) for is_binary in _BINARIES)
 
 
+def is_cell(kind: pa.DataType) -> bool:
+    """Whether a type is one of the cells of a table: a number, text, a date or nothing."""
+    plain = unwrap_type(kind)
+    others = (is_number, is_text, is_bytes, pa.types.is_date, pa.types.is_timestamp)
+    return pa.types.is_null(plain) or any(is_kind(plain) for is_kind in others)
+
+
 def list_sizes(kind: pa.DataType) -> tuple[int | None, ...]:
     """Return the sizes of nested lists of numbers, None for any size; empty for any other type."""
     sizes: tuple[int | None, ...] = ()

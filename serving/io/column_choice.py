@@ -16,12 +16,15 @@ import pyarrow as pa
 from serving.errors import DataRefused, UsageRefused
 from serving.io.arrow_types import (
     is_bytes,
+    is_cell,
     is_number,
     list_columns,
     list_sizes,
     unwrap_type,
 )
 from serving.io.side_columns import DEFAULT_IDS, find_side_columns
+from serving.schema import Schema
+from serving.table_cells import TableEncoder
 from serving.value_range import MAX_BYTE
 
 _DEFAULTS = ("x", "image")
@@ -40,6 +43,8 @@ class RowLayout:
     """The largest value that bytes may have."""
     columns: tuple[str, ...] = ()
     """Names of the features, if the model was trained on one column for each."""
+    encoder: TableEncoder | None = None
+    """Encodes the cells of a table, if the model has a schema."""
 
     @property
     def size(self) -> int:
@@ -57,12 +62,16 @@ def choose_columns(
 ) -> tuple[str, ...]:
     """Choose the columns named, else the model's own, else `x`, else `image`, else all numbers.
 
+    If the model has a schema, its columns are read by their names, and no others.
+
     Raises:
         UsageRefused: a column is missing, or it is not clear which columns are meant.
         DataRefused: the columns cannot hold `x`.
     """
     own = pa.schema([item for item in schema if ids != DEFAULT_IDS or item.name not in ids])
     require_columns("the input", schema, (*asked, *ids), listed=own)
+    if layout.encoder:
+        return _choose_cells(schema, own, asked, layout.encoder.schema)
     there = frozenset(schema.names)
     missing = [name for name in layout.columns if name not in there]
     if asked:
@@ -89,6 +98,36 @@ def choose_columns(
             )
     check_types(schema, columns, layout)
     return columns
+
+
+def _choose_cells(
+    schema: pa.Schema, listed: pa.Schema, asked: Sequence[str], known: Schema
+) -> tuple[str, ...]:
+    """Return the columns that a model's schema names; the message lists those of `listed`."""
+    there = frozenset(schema.names)
+    if missing := [name for name in known.sources if name not in there]:
+        more = f", nor {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UsageRefused(
+            f"the input has no column {missing[0]!r}{more}, which the model learned from; it has "
+            f"{list_columns(listed)}"
+        )
+    if asked and sorted(asked) != sorted(known.sources):
+        raise UsageRefused(
+            "the model takes the columns of its schema by their names, so leave out --x; they are "
+            f"{', '.join(known.sources[:_SHOWN])}{', …' if len(known.sources) > _SHOWN else ''}"
+        )
+    check_cells(schema, known.sources)
+    return known.sources
+
+
+def check_cells(schema: pa.Schema, columns: Iterable[str]) -> None:
+    """Refuse columns whose types are none of a table's cells."""
+    places = {name: index for index, name in enumerate(schema.names)}
+    chosen = [schema.field(places[name]) for name in columns]
+    if others := pa.schema([item for item in chosen if not is_cell(item.type)]):
+        raise DataRefused(
+            f"a column of a table must be numbers, text or dates, got {list_columns(others)}"
+        )
 
 
 def require_columns(

@@ -15,9 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
+from serving.cells import FAULTS
+from serving.io.arrow_cells import encode_batch
 from serving.io.arrow_types import is_bytes, is_number, is_whole, list_sizes
-from serving.io.column_choice import RowLayout, check_types
+from serving.io.column_choice import RowLayout, check_cells, check_types
 from serving.io.image_files import NotGray, are_image_files, decode_image
+from serving.table_cells import TableEncoder, UnknownCells
 from serving.value_range import MAX_BYTE, MAX_EXACT
 
 Array = NDArray[Any]
@@ -37,6 +40,8 @@ REASONS: Mapping[int, str] = {
     COLOUR: "x is an image in colour, and the model takes gray ones",
 }
 """Why a row is bad; a good row has code 0."""
+CELL = 16
+"""Codes from here on are of rows with a cell that cannot be used: one for each column and fault."""
 
 
 @dataclass(slots=True)
@@ -62,14 +67,18 @@ def read_x(
     columns: Sequence[str],
     layout: RowLayout,
     watch: Callable[[Array], None] = lambda values: None,
-) -> tuple[Array, NDArray[np.uint8]]:
+    unknown: UnknownCells | None = None,
+) -> tuple[Array, Array]:
     """Convert columns to the good rows of `x` and a code for every row of the batch.
 
     `watch` receives the values (rows, size) of rows without a null, in the type that the file has.
+    If the layout has a schema, `unknown` counts the words and gaps that the schema does not know.
 
     Raises:
         DataRefused: in this batch's file the columns have types that cannot hold `x`.
     """
+    if layout.encoder:
+        return _from_cells(batch, layout.encoder, unknown)
     check_types(batch.schema, columns, layout)
     if batch.num_rows == 0:
         return np.empty((0, *layout.shape), layout.dtype), np.zeros(0, np.uint8)
@@ -89,6 +98,25 @@ def read_x(
     _to_dtype(rows, layout)
     x = np.ascontiguousarray(rows.values).reshape(-1, *layout.shape)
     return x, rows.codes
+
+
+def _from_cells(
+    batch: pa.RecordBatch, encoder: TableEncoder, unknown: UnknownCells | None
+) -> tuple[Array, Array]:
+    check_cells(batch.schema, encoder.schema.sources)
+    cells = encode_batch(batch, encoder)
+    if unknown is not None:
+        unknown.add(cells)
+    codes = np.where(cells.faults, CELL + cells.faulty * len(FAULTS) + cells.faults - 1, 0)
+    return cells.x if not codes.any() else cells.x[codes == 0], codes
+
+
+def explain_code(code: int, layout: RowLayout) -> str:
+    """Say why a row is bad."""
+    if code < CELL or layout.encoder is None:
+        return REASONS[code]
+    place, fault = divmod(code - CELL, len(FAULTS))
+    return layout.encoder.explain(fault + 1, place)
 
 
 def _from_numbers(arrays: Sequence[pa.Array], layout: RowLayout) -> _ConvertedRows:

@@ -9,20 +9,17 @@ no columns and for a value that is not of its column's type, and pyarrow's error
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from pyarrow import csv
 
+from serving.cell_values import GAP_WORDS
 from serving.errors import DataRefused
 from serving.io.arrow_types import EXAMPLE, WHOLE, is_whole
 from serving.io.csv_format import CsvFormat, is_number, open_text
 from serving.io.filesystems import Location
 
-_NULLS = frozenset(
-    (*csv.ConvertOptions().null_values, "None", "none", "Null", "<NA>", "NaT", "?", "-", ".")
-)
-"""Words for a missing value; columns of text keep them."""
 _EXAMPLE_ROWS = 1000
 _BAD_VALUE = re.compile(r"In CSV column #(\d+): CSV conversion error to [^:]*: (.*)", re.DOTALL)
 _BAD_LINE = re.compile(r"CSV parse error: Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
@@ -41,11 +38,12 @@ def read_header(location: Location, layout: CsvFormat) -> pa.Schema:
         return pa.schema(described)
 
 
-def read_schema(location: Location, layout: CsvFormat, texts: Sequence[str]) -> pa.Schema:
-    """Return the names of the columns and the types to read them as; `texts` stay as written."""
-    kept = frozenset(texts)
+def read_schema(
+    location: Location, layout: CsvFormat, types: Mapping[str, pa.DataType]
+) -> pa.Schema:
+    """Return the names of the columns and the types to read them as: `types`, or what is found."""
     return pa.schema(
-        pa.field(item.name, pa.string()) if item.name in kept else widen(item)
+        pa.field(item.name, types[item.name]) if item.name in types else widen(item)
         for item in read_header(location, layout)
     )
 
@@ -94,7 +92,7 @@ def _with_example(item: pa.Field, values: pa.Array, decimal: str) -> pa.Field:
     if not pa.types.is_string(item.type):
         return item
     plain = ((text, text.replace(decimal, ".")) for text in values.to_pylist())
-    words = (text for text, number in plain if number not in _NULLS and not is_number(number))
+    words = (text for text, number in plain if number not in GAP_WORDS and not is_number(number))
     return item.with_metadata({EXAMPLE: next(words, "").encode()})
 
 
@@ -106,7 +104,7 @@ def _open_csv(
     If it were closed earlier, the thread could read from the next file with the same descriptor.
     """
     convert.decimal_point = layout.decimal
-    convert.null_values = [*_NULLS]
+    convert.null_values = [*GAP_WORDS]
     read = csv.ReadOptions(
         column_names=layout.names,
         skip_rows=layout.header_lines,

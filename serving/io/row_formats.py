@@ -53,7 +53,12 @@ class InputFile:
 
 
 def open_file(
-    name: str, location: Location, info: Any, ids: Sequence[str], array: str, delimiter: str
+    name: str,
+    location: Location,
+    info: Any,
+    types: Mapping[str, pa.DataType],
+    array: str,
+    delimiter: str,
 ) -> InputFile:
     """Find out how a file is read, and count its rows; the other arguments are those of `Rows`."""
     with reading(location, pa.ArrowException):
@@ -61,7 +66,7 @@ def open_file(
             raise DataRefused(f"{location} is empty")
         if is_csv_name(location.path):
             layout = find_format(location, delimiter)
-            schema, rows = _count_csv(location, layout, ids)
+            schema, rows = _count_csv(location, layout, types)
             read: RowReader = partial(_read_stream, partial(csv_rows.open_rows, layout, schema))
             note = layout.describe()
         else:
@@ -141,9 +146,11 @@ def _open_ipc_stream(location: Location, columns: Sequence[str]) -> Iterator[Bat
         yield batches
 
 
-def _count_csv(location: Location, layout: CsvFormat, ids: Sequence[str]) -> tuple[pa.Schema, int]:
+def _count_csv(
+    location: Location, layout: CsvFormat, types: Mapping[str, pa.DataType]
+) -> tuple[pa.Schema, int]:
     """Read the whole file, so that a value of the wrong type is found before the work starts."""
-    schema = csv_rows.read_schema(location, layout, ids)
+    schema = csv_rows.read_schema(location, layout, types)
     with csv_rows.open_rows(layout, schema, location, schema.names) as batches:
         return schema, sum(batch.num_rows for batch in batches)
 
