@@ -4,11 +4,13 @@ Export, parity, requests and Parquet columns all use it. Axis 0 of every tensor 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 OperationName = Literal["encode", "decode", "reconstruct", "sample", "score"]
 Axis = int | Literal["batch", "num_samples"]
+IN_FLOAT64: tuple[OperationName, ...] = ("score",)
+"""Operations whose graphs compute in float64, and that have a portable form without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,13 @@ class Operation:
     graph: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    portable: bool = False
+    """Whether the graph is the form in float32 alone of an operation that has another."""
+
+    @property
+    def label(self) -> str:
+        """The name of the operation in this form, in reports and in keys of golden rows."""
+        return f"{self.name}_portable" if self.portable else self.name
 
     def graph_inputs(self) -> tuple[str, ...]:
         """Return the names of the graph's own inputs, in order: `sample` feeds `eps` to `z`."""
@@ -64,3 +73,9 @@ def operation_table(
         Operation("score", "score.onnx", (x, score_eps), scores),
     )
     return {row.name: row for row in rows}
+
+
+def portable_forms(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
+    """Return the forms, by label, that run on a device without float64."""
+    forms = (replace(operations[name], portable=True) for name in IN_FLOAT64)
+    return {form.label: replace(form, graph=f"{form.label}.onnx") for form in forms}

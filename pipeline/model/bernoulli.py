@@ -121,8 +121,11 @@ def check_bytes(x: NDArray[Any], unit: Tensor) -> None:
 
 def softplus(logits: Tensor) -> Tensor:
     """Return log(1 + exp(logits)); in float64 by operations that onnxruntime supports."""
-    if logits.dtype == torch.float32:
-        return F.softplus(logits)
+    return F.softplus(logits) if logits.dtype == torch.float32 else plain_softplus(logits)
+
+
+def plain_softplus(logits: Tensor) -> Tensor:
+    """Return log(1 + exp(logits)) by operations that every runtime has."""
     return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
 
 
