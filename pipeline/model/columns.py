@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.inversion import Drawn
 from serving.schema import Column
 
 Values = NDArray[np.float64]
@@ -28,8 +29,8 @@ HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
-LOGIT_RANGE = 30.0
-"""Largest absolute logit: no exponential or its sum leaves float32."""
+MOST_GROWTH = 4.0
+"""Largest log of a mean over its median: a log-normal that is wider has no mean worth a name."""
 LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -65,6 +66,15 @@ class ColumnsOfKind(Protocol):
     def mean(self, params: Tensor) -> Tensor:
         """Return the centre of each distribution in the data's units."""
 
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw values in the data's units, which grow with the standard normal noise."""
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean, or the mode of words, of a mixture of distributions.
+
+        `params` are (batch, num_samples, params_width), `weights` (batch, num_samples).
+        """
+
 
 class _Numbers(nn.Module):
     """Normal columns: the network gives the mean and the log of the standard deviation of each."""
@@ -98,9 +108,29 @@ class _Numbers(nn.Module):
         square = ((u - loc) * torch.exp(-log_scale)).square()
         return -(square + LOG_TWO_PI) / 2 - log_scale
 
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return the mean plus the standard deviation times the noise, in the data's units."""
+        loc, log_scale = params.chunk(2, -1)
+        x = self._to_data(loc + log_scale.clamp(*LOG_SCALE_RANGE).exp() * noise)
+        return Drawn(x, torch.ones_like(x))
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of the mixture."""
+        loc, log_scale = params.chunk(2, -1)
+        means = self._expect(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp())
+        x = (weights.unsqueeze(-1) * means).sum(1)
+        return Drawn(x, torch.ones_like(x))
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Return the mean in the data's units."""
+        raise NotImplementedError
+
     def _set_unit(self, columns: Sequence[Values]) -> None:
         for index, values in enumerate(columns):
-            self.shift[index], self.unit[index] = _mean_and_spread(values)
+            self.shift[index], self.unit[index] = mean_and_spread(values)
 
     def _to_units(self, values: Tensor) -> Tensor:
         return ((values - self.shift) / self.unit).clamp(-LARGEST, LARGEST)
@@ -153,7 +183,16 @@ class Reals(_Numbers):
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median."""
-        v = self._bent(params.chunk(2, -1)[0])
+        return self._to_data(params.chunk(2, -1)[0])
+
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        # the mean of sinh is that of the centre times exp(variance / 2)
+        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
+        middle = self._to_data(loc) - self.centre
+        return torch.where(self.heavy > 0, middle * growth, middle) + self.centre
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        v = self._bent(u)
         size = v.abs().clamp(max=30)
         sinh = v.sign() * (torch.exp(size) - torch.exp(-size)) / 2
         return torch.where(self.heavy > 0, sinh, v) * self.width + self.centre
@@ -195,152 +234,28 @@ class Positives(_Numbers):
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median."""
-        logs = params.chunk(2, -1)[0] * self.unit + self.shift
+        return self._to_data(params.chunk(2, -1)[0])
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return a log-normal variable less the offset; what is below 0 is a zero."""
+        x, gap = super().draw(params, noise)
+        return Drawn(x.clamp(min=0), gap)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of the mixture, at least 0."""
+        x, gap = super().impute(params, weights)
+        return Drawn(x.clamp(min=0), gap)
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        logs = u * self.unit + self.shift
         return logs.clamp(max=80).exp() - self.offset
 
-
-class Counts(nn.Module):
-    """Negative binomial columns: the network gives the logs of the mean m and of the size r.
-
-    The variance is m + m² / r; a large r makes a Poisson distribution.
-    """
-
-    shift: Tensor
-    unit: Tensor
-    log_mean_range = (-12.0, 16.0)
-    log_size_range = (-5.0, 7.0)
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
-        count = len(columns)
-        self.x_width, self.params_width = count, 2 * count
-        self.register_buffer("shift", torch.zeros(count))
-        self.register_buffer("unit", torch.ones(count))
-
-    def fit(self, columns: Sequence[Values]) -> None:
-        """Set the units of the inputs."""
-        for index, values in enumerate(columns):
-            self.shift[index], self.unit[index] = _mean_and_spread(np.log1p(values))
-
-    def output_bias(self, columns: Sequence[Values]) -> Tensor:
-        """Return the logs of each mean, and of each size by moments."""
-        means = [max(float(v.mean()) if v.size else 0.0, 1e-3) for v in columns]
-        sizes = [_log_size(values) for values in columns]
-        return torch.cat([torch.tensor(means).log(), torch.tensor(sizes)])
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return the count itself."""
-        return x.clamp(0.0, 2.0**24).round()
-
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return log(1 + count) in units of its standard deviation."""
-        return (((u + 1).log() - self.shift) / self.unit).clamp(-SEEN_RANGE, SEEN_RANGE)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Return `seen`."""
-        return seen
-
-    def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
-        """Return the log-probability of each count."""
-        log_mean, log_size = params.chunk(2, -1)
-        log_mean = log_mean.clamp(*self.log_mean_range)
-        size = log_size.clamp(*self.log_size_range).exp()
-        log_total = (log_mean.exp() + size).log()
-        ways = log_gamma(u + size) - log_gamma(size) - log_gamma(u + 1)
-        return ways + size * (size.log() - log_total) + u * (log_mean - log_total)
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """Return 0: counts have no unit."""
-        return torch.zeros_like(u)
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Return the mean."""
-        return params.chunk(2, -1)[0].clamp(*self.log_mean_range).exp()
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
+        return (self._to_data(loc) + self.offset) * growth - self.offset
 
 
-class Words(nn.Module):
-    """Categorical columns. The last code of each, after its words, is that of any other value.
-
-    The columns share one axis of logits. Each column's sum of exponentials is a product with a
-    matrix of ones and zeros, since ONNX has no sum over unequal parts.
-    """
-
-    column: Tensor
-    code: Tensor
-    members: Tensor
-    places: Tensor
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
-        sizes = [len(column.words) + 1 for column in columns]
-        self.sizes = sizes
-        self.x_width = self.params_width = sum(sizes)
-        column = np.repeat(np.arange(len(sizes)), sizes)
-        code = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.arange(0)
-        members = column[:, None] == np.arange(len(sizes))
-        # the places of each column's logits, its last one repeated up to the widest column
-        widest, starts = max(sizes, default=1), np.cumsum([0, *sizes])[:-1]
-        places = [
-            start + np.minimum(np.arange(widest), size - 1)
-            for start, size in zip(starts, sizes, strict=True)
-        ]
-        self.register_buffer("column", torch.from_numpy(column))
-        self.register_buffer("code", torch.from_numpy(code).float())
-        self.register_buffer("members", torch.from_numpy(members).float())
-        self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
-
-    def fit(self, columns: Sequence[Values]) -> None:
-        """Do nothing: codes have no scale."""
-
-    def output_bias(self, columns: Sequence[Values]) -> Tensor:
-        """Return the logs of the codes' shares, with one added to each count."""
-        logs = []
-        for values, size in zip(columns, self.sizes, strict=True):
-            counts = np.bincount(np.minimum(values.astype(np.int64), size - 1), minlength=size) + 1
-            logs.append(np.log(counts / counts.sum()))
-        return torch.from_numpy(np.concatenate(logs)).float()
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return the code; what is no code becomes the last one."""
-        last = self.members.sum(0) - 1
-        codes = x.round()
-        return torch.where((codes < 0) | (codes > last), last, codes)
-
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return one-hot codes."""
-        return (u.index_select(-1, self.column) == self.code).to(u.dtype)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Repeat `seen` for the codes of each column."""
-        return seen.index_select(-1, self.column)
-
-    def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
-        """Return the log-probability of each code."""
-        logits = params.clamp(-LOGIT_RANGE, LOGIT_RANGE)
-        members = self.members.to(params.dtype)
-        chosen = (self.inputs(u).to(params.dtype) * logits) @ members
-        return chosen - (logits.exp() @ members).log()
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """Return 0: codes have no unit."""
-        return torch.zeros_like(u)
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Return the most probable code."""
-        return params[..., self.places].argmax(-1).to(params.dtype)
-
-
-def log_gamma(x: Tensor) -> Tensor:
-    """Return log Γ(x) for x > 0 by Stirling's series at x + 8, which ONNX can express."""
-    first, second = x * (x + 1) * (x + 2) * (x + 3), (x + 4) * (x + 5) * (x + 6) * (x + 7)
-    y = x + 8
-    inverse = 1 / y
-    square = inverse.square()
-    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
-    return (y - 0.5) * y.log() - y + LOG_TWO_PI / 2 + series - first.log() - second.log()
-
-
-def _mean_and_spread(values: Values) -> tuple[float, float]:
+def mean_and_spread(values: Values) -> tuple[float, float]:
     """Return mean and standard deviation; 1 for one that is 0."""
     if not values.size:
         return 0.0, 1.0
@@ -357,10 +272,3 @@ def _quartiles(values: Values) -> tuple[float, float]:
     low, centre, high = np.quantile(values, (0.25, 0.5, 0.75))
     width = (high - low) / 1.349 or values.std() or 1.0
     return float(centre), float(width)
-
-
-def _log_size(values: Values) -> float:
-    if not values.size:
-        return 0.0
-    mean, variance = max(float(values.mean()), 1e-3), float(values.var())
-    return float(np.clip(math.log(mean**2 / max(variance - mean, mean / 100)), -4, 6))

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Counts, Positives, Reals, Words
+from pipeline.model.columns import ColumnsOfKind, Positives, Reals
+from pipeline.model.count_columns import Counts
+from pipeline.model.inversion import Drawn
+from pipeline.model.word_columns import Words
 from serving.errors import DataRefused
 from serving.schema import Kind, Schema
 from serving.value_range import MAX_BYTE
@@ -139,9 +142,33 @@ class Mixed(nn.Module):
         pairs = zip(self._modules_of_kinds(), self._split(params), strict=True)
         return self._in_order([module.mean(own) for module, own in pairs])
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Not possible yet."""
-        raise NotImplementedError
+    def mean_gap(self, params: Tensor) -> Tensor:
+        """Return how far each word that `mean` gives is from another; see `Drawn`."""
+        gaps = []
+        for module, own in zip(self._modules_of_kinds(), self._split(params), strict=True):
+            if isinstance(module, Words):
+                gaps.append(module.mean_gap(own))
+            else:
+                gaps.append(torch.ones_like(module.mean(own)))
+        return self._in_order(gaps)
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw all cells, none of them a gap."""
+        drawn = [
+            module.draw(own, noise.index_select(-1, places))
+            for (module, places), own in zip(self._parts(), self._split(params), strict=True)
+        ]
+        return Drawn(*(self._in_order(list(parts)) for parts in zip(*drawn, strict=True)))
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of numbers and the mode of words over weighted draws, (batch, columns).
+
+        `params` are (batch, num_samples, params_width); the `weights` (batch, num_samples) of a row
+        sum to 1.
+        """
+        pairs = zip(self._modules_of_kinds(), self._split(params), strict=True)
+        found = [module.impute(own, weights) for module, own in pairs]
+        return Drawn(*(self._in_order(list(parts)) for parts in zip(*found, strict=True)))
 
     def _modules_of_kinds(self) -> list[ColumnsOfKind]:
         return [cast(ColumnsOfKind, part) for part in self.parts.values()]
