@@ -49,6 +49,15 @@ define oldest_onnxruntime
 		--target $(1)/oldest onnxruntime==1.15.0 numpy==1.26.4
 endef
 
+# Runtimes that lack float64, which tests use bundles in: OpenVINO in an onnxruntime of its own, 84
+# MB to fetch, and the plugin for WebGPU, each in a folder of its own.
+define other_runtimes
+	@$(1)/bin/python -m pip install --quiet --no-deps --upgrade --disable-pip-version-check \
+		--target $(1)/openvino onnxruntime-openvino==1.24.1
+	@$(1)/bin/python -m pip install --quiet --no-deps --upgrade --disable-pip-version-check \
+		--target $(1)/webgpu onnxruntime-ep-webgpu==0.4.0
+endef
+
 # onnxruntime for JavaScript, with which a test uses bundles as a web page would.
 define onnxruntime_web
 	@$(1)/bin/npm install --silent --no-audit --no-fund --prefix $(1)/web onnxruntime-web@1.30.0
@@ -67,6 +76,7 @@ $(VENV)/dev-ready: $(VENV)/ready
 	$(call perf_analyzer,$(VENV))
 	$(call onnxruntime_web,$(VENV))
 	$(call oldest_onnxruntime,$(VENV))
+	$(call other_runtimes,$(VENV))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 
@@ -103,7 +113,7 @@ graph: setup-dev ## the graph of imports: which floor each module stands on
 types: setup-dev ## types of the code
 	@$(BIN)/mypy
 
-bench: setup-dev ## speed and memory, each beside the thing to beat
+bench: setup-dev ## speed, memory, and parity in other runtimes, each beside the thing to beat
 	@$(BIN)/python -m tests.benchmarks
 
 bench-serve: bench-tools setup-dev ## the server beside its peers, each in an environment of its own (minutes)

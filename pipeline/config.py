@@ -20,6 +20,7 @@ LikelihoodName = Literal[
     "gaussian",
     "discretized_logistic",
     "categorical",
+    "mixed",
 ]
 
 DATA_KINDS = (
@@ -83,7 +84,7 @@ class ModelConfig:
         LikelihoodName,
         Option(
             "p(x given z); auto: bernoulli for bytes and bits, continuous_bernoulli for [0, 1], "
-            "gaussian for other numbers"
+            "gaussian for other numbers, mixed for tables with words, counts, dates or gaps"
         ),
     ] = "auto"
     model: Annotated[
@@ -94,6 +95,10 @@ class ModelConfig:
         Option("Widths or channels of the encoder's layers; the decoder mirrors them", min=1),
     ] = (512,)
     latent_dim: Annotated[int, Option("Number of latents, the size of z", min=1)] = 32
+    fit_sizes: Annotated[
+        bool,
+        Option("Let a mixed table's width set --hidden-dims and --latent-dim if neither is given"),
+    ] = True
     activation: Annotated[
         Literal["relu", "tanh", "silu", "gelu"], Option("Activation between layers")
     ] = "silu"
@@ -138,6 +143,10 @@ class TrainConfig:
     ] = "elbo"
     train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
+    hidden_share: Annotated[
+        float,
+        Option("Mean share of a mixed table's cells hidden from the encoder", min=0, max=0.5),
+    ] = 0.25
     kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
     free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0
     patience: Annotated[int, Option("Epochs to wait for a better validation ELBO", min=1)] = 5
@@ -301,6 +310,8 @@ def configure(preset: str = "default", **settings: Any) -> Config:
     chosen = {**PRESETS[preset], **settings}
     if "epochs" in settings:  # they are obeyed to the letter
         chosen.setdefault("min_steps", 0)
+    if {"hidden_dims", "latent_dim"} & chosen.keys():
+        chosen.setdefault("fit_sizes", False)
     config = Config(preset=preset)
     for section in ("data", "model", "train", "evaluate"):
         part = getattr(config, section)

@@ -8,20 +8,21 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import UsageRefused, VerificationFailed
-from serving.operations import Operation, operation_table
+from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
+from serving.operations import Operation, operation_table, portable_forms
 from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
 SCHEMA_VERSION = 2
-"""Of bundles that are written. Those of schema 1 are read too; they have no graphs of noise."""
+"""Of bundles that are written. Those of schema 1 are read too: they lack `MORE_GRAPHS`, and do not
+say what each graph needs."""
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
 CARD = "MODEL_CARD.md"
@@ -32,7 +33,10 @@ SAMPLES = "samples.png"
 RECONSTRUCTIONS = "reconstructions.png"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")
 NOISE_GRAPHS = ("noise.onnx", "score_noise.onnx")
+PORTABLE_GRAPHS = ("score_portable.onnx",)
+MORE_GRAPHS = (*PORTABLE_GRAPHS, *NOISE_GRAPHS)
 REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
+_FLOAT64 = "float64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class Manifest:
     """Format of the numbers in the graphs: float32, fp16 or int8."""
     ranges: Mapping[str, Any] | None = None
     """Smallest and largest input of every int8 layer."""
+    needs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each graph needs of a runtime: `opset`, `ir_version`, and `types` of elements."""
     migrated_from: str | None = None
     """Digest of the bundle of an earlier schema that this one was, with the same weights."""
 
@@ -69,9 +75,9 @@ class Manifest:
 
     @property
     def schema(self) -> Schema | None:
-        """The schema of the table that the model learned from, if it has one."""
-        content = self.data.get("schema")
-        return Schema.from_json(content) if content else None
+        """The kinds of the columns of a mixed table, whose gaps are NaN in `x`."""
+        known = self.data.get("schema")
+        return Schema.from_json(known) if known else None
 
     @property
     def max_byte(self) -> int:
@@ -96,9 +102,48 @@ class Bundle:
     @property
     def operations(self) -> Mapping[str, Operation]:
         """The operations of this model, by name."""
+        manifest = self.manifest
         return operation_table(
-            self.manifest.x_shape, self.manifest.x_dtype, self.manifest.latent_dim
+            manifest.x_shape,
+            manifest.x_dtype,
+            manifest.latent_dim,
+            mixed=manifest.schema is not None,
         )
+
+    @property
+    def portable_forms(self) -> Mapping[str, Operation]:
+        """Operations in float32 alone, by label; a bundle of schema 1 has none."""
+        return portable_forms(self.operations) if self.manifest.schema_version > 1 else {}
+
+    @property
+    def all_forms(self) -> Mapping[str, Operation]:
+        """The operations and their portable forms, by label."""
+        return {**self.operations, **self.portable_forms}
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs of the operations, in all their forms."""
+        return (*GRAPHS, *(form.graph for form in self.portable_forms.values()))
+
+    def operations_for(self, *, float64: bool) -> Mapping[str, Operation]:
+        """Return the operations, by name, in forms that need float64 only if that is allowed.
+
+        Raises:
+            DeviceUnavailable: the bundle is of schema 1, and has no form without float64.
+        """
+        if float64:
+            return self.operations
+        if not self.manifest.needs:
+            raise DeviceUnavailable(
+                "score.onnx needs float64, which only cpu and cuda are known to have, and a bundle "
+                "of schema 1 has no other form of it: run vae migrate"
+            )
+        needs = self.manifest.needs
+        forms = {str(form.name): form for form in self.portable_forms.values()}
+        return {
+            name: forms[name] if _FLOAT64 in needs[operation.graph]["types"] else operation
+            for name, operation in self.operations.items()
+        }
 
     def golden(self) -> dict[str, NDArray[Any]]:
         """Read a few inputs and torch's outputs for them, for the self-check."""
@@ -122,9 +167,11 @@ class Bundle:
 def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
     """Verify every file and open the bundle; files in `unsealed` may differ or be absent."""
     manifest = read_manifest(path)
-    for name in (*REQUIRED, *(NOISE_GRAPHS if manifest.schema_version > 1 else ())):
+    for name in (*REQUIRED, *(MORE_GRAPHS if manifest.schema_version > 1 else ())):
         if name not in manifest.files:
             raise VerificationFailed(f"{path} is not complete: the manifest lists no {name}")
+        if manifest.schema_version > 1 and name.endswith(".onnx") and name not in manifest.needs:
+            raise VerificationFailed(f"{path / MANIFEST} does not say what {name} needs")
     for name, entry in manifest.files.items():
         if name not in unsealed:
             _verify_file(path / name, entry)
@@ -155,7 +202,11 @@ def read_manifest(path: Path) -> Manifest:
         )
     if content.get("digest") != manifest_digest(content):
         raise VerificationFailed(f"{path / MANIFEST} was changed after it was sealed")
-    needed = {field.name for field in fields(Manifest) if field.default is MISSING}
+    needed = {
+        item.name
+        for item in fields(Manifest)
+        if item.default is MISSING and item.default_factory is MISSING
+    }
     if missing := needed - content.keys():
         raise VerificationFailed(f"{path / MANIFEST} lacks {', '.join(sorted(missing))}")
     try:

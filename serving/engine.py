@@ -1,51 +1,35 @@
 """Run a bundle's operations with onnxruntime: arrays in, arrays out.
 
-The graphs run on the requested device or not at all: every node's assignment is read back. CUDA
-computes in float32, and uses TF32 only on request. Arrays that do not fit raise `DataRefused`.
+The graphs run on the requested device or not at all. CUDA computes in float32, and uses TF32 only
+on request. Arrays that do not fit raise `DataRefused`.
 """
 
-import contextlib
-import ctypes
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
-from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
+from serving.errors import DataRefused, UsageRefused, VerificationFailed
 from serving.input_checks import check_inputs
 from serving.noise import draw_eps, draw_rows, noise_vectors
 from serving.operations import Operation, Tensor
+from serving.sessions import Level, has_float64, open_session, require_device
 
 Array = NDArray[Any]
-Device = Literal["cpu", "cuda"]
-Level = Literal["off", "basic", "extended", "all"]
 
 MAX_BATCH = 1024
 """Rows of one run of a graph; longer inputs are split."""
 MAX_DECODED = 4096
 """Rows times noise draws of one run, which bounds memory."""
 
-_LEVELS: Mapping[Level, ort.GraphOptimizationLevel] = {
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-_SHAPE_OPS = {"Shape", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze"}
-"""Operators that compute sizes, which onnxruntime keeps on the CPU on purpose."""
-PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
 
 class _Call(NamedTuple):
     """What a run needs, kept since every request does: names of the graph's inputs and ours."""
 
-    session: ort.InferenceSession
+    session: Any
     inputs: tuple[tuple[str, str], ...]
     outputs: list[str]
 
@@ -55,13 +39,14 @@ class Engine:
 
     Args:
         bundle: the verified bundle.
-        device: `cpu` or `cuda`, without a fall-back to the other.
+        device: `cpu`, `cuda` or a plugin's, without a fall-back to another (`serving.sessions`).
         threads: threads of one operator on the CPU.
         level: onnxruntime's graph optimisation level.
         tf32: let CUDA round the factors of matrix products to ten bits, for speed.
+        operations: what to run, if not all that the bundle has, in the forms that fit the device.
 
     Raises:
-        DeviceUnavailable: the device cannot run every node.
+        DeviceUnavailable: the device is missing, or cannot run every node.
         VerificationFailed: a graph does not open, or its tensors differ from the operation table.
     """
 
@@ -69,23 +54,26 @@ class Engine:
         self,
         bundle: Bundle,
         *,
-        device: Device = "cpu",
+        device: str = "cpu",
         threads: int = 1,
         level: Level = "all",
         tf32: bool = False,
+        operations: Mapping[str, Operation] | None = None,
     ) -> None:
         self.bundle = bundle
         self.device = device
-        self.operations = bundle.operations
+        self.provider = require_device(device)
+        self.operations = operations or bundle.operations_for(float64=has_float64(device))
         # kept, since every request asks for them
         self._unit_range = bundle.manifest.unit_range
         self._max_byte = bundle.manifest.max_byte
-        if device == "cuda":
-            require_cuda()
-        options = session_options(threads, level)
+        self._gaps = bundle.manifest.schema is not None
         graphs = dict.fromkeys(operation.graph for operation in self.operations.values())
         self._sessions = {
-            graph: open_session(bundle.path / graph, options, device, tf32=tf32) for graph in graphs
+            graph: open_session(
+                bundle.path / graph, device, threads=threads, level=level, tf32=tf32
+            )
+            for graph in graphs
         }
         for operation in self.operations.values():
             _check_tensors(self._sessions[operation.graph], operation)
@@ -117,7 +105,9 @@ class Engine:
                 f"operation must be one of {', '.join(self.operations)}, got {name!r}"
             )
         operation = self.operations[name]
-        return check_inputs(operation, inputs, self._unit_range, self._max_byte, drawn)
+        return check_inputs(
+            operation, inputs, self._unit_range, self._max_byte, drawn, gaps=self._gaps
+        )
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -177,13 +167,13 @@ class Engine:
             VerificationFailed: an output differs by more than the tolerance stored beside it.
         """
         golden = self.bundle.golden()
-        for operation in self.operations.values():
+        for name, operation in self.operations.items():
             try:
-                self._compare(operation, golden)
+                self._compare(name, operation, golden)
             except (KeyError, ValueError, TypeError, DataRefused) as err:
                 raise VerificationFailed(
-                    f"self-check of {self.bundle.path} failed: its golden rows of {operation.name} "
-                    f"cannot be used: {err!r}"
+                    f"self-check of {self.bundle.path} failed: its golden rows of {operation.label}"
+                    f" cannot be used: {err!r}"
                 ) from err
         if self.bundle.manifest.schema_version > 1:
             self._compare_noise(golden)
@@ -197,16 +187,16 @@ class Engine:
                     f"self-check of {self.bundle.path} failed: {key} is not what this machine draws"
                 )
 
-    def _compare(self, operation: Operation, golden: Mapping[str, Array]) -> None:
-        inputs = {t.name: golden[f"{operation.name}.{t.name}"] for t in operation.inputs}
-        for name, value in self.run(operation.name, inputs).items():
-            key = f"{operation.name}.{name}"
+    def _compare(self, given: str, operation: Operation, golden: Mapping[str, Array]) -> None:
+        inputs = {t.name: golden[f"{operation.label}.{t.name}"] for t in operation.inputs}
+        for name, value in self.run(given, inputs).items():
+            key = f"{operation.label}.{name}"
             if value.shape != golden[key].shape:
                 raise ValueError(f"{name} is {value.shape}, golden is {golden[key].shape}")
             error = float(np.abs(value - golden[key]).max())
             if not error <= golden[f"{key}.budget"]:
                 raise VerificationFailed(
-                    f"self-check of {self.bundle.path} failed: {operation.name} puts {name} "
+                    f"self-check of {self.bundle.path} failed: {operation.label} puts {name} "
                     f"off by {error:.3g}, allowed {golden[f'{key}.budget']:.3g}"
                 )
 
@@ -219,81 +209,7 @@ class Engine:
         return counts
 
 
-def session_options(threads: int, level: Level) -> ort.SessionOptions:
-    """Return a session's options: threads sleep while they wait, and placement is recorded."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = _LEVELS[level]
-    options.log_severity_level = 3  # errors only, and they are raised too
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", str(int(_may_overflow())))
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return options
-
-
-def _may_overflow() -> bool:
-    """Whether int8 products could overflow, so that the exact kernels, half as fast, are needed.
-
-    x86-64 without VNNI sums pairs of products in 16 bits. An unknown one is assumed to lack it.
-    """
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
-
-
-def require_cuda() -> None:
-    """Load the driver and the CUDA libraries; raise `DeviceUnavailable` naming what is missing."""
-    if PROVIDERS["cuda"] not in ort.get_available_providers():
-        raise DeviceUnavailable(
-            "device cuda is not available: this onnxruntime has no CUDA provider; "
-            "install onnxruntime-gpu"
-        )
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # preload_dlls prints what it cannot load
-        ort.preload_dlls()
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError as err:
-        raise DeviceUnavailable(
-            f"device cuda is not available: no NVIDIA driver ({err}); "
-            "use --device cpu, or a machine with a GPU"
-        ) from err
-    if missing := [line for line in printed.getvalue().splitlines() if "Failed to load" in line]:
-        raise DeviceUnavailable(f"device cuda is not available: {missing[0]}")
-
-
-def provider(device: Device, *, tf32: bool) -> tuple[str, dict[str, str]]:
-    """Return the provider of a session and its options; onnxruntime would use TF32 by default."""
-    return PROVIDERS[device], {"use_tf32": str(int(tf32))} if device == "cuda" else {}
-
-
-def open_session(
-    graph: Path | bytes, options: ort.SessionOptions, device: Device, *, tf32: bool = False
-) -> ort.InferenceSession:
-    """Open a graph on a device and prove that every node that computes was placed there."""
-    name = graph.name if isinstance(graph, Path) else "a graph"
-    try:
-        session = ort.InferenceSession(graph, options, providers=[provider(device, tf32=tf32)])
-    except Exception as err:
-        # onnxruntime's exceptions share no base class below Exception
-        if device == "cuda":
-            raise DeviceUnavailable(f"device cuda cannot run {name}: {err}") from err
-        place = graph if isinstance(graph, Path) else name
-        raise VerificationFailed(f"onnxruntime cannot open {place}: {err}") from err
-    # if a provider does not load or lacks a kernel, onnxruntime uses the CPU without an error
-    for part in session.get_provider_graph_assignment_info():
-        strays = {node.op_type for node in part.get_nodes()} - _SHAPE_OPS
-        if part.ep_name != PROVIDERS[device] and strays:
-            raise DeviceUnavailable(
-                f"device {device} was asked for, but {name} runs {', '.join(sorted(strays))} "
-                f"on {part.ep_name}"
-            )
-    return session
-
-
-def _check_tensors(session: ort.InferenceSession, operation: Operation) -> None:
+def _check_tensors(session: Any, operation: Operation) -> None:
     graph_inputs = tuple(
         replace(tensor, name=name)
         for name, tensor in zip(operation.graph_inputs(), operation.inputs, strict=True)

@@ -19,8 +19,12 @@ def check_inputs(
     unit_range: bool,
     max_byte: int,
     drawn: str = "",
+    *,
+    gaps: bool = False,
 ) -> int:
     """Return the number of rows; the values of the input `drawn` need no check.
+
+    With `gaps`, `x` may hold NaN.
 
     Raises:
         DataRefused: a tensor is missing, unknown, or of the wrong dtype, shape or value.
@@ -44,19 +48,21 @@ def check_inputs(
         if array.dtype == np.uint8:
             _check_bytes(tensor.name, array, max_byte)
         elif tensor.name != drawn:
-            check_floats(tensor.name, array, unit_range=unit_range and tensor.name == "x")
+            is_x = tensor.name == "x"
+            check_floats(tensor.name, array, unit_range=unit_range and is_x, gaps=gaps and is_x)
     if sizes.get("num_samples") == 0:
         raise DataRefused("num_samples must be at least 1, got 0")
     return sizes["batch"]
 
 
-def check_floats(name: str, array: Array, *, unit_range: bool) -> None:
-    """Refuse floats that are not finite or, with `unit_range`, not from 0 to 1."""
+def check_floats(name: str, array: Array, *, unit_range: bool, gaps: bool = False) -> None:
+    """Refuse floats that are not finite, but for `gaps`, or with `unit_range` not from 0 to 1."""
     if array.size == 0:
         return
     if array.strides[0] == 0:  # a broadcast of one row
         array = array[:1]
-    finite = np.isfinite(array).reshape(len(array), -1).all(1)
+    good = ~np.isinf(array) if gaps else np.isfinite(array)
+    finite = good.reshape(len(array), -1).all(1)
     if not finite.all():
         raise DataRefused(f"{name} must be finite, row {int(finite.argmin())} is not")
     if unit_range and (array.min() < 0 or array.max() > 1):

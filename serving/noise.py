@@ -45,9 +45,13 @@ def draw_eps(x: NDArray[Any], seed: int, num_samples: int, latent_dim: int) -> E
 def hash_rows(x: NDArray[Any]) -> NDArray[np.uint64]:
     """Hash the bytes of each row, little-endian and row-major: the first 8 bytes of SHA-256.
 
-    A zero has no sign, since decimals and integers have none: equal rows have the same hash.
+    A zero has no sign, since decimals and integers have none, and all gaps of a mixed table are the
+    same NaN: equal rows have the same hash.
     """
-    plain = x + x.dtype.type(0) if x.dtype.kind == "f" else x
+    plain = x
+    if x.dtype.kind == "f":
+        plain = x + x.dtype.type(0)
+        plain[np.isnan(plain)] = np.nan
     rows: Iterable[Any] = np.ascontiguousarray(plain, x.dtype.newbyteorder("<"))
     return np.frombuffer(b"".join(sha256(row).digest()[:8] for row in rows), "<u8")
 

@@ -4,11 +4,13 @@ Export, parity, requests and Parquet columns all use it. Axis 0 of every tensor 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 OperationName = Literal["encode", "decode", "reconstruct", "sample", "score"]
 Axis = int | Literal["batch", "num_samples"]
+IN_FLOAT64: tuple[OperationName, ...] = ("score",)
+"""Operations whose graphs compute in float64, and that have a portable form without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,13 @@ class Operation:
     graph: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    portable: bool = False
+    """Whether the graph is the form in float32 alone of an operation that has another."""
+
+    @property
+    def label(self) -> str:
+        """The name of the operation in this form, in reports and in keys of golden rows."""
+        return f"{self.name}_portable" if self.portable else self.name
 
     def graph_inputs(self) -> tuple[str, ...]:
         """Return the names of the graph's own inputs, in order: `sample` feeds `eps` to `z`."""
@@ -35,9 +44,12 @@ class Operation:
 
 
 def operation_table(
-    x_shape: tuple[int, ...], x_dtype: str, latent_dim: int
+    x_shape: tuple[int, ...], x_dtype: str, latent_dim: int, *, mixed: bool = False
 ) -> Mapping[str, Operation]:
-    """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name."""
+    """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name.
+
+    If its columns are `mixed`, of several kinds, a score is also of each of them.
+    """
     x = Tensor("x", x_dtype, ("batch", *x_shape))
     x_loc = Tensor("x_loc", "float32", ("batch", *x_shape))
     z, z_loc, z_scale, eps = (
@@ -47,6 +59,12 @@ def operation_table(
     scores = tuple(
         Tensor(name, "float32", ("batch",)) for name in ("elbo", "log_likelihood", "kl", "iw_elbo")
     )
+    if mixed:
+        scores += (
+            Tensor("consistency", "float32", ("batch",)),
+            Tensor("column_log_likelihood", "float32", ("batch", *x_shape)),
+            Tensor("column_lift", "float32", ("batch", *x_shape)),
+        )
     rows = (
         Operation("encode", "encoder.onnx", (x,), (z_loc, z_scale)),
         Operation("decode", "decoder.onnx", (z,), (x_loc,)),
@@ -55,3 +73,9 @@ def operation_table(
         Operation("score", "score.onnx", (x, score_eps), scores),
     )
     return {row.name: row for row in rows}
+
+
+def portable_forms(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
+    """Return the forms, by label, that run on a device without float64."""
+    forms = (replace(operations[name], portable=True) for name in IN_FLOAT64)
+    return {form.label: replace(form, graph=f"{form.label}.onnx") for form in forms}

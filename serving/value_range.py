@@ -19,10 +19,12 @@ MAX_EXACT = 1 << 24
 
 
 def find_range(*splits: Array) -> Range:
-    """Return the range of the values of all splits; empty ones are left out, and NaN too."""
+    """Return the range of the values of all splits; empty ones and gaps are left out."""
     filled = [x for x in splits if x.size]
-    low = np.fmin.reduce([np.fmin.reduce(x, None) for x in filled])
-    return float(low), float(np.fmax.reduce([np.fmax.reduce(x, None) for x in filled]))
+    low, high = (
+        bound.reduce([bound.reduce(x, None) for x in filled]) for bound in (np.fmin, np.fmax)
+    )
+    return float(low), float(high)
 
 
 def max_byte_of(largest: float) -> int:
@@ -32,7 +34,7 @@ def max_byte_of(largest: float) -> int:
     8 bits, but bits, counts or levels (scikit-learn's digits are 0 to 16), and have a scale of
     their own.
     """
-    return MAX_BYTE if largest > MAX_BYTE // 2 else max(1, int(largest))
+    return MAX_BYTE if not largest <= MAX_BYTE // 2 else max(1, int(largest))
 
 
 def picture_range(dtype: str | np.dtype[Any], values: Range) -> Range:

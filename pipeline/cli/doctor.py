@@ -100,7 +100,7 @@ def _cuda() -> Iterator[Finding]:
     try:
         import onnxruntime
 
-        from serving.engine import require_cuda
+        from serving.sessions import require_cuda
     except ImportError:
         return  # `_packages` reports it
     yield Finding("ORT providers", "ok", ", ".join(onnxruntime.get_available_providers()))

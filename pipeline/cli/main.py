@@ -7,7 +7,7 @@ commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
 import shlex
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -35,6 +35,7 @@ from pipeline.config import (
     configure,
 )
 from serving.cli.command import CONTEXT, Command, Group, run_command
+from serving.cli.device_name import DeviceName
 from serving.cli.help_page import group
 from serving.cli.latents import decode, interpolate, traverse
 from serving.cli.options import device_option, read_options, seed_option, threads_option
@@ -253,17 +254,18 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 @data_option
 @click.option(
     "--device",
-    type=click.Choice(["cpu", "cuda", "all"]),
+    type=DeviceName("all"),
     default="cpu",
     show_default=True,
-    help="Device on which the graphs must agree with torch; all checks both, one by one",
+    help="Device on which the graphs must agree with torch: all is cpu and cuda, one by one, and "
+    "NAME that of a plugin, which onnxruntime-ep-NAME brings or NAME=LIBRARY says",
 )
 @click.option("--report", "page", type=target(), help="Also write an HTML page to this file")
 @threads_option
 def check(
     bundle: str,
     source: str | None,
-    device: Literal["cpu", "cuda", "all"],
+    device: str,
     page: Path | None,
     threads: int,
 ) -> None:

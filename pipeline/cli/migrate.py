@@ -68,7 +68,7 @@ def _migrate(opened: "Source", out: Path, source: str | None, threads: int) -> "
     checkpoint = checkpoint_of(opened.bundle)
     dataset = load_data(checkpoint.config, checkpoint, source)
     bundle, report = stages.check(
-        migrate_bundle(opened.bundle, out), checkpoint, dataset, "cpu", threads
+        migrate_bundle(opened.bundle, checkpoint.model, out), checkpoint, dataset, "cpu", threads
     )
     results.raise_unless_parity_passed(report)
     return bundle

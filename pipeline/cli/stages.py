@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Metrics
     from pipeline.model.checkpoint import Checkpoint
     from pipeline.model.vae import VAE
-    from pipeline.parity.check import Devices
     from pipeline.parity.report import ParityReport
     from pipeline.registry.audit_log import Decision
     from pipeline.tracking import TrackedRun
@@ -71,10 +70,10 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
 
     reason = ""
     if config.model.likelihood == "auto":
-        name, kind = choose_likelihood(config.data.binarize, *dataset.rows)
+        name, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
         config = replace(config, model=replace(config.model, likelihood=name))
         reason = f", for {kind}"
-    model = resolve_model_config(config, *dataset.rows)
+    model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     if hint := advise_axes(dataset.x_shape):
         say(f"warning: {hint}")
@@ -215,11 +214,12 @@ def export(
     """Write the bundle; int8 takes its ranges from the training rows."""
     from pipeline.export.bundle_export import export_bundle
     from pipeline.export.quantization import calibrate
-    from serving.bundle import GRAPHS
+    from serving.bundle import GRAPHS, PORTABLE_GRAPHS
 
-    say(f"exporting {len(GRAPHS)} graphs, {precision}, to {out}")
+    graphs = len(GRAPHS) + len(PORTABLE_GRAPHS)
+    say(f"exporting {graphs} graphs, {precision}, to {out}")
     ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
-    with progress(len(GRAPHS), "graphs") as bar:
+    with progress(graphs, "graphs") as bar:
         return export_bundle(
             out,
             checkpoint,
@@ -232,7 +232,7 @@ def export(
 
 
 def check(
-    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: str, threads: int
 ) -> "tuple[Bundle, ParityReport]":
     """Compare a bundle with torch and seal the report into it; print what failed, if anything.
 
@@ -246,18 +246,18 @@ def check(
 
 
 def compare(
-    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: "Devices", threads: int
+    bundle: "Bundle", checkpoint: "Checkpoint", dataset: "Dataset", device: str, threads: int
 ) -> "ParityReport":
     """Compare a bundle's graphs with torch; the bundle is not changed."""
-    from pipeline.parity.check import DEVICES, check_parity
+    from pipeline.parity.check import check_parity, expand_devices
     from pipeline.parity.first_divergence import find_difference
     from pipeline.parity.quantization_loss import measure_cost
-    from serving.engine import require_cuda
+    from serving.sessions import require_device
 
-    if "cuda" in DEVICES[device]:
-        require_cuda()
+    for name in expand_devices(device):
+        require_device(name)
     torch_device("cpu", threads)  # torch is the reference; only the engine uses the device
-    say(f"checking parity with torch on {' and '.join(DEVICES[device])}")
+    say(f"checking parity with torch on {' and '.join(expand_devices(device))}")
     model, x = checkpoint.model, dataset.test.x
     report = check_parity(bundle, model, x, device=device, threads=threads)
     if report.quantization_loss is not None:

@@ -50,7 +50,7 @@ class Dataset:
     columns: tuple[str, ...] = field(default=(), kw_only=True)
     """Names of the features, if the source is a table with a column for each."""
     schema: Schema | None = field(default=None, kw_only=True)
-    """What the features are, if the source is a table whose cells are of several kinds."""
+    """The kinds of the columns, if they are not all complete numbers; gaps in `x` are NaN."""
 
     @property
     def x_shape(self) -> tuple[int, ...]:

@@ -51,8 +51,9 @@ class Metrics:
     informative_units: int | None = None
     """Latents that tell more than `INFORMATIVE` nats about a row, of which an untrained model has
     few; None if an older version of the package evaluated the model."""
-    reconstruction_error: float
-    """Root mean square of x minus its reconstruction, in the data's units."""
+    reconstruction_error: float | None
+    """Root mean square of x minus its reconstruction, in the data's units; None for mixed tables,
+    whose columns have no common unit."""
     bits_per_dim: float | None
     """The NLL of images in bits per feature; None for tables. It compares with published figures
     only if the likelihood is one of whole bytes, or of bits."""
@@ -121,7 +122,7 @@ def evaluate(
         nll_samples=nll_samples,
         active_units=active,
         informative_units=informative,
-        reconstruction_error=squared_errors.mean().sqrt().item(),
+        reconstruction_error=None if model.mixed else squared_errors.mean().sqrt().item(),
         bits_per_dim=means["nll"] / (x[0].size * math.log(2)) if x.ndim > 2 else None,
         held_out=summarize(score_rows(model, x, device)),
         warnings=tuple(_warn_of_latents(active, informative)) if len(x) > 1 else (),
@@ -214,5 +215,6 @@ def _evaluate_rows(
         advance(len(x) * samples)
     log_p = log_sum - float(np.log(nll_samples))
     qz = model.encode(x)
-    squared_errors = (model.decode(qz.loc) - x).square().flatten(1).mean(1)
+    errors = torch.zeros_like(x[:, :1]) if model.mixed else model.decode(qz.loc) - x
+    squared_errors = errors.square().flatten(1).mean(1)
     return log_likelihood / nll_samples, terms.kl, log_p, squared_errors, qz.loc, qz.log_scale

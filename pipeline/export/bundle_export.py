@@ -1,4 +1,4 @@
-"""Export a trained model as a bundle: four ONNX graphs, weights, golden rows and the manifest.
+"""Export a trained model as a bundle: its ONNX graphs, weights, golden rows and the manifest.
 
 In: a `Checkpoint`, its held-out metrics and some held-out rows. Out: a directory, complete or
 absent; the same checkpoint gives the same graphs, byte for byte. Raises `ParityFailed` if a graph
@@ -8,7 +8,7 @@ is not sound, `UsageRefused` if the directory exists already.
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.config import Precision
 from pipeline.environment import describe_versions
 from pipeline.errors import ParityFailed
 from pipeline.export.graph_export import OPSET, save_graph
+from pipeline.export.graph_needs import describe_folder
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
 from pipeline.export.noise_graphs import write_noise_graphs
@@ -36,7 +37,9 @@ from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
     GOLDEN,
+    GRAPHS,
     METRICS,
+    MORE_GRAPHS,
     RECONSTRUCTIONS,
     SAMPLES,
     SCHEMA_VERSION,
@@ -47,7 +50,7 @@ from serving.bundle import (
 from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows, noise_vectors
-from serving.operations import Operation, operation_table
+from serving.operations import Operation, operation_table, portable_forms
 from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
 GOLDEN_ROWS = 8
@@ -76,33 +79,37 @@ def export_bundle(
     check_output_folder(out)
     model = checkpoint.model
     reduced = convert_precision(model, precision, ranges)
-    operations = operation_table(model.x_shape, checkpoint.x_dtype, model.latent_dim)
+    operations = operation_table(
+        model.x_shape, checkpoint.x_dtype, model.latent_dim, mixed=model.mixed is not None
+    )
     content = _manifest_content(checkpoint, operations)
     content |= {"precision": precision, "ranges": ranges}
     with staged_folder(out) as folder:
         weights = weights_bytes(model)
         (folder / WEIGHTS).write_bytes(weights)
         metadata = _graph_metadata(checkpoint, sha256(weights).hexdigest(), precision)
-        for operation in operations.values():
+        forms = (*operations.values(), *portable_forms(operations).values())
+        for operation in forms:
             if operation.name == "sample":  # the decoder, under other names
                 continue
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
             advance(1)
         write_noise_graphs(folder, model.latent_dim, metadata)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
-        (folder / GOLDEN).write_bytes(_golden_bytes(reduced, operations, x))
+        (folder / GOLDEN).write_bytes(_golden_bytes(reduced, forms, x))
         if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
             values = picture_range(checkpoint.x_dtype, checkpoint.data.get("range", (0, MAX_BYTE)))
             _write_pictures(folder, reduced, operations, x, values)
+        content["needs"] = describe_folder(folder, (*GRAPHS, *MORE_GRAPHS))
         (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
     return Bundle(out, manifest)
 
 
-def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> bytes:
+def _golden_bytes(model: VAE, operations: Iterable[Operation], x: Array) -> bytes:
     """Return each operation's inputs, float64 outputs and tolerances, and vectors of noise."""
     arrays: dict[str, Array] = {}
-    for operation in operations.values():
+    for operation in operations:
         drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
         rows = unambiguous_rows(model, operation, drawn)[:GOLDEN_ROWS]
         if not rows.size:
@@ -110,16 +117,22 @@ def _golden_bytes(model: VAE, operations: Mapping[str, Operation], x: Array) -> 
                 f"no held-out row of {operation.name} has an unambiguous result in int8"
             )
         inputs = {name: values[rows] for name, values in drawn.items()}
-        arrays |= {f"{operation.name}.{name}": value for name, value in inputs.items()}
-        exact = run_reference(model, operation, inputs, torch.float64)
-        rounded = (
-            run_reference(model, operation, inputs, torch.float32, draw=n) for n in range(DRAWS)
-        )
-        for name, tolerance in derive_tolerances(exact, rounded).items():
-            key = f"{operation.name}.{name}"
-            arrays[key] = exact[name]
-            arrays[f"{key}.budget"] = np.array(tolerance.max)
+        arrays |= golden_arrays(model, operation, inputs)
     return npz_bytes(arrays | noise_vectors(arrays["score.x"], model.latent_dim))
+
+
+def golden_arrays(
+    model: VAE, operation: Operation, inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the inputs of an operation, its outputs in float64, and their tolerances."""
+    arrays = {f"{operation.label}.{name}": value for name, value in inputs.items()}
+    exact = run_reference(model, operation, inputs, torch.float64)
+    rounded = (run_reference(model, operation, inputs, torch.float32, draw=n) for n in range(DRAWS))
+    for name, tolerance in derive_tolerances(exact, rounded).items():
+        key = f"{operation.label}.{name}"
+        arrays[key] = exact[name]
+        arrays[f"{key}.budget"] = np.array(tolerance.max)
+    return arrays
 
 
 def npz_bytes(arrays: Mapping[str, Array]) -> bytes:

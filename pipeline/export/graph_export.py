@@ -60,7 +60,7 @@ def save_graph(
     graph, _ = _translate(model, operation)
     _optimize(graph)
     ClearMetadataAndDocStringPass()(graph)
-    graph.metadata_props.update({**metadata, "operation": operation.name})
+    graph.metadata_props.update({**metadata, "operation": operation.label})
     graph.ir_version = IR_VERSION
     proto = onnx_ir.to_proto(graph)
     if reduced is not None:
@@ -180,7 +180,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.likelihood = model.encoder, model.decoder, model.likelihood
         self._model = (model,)  # in a tuple, so that it adds no second name to the weights
-        self._function = FUNCTIONS[operation.name]
+        self._function = FUNCTIONS[operation.label]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         with _HeadedAttention():

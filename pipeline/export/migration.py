@@ -1,6 +1,6 @@
 """Write a bundle of an earlier schema in the one of today, with the same weights and graphs.
 
-In: a bundle. Out: a new bundle, whose parity has to be checked again.
+In: a bundle and its model. Out: a new bundle, whose parity has to be checked again.
 """
 
 import shutil
@@ -9,21 +9,35 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.export.bundle_export import npz_bytes
+from pipeline.export.bundle_export import golden_arrays, npz_bytes
+from pipeline.export.graph_export import save_graph
+from pipeline.export.graph_needs import describe_folder
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import render_card
 from pipeline.export.noise_graphs import write_noise_graphs
-from serving.bundle import CARD, GOLDEN, GRAPHS, METRICS, PARITY, SCHEMA_VERSION, Bundle
+from pipeline.export.quantization import convert_precision
+from pipeline.model.vae import VAE
+from serving.bundle import (
+    CARD,
+    GOLDEN,
+    GRAPHS,
+    METRICS,
+    MORE_GRAPHS,
+    PARITY,
+    SCHEMA_VERSION,
+    Bundle,
+)
 from serving.errors import UsageRefused
 from serving.files import check_output_folder, staged_folder
 from serving.noise import noise_vectors
+from serving.operations import portable_forms
 
 
-def migrate_bundle(old: Bundle, out: Path) -> Bundle:
+def migrate_bundle(old: Bundle, model: VAE, out: Path) -> Bundle:
     """Write the bundle to `out`, which must not exist.
 
     What schema 1 has stays byte for byte, but for the report of parity, which is about its files,
-    and the card. It gets the graphs of noise, and their test vectors.
+    and the card. It gets the graphs of noise and the portable ones, and golden rows for both.
 
     Raises:
         UsageRefused: the bundle has the schema of today.
@@ -36,10 +50,16 @@ def migrate_bundle(old: Bundle, out: Path) -> Bundle:
     with staged_folder(out) as folder:
         for name in manifest.files.keys() - {PARITY, CARD, GOLDEN}:
             shutil.copy(old.path / name, folder / name)
-        golden = old.golden()
-        vectors = noise_vectors(golden["score.x"], manifest.latent_dim)
-        (folder / GOLDEN).write_bytes(npz_bytes(golden | vectors))
-        write_noise_graphs(folder, manifest.latent_dim, _metadata(old))
+        golden, metadata = old.golden(), _metadata(old)
+        reduced = convert_precision(model, manifest.precision, manifest.ranges)
+        for form in portable_forms(old.operations).values():
+            save_graph(folder / form.graph, model, form, metadata, reduced)
+            inputs = {tensor.name: golden[f"{form.name}.{tensor.name}"] for tensor in form.inputs}
+            golden |= golden_arrays(reduced, form, inputs)
+        golden |= noise_vectors(golden["score.x"], manifest.latent_dim)
+        (folder / GOLDEN).write_bytes(npz_bytes(golden))
+        write_noise_graphs(folder, manifest.latent_dim, metadata)
+        content["needs"] = describe_folder(folder, (*GRAPHS, *MORE_GRAPHS))
         (folder / CARD).write_text(render_card(content, old.read_json(METRICS)))
         return Bundle(out, seal(folder, content))
 

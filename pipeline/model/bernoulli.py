@@ -21,12 +21,11 @@ class Bernoulli(nn.Module):
     images is therefore a lower bound on that of the same images binarized at random.
     """
 
-    x_width = 1
-    params_width = 1
     x_unit: Tensor
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
+        self.x_width = self.params_width = features
         self.register_buffer("x_unit", torch.ones(()))
 
     def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
@@ -122,8 +121,11 @@ def check_bytes(x: NDArray[Any], unit: Tensor) -> None:
 
 def softplus(logits: Tensor) -> Tensor:
     """Return log(1 + exp(logits)); in float64 by operations that onnxruntime supports."""
-    if logits.dtype == torch.float32:
-        return F.softplus(logits)
+    return F.softplus(logits) if logits.dtype == torch.float32 else plain_softplus(logits)
+
+
+def plain_softplus(logits: Tensor) -> Tensor:
+    """Return log(1 + exp(logits)) by operations that every runtime has."""
     return logits.clamp(min=0) + (1 + (-logits.abs()).exp()).log()
 
 

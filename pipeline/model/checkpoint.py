@@ -19,6 +19,7 @@ from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from serving.bundle import WEIGHTS, Bundle
 from serving.errors import VerificationFailed
+from serving.schema import Schema
 
 CHECKPOINT = "checkpoint.json"
 
@@ -83,11 +84,15 @@ def weights_bytes(model: VAE) -> bytes:
     return buffer.getvalue()
 
 
+def _schema_of(data: Mapping[str, Any]) -> Schema | None:
+    return Schema.from_json(data["schema"]) if "schema" in data else None
+
+
 def _build(content: Mapping[str, Any], weights: Path) -> Checkpoint:
     config = Config.from_json(content["config"])
     # the config in a bundle of schema 1 may still say auto, which `likelihood` never does
     settings = replace(config.model, likelihood=content["likelihood"])
-    model = VAE(tuple(content["x_shape"]), settings).eval()
+    model = VAE(tuple(content["x_shape"]), settings, _schema_of(content["data"])).eval()
     fix_weights(model)
     try:
         model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))

@@ -25,13 +25,12 @@ class DiscretizedLogistic(nn.Module):
     bits per dimension.
     """
 
-    x_width = 1
-    params_width = 2
     x_unit: Tensor
     log_scale_range = (-7.0, 5.0)  # the lower bound as in VDVAE (Child, 2021)
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
+        self.x_width, self.params_width = features, 2 * features
         self.register_buffer("x_unit", torch.tensor(float(MAX_BYTE)))
 
     @property
@@ -111,7 +110,7 @@ class Categorical(nn.Module):
                 "a categorical likelihood needs the number of codes, from 2 to "
                 f"{MAX_CATEGORIES + 1}; got {settings.num_categories}"
             )
-        self.x_width = self.params_width = settings.num_categories
+        self.x_width = self.params_width = features * settings.num_categories
         self.register_buffer("codes", torch.arange(settings.num_categories, dtype=torch.float32))
 
     def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
@@ -124,15 +123,16 @@ class Categorical(nn.Module):
     def output_bias(self, train: NDArray[Any]) -> Tensor:
         """Return the logs of the codes' shares, with one added to each count."""
         rows = train.reshape(len(train), -1)
-        counts = np.stack([(rows == code).sum(0) for code in range(self.params_width)], -1)
-        shares = (counts + 1) / (len(rows) + self.params_width)
+        counts = np.stack([(rows == code).sum(0) for code in range(len(self.codes))], -1)
+        shares = (counts + 1) / (len(rows) + len(self.codes))
         return torch.from_numpy(np.log(shares).reshape(-1)).float()
 
     def standardize(self, x: Tensor) -> Tensor:
         """Return one-hot codes, (batch, features * num_categories)."""
         codes = x.flatten(1).to(self.codes.dtype).round()
-        unknown = (codes < 0) | (codes >= self.params_width)
-        codes = torch.where(unknown, self.params_width - 1, codes)
+        count = len(self.codes)
+        unknown = (codes < 0) | (codes >= count)
+        codes = torch.where(unknown, count - 1, codes)
         return (codes.unsqueeze(-1) == self.codes).to(self.codes.dtype).flatten(1)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Categorical(nn.Module):
         return (noise.unsqueeze(-1) > ends).sum(-1).to(params.dtype)
 
     def _by_code(self, values: Tensor) -> Tensor:
-        return torch.unflatten(values, -1, (-1, self.params_width))
+        return torch.unflatten(values, -1, (-1, len(self.codes)))
 
     def _log_probabilities(self, params: Tensor) -> Tensor:
         logits = self._by_code(params)

@@ -25,8 +25,6 @@ class Gaussian(nn.Module):
     evaluation.
     """
 
-    x_width = 1
-    params_width = 1
     x_shift: Tensor
     x_unit: Tensor
     x_log_scale: Tensor
@@ -37,6 +35,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
+        self.x_width = self.params_width = features
         self.register_buffer("x_shift", torch.zeros(features))
         self.register_buffer("x_unit", torch.ones(features))
         self.sigma = settings.sigma

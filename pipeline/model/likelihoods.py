@@ -2,10 +2,11 @@
 
 A likelihood holds the scaling between the data's units and the network's in buffers, so that it is
 part of every exported graph. `log_prob` is in nats and in the data's units. Parameters have the
-shape (…, features * params_width), with those of one feature adjacent; the network reads rows
-(batch, features * x_width).
+shape (…, params_width), with those of one feature adjacent; the network reads rows
+(batch, x_width).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,7 +19,9 @@ from pipeline.config import Binarize, Config, LikelihoodName, ModelConfig
 from pipeline.model.bernoulli import Bernoulli, ContinuousBernoulli
 from pipeline.model.discrete import Categorical, DiscretizedLogistic, count_categories
 from pipeline.model.gaussian import Gaussian
+from pipeline.model.mixed import Mixed
 from serving.errors import UsageRefused
+from serving.schema import Schema
 from serving.value_range import MAX_BYTE, find_range, max_byte_of
 
 
@@ -26,9 +29,9 @@ class Likelihood(Protocol):
     """The methods that the model calls on a likelihood."""
 
     x_width: int
-    """Values that the network reads for each feature."""
+    """Values that the network reads of a row."""
     params_width: int
-    """Parameters of the distribution of each feature."""
+    """Parameters of the distribution of a row."""
 
     def fit(self, train: NDArray[Any], max_byte: int = MAX_BYTE) -> None:
         """Set the scaling from the training rows; bytes are shares of `max_byte`."""
@@ -37,10 +40,10 @@ class Likelihood(Protocol):
         """Refuse rows outside the support."""
 
     def output_bias(self, train: NDArray[Any]) -> Tensor:
-        """Return parameters that fit each feature on its own, (features * params_width,)."""
+        """Return parameters that fit each feature on its own, (params_width,)."""
 
     def standardize(self, x: Tensor) -> Tensor:
-        """Convert data (batch, *x_shape) to network units (batch, features * x_width)."""
+        """Convert data (batch, *x_shape) to network units, (batch, x_width) but for `Mixed`."""
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return log p(x given params) in nats, summed over features; `x` is standardized."""
@@ -52,9 +55,13 @@ class Likelihood(Protocol):
         """Draw x in the data's units by inversion; `noise` (…, features) is uniform in (0, 1)."""
 
 
-AnyLikelihood = Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical
+AnyLikelihood = (
+    Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical | Mixed
+)
 
-LIKELIHOODS: Mapping[str, type[AnyLikelihood]] = {
+LIKELIHOODS: Mapping[
+    str, type[Bernoulli | ContinuousBernoulli | Gaussian | DiscretizedLogistic | Categorical]
+] = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,
     "gaussian": Gaussian,
@@ -63,13 +70,27 @@ LIKELIHOODS: Mapping[str, type[AnyLikelihood]] = {
 }
 
 
-def make_likelihood(features: int, settings: ModelConfig) -> AnyLikelihood:
-    """Build the likelihood of rows with this number of features; `settings` must be resolved."""
-    return LIKELIHOODS[settings.likelihood](features, settings)
+def make_likelihood(
+    features: int, settings: ModelConfig, schema: Schema | None = None
+) -> AnyLikelihood:
+    """Build the likelihood of rows with this number of features; `settings` must be resolved.
+
+    Raises:
+        UsageRefused: a mixed likelihood has no schema.
+    """
+    if settings.likelihood != "mixed":
+        return LIKELIHOODS[settings.likelihood](features, settings)
+    if schema is None:
+        raise UsageRefused("--likelihood mixed is for a table with a column for each feature")
+    return Mixed(schema)
 
 
-def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[LikelihoodName, str]:
+def choose_likelihood(
+    binarize: Binarize, *splits: NDArray[Any], schema: Schema | None = None
+) -> tuple[LikelihoodName, str]:
     """Return the name of the likelihood that fits the data, and a description of the data."""
+    if schema is not None:
+        return "mixed", "the columns of a table"
     if binarize != "none":
         return "bernoulli", "coin flips"
     low, high = find_range(*splits)
@@ -84,6 +105,17 @@ def choose_likelihood(binarize: Binarize, *splits: NDArray[Any]) -> tuple[Likeli
     return "continuous_bernoulli", "numbers from 0 to 1"
 
 
+def _fit_sizes(schema: Schema) -> dict[str, Any]:
+    """Return the widths and the number of latents for a table: powers of two, of its width.
+
+    On eight tables from 900 to 6,400 rows, twice or half as many changed little.
+    """
+    inputs = 2 * len(schema.columns) + sum(len(column.words) for column in schema.columns)
+    hidden = min(512, max(64, 2 ** math.ceil(math.log2(2 * inputs))))
+    latents = min(32, max(2, 2 ** round(math.log2(max(1, len(schema.columns) / 2)))))
+    return {"hidden_dims": (hidden,), "latent_dim": latents, "fit_sizes": False}
+
+
 def _describe_bytes(largest: float) -> str:
     scale = max_byte_of(largest)
     if scale == MAX_BYTE:
@@ -93,8 +125,10 @@ def _describe_bytes(largest: float) -> str:
     return f"bytes that reach only {largest:.0f} of {MAX_BYTE}, which are shares of {scale}"
 
 
-def resolve_model_config(config: Config, *splits: NDArray[Any]) -> ModelConfig:
-    """Return the model's settings with the likelihood and number of codes that the data needs.
+def resolve_model_config(
+    config: Config, *splits: NDArray[Any], schema: Schema | None = None
+) -> ModelConfig:
+    """Return the model's settings with the likelihood, codes and sizes that the data needs.
 
     Raises:
         DataRefused: the likelihood is categorical, and a value is not a code.
@@ -103,7 +137,7 @@ def resolve_model_config(config: Config, *splits: NDArray[Any]) -> ModelConfig:
     settings, binarize = config.model, config.data.binarize
     name = settings.likelihood
     if name == "auto":
-        name, _ = choose_likelihood(binarize, *splits)
+        name, _ = choose_likelihood(binarize, *splits, schema=schema)
     if binarize != "none" and name != "bernoulli":
         raise UsageRefused(
             f"--binarize {binarize} makes zeros and ones: use --likelihood bernoulli, got {name}"
@@ -112,6 +146,8 @@ def resolve_model_config(config: Config, *splits: NDArray[Any]) -> ModelConfig:
         raise UsageRefused(
             f"--fixed-sigma {settings.fixed_sigma:g} needs --sigma fixed, got {settings.sigma}"
         )
+    if name == "mixed" and settings.fit_sizes:
+        settings = replace(settings, **_fit_sizes(schema)) if schema else settings
     categories = settings.num_categories
     if name == "categorical":
         least = count_categories(*splits)

@@ -28,6 +28,10 @@ class ElboTerms(NamedTuple):
     """The latents z_k, of the shape of `eps`."""
     log_scale: Tensor
     """Log of the scale of q(z given x), (batch, latent_dim)."""
+    cells: Tensor | None = None
+    """log p of each cell of a mixed table, (batch, num_samples, columns)."""
+    rows: Tensor | None = None
+    """The rows of a mixed table in network units."""
 
     @property
     def kl(self) -> Tensor:
@@ -55,20 +59,32 @@ class ElboTerms(NamedTuple):
         return (weights - top).exp().mean(-1).log() + top.squeeze(-1)
 
 
-def elbo_terms(model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None) -> ElboTerms:
+def elbo_terms(
+    model: VAE,
+    x: Tensor,
+    eps: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    hidden: Tensor | None = None,
+) -> ElboTerms:
     """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim).
 
-    Everything after the networks is computed in `dtype`, by default that of their outputs.
+    Everything after the networks is computed in `dtype`, by default that of their outputs. The
+    encoder does not see the cells of a mixed table that `hidden` (batch, columns) marks; the bound
+    holds for any q.
     """
     rows = model.px.standardize(x)
-    qz = model.infer(rows)
+    qz = model.infer(model.mixed.hide(rows, hidden) if model.mixed and hidden is not None else rows)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
     params = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
     if dtype is not None:
         rows, z, eps, params = (tensor.to(dtype) for tensor in (rows, z, eps, params))
         qz = Posterior(*(tensor.to(dtype) for tensor in qz))
-    log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
-    return ElboTerms(log_likelihood, qz.latent_kl(), eps, z, qz.log_scale)
+    if model.mixed is None:
+        log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
+        return ElboTerms(log_likelihood, qz.latent_kl(), eps, z, qz.log_scale)
+    cells = model.mixed.cell_log_prob(params, rows.unsqueeze(1))
+    return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows)
 
 
 def loss(terms: ElboTerms, settings: TrainConfig, kl_weight: float) -> Tensor:

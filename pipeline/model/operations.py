@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.mixed import cell_scores
 from pipeline.model.objective import elbo_terms
+from pipeline.model.plain_functions import PlainFunctions
 from pipeline.model.vae import VAE
 from serving.noise import draw_rows
 from serving.operations import Operation
@@ -40,12 +42,26 @@ def _reconstruct(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
     return (model.decode(model.encode(x).loc),)
 
 
-def _score(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+def _score(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
     # onnxruntime's sums and logarithms differ slightly with a row's position in the batch; a score
     # rounded from float64 has the same bytes in any batch and on any thread
-    terms = elbo_terms(model, x, eps, dtype=torch.float64)
-    scores = terms.elbo(), terms.log_likelihood.mean(-1), terms.kl, terms.iw_elbo()
+    terms = elbo_terms(model, x, eps, dtype=dtype)
+    scores: tuple[Tensor, ...] = (
+        terms.elbo(),
+        terms.log_likelihood.mean(-1),
+        terms.kl,
+        terms.iw_elbo(),
+    )
+    if model.mixed and terms.cells is not None and terms.rows is not None:
+        scores += cell_scores(model.mixed, terms.cells, terms.rows)
     return tuple(score.to(eps.dtype) for score in scores)
+
+
+def _score_portable(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+    with PlainFunctions():
+        return _score(model, x, eps, dtype=None)
 
 
 FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
@@ -54,8 +70,9 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
     "reconstruct": _reconstruct,
     "sample": _decode,
     "score": _score,
+    "score_portable": _score_portable,
 }
-"""The torch function of each operation; outputs are in the order of the operation table."""
+"""The torch function of each form of an operation; outputs are in the order of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +145,7 @@ def run_reference(
     if tf32:
         _round_products(model)
     tensors = (torch.from_numpy(np.array(inputs[tensor.name])) for tensor in operation.inputs)
-    outputs = FUNCTIONS[operation.name](
+    outputs = FUNCTIONS[operation.label](
         model, *(t.to(dtype) if t.is_floating_point() else t for t in tensors)
     )
     return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}

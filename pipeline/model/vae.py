@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.likelihoods import Likelihood, make_likelihood
+from pipeline.model.mixed import Mixed
 from pipeline.model.net_spec import NetSpec
 from pipeline.model.networks import build_nets
+from serving.schema import Schema
 
 LOG_SCALE_RANGE = (-15.0, 10.0)
 """Bounds of log z_scale, so that no exponential overflows (diffusers has similar bounds)."""
@@ -37,23 +39,25 @@ class Posterior(NamedTuple):
 
 
 class VAE(nn.Module):
-    """An encoder, a decoder and a likelihood for data of shape `x_shape`."""
+    """An encoder, a decoder and a likelihood for data of shape `x_shape`, or for a `schema`."""
 
     # these may be a user's modules; `pipeline.model.net_spec` defines what they take and return
     encoder: Any
     decoder: Any
 
-    def __init__(self, x_shape: tuple[int, ...], settings: ModelConfig) -> None:
+    def __init__(
+        self, x_shape: tuple[int, ...], settings: ModelConfig, schema: Schema | None = None
+    ) -> None:
         super().__init__()
         features = torch.Size(x_shape).numel()
         self.x_shape = x_shape
         self.settings = settings
         self.latent_dim = settings.latent_dim
-        likelihood = make_likelihood(features, settings)
+        likelihood = make_likelihood(features, settings, schema)
         spec = NetSpec(
             x_shape=x_shape,
-            x_width=features * likelihood.x_width,
-            params_width=features * likelihood.params_width,
+            x_width=likelihood.x_width,
+            params_width=likelihood.params_width,
             latent_dim=settings.latent_dim,
             hidden_dims=settings.hidden_dims,
             activation=settings.activation,
@@ -66,13 +70,18 @@ class VAE(nn.Module):
         return self.infer(self.px.standardize(x))
 
     def infer(self, rows: Tensor) -> Posterior:
-        """Return q(z given x) for standardized rows (batch, x_width)."""
-        loc, log_scale = self.encoder(rows)
+        """Return q(z given x) for rows in network units."""
+        loc, log_scale = self.encoder(self.mixed.inputs(rows) if self.mixed else rows)
         return Posterior(loc, log_scale.clamp(*LOG_SCALE_RANGE))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return E[x given z] in the data's units, (batch, *x_shape)."""
         return self.px.mean(self.decoder(z)).reshape(-1, *self.x_shape)
+
+    @property
+    def mixed(self) -> Mixed | None:
+        """The likelihood, if it is one of columns of several kinds."""
+        return self.likelihood if isinstance(self.likelihood, Mixed) else None
 
     @property
     def px(self) -> Likelihood:

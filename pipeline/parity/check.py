@@ -11,7 +11,7 @@ threads are checked on the same held-out batches, and on one batch of every othe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.environment import describe_environment, describe_versions
 from pipeline.export.quantization import convert_precision
@@ -32,16 +32,13 @@ from pipeline.parity.noise_check import noise_faults
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
 from pipeline.parity.tolerances import FLOAT32, Rules
-from serving.bundle import GRAPHS, PARITY, WEIGHTS, Bundle
-from serving.engine import PROVIDERS, Device, Engine, require_cuda
+from serving.bundle import PARITY, WEIGHTS, Bundle
+from serving.engine import Engine
 from serving.errors import VerificationFailed
+from serving.sessions import device_of, name_of, require_device
 
-Devices = Literal["cpu", "cuda", "all"]
-DEVICES: Mapping[Devices, tuple[Device, ...]] = {
-    "cpu": ("cpu",),
-    "cuda": ("cuda",),
-    "all": ("cpu", "cuda"),
-}
+ALL_DEVICES = ("cpu", "cuda")
+"""What the device `all` stands for."""
 
 
 def check_parity(
@@ -49,7 +46,7 @@ def check_parity(
     model: VAE,
     x: Array,
     *,
-    device: Devices = "cpu",
+    device: str = "cpu",
     threads: int = 1,
     rules: Rules = FLOAT32,
 ) -> ParityReport:
@@ -58,18 +55,20 @@ def check_parity(
     Graphs of reduced precision are compared with the model that has their weights, under the same
     rules, and their ELBO with that of the weights as they were trained.
 
-    On CUDA, a second run lets TF32 round matrix products, under the rules `TF32`.
+    On CUDA, a second run lets TF32 round matrix products, under the rules `TF32`. Beside the
+    operations, their forms in float32 alone are checked; on a device without float64, in place of
+    those that need it.
 
     Raises:
         DeviceUnavailable: a device is missing, or cannot run every node.
     """
-    devices = DEVICES[device]
-    if "cuda" in devices:
-        require_cuda()  # before minutes are spent on the CPU
+    devices = expand_devices(device)
+    for name in devices:
+        require_device(name)  # before minutes are spent on the CPU
     graphs, faults = load_graphs(bundle)
     manifest, loss = bundle.manifest, None
     reduced = convert_precision(model, manifest.precision, manifest.ranges)
-    faults += rules.weights(graphs, model, reduced, bundle.operations)
+    faults += rules.weights(graphs, model, reduced, bundle.all_forms)
     faults += noise_faults(bundle)
     plans = tuple(plan_settings(devices, threads, rules))
     found = _Found()
@@ -82,7 +81,7 @@ def check_parity(
         faults.append(Fault("interface", str(err)))
     return ParityReport(
         precision=manifest.precision,
-        devices=devices,
+        devices=tuple(map(name_of, devices)),
         threads=threads,
         comparisons=tuple(found.comparisons),
         elbo=tuple(found.elbo),
@@ -109,8 +108,10 @@ class _Found:
         for plan in plans:
             run = open_engine(bundle, plan)  # first: a graph that does not open ends the check
             cases = cases or list(make_cases(plans, bundle, model, repeat_rows(x)))
-            self.placement.setdefault(plan.device, run.engine.placement())
+            self.placement.setdefault(name_of(plan.device), run.engine.placement())
             for case in cases:
+                if case.operation.label not in run.engine.operations:
+                    continue  # the device has another form of it
                 for result in compare_case(run, case):
                     if isinstance(result, ElboParity):
                         self.elbo.append(replace(result, different=min(len(x), ROWS)))
@@ -118,9 +119,14 @@ class _Found:
                         self.comparisons.append(result)
 
 
+def expand_devices(device: str) -> tuple[str, ...]:
+    """Return the devices that `device`, which may be `all`, stands for."""
+    return ALL_DEVICES if device == "all" else (device,)
+
+
 def checked_files(bundle: Bundle) -> dict[str, str]:
     """Return the SHA-256 of the files that a report is about, from the manifest."""
-    return {name: bundle.manifest.files[name]["sha256"] for name in (*GRAPHS, WEIGHTS)}
+    return {name: bundle.manifest.files[name]["sha256"] for name in (*bundle.graphs, WEIGHTS)}
 
 
 def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]:
@@ -141,11 +147,14 @@ def parity_faults(bundle: Bundle, *, on_this_machine: bool = False) -> list[str]
 
 def provider_fault(report: Mapping[str, Any]) -> str | None:
     """Return why a report does not show that its devices, and no others, computed, or None."""
-    wanted = {device: PROVIDERS.get(device, "") for device in report.get("devices", ())}
-    ran = {str(row.get("provider")) for row in report.get("comparisons", ())}
-    if not wanted or ran != {*wanted.values()}:
+    wanted = list(report.get("devices", ()))
+    ran = {
+        str(row.get("provider")): device_of(str(row.get("provider")))
+        for row in report.get("comparisons", ())
+    }
+    if not wanted or {*ran.values()} != {*wanted}:
         return f"is of {', '.join(wanted) or 'no device'}, but {', '.join(sorted(ran))} computed"
-    for device, provider in wanted.items():
+    for provider, device in ran.items():
         if provider not in report.get("placement", {}).get(device, {}):
             return f"places no node of {device} on {provider}"
     return None

@@ -10,12 +10,13 @@ import numpy as np
 
 from pipeline.model.operations import Array, Tolerance, rms
 from pipeline.parity.inputs import Kind
-from serving.engine import Level
+from serving.sessions import Level
 
 Rule = Literal[
     "interface",
     "graph",
     "operators",
+    "needs",
     "noise",
     "weights",
     "pattern",
@@ -27,7 +28,8 @@ Rule = Literal[
 ]
 """The rules that a bundle must meet. The tensors of a graph are those of the operation table
 (interface); the graph is valid ONNX (graph); its operators are pure functions of a row (operators);
-the graphs of noise draw what the engine draws (noise); the weights are the bytes of the state dict
+it needs of a runtime what the manifest says, and a portable one no float64 (needs); the graphs of
+noise draw what the engine draws (noise); the weights are the bytes of the state dict
 (weights); dtypes, shapes and NaN are those of torch (pattern), and so are the values (values); a
 row does not depend on its batch (batch); a second run gives the same bytes (rerun); the ELBO of
 held-out rows is that of torch (elbo) and, in reduced precision, near that of float64 (reduction).
@@ -97,10 +99,15 @@ class Comparison:
         return max(_share(error, tolerance) for error, tolerance in errors)
 
     @property
+    def name(self) -> str:
+        """The output, and of which operation."""
+        return f"{self.operation}.{self.output}"
+
+    @property
     def place(self) -> str:
         """Which output of which run this is, for a message."""
         return (
-            f"{self.operation}.{self.output} at batch {self.batch} of {self.rows} rows "
+            f"{self.name} at batch {self.batch} of {self.rows} rows "
             f"({short_provider(self)}, level {self.level}, threads {self.threads})"
         )
 
@@ -126,6 +133,8 @@ class ElboParity:
 
     provider: str
     tf32: bool
+    operation: str = "score"
+    """The form of the operation that computed it."""
     rows: int
     mean_error: float
     """Error of the mean over the rows, in nats."""
@@ -146,7 +155,7 @@ class ElboParity:
     def line(self) -> str:
         """Describe the errors and their tolerances for a person."""
         return (
-            f"ELBO of {describe_rows(self)} ({short_provider(self)}): "
+            f"ELBO of {describe_rows(self)} ({self.operation}, {short_provider(self)}): "
             f"mean off by {self.mean_error:.2e} nats, allowed {self.mean_tolerance:.2e}; "
             f"a row by {self.row_error:.2e} of its size, allowed {self.row_tolerance:.2e}"
         )

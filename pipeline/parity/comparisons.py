@@ -24,8 +24,9 @@ from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Sett
 from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, draw_cases
 from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle, Manifest
-from serving.engine import PROVIDERS, Device, Engine, Level
+from serving.engine import Engine
 from serving.operations import Operation
+from serving.sessions import Level, has_float64, provider_of
 
 OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
 THREADS = (1, 2)
@@ -42,7 +43,7 @@ Outputs = Mapping[str, Array]
 class SettingPlan:
     """A setting to check, and by which rules."""
 
-    device: Device
+    device: str
     setting: Setting
     rules: Rules
     as_served: bool = False
@@ -135,7 +136,12 @@ class CaseResults:
         """Compare the ELBO of all rows with that of float64."""
         found = self.answers[ROWS].outputs
         return compare_elbo(
-            found, self.case.exact, self.noise, self.checked.rules, self.checked.setting
+            found,
+            self.case.exact,
+            self.noise,
+            self.checked.rules,
+            self.checked.setting,
+            self.case.operation.label,
         )
 
     def _row(
@@ -154,7 +160,7 @@ class CaseResults:
             self.checked.setting,
             reason=got.reason or reason,
             rule=rule,
-            operation=self.case.operation.name,
+            operation=self.case.operation.label,
             output=name,
             batch=rows,
             rows=self.case.kind,
@@ -169,16 +175,16 @@ class EngineOutputs:
     reason: str = ""
 
 
-def plan_settings(devices: Sequence[Device], threads: int, rules: Rules) -> Iterator[SettingPlan]:
+def plan_settings(devices: Sequence[str], threads: int, rules: Rules) -> Iterator[SettingPlan]:
     """Yield the setting that serves, then other levels, other threads and, on CUDA, TF32."""
     for device in devices:
-        served = Setting(provider=PROVIDERS[device], level="all", threads=threads)
+        served = Setting(provider=provider_of(device), level="all", threads=threads)
         yield SettingPlan(device, served, rules, as_served=True)
         for level in OTHER_LEVELS:
             yield SettingPlan(device, replace(served, level=level), rules)
         if device == "cuda":
             yield SettingPlan(device, replace(served, tf32=True), TF32, as_served=True)
-        else:
+        elif device == "cpu":
             for other in THREADS:
                 if other != threads:
                     yield SettingPlan(device, replace(served, threads=other), rules)
@@ -193,8 +199,16 @@ def open_engine(bundle: Bundle, plan: SettingPlan) -> CheckedEngine:
         threads=setting.threads,
         level=setting.level,
         tf32=setting.tf32,
+        operations=checked_forms(bundle, plan.device),
     )
     return CheckedEngine(engine, setting, plan.rules, plan.as_served)
+
+
+def checked_forms(bundle: Bundle, device: str) -> Mapping[str, Operation]:
+    """Return what is checked on a device: all forms that it can run, by label."""
+    if has_float64(device):
+        return bundle.all_forms
+    return {form.label: form for form in bundle.operations_for(float64=False).values()}
 
 
 def make_cases(
@@ -209,7 +223,8 @@ def make_cases(
     rules = {plan.rules.precision: plan.rules for plan in plans}
     # bytes are bounded, and no row stands out so far that one draw of all rows could not measure it
     draws = 1 if bundle.manifest.x_dtype == "uint8" else DRAWS
-    for operation in bundle.operations.values():
+    forms = {k: v for plan in plans for k, v in checked_forms(bundle, plan.device).items()}
+    for operation in forms.values():
         least: Mapping[str, Tolerance] = {}
         for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest):
             exact = run_reference(model, operation, inputs, torch.float64)
@@ -258,6 +273,6 @@ def run_rows(checked: CheckedEngine, case: Case, rows: slice) -> EngineOutputs:
     """Run the engine on some rows of a case."""
     inputs = {name: values[rows] for name, values in case.inputs.items()}
     try:
-        return EngineOutputs(checked.engine.run(case.operation.name, inputs))
+        return EngineOutputs(checked.engine.run(case.operation.label, inputs))
     except Exception as err:  # noqa: BLE001  onnxruntime's exceptions share no base class
         return EngineOutputs({}, f"the engine cannot run it: {err}")

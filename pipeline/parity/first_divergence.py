@@ -26,9 +26,9 @@ from pipeline.parity.comparisons import unambiguous_cases
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.report import Difference, ParityReport
 from pipeline.parity.tolerances import errors_of
-from serving.bundle import GRAPHS, Bundle
-from serving.engine import PROVIDERS, open_session, session_options
+from serving.bundle import Bundle
 from serving.operations import Operation
+from serving.sessions import device_of, open_session
 
 Values = Mapping[str, Array]
 Detail = Callable[[str, Array], str]
@@ -53,15 +53,15 @@ def _locate(bundle: Bundle, model: VAE, x: Array, report: ParityReport) -> Diffe
     if failed is not None:
         return _find(bundle, model, x, failed, _beyond_noise) or _nowhere(bundle, failed)
     by_rows = sorted(report.comparisons, key=lambda row: row.batch)
-    widest = {bundle.operations[row.operation].graph: row for row in by_rows}
-    found = (_find(bundle, model, x, widest[graph], _other_bytes) for graph in GRAPHS)
+    widest = {bundle.all_forms[row.operation].graph: row for row in by_rows}
+    found = (_find(bundle, model, x, widest[graph], _other_bytes) for graph in bundle.graphs)
     return next((difference for difference in found if difference), None)
 
 
 def _find(
     bundle: Bundle, model: VAE, x: Array, row: Comparison, judge: Callable[..., Detail]
 ) -> Difference | None:
-    operation = bundle.operations[row.operation]
+    operation = bundle.all_forms[row.operation]
     reduced = convert_precision(model, bundle.manifest.precision, bundle.manifest.ranges)
     graph, fresh = onnx.load(bundle.path / operation.graph), _export(model, operation, reduced)
     feeds = _feeds(bundle, reduced, operation, x, row)
@@ -69,7 +69,7 @@ def _find(
     found = _run(graph, feeds, row)
     known = {name for node in fresh.graph.node for name in node.output}
     strange: dict[str, NodeProto] = {}
-    output = "" if row.passed else f"{operation.name}.{row.output}"
+    output = "" if row.passed else f"{operation.label}.{row.output}"
     for node in graph.graph.node:
         for value in filter(None, node.output):
             if value not in known:
@@ -118,7 +118,7 @@ def _other_bytes(fresh: ModelProto, feeds: Values, row: Comparison) -> Detail:
 
 def _nowhere(bundle: Bundle, failed: Comparison) -> Difference:
     return Difference(
-        graph=bundle.operations[failed.operation].graph,
+        graph=bundle.all_forms[failed.operation].graph,
         output=f"{failed.operation}.{failed.output}",
         node="none",
         op_type="",
@@ -173,9 +173,13 @@ def _run(graph: ModelProto, feeds: Values, failed: Comparison) -> dict[str, Arra
     extended = ModelProto()
     extended.CopyFrom(graph)
     extended.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
-    device = next(device for device, name in PROVIDERS.items() if name == failed.provider)
-    options = session_options(failed.threads, failed.level)
-    session = open_session(extended.SerializeToString(), options, device, tf32=failed.tf32)
+    session = open_session(
+        extended.SerializeToString(),
+        device_of(failed.provider),
+        threads=failed.threads,
+        level=failed.level,
+        tf32=failed.tf32,
+    )
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 

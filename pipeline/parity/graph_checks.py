@@ -3,14 +3,16 @@
 In: the graphs of a bundle. Out: faults.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto
 
+from pipeline.export.graph_needs import describe_needs, element_types
 from pipeline.parity.comparison_result import Fault
-from serving.bundle import GRAPHS, Bundle
+from serving.bundle import PORTABLE_GRAPHS, Bundle
 
 RANDOM = {
     "Bernoulli",
@@ -27,7 +29,7 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
     """Read every graph, and check its form and its operators."""
     graphs: dict[str, ModelProto] = {}
     faults: list[Fault] = []
-    for name in GRAPHS:
+    for name in bundle.graphs:
         try:
             graphs[name] = onnx.load(bundle.path / name)
             onnx.checker.check_model(graphs[name], full_check=True)
@@ -39,7 +41,24 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
             faults.append(Fault("graph", f"{name} is not valid ONNX: {str(e).strip()}"))
     for name, proto in graphs.items():
         faults += (Fault("operators", f"{name}: {line}") for line in _operator_faults(proto))
+        if bundle.manifest.schema_version > 1:
+            portable = name in PORTABLE_GRAPHS
+            lines = _needs_faults(proto, bundle.manifest.needs[name], portable=portable)
+            faults += (Fault("needs", f"{name}: {line}") for line in lines)
     return graphs, faults
+
+
+def _needs_faults(proto: ModelProto, said: Mapping[str, Any], *, portable: bool) -> Iterator[str]:
+    """Compare what a graph needs of a runtime with what the manifest says."""
+    for kind, where in element_types(proto):
+        if kind == "float64" and portable:
+            yield f"{where} is of float64, without which a portable graph must do"
+        elif kind not in said["types"]:
+            yield f"{where} is of {kind}, which the manifest does not say"
+    found = describe_needs(proto)
+    for name, value in found.items():
+        if name != "types" and value != said[name]:
+            yield f"needs {name} {value}, but the manifest says {said[name]}"
 
 
 def nodes_of(proto: ModelProto) -> Iterator[NodeProto]:

@@ -14,7 +14,7 @@ from pipeline.model.operations import Array, draw_inputs
 from serving.operations import Operation
 from serving.value_range import MAX_BYTE
 
-Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals"]
+Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals", "gaps"]
 
 BATCHES = (1, 2, 7, 64, 256, 1000)
 ROWS = max(BATCHES)
@@ -45,7 +45,8 @@ def draw_cases(
     whole = draw_inputs(operation, x, num_samples=NUM_SAMPLES, seed=2)
     yield "held-out", whole
     held_out = {name: values[: max(ADVERSARIAL_BATCHES)] for name, values in whole.items()}
-    for kind, latents in LATENTS.items():
+    for kind in KINDS:
+        latents = LATENTS.get(kind)
         draws: dict[str, Draw | None] = {tensor.name: latents for tensor in operation.inputs}
         if "x" in draws:
             draws["x"] = _features(kind, x.dtype, likelihood, max_byte)
@@ -88,7 +89,8 @@ def _either_sign(size: float) -> Draw:
 
 
 def _far_from_columns(held_out: Array, generator: Generator) -> Array:
-    spread = held_out.std(0, dtype=np.float64)
+    known = np.where(np.isnan(held_out).all(0), 0, held_out)
+    spread = np.nanstd(known, 0, dtype=np.float64)
     varying = spread[spread > 0]
     # a column that is constant here may vary in training, and its unit be as small as any
     spread = np.where(spread > 0, spread, varying.min() if varying.size else 1)
@@ -102,7 +104,7 @@ def _held_out(held_out: Array, _: Generator) -> Array:
 
 
 def _within_columns(held_out: Array, generator: Generator) -> Array:
-    low, high = held_out.min(0), held_out.max(0)
+    low, high = (bound.reduce(held_out) for bound in (np.fmin, np.fmax))
     drawn: Array = low + generator.random(held_out.shape, np.float32) * (high - low)
     return drawn
 
@@ -116,7 +118,7 @@ def _constant(value: float | None, other: Draw) -> Draw:
 
     def draw(held_out: Array, generator: Generator) -> Array:
         rows = np.empty_like(held_out)
-        rows[:] = held_out.max(0) if value is None else value
+        rows[:] = np.fmax.reduce(held_out) if value is None else value
         flat, others = (a.reshape(len(a), -1) for a in (rows, other(held_out, generator)))
         row = np.arange(1, len(flat))
         column = generator.integers(0, flat.shape[1], len(row))
@@ -124,6 +126,17 @@ def _constant(value: float | None, other: Draw) -> Draw:
         return rows
 
     return draw
+
+
+def _from_columns(held_out: Array, generator: Generator) -> Array:
+    """Draw each cell from its own column, so that words stay words and gaps gaps."""
+    return generator.permuted(held_out, axis=0)
+
+
+def _gaps(held_out: Array, generator: Generator) -> Array:
+    """Remove half of the cells of each row, and in some rows all or none."""
+    share = generator.choice(np.array([0, 0.5, 0.5, 0.5, 1]), (len(held_out), 1))
+    return np.where(generator.random(held_out.shape) < share, np.nan, held_out)
 
 
 def _denormals(held_out: Array, generator: Generator) -> Array:
@@ -142,6 +155,7 @@ LATENTS: Mapping[Kind, Draw] = {
     "denormals": _denormals,
 }
 """How `z` and `eps` are drawn."""
+KINDS: tuple[Kind, ...] = (*LATENTS, "gaps")
 _UNIT: Mapping[Kind, Draw] = {
     "zeros": _constant(0, _uniform(0, 1)),
     "maxima": _constant(1, _uniform(0, 1)),
@@ -155,6 +169,14 @@ _REALS: Mapping[Kind, Draw] = {
     "far": _far_from_columns,
     "denormals": _denormals,
 }
+_MIXED: Mapping[Kind, Draw] = {
+    "zeros": _constant(0, _from_columns),
+    "maxima": _constant(None, _from_columns),
+    "noise": _from_columns,
+    "far": _far_from_columns,
+    "denormals": _denormals,
+    "gaps": _gaps,
+}
 
 
 def _features(kind: Kind, dtype: np.dtype[Any], likelihood: str, max_byte: int) -> Draw | None:
@@ -162,4 +184,6 @@ def _features(kind: Kind, dtype: np.dtype[Any], likelihood: str, max_byte: int) 
         drawn = _bytes(max_byte)
         constants = {"zeros": _constant(0, drawn), "maxima": _constant(max_byte, drawn)}
         return {**constants, "noise": drawn}.get(kind)
+    if likelihood == "mixed":
+        return _MIXED.get(kind)
     return (_UNIT if likelihood.endswith("bernoulli") else _REALS).get(kind)

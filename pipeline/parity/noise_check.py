@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.parity.comparison_result import Fault
 from serving.bundle import NOISE_GRAPHS, Bundle
-from serving.engine import open_session, session_options
 from serving.errors import VerificationFailed
 from serving.noise import MAX_SEED, draw_eps, draw_rows, hash_rows
+from serving.sessions import open_session
 
 # numbers whose words have all bits, and rows on both sides of the end of a word
 SEEDS = (0, 7, 2**32 - 1, 2**32, MAX_SEED)
@@ -50,7 +50,7 @@ def _hashed(x: NDArray[Any], latent_dim: int) -> Iterator[Draw]:
 
 def _find_fault(bundle: Bundle, graph: str, draws: Iterator[Draw]) -> Fault | None:
     try:
-        session = open_session(bundle.path / graph, session_options(1, "all"), "cpu")
+        session = open_session(bundle.path / graph, "cpu")
         for inputs, expected in draws:
             feeds = {name: np.atleast_1d(np.int64(value)) for name, value in inputs.items()}
             (found,) = session.run(None, feeds)

@@ -19,7 +19,8 @@ from pipeline.export.graph_export import save_graph
 from pipeline.model.operations import Array, draw_inputs, rms, run_reference
 from pipeline.model.vae import VAE
 from serving.bundle import Bundle
-from serving.engine import Engine, open_session, session_options
+from serving.engine import Engine
+from serving.sessions import open_session
 
 ELBO_SHARE: Mapping[str, float] = {"fp16": 1e-4, "int8": 2e-3}
 """How far the mean ELBO may be from that of float64, as a share of its size.
@@ -147,7 +148,6 @@ def measure_loss(engine: Engine, model: VAE, x: Array) -> QuantizationLoss:
 def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
     """Export the timed graphs in float32, and run both alternately on held-out rows `x`."""
     operations = [bundle.operations[name] for name in TIMED_OPERATIONS]
-    options = session_options(threads, "all")
     sizes: dict[str, Size] = {}
     rates: list[Rate] = []
     for operation in operations:
@@ -157,7 +157,7 @@ def measure_cost(bundle: Bundle, model: VAE, x: Array, *, threads: int) -> Cost:
             sizes[operation.graph] = Size(
                 float32=full.stat().st_size, reduced=reduced.stat().st_size
             )
-            sessions = [open_session(path, options, "cpu") for path in (full, reduced)]
+            sessions = [open_session(path, "cpu", threads=threads) for path in (full, reduced)]
         for batch in TIMED_BATCHES:
             rates.append(_rate(sessions, operation.name, x[np.arange(batch) % len(x)]))
     return Cost(threads=threads, bytes=sizes, rates=tuple(rates))

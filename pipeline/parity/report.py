@@ -17,7 +17,6 @@ from pipeline.parity.comparison_result import (
     short_provider,
 )
 from pipeline.parity.quantization_loss import QuantizationLoss
-from serving.engine import Device
 from serving.errors import VerificationFailed
 
 _Row = TypeVar("_Row", Comparison, ElboParity)
@@ -52,7 +51,7 @@ class ParityReport:
 
     precision: str
     """Precision of the bundle. If it is reduced, torch ran with the reduced weights."""
-    devices: tuple[Device, ...]
+    devices: tuple[str, ...]
     """The devices that the verdict is about."""
     threads: int
     comparisons: tuple[Comparison, ...]
@@ -108,9 +107,11 @@ class ParityReport:
 
     def table(self) -> str:
         """Render the worst comparison of each output, what failed, and the verdict."""
-        head = f"{'output':<20} {'on':<9} {'rows':<9} {'batch':>5} {'level':<8} {'error':>8} "
         shown = [row for row in self.worst() if row.rule == "values" or not row.passed]
-        lines = [f"  {head}{'allowed':>8} {'used':>4}", *map(_table_row, shown)]
+        width = max((len(row.name) for row in shown), default=0)
+        head = f"{'output':<{width}} {'on':<9} {'rows':<9} {'batch':>5} {'level':<8} {'error':>8} "
+        lines = [f"  {head}{'allowed':>8} {'used':>4}"]
+        lines += [_table_row(row, width) for row in shown]
         lines += [f"  {row.line()}" for row in self.elbo]
         if self.quantization_loss:
             lines += [f"  {line}" for line in self.quantization_loss.lines()]
@@ -201,11 +202,10 @@ def _read(kind: type[_Row], content: Mapping[str, Any]) -> _Row:
     return kind(**values)
 
 
-def _table_row(row: Comparison) -> str:
-    name = f"{row.operation}.{row.output}"
+def _table_row(row: Comparison, width: int) -> str:
     run = short_provider(row).replace(" with", "")
     failed = "" if row.passed else f"FAILED {row.rule}"
     return (
-        f"  {name:<20} {run:<9} {row.rows:<9} {row.batch:>5} {row.level:<8} {row.max_error:>8.2e} "
-        f"{row.max_tolerance:>8.2e} {row.share:>4.0%}  {failed}".rstrip()
+        f"  {row.name:<{width}} {run:<9} {row.rows:<9} {row.batch:>5} {row.level:<8} "
+        f"{row.max_error:>8.2e} {row.max_tolerance:>8.2e} {row.share:>4.0%}  {failed}".rstrip()
     )

@@ -103,6 +103,7 @@ def compare_elbo(
     rounded: Mapping[str, Array],
     rules: Rules,
     setting: Setting,
+    operation: str = "score",
 ) -> ElboParity:
     """Compare the ELBO of held-out rows with that of float64.
 
@@ -116,6 +117,7 @@ def compare_elbo(
     found = value.get("elbo", NOTHING)
     error = found - exact["elbo"] if found.shape == noise.shape else np.full(noise.shape, np.nan)
     return ElboParity(
+        operation=operation,
         provider=setting.provider,
         tf32=setting.tf32,
         rows=len(noise),

@@ -85,7 +85,7 @@ def needed_weights(model: VAE, operation: Operation) -> list[set[str]]:
     inputs = draw_inputs(operation, rows, num_samples=2, seed=0)
     tensors = (torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs)
     with torch.enable_grad():
-        outputs = FUNCTIONS[operation.name](model, *tensors)
+        outputs = FUNCTIONS[operation.label](model, *tensors)
         total = torch.stack([output.sum() for output in outputs]).sum()
         gradients = torch.autograd.grad(total, list(names), allow_unused=True)
     reached = (p for p, gradient in zip(names, gradients, strict=True) if gradient is not None)

@@ -181,15 +181,15 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
     Raises:
         DataRefused: the data does not fit the likelihood.
     """
-    settings = resolve_model_config(config, *dataset.rows)
+    settings = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = VAE(dataset.x_shape, settings)
+        model = VAE(dataset.x_shape, settings, dataset.schema)
     model.px.fit(dataset.train.x, dataset.max_byte)
     for x in dataset.rows:
         model.px.check(x)
     bias = getattr(model.decoder, "output_bias", None)
-    if settings.output_bias and bias is not None:
+    if (settings.output_bias or model.mixed) and bias is not None:
         bias.data.copy_(model.px.output_bias(dataset.train.x))
     return model
 

@@ -33,7 +33,7 @@ from serving.batch.job import Job, Limit, OnError
 from serving.batch.output import Counts, Output
 from serving.batch.scorer import Provenance, Scorer
 from serving.bundle import MANIFEST, Bundle, open_bundle
-from serving.engine import Device, Engine
+from serving.engine import Engine
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.io.rows import Rows
 from serving.normals import TABLE
@@ -67,7 +67,7 @@ class Recipe:
     """What an executor needs to build the scorer of the driver."""
 
     digest: str
-    device: Device
+    device: str
     provenance: Provenance
     operation: str
     schema: pa.Schema
@@ -200,7 +200,7 @@ def ship(context: "SparkContext", bundle: Bundle) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def open_engine(digest: str, device: Device) -> Engine:
+def open_engine(digest: str, device: str) -> Engine:
     """Open the bundle that the driver sent, once in each process of an executor."""
     from pyspark import SparkFiles
 

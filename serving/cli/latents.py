@@ -15,7 +15,7 @@ from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
-    device_option,
+    engine_device_option,
     finish_file,
     model_option,
     open_engine,
@@ -44,7 +44,7 @@ _SUFFIXES = (".png", ".npy", ".parquet", ".csv")
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
-    for add in reversed((model_option, out_option, device_option, threads_option)):
+    for add in reversed((model_option, out_option, engine_device_option, threads_option)):
         command = add(command)
     return command
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.cli.device_name import DeviceName
 from serving.cli.paths import Origin, target
 from serving.console import finish, progress, say
 from serving.cpu import available_cores
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from serving.batch.job import Input, Mapper, PartExecutor
     from serving.batch.output import Output
-    from serving.engine import Device, Engine
+    from serving.engine import Engine
     from serving.io.rows import Rows
     from serving.source import Source
 
@@ -40,6 +41,13 @@ device_option = option(
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
     help="Where to compute; cuda never falls back to the CPU",
+)
+engine_device_option = option(
+    "--device",
+    type=DeviceName("auto"),
+    default="cpu",
+    help="Where to compute, without falling back to the CPU: cpu, cuda, auto, or NAME of a plugin, "
+    "which onnxruntime-ep-NAME brings or NAME=LIBRARY says",
 )
 threads_option = click.option(
     "--threads",
@@ -118,20 +126,18 @@ def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source,
     return source, Engine(source.bundle, device=engine_device(device), threads=threads)
 
 
-def engine_device(device: str) -> "Device":
-    """Return `cpu` or `cuda`; `auto` takes CUDA if it loads, and prints why if it does not."""
-    from serving.engine import require_cuda
+def engine_device(device: str) -> str:
+    """Load a device; `auto` is CUDA if it loads, else the CPU, and then it prints why."""
+    from serving.sessions import require_device
 
-    if device == "cpu":
-        return "cpu"
     try:
-        require_cuda()
+        require_device("cuda" if device == "auto" else device)
     except DeviceUnavailable as err:
-        if device == "cuda":
+        if device != "auto":
             raise
         say(f"using the CPU: {err}")
         return "cpu"
-    return "cuda"
+    return "cuda" if device == "auto" else device
 
 
 def as_picture(source: "Source", x: "NDArray[Any]") -> "NDArray[Any]":

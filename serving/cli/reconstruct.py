@@ -9,7 +9,7 @@ import click
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import (
     as_picture,
-    device_option,
+    engine_device_option,
     finish_file,
     model_option,
     open_engine,
@@ -32,7 +32,7 @@ _ADVICE = "; to set them aside: vae score --operation reconstruct --on-error qua
 @x_option
 @read_options
 @out_option
-@device_option
+@engine_device_option
 @threads_option
 def reconstruct(
     input: str,

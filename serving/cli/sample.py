@@ -17,7 +17,7 @@ from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
 from serving.cli.options import (
     as_picture,
-    device_option,
+    engine_device_option,
     fill_folder,
     finish_file,
     model_option,
@@ -55,7 +55,7 @@ _SUFFIXES = {"png": ".png", "npy": ".npy", "parquet": ".parquet", "csv": ".csv"}
 )
 @click.option("--overwrite", is_flag=True, help="Replace a folder of other samples")
 @group("Computing")
-@device_option
+@engine_device_option
 @threads_option
 def sample(
     reference: str, count: int, seed: int, out: str, kind: str | None, threads: int, **settings: Any

@@ -15,7 +15,7 @@ from serving.cli.command import CONTEXT, Command
 from serving.cli.config_file import config_option
 from serving.cli.help_page import group
 from serving.cli.options import (
-    device_option,
+    engine_device_option,
     fill_folder,
     model_option,
     open_engine,
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     help="MLflow run to log the report and its figures to",
 )
 @group("Computing")
-@device_option
+@engine_device_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

@@ -11,7 +11,13 @@ import click
 from serving.cli.command import CONTEXT, Command
 from serving.cli.config_file import config_option
 from serving.cli.help_page import group
-from serving.cli.options import device_option, engine_device, model_option, option, version_of
+from serving.cli.options import (
+    engine_device,
+    engine_device_option,
+    model_option,
+    option,
+    version_of,
+)
 from serving.cli.paths import Origin, target
 from serving.console import finish, say
 from serving.errors import UsageRefused
@@ -108,7 +114,7 @@ _PASSED_ON = (
     help="Largest request, in MiB",
 )
 @group("Computing")
-@device_option
+@engine_device_option
 @option(
     "--workers",
     type=click.IntRange(min=1),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.engine import Device
 from serving.server.auth import Access
 from serving.server.cors import Cors
 from serving.server.logging_config import LogFormat
@@ -23,7 +22,7 @@ class Settings:
     port: int
     grpc_port: int
     workers: int
-    device: Device
+    device: str
     threads: int
     max_requests: int
     max_queue: int

@@ -2,7 +2,8 @@
 
 Machines are noisy: what is measured side by side takes turns, and the best of each is compared.
 Every line is a ratio with what it should be, or a figure of a real use; nothing here is a test.
-`parity` is a table: which rule catches which corruption, and whether clean models pass.
+`parity` is a table: which rule catches which corruption, and whether clean models pass; `runtimes`
+is one too: how near other runtimes come to torch, as shares of what is allowed.
 """
 
 import sys
@@ -20,6 +21,7 @@ from tests.benchmarks import (  # noqa: E402  after the spin limit
     noise,
     parity,
     precision,
+    runtimes,
     startup,
     tracking,
     training,
@@ -34,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "noise": noise.measure,
     "precision": precision.measure,
     "parity": parity.measure,
+    "runtimes": runtimes.measure,
     "batch": batch.measure,
     "batch_spark": batch_spark.measure,
     "anomaly": anomaly.measure,

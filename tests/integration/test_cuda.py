@@ -18,11 +18,12 @@ from pipeline.parity.check import check_parity
 from pipeline.parity.report import ParityReport
 from pipeline.registry.device_checks import check_faults
 from pipeline.training.loop import train
-from serving import engine as engines
+from serving import sessions
 from serving.bundle import Bundle, open_bundle
 from serving.client import Client
-from serving.engine import PROVIDERS, Engine
+from serving.engine import Engine
 from serving.mlflow_store import connect
+from serving.sessions import PROVIDERS
 from serving.source import fetch_version
 from tests.integration.test_networks import COLOUR, GRAY, draw, small_config
 from tests.pipeline.parity.mutations import MUTATIONS, corrupt
@@ -103,7 +104,7 @@ def test_convolutions_are_in_float32_and_tf32_is_caught(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", convolved)
     assert check(bundle, convolved).faults() == []
-    monkeypatch.setattr(engines, "provider", lambda device, *, tf32: (PROVIDERS[device], {}))
+    monkeypatch.setattr(sessions, "provider", lambda device, *, tf32: (PROVIDERS[device], {}))
     assert "values" in {fault.rule for fault in check(bundle, convolved).faults()}
 
 
@@ -137,7 +138,7 @@ def test_tf32_where_float32_is_claimed_is_caught(
     wide: Trained, wide_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxruntime's default: a provider whose options do not say otherwise rounds to ten bits."""
-    monkeypatch.setattr(engines, "provider", lambda device, *, tf32: (PROVIDERS[device], {}))
+    monkeypatch.setattr(sessions, "provider", lambda device, *, tf32: (PROVIDERS[device], {}))
     report = check(wide_bundle, wide)
     assert {fault.rule for fault in report.faults()} >= {"values", "elbo"}
     assert all(row.passed for row in report.comparisons if row.tf32)

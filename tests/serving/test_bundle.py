@@ -5,7 +5,7 @@ import pytest
 
 from serving.bundle import (
     GRAPHS,
-    NOISE_GRAPHS,
+    MORE_GRAPHS,
     REQUIRED,
     Bundle,
     file_entry,
@@ -19,7 +19,7 @@ from tests.serving.conftest import SCHEMA_1
 
 FILES = (
     *REQUIRED,
-    *NOISE_GRAPHS,
+    *MORE_GRAPHS,
     "parity.json",
     "MODEL_CARD.md",
     "samples.png",

@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 from serving import engine as engines
+from serving import sessions
 from serving.bundle import Bundle, open_bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, DeviceUnavailable, UsageRefused, VerificationFailed
@@ -136,7 +137,7 @@ def test_self_check_passes_and_sees_a_changed_output(
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
 def test_every_optimisation_level_passes_the_self_check(
-    bundle: Bundle, level: engines.Level
+    bundle: Bundle, level: sessions.Level
 ) -> None:
     engine = Engine(bundle, level=level, threads=2)
     engine.self_check()
@@ -149,7 +150,7 @@ def test_every_node_runs_on_the_cpu(engine: Engine) -> None:
 
 def has_cuda() -> bool:
     try:
-        engines.require_cuda()
+        sessions.require_cuda()
     except DeviceUnavailable:
         return False
     return True
@@ -169,9 +170,7 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     """onnxruntime only warns when it uses the CPU instead, so the engine reads each placement."""
     if has_cuda():
         pytest.skip("this machine has CUDA")
-    options = engines.session_options(1, "all")
-    monkeypatch.setattr(engines, "require_cuda", lambda: None)
-    monkeypatch.setattr(engines, "session_options", lambda *_: options)
+    monkeypatch.setattr(sessions, "require_cuda", lambda: None)
     with pytest.raises(DeviceUnavailable, match=r"cuda was asked for, but .* CPUExecutionProvider"):
         Engine(bundle, device="cuda")
 

@@ -17,9 +17,11 @@ def old(sealed: Bundle, tmp_path: Path) -> Bundle:
     return write_schema_1(sealed, tmp_path / "old")
 
 
-def test_weights_and_graphs_stay_byte_for_byte(old: Bundle, sealed: Bundle, tmp_path: Path) -> None:
+def test_weights_and_graphs_stay_byte_for_byte(
+    old: Bundle, trained: Trained, tmp_path: Path
+) -> None:
     before = {path.name: path.read_bytes() for path in old.path.iterdir()}
-    new = open_bundle(migrate_bundle(old, tmp_path / "new").path)
+    new = open_bundle(migrate_bundle(old, trained[0].model, tmp_path / "new").path)
     for name in (*GRAPHS, WEIGHTS, METRICS):
         assert (new.path / name).read_bytes() == before[name], name
     assert {path.name: path.read_bytes() for path in old.path.iterdir()} == before
@@ -30,17 +32,19 @@ def test_weights_and_graphs_stay_byte_for_byte(old: Bundle, sealed: Bundle, tmp_
 
 
 def test_a_migrated_bundle_is_that_of_an_export(
-    old: Bundle, sealed: Bundle, tmp_path: Path
+    old: Bundle, sealed: Bundle, trained: Trained, tmp_path: Path
 ) -> None:
-    new = migrate_bundle(old, tmp_path / "new")
+    new = migrate_bundle(old, trained[0].model, tmp_path / "new")
     assert {*new.manifest.files} == {*sealed.manifest.files} - {"parity.json"}
-    for name in ("noise.onnx", "score_noise.onnx", "golden.npz"):
+    for name in ("score_portable.onnx", "noise.onnx", "score_noise.onnx", "golden.npz"):
         assert (new.path / name).read_bytes() == (sealed.path / name).read_bytes(), name
 
 
 def test_it_scores_and_samples_as_before(old: Bundle, trained: Trained, tmp_path: Path) -> None:
     x = trained[1].test.x
-    engines = [Engine(bundle) for bundle in (old, migrate_bundle(old, tmp_path / "new"))]
+    engines = [
+        Engine(bundle) for bundle in (old, migrate_bundle(old, trained[0].model, tmp_path / "new"))
+    ]
     scores = [engine.score(x, 2, seed=5)["elbo"].tobytes() for engine in engines]
     samples = [engine.sample(9, seed=5).tobytes() for engine in engines]
     assert scores[0] == scores[1]
@@ -59,17 +63,19 @@ def test_other_noise_fails_the_self_check(sealed: Bundle, monkeypatch: pytest.Mo
         Engine(sealed).self_check()
 
 
-def test_a_bundle_of_today_is_refused(sealed: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_of_today_is_refused(sealed: Bundle, trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageRefused, match="the bundle is of schema 2 already: use it as it is"):
-        migrate_bundle(sealed, tmp_path / "new")
+        migrate_bundle(sealed, trained[0].model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_files_is_not_written_over(old: Bundle, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_not_written_over(
+    old: Bundle, trained: Trained, tmp_path: Path
+) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine").write_text("")
     with pytest.raises(UsageRefused, match="new"):
-        migrate_bundle(old, tmp_path / "new")
+        migrate_bundle(old, trained[0].model, tmp_path / "new")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
 
 

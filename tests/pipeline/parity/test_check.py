@@ -37,8 +37,8 @@ def test_a_clean_bundle_passes_on_every_output_batch_level_and_thread(
     seen = {(row.operation, row.output, row.batch, row.level, row.threads) for row in rows}
     settings = {("off", 1), ("basic", 1), ("extended", 1), ("all", 1), ("all", 2)}
     assert seen == {
-        (operation.name, tensor.name, batch, *setting)
-        for operation in sealed.operations.values()
+        (operation.label, tensor.name, batch, *setting)
+        for operation in sealed.all_forms.values()
         for tensor in operation.outputs
         for batch in BATCHES
         for setting in settings
@@ -72,7 +72,7 @@ def test_a_table_passes_with_large_features_and_denormals(sealed_table: Bundle) 
 
 def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityReport) -> None:
     lines = report.table().splitlines()
-    assert [line.split()[0] for line in lines[1:10]] == [
+    assert [line.split()[0] for line in lines[1:14]] == [
         "encode.z_loc",
         "encode.z_scale",
         "decode.x_loc",
@@ -82,15 +82,20 @@ def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityRepo
         "score.log_likelihood",
         "score.kl",
         "score.iw_elbo",
+        "score_portable.elbo",
+        "score_portable.log_likelihood",
+        "score_portable.kl",
+        "score_portable.iw_elbo",
     ]
-    assert lines[10].startswith("  ELBO of 1,000 rows, 100 of them different (CPU): mean off by ")
+    for line, form in zip(lines[14:16], ("score", "score_portable"), strict=True):
+        assert line.startswith(f"  ELBO of 1,000 rows, 100 of them different ({form}, CPU): mean ")
     count = len(report.comparisons)
     assert lines[-1] == f"  parity passed: {count} comparisons on cpu"
     first = replace(report.comparisons[3], max_error=9.0)
     failed = replace(report, comparisons=(first, *report.comparisons))
     lines = failed.table().splitlines()
     assert lines[1].endswith("FAILED values")
-    assert lines[11] == (
+    assert lines[16] == (
         "  encode.z_loc at batch 64 of held-out rows (CPU, level all, threads 1): off by 9, "
         f"allowed {first.max_tolerance:.3g} (rule: values)"
     )
@@ -221,9 +226,10 @@ def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
         assert row["max_error"] is not None
         assert len(row["histogram"]) == len(HISTOGRAM_EDGES) + 1
         assert sum(row["histogram"]) == row["batch"] * elements.get(row["output"], 1)
-    (elbo,) = content["elbo"]
-    assert elbo["passed"]
-    assert (elbo["rows"], elbo["different"]) == (1000, 100)
+    assert [elbo["operation"] for elbo in content["elbo"]] == ["score", "score_portable"]
+    for elbo in content["elbo"]:
+        assert elbo["passed"]
+        assert (elbo["rows"], elbo["different"]) == (1000, 100)
 
 
 def test_histogram_counts_errors_by_their_part_of_the_tolerance() -> None:

@@ -143,7 +143,7 @@ def test_a_page_needs_no_network_and_tells_all(sealed: Bundle) -> None:
     assert "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text
     outputs = {f"{c['operation']}.{c['output']}" for c in report["comparisons"]}
-    assert len(outputs) == 9
+    assert len(outputs) == 13
     assert page.tags.count("svg") == 2 * len(outputs)
     assert all(output in page.text for output in outputs)
     assert page.tags.count("tr") > len(report["comparisons"])

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -12,8 +12,8 @@ from pipeline.registry.device_checks import DeviceCheck, add_check, check_faults
 from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
-from serving.engine import PROVIDERS, Device
 from serving.mlflow_store import connect
+from serving.sessions import PROVIDERS
 from serving.source import Source, fetch_version
 
 Report = dict[str, Any]
@@ -24,11 +24,11 @@ def report_of(bundle: Bundle, *devices: str, **changes: Any) -> Report:
     report: Report = bundle.read_json("parity.json")
     rows = [
         {**row, "provider": PROVIDERS[device]}
-        for device in get_args(Device)
+        for device in PROVIDERS
         for row in report["comparisons"]
         if device in devices
     ]
-    placement = {device: {PROVIDERS[device]: 1} for device in get_args(Device) if device in devices}
+    placement = {device: {PROVIDERS[device]: 1} for device in PROVIDERS if device in devices}
     made = {"devices": list(devices), "comparisons": rows, "placement": placement}
     return {**report, **made, **changes}
 

@@ -1,0 +1,103 @@
+"""How likely a value is in its column, whatever the rest of its row says.
+
+Half of it is the share of the training rows: of a word, of a count, or of an interval between
+quantiles. The other half is spread evenly over all words, or over the range of the numbers. It is
+what a cell is expected to hold if it does not belong to its row, whether it came from another row
+or from anywhere.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from serving.schema import Schema
+
+Array = NDArray[Any]
+
+BINS = 32
+"""Intervals of a column of numbers; beyond them, on each side, there is one more."""
+
+
+class CellReference(nn.Module):
+    """A step function for each column, in the units of `Mixed.standardize`."""
+
+    edges: Tensor
+    """Where the steps are, (columns, BINS + 1), infinite beyond a column's last one."""
+    starts: Tensor
+    """Where each column begins in `log_density`, (columns,)."""
+    is_code: Tensor
+    log_density: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        kinds = [column.kind for column in schema.columns]
+        self.words = [len(column.words) + 1 for column in schema.columns]
+        self.coded = [kind in ("binary", "category") for kind in kinds]
+        self.counted = [kind == "count" for kind in kinds]
+        sizes = [
+            words if coded else BINS + 2
+            for words, coded in zip(self.words, self.coded, strict=True)
+        ]
+        starts = np.cumsum([0, *sizes])
+        self.register_buffer("edges", torch.full((len(kinds), BINS + 1), torch.inf))
+        self.register_buffer("starts", torch.from_numpy(starts[:-1].astype(np.float32)))
+        self.register_buffer("is_code", torch.tensor(self.coded))
+        self.register_buffer("log_density", torch.zeros(int(starts[-1])))
+
+    def fit(self, values: Array, seen: Array) -> None:
+        """Find the steps of each column from the training rows, both (rows, columns)."""
+        for index, start in enumerate(self.starts.long().tolist()):
+            column = values[seen[:, index], index].astype(np.float64)
+            if self.coded[index]:
+                found = _shares(column, self.words[index])
+            else:
+                find = _count_steps if self.counted[index] else _number_steps
+                edges, found = find(column)
+                self.edges[index, : len(edges)] = torch.from_numpy(edges).float()
+            self.log_density[start : start + len(found)] = torch.from_numpy(np.log(found)).float()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the log-density of values (…, columns)."""
+        step = (values.unsqueeze(-1) >= self.edges.to(values.dtype)).to(values.dtype).sum(-1)
+        place = torch.where(self.is_code, values, step) + self.starts.to(values.dtype)
+        return self.log_density.to(values.dtype)[place.long()]
+
+
+def _shares(codes: Array, words: int) -> Array:
+    counts = np.bincount(codes.astype(np.int64), minlength=words) + 0.5
+    shares: Array = counts / counts.sum() / 2 + 0.5 / words
+    return shares
+
+
+def _number_steps(values: Array) -> tuple[Array, Array]:
+    """Return edges at quantiles, and the density below, between and above them."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)).astype(np.float32))
+    if values.size == 0 or len(edges) < 2:
+        return np.zeros(0), np.ones(BINS + 2) / 2
+    edges = edges.astype(np.float64)
+    counts, _ = np.histogram(values, edges)
+    shares = (counts + 1) / (counts.sum() + len(counts))
+    even = 1 / (edges[-1] - edges[0])
+    inside = (shares / np.diff(edges) + even) / 2
+    density = np.full(BINS + 2, even / 2)
+    density[1 : len(edges)] = inside
+    edges[-1] = np.nextafter(np.float32(edges[-1]), np.float32(np.inf))  # the largest is inside
+    return edges, density
+
+
+def _count_steps(values: Array) -> tuple[Array, Array]:
+    """Return edges between counts, and the probability of a count below, between and above."""
+    largest = float(values.max()) if values.size else 0.0
+    distinct = np.unique(values)
+    if len(distinct) > BINS:
+        distinct = np.unique(np.quantile(values, np.linspace(0, 1, BINS), method="lower"))
+    edges = np.append(distinct, largest + 1) - 0.5
+    counts, _ = np.histogram(values, edges)
+    shares = (counts + 0.5) / (counts.sum() + 0.5 * len(counts))
+    even = 1 / (largest + 1)
+    density = np.full(BINS + 2, even / 2)
+    density[1 : len(edges)] = (shares / np.diff(edges) + even) / 2
+    return edges, density
