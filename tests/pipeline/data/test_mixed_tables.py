@@ -330,6 +330,7 @@ def test_a_schema_file_settles_what_the_columns_are(tmp_path: Path) -> None:
         '[columns.id]\nkind = "real"\n'
         '[columns.visits]\nkind = "category"\nwords = [0, "1", 2]\n'
         '[columns.size]\nkind = "ignored"\nreason = "not ours"\n'
+        '[columns.class]\nkind = "binary"\n'
     )
     dataset = load(save(tmp_path / "x.parquet"), label="class", schema=str(path))
     assert dataset.schema is not None
@@ -346,9 +347,9 @@ def test_a_schema_file_settles_what_the_columns_are(tmp_path: Path) -> None:
         ("[rows]", "no such key 'rows'; allowed is columns"),
         ("columns = 1", "columns must be a table for each column, got 1"),
         ('[columns.no]\nkind = "real"', "the table has no column 'no'; it has id, city"),
-        ("[columns]\ncity = 1", 'columns."city" must be a table with a kind, got 1'),
+        ("[columns]\ncity = 1", "columns.city must be a table with a kind, got 1"),
         ('[columns.city]\ntype = "real"', "no such key 'type'; allowed are kind, words, reason"),
-        ("[columns.city]", '"city".kind must be one of real, positive, count, .*, got None'),
+        ("[columns.city]", "columns.city.kind must be one of real, positive, count, .*, got None"),
         ('[columns.city]\nkind = "text"', "kind must be one of real, .*ignored, got 'text'"),
         ('[columns.city]\nkind = "category"\nwords = "a"', "words must be a list of strings or"),
         ('[columns.city]\nkind = "date"\nwords = ["a"]', "words are those of a binary or a cat"),
