@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -91,9 +91,17 @@ class NumberOrNone(Number):
         return None if value == "none" else super().convert(value, param, ctx)
 
 
-def settings_options(*sections: type) -> Decorator:
-    """Add an option for every setting of the sections; None means that the preset decides."""
-    settings = [(section, *setting) for section in sections for setting in settings_of(section)]
+def settings_options(*sections: type, only: Container[str] | None = None) -> Decorator:
+    """Add an option for every setting of the sections; None means that the preset decides.
+
+    With `only`, those of other names are left out.
+    """
+    settings = [
+        (section, *setting)
+        for section in sections
+        for setting in settings_of(section)
+        if only is None or setting[0] in only
+    ]
     names = {section: name for name, section in SECTIONS.items()}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,12 +132,13 @@ preset_option = click.option(
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
+    """Return the settings that were given; paths are made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
-    source = given.get("data", "mnist")
-    path = Path(source).expanduser()
-    if source != "mnist" and path.exists():  # mnist is never a folder
-        given["data"] = str(_without_dots(path))
+    for name in ("data", "schema"):
+        source = given.get(name, "")
+        path = Path(source).expanduser()
+        if source not in ("", "mnist") and path.exists():  # mnist is never a folder
+            given[name] = str(_without_dots(path))
     return given
 
 
