@@ -6,6 +6,7 @@ Rows that cannot be used are returned beside the results, each with a reason.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -98,8 +99,9 @@ def read_all(
     every = np.concatenate(codes)
     bad = np.flatnonzero(every)
     if len(bad):
+        reason = re.sub("^x ", f"{layout.name} ", REASONS[every[bad[0]]])
         raise DataRefused(
-            f"{rows.input_path}: {REASONS[every[bad[0]]]} in row {start + bad[0]}; {len(bad)} of "
+            f"{rows.input_path}: {reason} in row {start + bad[0]}; {len(bad)} of "
             f"{len(every)} rows cannot be used{advice}"
         )
     return np.concatenate(arrays)
