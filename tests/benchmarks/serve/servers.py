@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.benchmarks.cache import CACHE
 from tests.benchmarks.serve.catalog import Peer
-from tests.benchmarks.serve.inputs import CACHE, ROOT, Inputs
+from tests.benchmarks.serve.inputs import ROOT, Inputs
 from tests.benchmarks.serve.wires import Wire
 
 READY_TIMEOUT_S = 120
