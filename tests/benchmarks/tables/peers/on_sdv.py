@@ -13,6 +13,7 @@ import torch
 from sdv.metadata import Metadata
 from sdv.single_table import GaussianCopulaSynthesizer, TVAESynthesizer
 
+TABLE = "table"
 SYNTHESIZERS = {
     "GaussianCopula": lambda metadata: GaussianCopulaSynthesizer(metadata),
     "TVAE": lambda metadata: TVAESynthesizer(metadata, enable_gpu=False),
@@ -27,8 +28,8 @@ def sample(synthesizer, train, count, seed, out):
     rows = pd.read_parquet(train)
     started = perf_counter()
     model = SYNTHESIZERS[synthesizer](describe(rows))
-    model.fit(rows)
-    drawn = model.sample(num_rows=count)
+    model.fit({TABLE: rows})
+    drawn = model.sample(num_rows=count)[TABLE]
     drawn.to_parquet(out, index=False)
     return {"seconds": perf_counter() - started}
 
@@ -45,4 +46,4 @@ def describe(rows):
             columns[name] = {"sdtype": "numerical"}
         else:
             columns[name] = {"sdtype": "categorical"}
-    return Metadata.load_from_dict({"tables": {"table": {"columns": columns}}})
+    return Metadata.load_from_dict({"tables": {TABLE: {"columns": columns}}})
