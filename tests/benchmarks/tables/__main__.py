@@ -3,10 +3,13 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 from tests.benchmarks.cache import CACHE
@@ -19,6 +22,7 @@ from tests.benchmarks.tables.parts import (
     measure_synthetic,
     measure_unusual,
 )
+from tests.benchmarks.tables.plugs import Imputer, Sampler, Scorer
 from tests.benchmarks.tables.records import (
     PARTS,
     Part,
@@ -28,7 +32,7 @@ from tests.benchmarks.tables.records import (
     read_results,
     write_results,
 )
-from tests.benchmarks.tables.report import REAL, report
+from tests.benchmarks.tables.report import OURS, REAL, report
 from tests.benchmarks.tables.workers import (
     DETECTORS,
     SYNTHESIZERS,
@@ -39,11 +43,15 @@ from tests.benchmarks.tables.workers import (
     start_worker,
 )
 
-Measure = Callable[[str, int], Sequence[Record]]
-OURS = "ours"
-METHODS: dict[Part, tuple[str, ...]] = {
+Measure = Callable[[str, int, str], Sequence[Record]]
+"""(table, seed, method) -> records."""
+IMPUTERS: Mapping[str, Imputer] = {
+    "mean or mode": fill_simple,
+    "IterativeImputer": fill_iteratively,
+}
+METHODS: Mapping[Part, tuple[str, ...]] = {
     "unusual": (OURS, *DETECTORS),
-    "gaps": (OURS, "mean or mode", "IterativeImputer"),
+    "gaps": (OURS, *IMPUTERS),
     "synthetic": (OURS, *SYNTHESIZERS, REAL),
 }
 
@@ -57,17 +65,17 @@ def main(words: Sequence[str]) -> None:
     results = read_results([*options.merge, options.out])
     if not options.show:
         with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-            worker = stack.enter_context(start_worker(options.out.with_suffix(".log")))
-            own = {"our scikit-learn": version("scikit-learn"), "our pandas": version("pandas")}
-            versions = {**results.versions, **own, **worker.ask("versions")}
+            stack.enter_context(limit_threads())
+            worker = None
+            if not set(options.methods).isdisjoint((*DETECTORS, *SYNTHESIZERS)):
+                worker = stack.enter_context(start_worker(options.out.with_suffix(".log")))
+            versions = {**results.versions, **read_versions(worker)}
             results = Results(results.records, versions)
             ours = Ours(Path(temporary), tuple(options.settings.split()))
-            for part, table, seed, method in plan(options):
-                wanted = expect(part, table, seed, method)
+            for measure, wanted in plan(options, find_measures(worker, ours)):
                 if all(results.has(record.key) for record in wanted):
                     continue
-                measure = bind(part, method, worker, ours)
-                records = attempt(measure, wanted, table, seed)
+                records = attempt(measure, wanted)
                 results = add_records(results, records)
                 write_results(options.out, results)
                 for record in records:
@@ -75,6 +83,21 @@ def main(words: Sequence[str]) -> None:
     write_results(options.out, results)
     for text in report(results):
         print(text)
+
+
+def limit_threads() -> AbstractContextManager[object]:
+    """Return a context in which scikit-learn and numpy compute with one thread."""
+    import_module("sklearn.ensemble")  # loads the libraries that are limited
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
+
+
+def read_versions(worker: Worker | None) -> Mapping[str, str]:
+    """Return the versions of what measures here, and of the peers."""
+    ours = {f"our {name}": version(name) for name in ("vae-pipeline", "scikit-learn", "pandas")}
+    return {**ours, **(worker.ask("versions") if worker else {})}
 
 
 def read_options(words: Sequence[str]) -> argparse.Namespace:
@@ -116,48 +139,42 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(","))
 
 
-def plan(options: argparse.Namespace) -> Iterator[tuple[Part, str, int, str]]:
-    """Yield all measurements: every table with one seed before the next seed."""
-    for part in options.parts:
-        for seed in options.seeds:
-            for table in options.tables:
-                for method in METHODS[part]:
-                    if method in options.methods:
-                        yield part, table, seed, method
+def plan(
+    options: argparse.Namespace, measures: Mapping[tuple[Part, str], Measure]
+) -> Iterator[tuple[Callable[[], Sequence[Record]], Sequence[Record]]]:
+    """Yield all measurements and the keys of what they measure, one seed after the other."""
+    for part, seed, table in product(options.parts, options.seeds, options.tables):
+        kinds = kinds_of(table) if part == "unusual" else ("",)
+        for method in METHODS[part]:
+            if method in options.methods:
+                wanted = [Record(part, table, kind, seed, method) for kind in kinds]
+                yield partial(measures[part, method], table, seed, method), wanted
 
 
-def expect(part: Part, table: str, seed: int, method: str) -> Sequence[Record]:
-    """Return the records that a measurement makes, without figures."""
-    kinds = kinds_of(table) if part == "unusual" else ("",)
-    return [Record(part, table, kind, seed, method) for kind in kinds]
+def find_measures(worker: Worker | None, ours: Ours) -> Mapping[tuple[Part, str], Measure]:
+    """Return the measurements of all methods; those of peers only if their process runs."""
+    scorers: dict[str, Scorer] = {OURS: ours.score}
+    imputers: dict[str, Imputer] = {OURS: ours.fill, **IMPUTERS}
+    samplers: dict[str, Sampler] = {OURS: ours.sample, REAL: lambda train, count, seed: train}
+    if worker:
+        scorers |= {name: detect_with(worker, name) for name in DETECTORS}
+        samplers |= {name: sample_with(worker, name) for name in SYNTHESIZERS}
+    measures: dict[tuple[Part, str], Measure] = {}
+    for name, score in scorers.items():
+        measures["unusual", name] = partial(measure_unusual, score)
+    for name, fill in imputers.items():
+        measures["gaps", name] = partial(measure_gaps, fill)
+    for name, sample in samplers.items():
+        measures["synthetic", name] = partial(measure_synthetic, sample)
+    return measures
 
 
-def bind(part: Part, method: str, worker: Worker, ours: Ours) -> Measure:
-    """Return the measurement of a method, as a function of a table and a seed."""
-    if part == "unusual":
-        scorer = ours.score if method == OURS else detect_with(worker, method)
-        return lambda table, seed: measure_unusual(table, seed, method, scorer)
-    if part == "gaps":
-        fills = {"mean or mode": fill_simple, "IterativeImputer": fill_iteratively}
-        imputer = ours.fill if method == OURS else fills[method]
-        return lambda table, seed: measure_gaps(table, seed, method, imputer)
-    if method == REAL:
-        return lambda table, seed: measure_synthetic(
-            table, seed, method, lambda train, count, seed: train
-        )
-    sampler = ours.sample if method == OURS else sample_with(worker, method)
-    return lambda table, seed: measure_synthetic(table, seed, method, sampler)
-
-
-def attempt(measure: Measure, wanted: Sequence[Record], table: str, seed: int) -> Sequence[Record]:
+def attempt(measure: Callable[[], Sequence[Record]], wanted: Sequence[Record]) -> Sequence[Record]:
     """Return the records, or their failure in their place."""
     try:
-        return measure(table, seed)
+        return measure()
     except PeerFailed as err:
-        return [
-            Record(record.part, table, record.kind, seed, record.method, failure=str(err))
-            for record in wanted
-        ]
+        return [replace(record, failure=str(err)) for record in wanted]
 
 
 def progress(record: Record) -> str:

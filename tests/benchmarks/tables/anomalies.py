@@ -14,6 +14,7 @@ Rows are test rows of the same seed in every kind, donors included, so that each
 the table has. `swapped` and `changed` share their training rows, so that one model serves both.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ from tests.benchmarks.tables.catalog import TABLES
 from tests.benchmarks.tables.load import load_table
 
 Kind = Literal["minority", "swapped", "changed"]
+Make = Callable[[pd.DataFrame, NDArray[np.intp], np.random.Generator], NDArray[np.intp]]
+"""(rows, those to make unusual, generator) -> the row that each cell comes from."""
 
 KINDS: tuple[Kind, ...] = ("minority", "swapped", "changed")
 TEST_SHARE = 0.3
@@ -84,7 +87,8 @@ def split_rows(
     """Divide the rows, and make some of the test's unusual by cells of other rows."""
     train, test = divide(table, rng, train_rows, test_rows)
     chosen = np.sort(rng.permutation(len(test))[: round(len(test) * UNUSUAL_SHARE)])
-    source = (swap_cells if kind == "swapped" else change_cells)(test, chosen, rng)
+    make: Make = swap_cells if kind == "swapped" else change_cells
+    source = make(test, chosen, rng)
     columns = np.array(test.columns)
     names = [""] * len(test)
     if kind == "changed":

@@ -6,6 +6,8 @@ one-hot; words of less than a hundredth of the rows share one column, and so do 
 is the median of a number, and a word of its own in text; for numbers and dates with gaps in
 training another column says where. A column of the matrix that is constant in training is dropped.
 
+`Encoder.implied` says which columns are linear in others, for peers that must not have such.
+
 With `fill` off, gaps stay as NaN, for peers that fill them, and the columns that say where they
 are hold zeros.
 """
@@ -116,6 +118,13 @@ class Encoder:
     def owners(self) -> NDArray[np.intp]:
         """Return the table's column that each column of the matrix belongs to."""
         return np.repeat(np.arange(len(self.names)), self.widths)[self.kept]
+
+    @property
+    def implied(self) -> NDArray[np.bool_]:
+        """Return which columns of the matrix are one minus the others of their column of text."""
+        starts = np.cumsum((0, *self.widths[:-1]))
+        is_word = [isinstance(code, WordCode) for code in self.codes]
+        return np.isin(np.arange(sum(self.widths)), starts[is_word])[self.kept]
 
     def encode(self, rows: pd.DataFrame, fill: bool = True) -> Matrix:
         """Return the matrix of rows."""

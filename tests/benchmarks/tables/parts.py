@@ -37,7 +37,7 @@ def kinds_of(name: str) -> tuple[Kind, ...]:
     return KINDS if TABLES[name].minority else KINDS[1:]
 
 
-def measure_unusual(name: str, seed: int, method: str, score: Scorer) -> Sequence[Record]:
+def measure_unusual(score: Scorer, name: str, seed: int, method: str) -> Sequence[Record]:
     """Train once on all rows and, where there is a rare class, once without it; score."""
     records = []
     groups: tuple[tuple[Kind, ...], ...] = (KINDS[1:], kinds_of(name)[:-2])
@@ -79,7 +79,7 @@ def judge(split: Split, scores: Scores, kind: Kind, seed: int) -> Mapping[str, f
     return figures
 
 
-def measure_gaps(name: str, seed: int, method: str, fill: Imputer) -> Sequence[Record]:
+def measure_gaps(fill: Imputer, name: str, seed: int, method: str) -> Sequence[Record]:
     """Hide cells of the test rows, have them filled, and measure the errors."""
     train, test, rng = divide_clean(name, seed)
     gappy, hidden = hide_cells(test, rng)
@@ -92,7 +92,7 @@ def measure_gaps(name: str, seed: int, method: str, fill: Imputer) -> Sequence[R
     return [Record("gaps", name, "", seed, method, figures)]
 
 
-def measure_synthetic(name: str, seed: int, method: str, sample: Sampler) -> Sequence[Record]:
+def measure_synthetic(sample: Sampler, name: str, seed: int, method: str) -> Sequence[Record]:
     """Draw as many rows as there are to train on, and compare them with the test rows."""
     train, test, _ = divide_clean(name, seed)
     started = perf_counter()

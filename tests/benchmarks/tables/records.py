@@ -46,15 +46,17 @@ class Results:
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """Return the records of all files that exist; later files come first where both have one."""
-    records: dict[tuple[str, ...], Record] = {}
-    versions: dict[str, str] = {}
+    """Return the records of all files that exist; a later file counts where two have one.
+
+    A failure never replaces a measurement.
+    """
+    results = Results({}, {})
     for path in paths:
         if path.exists():
             content = json.loads(path.read_text())
-            versions |= content["versions"]
-            records |= {record.key: record for record in map(_read, content["records"])}
-    return Results(records, versions)
+            results = Results(results.records, {**results.versions, **content["versions"]})
+            results = add_records(results, [_read(values) for values in content["records"]])
+    return results
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -67,8 +69,10 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def add_records(results: Results, records: Sequence[Record]) -> Results:
-    """Return results with more records."""
-    return Results({**results.records, **{new.key: new for new in records}}, results.versions)
+    """Return results with more records; a failure never replaces a measurement."""
+    new = {record.key: record for record in records if not record.failure}
+    failed = {record.key: record for record in records if record.failure}
+    return Results({**failed, **results.records, **new}, results.versions)
 
 
 def _read(values: Mapping[str, object]) -> Record:

@@ -4,19 +4,26 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tests.benchmarks.tables.anomalies import KINDS
+from tests.benchmarks.tables.anomalies import KINDS, TEST_ROWS, TRAIN_ROWS, UNUSUAL_SHARE
 from tests.benchmarks.tables.metrics import FDR, TOP_SHARE, rank_methods
 from tests.benchmarks.tables.records import Part, Record, Results
 
 Cells = Mapping[str, Mapping[str, float]]
 """A figure by table and method."""
+OURS = "ours"
 REAL = "real rows"
 """The method whose synthetic rows are the training rows: what sampling alone leaves."""
+FEW = 10
+"""Flagged rows that a table must have to count as the worst one."""
 
 
 def report(results: Results) -> Iterator[str]:
     """Yield the lines of all parts that there are results of."""
     yield from wrap([f"{name} {number}" for name, number in results.versions.items()])
+    yield (
+        f"at most {TRAIN_ROWS:,} rows to train on and {TEST_ROWS:,} to test, of which a share of "
+        f"{UNUSUAL_SHARE} is unusual; means over seeds"
+    )
     records = [record for record in results.records.values() if not record.failure]
     for kind in KINDS:
         for figure, title in (("auroc", "AUROC"), ("ap", "average precision")):
@@ -53,14 +60,15 @@ def collect(records: Sequence[Record], part: Part, figure: str, kind: str = "") 
 
 
 def show_cells(title: str, cells: Cells, higher: bool = True) -> Iterator[str]:
-    """Yield a row for each table, the mean, the mean rank and the tables won against each other.
+    """Yield a row for each table, the mean, the mean rank, and the first method's wins.
 
-    The last three are over the tables that every method has; `wins` against the method of a column
-    are those of the row's method.
+    The last three are over the tables that every method has. Ours is the first, where it was
+    measured; a win is a table on which it is better than the method of the column.
     """
     if not cells:
         return
-    methods = list(dict.fromkeys(method for row in cells.values() for method in row))
+    known = dict.fromkeys(method for row in cells.values() for method in row)
+    methods = sorted(known, key=lambda name: (name == REAL, name != OURS))
     yield ""
     yield f"{title} ({'higher' if higher else 'lower'} is better)"
     yield head("table", methods)
@@ -76,15 +84,12 @@ def show_cells(title: str, cells: Cells, higher: bool = True) -> Iterator[str]:
     ]
     means = {name: float(np.mean([row[name] for row in ranks])) for name in ranked}
     yield line("mean rank", [means.get(name) for name in methods], digits=2)
-    sign = 1 if higher else -1
-    for ours in ranked if len(ranked) > 1 else ():
-        wins = [
-            sum(sign * (row[ours] - row[other]) > 0 for row in whole.values()) for other in methods
-        ]
-        shown = [
-            None if other in (ours, REAL) else won for other, won in zip(methods, wins, strict=True)
-        ]
-        yield line(f"{ours} wins", shown, digits=0, unit=f"/{len(whole)}")
+    if len(ranked) > 1:
+        sign, first = 1 if higher else -1, ranked[0]
+        wins: list[float | None] = [None]
+        for other in ranked[1:]:
+            wins.append(sum(sign * (row[first] - row[other]) > 0 for row in whole.values()))
+        yield line(f"{first} wins", wins, digits=0, unit=f"/{len(whole)}")
 
 
 def show_naming(records: Sequence[Record]) -> Iterator[str]:
@@ -99,7 +104,7 @@ def show_naming(records: Sequence[Record]) -> Iterator[str]:
             continue
         yield ""
         yield f"the changed column comes first, {title} (by chance: 1 / columns)"
-        yield f"{'method':<16}{'changed':>9}{'named':>9}{'share':>9}{'chance':>9}{'worst table':>26}"
+        yield f"{'method':<20}{'changed':>9}{'named':>9}{'share':>9}{'chance':>9}{'worst':>22}"
         for method in dict.fromkeys(record.method for record in some):
             yield name_line(method, [record for record in some if record.method == method], way)
 
@@ -115,12 +120,13 @@ def name_line(method: str, records: Sequence[Record], way: str) -> str:
         chance += changed * record.figures["chance"]
     changed, named = np.sum(list(counts.values()), axis=0)
     if not changed:
-        return f"{method:<16}{0:>9}"
-    shares = {table: right / count for table, (count, right) in counts.items() if count}
-    worst = min(shares, key=lambda table: shares[table])
+        return f"{method:<20}{0:>9}"
+    shares = {table: right / count for table, (count, right) in counts.items() if count >= FEW}
+    worst = min(shares, key=lambda table: shares[table], default="")
+    shown = f"{worst} {shares[worst]:.1%}" if worst else "-"
     return (
-        f"{method:<16}{changed:>9.0f}{named:>9.0f}{named / changed:>9.1%}{chance / changed:>9.1%}"
-        f"{f'{worst} {shares[worst]:.1%}':>26}"
+        f"{method:<20}{changed:>9.0f}{named:>9.0f}{named / changed:>9.1%}{chance / changed:>9.1%}"
+        f"{shown:>22}"
     )
 
 
