@@ -53,6 +53,7 @@ def test_flags_agree_with_scipy(fdr: float) -> None:
     assert (flagged == (stats.false_discovery_control(p_values) <= fdr)).all()
     assert 0 < flagged.sum() < 200
     assert not flag_at(np.ones(5), fdr).any()
+    assert flag_at(np.array([0.8, 1.0]) * fdr, fdr).all()  # the second passes, and takes the first
 
 
 def test_false_discoveries_keep_to_their_rate() -> None:

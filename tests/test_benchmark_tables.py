@@ -125,10 +125,11 @@ def test_the_same_seed_gives_the_same_split() -> None:
 
 
 def test_training_sees_nothing_of_the_rare_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    species = ["Adelie"] * 80 + ["Chinstrap"] * 20
-    table = pd.DataFrame({"species": species, "mass": [1.0] * 80 + [2.0] * 20})
+    weeks = [40.0] * 80 + [30.0] * 20
+    table = pd.DataFrame({"premie": ["full term"] * 80 + ["premie"] * 20, "weeks": weeks})
+    table["mass"] = [1.0] * 80 + [2.0] * 20
     monkeypatch.setattr(anomalies, "load_table", lambda name: table)
-    split = split_table("penguins", "minority", 0)
+    split = split_table("births", "minority", 0)
     assert list(split.train) == list(split.test) == ["mass"]
     assert (split.train["mass"] == 1).all()
     assert (split.unusual == (split.test["mass"] == 2)).all()
@@ -176,6 +177,7 @@ def test_gaps_are_medians_and_words_or_stay_open() -> None:
     assert filled[:, 1].tolist() == [1.0, 0.0]
     assert filled[1, 2:].tolist() == [0.0, 0.0]  # training had no gap in b
     assert np.isnan(gappy).tolist() == [[True, False, False, False], [False, False, True, True]]
+    assert gappy[:, 1].tolist() == [0.0, 0.0]
 
 
 def test_words_that_are_rare_or_unseen_share_a_column() -> None:
@@ -183,6 +185,7 @@ def test_words_that_are_rare_or_unseen_share_a_column() -> None:
     encoder = fit_encoder(train)
     x = encoder.encode(pd.DataFrame({"a": ["x", "z", "new"], "b": [0, 0, 0]}))[:, :3]
     assert x.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert encoder.decode(np.pad(x, ((0, 0), (0, 1))))["a"].tolist() == ["x", "z", "z"]
 
 
 def test_whole_days_have_no_column_for_the_time_of_day() -> None:
