@@ -147,6 +147,7 @@ class Scorer:
         self.operation = operation
         self.provenance = provenance
         self.layout = layout_of(engine)
+        self.copies = 1
         self.x = choose_columns(schema, x, ids, self.layout)
         self.ids = tuple(ids)
         fields = [schema.field(name) for name in self.ids]
