@@ -46,7 +46,8 @@ def settle_inputs(
         )
         doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
     rows = unambiguous_rows(model, operation, settled)
-    return settled, rows[~doubtful.any(1)[rows]]
+    clear = np.asarray(~doubtful.any(axis=1), bool)
+    return settled, rows[clear[rows]]
 
 
 def doubtful_cells(
@@ -65,5 +66,4 @@ def doubtful_cells(
             found = run_gaps(model, operation, inputs, torch.float32, draw=draw, tf32=rounding)
             error = np.maximum(error, np.abs(found - exact).max(0))
     limit = 4 * error + 4 * EPS
-    doubtful: NDArray[np.bool_] = np.logical_not(exact > np.where(limit < _ANY, limit, 1))
-    return doubtful
+    return np.asarray(~(exact > np.where(limit < _ANY, limit, 1)), bool)

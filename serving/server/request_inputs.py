@@ -18,7 +18,7 @@ from serving.protocol.messages import Array, InferRequest, Parameter, match_tens
 MAX_ROWS = 4096
 """Rows times draws of one request; more need several requests, or a batch job."""
 _NOISE = ("seed", "num_samples")
-_DRAWS = ("sample", "score")
+_DRAWS = ("sample", "score", "impute")
 
 
 def check_names(operation: Operation, request: InferRequest) -> None:
