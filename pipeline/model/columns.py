@@ -13,25 +13,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.column_units import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn
 from serving.schema import Column
 
-Values = NDArray[np.float64]
-
-LARGEST = 1e6
-"""Largest distance from a column's centre, in its units: its square fits every float."""
-SEEN_RANGE = 5.0
-"""Largest distance that the encoder sees, so that one odd cell does not decide all latents."""
 HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
 MOST_GROWTH = 4.0
 """Largest log of a mean over its median: a log-normal that is wider has no mean worth a name."""
-LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class ColumnsOfKind(Protocol):
@@ -253,13 +246,6 @@ class Positives(_Numbers):
     def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
         growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
         return (self._to_data(loc) + self.offset) * growth - self.offset
-
-
-def mean_and_spread(values: Values) -> tuple[float, float]:
-    """Return mean and standard deviation; 1 for one that is 0."""
-    if not values.size:
-        return 0.0, 1.0
-    return float(values.mean()), float(values.std()) or 1.0
 
 
 def _quartiles(values: Values) -> tuple[float, float]:

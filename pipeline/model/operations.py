@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.model.imputation import impute
 from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import cell_scores
-from pipeline.model.objective import elbo_terms
+from pipeline.model.objective import elbo_terms, impute
 from pipeline.model.plain_functions import PlainFunctions
 from pipeline.model.vae import VAE
 from serving.noise import draw_noise, draw_rows
