@@ -52,7 +52,7 @@ NEW = draw(60, seed=1)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     path = tmp_path_factory.mktemp("mixed") / "x.parquet"
     draw(300, seed=0).to_parquet(path)
-    settings = {"valid_fraction": 0.1, "test_fraction": 0.25}
+    settings: dict[str, Any] = {"valid_fraction": 0.1, "test_fraction": 0.25}
     found = load_dataset(str(path), likelihood="auto", **settings)
     config = tiny_config(found, likelihood="mixed", epochs=2)
     return train_checkpoint(found, config), found

@@ -1,6 +1,7 @@
 """Tables give the same bytes whichever way they come, and come back in their own types."""
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -275,3 +276,15 @@ def test_gap_words_are_those_of_pyarrow_and_more() -> None:
     from serving.cell_values import GAP_WORDS
 
     assert {*csv.ConvertOptions().null_values} < GAP_WORDS
+
+
+def test_counts_of_another_process_are_added() -> None:
+    worker, driver = UnknownCells(), UnknownCells()
+    cells = ENCODER.encode_arrays(
+        {name: np.array(["new" if name == "city" else None]) for name in SCHEMA.sources}
+    )
+    for _ in range(2):
+        worker.add(cells)
+        driver.merge(json.loads(json.dumps(worker.take())))
+    assert worker.describe() == []
+    assert driver.describe() == ["words not seen in training count as other: city in 2 rows"]
