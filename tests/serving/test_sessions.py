@@ -1,6 +1,5 @@
 """Devices by name: those that are missing are refused with exit code 8 and the next step."""
 
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -73,10 +72,10 @@ def test_a_package_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_plugin_without_hardware_is_unloaded_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(
-        sessions.ort, "register_execution_provider_library", lambda name, _: loaded.append(name)
+        onnxruntime, "register_execution_provider_library", lambda name, _: loaded.append(name)
     )
-    monkeypatch.setattr(sessions.ort, "unregister_execution_provider_library", loaded.remove)
-    with pytest.raises(DeviceUnavailable, match="its plugin lib.so finds no hardware here"):
+    monkeypatch.setattr(onnxruntime, "unregister_execution_provider_library", loaded.remove)
+    with pytest.raises(DeviceUnavailable, match=r"its plugin lib\.so finds no hardware here"):
         require_device("abacus=lib.so")
     assert loaded == []
 
@@ -100,7 +99,7 @@ def test_without_float64_the_portable_form_is_run(bundle: Bundle) -> None:
 
 
 def test_a_bundle_of_schema_1_has_no_form_without_float64() -> None:
-    with pytest.raises(DeviceUnavailable, match="score.onnx needs float64, .* run vae migrate"):
+    with pytest.raises(DeviceUnavailable, match=r"score\.onnx needs float64, .* run vae migrate"):
         open_bundle(SCHEMA_1).operations_for(float64=False)
 
 
@@ -109,4 +108,3 @@ def test_a_session_does_not_run_elsewhere_when_its_provider_fails(bundle: Bundle
     session = sessions.open_session(bundle.path / "decoder.onnx", "cpu")
     assert session._enable_fallback is False
     assert onnxruntime.InferenceSession(bundle.path / "decoder.onnx")._enable_fallback is True
-    shutil.rmtree(bundle.path)

@@ -71,9 +71,10 @@ def _branch(model: ModelProto) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "hide", [_initializer, _constant, _cast, _value_info, _input, _fill, _branch]
-)
+PLACES = [_initializer, _constant, _cast, _value_info, _input, _fill, _branch]
+
+
+@pytest.mark.parametrize("hide", PLACES, ids=lambda hide: hide.__name__)
 def test_float64_is_found_wherever_it_hides(hide: Callable[[ModelProto], None]) -> None:
     model = make()
     hide(model)
