@@ -12,19 +12,18 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import HELD_OUT, Bundle
+from serving.drift import held_out_samples
 from serving.errors import UsageRefused, VerificationFailed
+from serving.operations import By
 
 Array = NDArray[Any]
 
-By = Literal["elbo", "log_likelihood", "iw_elbo", "latent", "column_max", "consistency"]
-"""The score by which rows are compared; the smaller, the more unusual is a row. `latent` is minus
-the KL, `column_max` the smallest `column_lift` of a row."""
 OF_MIXED: tuple[By, ...] = ("column_max", "consistency")
 """Scores that only models of mixed tables have."""
 _COUNTS = ("num_samples", "seed")
@@ -63,6 +62,16 @@ def read_held_out_scores(bundle: Bundle) -> HeldOutScores | None:
     return HeldOutScores(num_samples, seed, content)
 
 
+def default_samples(bundle: Bundle, operation: str) -> int:
+    """Return the draws per row that a job has by default: those of the held-out rows."""
+    if operation != "score":
+        return 1
+    held_out = read_held_out_scores(bundle)
+    if held_out is not None:
+        return held_out.num_samples
+    return held_out_samples(mixed=bundle.manifest.schema is not None)
+
+
 def check_by(by: str, *, mixed: bool) -> By:
     """Return the score to compare rows by; if `by` is empty, the one that finds most.
 
@@ -70,11 +79,10 @@ def check_by(by: str, *, mixed: bool) -> By:
         UsageRefused: there is no such score, or only mixed tables have it.
     """
     allowed = [name for name in get_args(By) if mixed or name not in OF_MIXED]
-    chosen = by or ("consistency" if mixed else "elbo")
-    for name in allowed:
-        if name == chosen:
-            return name  # type: ignore[no-any-return]
-    raise UsageRefused(f"by must be one of {', '.join(allowed)} for this model, got {by!r}")
+    chosen: str = by or ("consistency" if mixed else "elbo")
+    if chosen not in allowed:
+        raise UsageRefused(f"--by must be one of {', '.join(allowed)} for this model, got {by!r}")
+    return cast(By, chosen)
 
 
 def choose_score(by: By, outputs: Mapping[str, Array]) -> Array:
