@@ -103,11 +103,11 @@ def _describe_job(scores: ScoreSummary, job: Mapping[str, Any], summary: Mapping
     if summary.get("flagged"):
         words += (
             f" {summary['flagged']:,} rows are flagged, which have p-values up to "
-            f"{summary['threshold']:.2g}: on average, at most {job['fdr']:.3g} of the flagged "
-            "rows are as usual as the held-out rows."
+            f"{summary['threshold']:.2g}: on average, at most {100 * job['fdr']:.3g} % of "
+            "flagged rows are as usual as the held-out rows."
         )
     elif "flagged" in summary:
-        words += f" No row is flagged at a false discovery rate of {job['fdr']:.3g}."
+        words += f" No row is flagged at a false discovery rate of {100 * job['fdr']:.3g} %."
     return words
 
 

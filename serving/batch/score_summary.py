@@ -133,9 +133,9 @@ class _Rows:
 
     def ends(self, before: Sequence[Extreme], most: int, *, sign: int) -> list[Extreme]:
         """Return the rows with the lowest `sign * rank` so far; of equal rows the first ones."""
-        positions = np.argsort(sign * self.rank, kind="stable")[:most].tolist()
-        chosen = self.table.take(positions).to_pylist()
-        found = [self._show(place, values) for place, values in zip(positions, chosen, strict=True)]
+        positions = np.argsort(sign * self.rank, kind="stable")[:most]
+        chosen = zip(positions.tolist(), self.table.take(positions).to_pylist(), strict=True)
+        found = [self._show(place, values) for place, values in chosen]
         return sorted([*before, *found], key=lambda row: sign * row.rank)[:most]
 
     def _show(self, place: int, values: dict[str, Any]) -> Extreme:
