@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_AGENT_HINT ?= true
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test test-fast test-serving lint types graph bench bench-serve bench-tools soak serve ui clean
+.PHONY: help setup setup-dev run test test-fast test-serving lint types graph bench bench-tables bench-serve bench-tools soak serve ui clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,9 @@ types: setup-dev ## types of the code
 
 bench: setup-dev ## speed, memory, and parity in other runtimes, each beside the thing to beat
 	@$(BIN)/python -m tests.benchmarks
+
+bench-tables: setup-dev ## tables of text, counts and gaps beside PyOD, scikit-learn and SDV (most of an hour)
+	@$(BIN)/python -m tests.benchmarks tables
 
 bench-serve: bench-tools setup-dev ## the server beside its peers, each in an environment of its own (minutes)
 	@$(BIN)/python -m tests.benchmarks.serve

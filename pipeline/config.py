@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from serving.errors import UsageRefused
 
-Device = Literal["cpu", "cuda"]
 Binarize = Literal["none", "static", "dynamic"]
 Precision = Literal["float32", "fp16", "int8"]
 LikelihoodName = Literal[
@@ -194,7 +193,7 @@ class PromoteConfig:
     min_active_units: Annotated[int, Option("Lowest number of active latents", min=0)] = 1
     gate_samples: Annotated[int, Option("Noise samples per row in the gate", min=1, max=1000)] = 8
     require: Annotated[
-        tuple[Device, ...],
+        tuple[str, ...],
         Option("Devices on which parity must have passed, such as cpu,cuda; see vae check"),
     ] = ()
     allow_new_data: Annotated[

@@ -76,6 +76,11 @@ class CellEncoder:
         self._is_text = self._first.type == "text"
         self._codes = {word: code for code, word in enumerate(self._first.words)}
 
+    @property
+    def takes_numbers(self) -> bool:
+        """Whether the cells are numbers, and neither words nor dates."""
+        return not (self._first.words or self._is_date or self._is_text)
+
     @cached_property
     def _numbers(self) -> tuple[Array, Array]:
         """The words as sorted numbers, and their codes."""
@@ -107,7 +112,7 @@ class CellEncoder:
         if values.dtype.kind in "OSUT":
             distinct, places = factorize(values)
             parts = (
-                self._encode_words(distinct.words),
+                self.encode_words(distinct.words),
                 self._encode_numbers(distinct.numbers),
                 self._encode_instants(distinct.instants),
             )
@@ -116,7 +121,8 @@ class CellEncoder:
             return self._encode_instants(to_instants(values))
         return self._encode_numbers(values)
 
-    def _encode_words(self, words: Sequence[str]) -> Cells:
+    def encode_words(self, words: Sequence[str]) -> Cells:
+        """Encode text, whatever the type of the column is."""
         if self._is_text:
             return self._look_up(words)
         if self._is_date:
@@ -168,6 +174,8 @@ class CellEncoder:
         codes = self._codes
         other = len(codes)
         x = np.fromiter((codes.get(word, other) for word in words), np.float32, len(words))
+        if "" in words:
+            x[[word == "" for word in words]] = np.nan
         return Cells(x.reshape(-1, 1), np.zeros(len(x), np.uint8), x == other)
 
     def _match(self, values: Array) -> Cells:

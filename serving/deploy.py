@@ -28,6 +28,7 @@ GRPC_PORT = 8081
 BUNDLE_IN_IMAGE = "/srv/bundle"
 USER_ID = 10001  # a number, so that Kubernetes can see that it is not root
 
+_EXAMPLE_STORE = "http://mlflow.example.com:5000"
 _TRITON_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _HEALTH_CHECK = (
@@ -60,8 +61,11 @@ def write_deployment(
         return tuple(sorted(path.relative_to(folder).as_posix() for path in files))
 
 
-def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ...]:
-    """Return the commands of a shell that run what `write_deployment` wrote to `out`."""
+def next_steps(source: Source, target: DeployTarget, out: Path, store: str = "") -> tuple[str, ...]:
+    """Return the commands of a shell that run what `write_deployment` wrote to `out`.
+
+    `store` is the URI of the registry; a container reaches only that of a server.
+    """
     folder, image = shlex.quote(str(out)), default_image(source)
     if target == "triton":
         return (f"tritonserver --model-repository={folder}",)
@@ -71,12 +75,16 @@ def next_steps(source: Source, target: DeployTarget, out: Path) -> tuple[str, ..
             f"docker push {image}  # made by vae deploy --target docker",
             f"kubectl apply -f {resource}",
         )
-    store = "" if source.name is None else " -e MLFLOW_TRACKING_URI=$MLFLOW_TRACKING_URI"
+    reached = store if store.startswith(("http:", "https:")) else _EXAMPLE_STORE
+    variable, note = "", ""
+    if source.name is not None:
+        variable = f" -e {shlex.quote(f'MLFLOW_TRACKING_URI={reached}')}"
+        note = "  # the URI of your tracking server" if reached != store else ""
     ports = f"-p {REST_PORT}:{REST_PORT} -p {GRPC_PORT}:{GRPC_PORT}"
     return (
         f"pip wheel --no-deps -w {folder} {_checkout()}",
         f"docker build -t {image} {folder}",
-        f"docker run {ports}{store} {image}",
+        f"docker run {ports}{variable} {image}{note}",
     )
 
 
@@ -145,10 +153,10 @@ def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
 def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -> None:
     # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
     command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source, alias)]
-    store = """\
+    store = f"""\
           # Your tracking server: the version is fetched from it when the container starts.
           - name: MLFLOW_TRACKING_URI
-            value: "http://mlflow.example.com:5000"
+            value: "{_EXAMPLE_STORE}"
 """
     text = f"""\
 # Build and push the image first: vae deploy --target docker writes its build context.

@@ -6,14 +6,14 @@ used, and how often the schema does not know a word or a gap.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells
+from serving.cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells, encode_numbers
 from serving.schema import Schema
 
 Array = NDArray[Any]
@@ -46,32 +46,73 @@ class TableEncoder:
         for place, column in enumerate(schema.columns):
             places.setdefault(column.table_column, []).append(place)
         self._places = places
+        self._order = {name: index for index, name in enumerate(places)}
         self.encoders = {
             name: CellEncoder([schema.columns[place] for place in own])
             for name, own in places.items()
         }
 
-    def encode(self, rows: int, read: Callable[[str, CellEncoder], Cells]) -> TableCells:
-        """Encode rows; `read` returns the cells of a table's column."""
+    @property
+    def number_names(self) -> tuple[str, ...]:
+        """The table's columns that are numbers, and neither words nor dates."""
+        return tuple(name for name, encoder in self.encoders.items() if encoder.takes_numbers)
+
+    def encode(
+        self,
+        rows: int,
+        read: Callable[[str, CellEncoder], Cells],
+        names: Sequence[str] = (),
+        numbers: Array | None = None,
+    ) -> TableCells:
+        """Encode rows; `read` returns the cells of a table's column.
+
+        `numbers` (rows, columns), with NaN for gaps, are the values of those of `number_names` that
+        are in `names`: all of them at once take a tenth of the time.
+        """
         x = np.empty((rows, len(self.schema.columns)), np.float32)
-        table = TableCells(x, np.zeros(rows, np.uint8), np.zeros(rows, np.int32))
-        marks = []
-        for index, (name, places) in enumerate(self._places.items()):
-            cells = read(name, self.encoders[name])
-            x[:, places] = cells.x
-            bad = (cells.faults > 0) & (table.faults == 0)
-            if bad.any():
-                table.faults[bad], table.faulty[bad] = cells.faults[bad], index
-            if cells.unseen.any():
+        faults, faulty = np.zeros(rows, np.uint8), np.full(rows, len(self._places), np.int32)
+        table = TableCells(x, faults, faulty)
+        marks: list[tuple[dict[str, int], str, Array]] = []
+        if numbers is not None and len(names):
+            marks += self._encode_block(table, names, numbers)
+        done = frozenset(names)
+        for name, places in self._places.items():
+            if name not in done:
+                cells = read(name, self.encoders[name])
+                x[:, places] = cells.x
+                self._add_faults(table, name, cells.faults)
                 marks.append((table.unseen, name, cells.unseen))
-            gaps = np.isnan(cells.x[:, 0])
-            if self.schema.columns[places[0]].missing == 0 and gaps.any():
-                marks.append((table.new_gaps, name, gaps))
+                if self.schema.columns[places[0]].missing == 0:
+                    marks.append((table.new_gaps, name, np.isnan(cells.x[:, 0])))
         good = table.faults == 0
         for counts, name, mark in marks:
             if number := int(np.count_nonzero(mark & good)):
                 counts[name] = number
         return table
+
+    def _encode_block(
+        self, table: TableCells, names: Sequence[str], numbers: Array
+    ) -> list[tuple[dict[str, int], str, Array]]:
+        """Encode columns of numbers; return which rows have a gap, where there was none before."""
+        places = [self._places[name][0] for name in names]
+        columns = [self.schema.columns[place] for place in places]
+        x, faults = encode_numbers(numbers, columns)
+        table.x[:, places] = x
+        for index in np.flatnonzero(faults.any(0)).tolist():
+            self._add_faults(table, names[index], faults[:, index])
+        gaps = np.isnan(x)
+        complete = np.array([column.missing == 0 for column in columns])
+        return [
+            (table.new_gaps, names[index], gaps[:, index])
+            for index in np.flatnonzero(gaps.any(0) & complete).tolist()
+        ]
+
+    def _add_faults(self, table: TableCells, name: str, faults: Array) -> None:
+        """Give the rows with a fault its code, unless a column further left has one."""
+        if faults.any():
+            place = self._order[name]
+            bad = (faults > 0) & (place < table.faulty)
+            table.faults[bad], table.faulty[bad] = faults[bad], place
 
     def encode_arrays(self, arrays: Mapping[str, Array]) -> TableCells:
         """Encode arrays (rows,) by the names of the table's columns."""

@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -91,45 +91,61 @@ class NumberOrNone(Number):
         return None if value == "none" else super().convert(value, param, ctx)
 
 
-def settings_options(*sections: type) -> Decorator:
-    """Add an option for every setting of the sections; None means that the preset decides."""
-    settings = [(section, *setting) for section in sections for setting in settings_of(section)]
-    names = {section: name for name, section in SECTIONS.items()}
+def settings_options(*sections: type, only: Container[str] | None = None) -> Decorator:
+    """Add an option for every setting of the sections; None means that the preset decides.
+
+    With `only`, those of other names are left out.
+    """
+    settings = list(_describe_settings(*sections, only=only))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for section, name, kind, option, default in reversed(settings):
-            flag = name.replace("_", "-")
-            function = click.option(
-                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
-                cls=Setting,
-                section=names[section],
-                heading=str(section.__doc__).rstrip("."),
-                type=_click_type(kind, option),
-                is_flag=kind is bool,
-                default=None,
-                help=f"{option.help}  [default: {_describe_default(name, default)}]",
-            )(function)
+        for flag, attributes in reversed(settings):
+            function = click.option(flag, cls=Setting, **attributes)(function)
         return function
 
     return decorate
 
 
-preset_option = click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    default="default",
-    show_default=True,
-    help="A named set of settings; options given with it override it",
-)
+def _describe_settings(
+    *sections: type, only: Container[str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what declares the option of each setting: its flag, and its attributes."""
+    names = {section: name for name, section in SECTIONS.items()}
+    for section in sections:
+        for name, kind, option, default in settings_of(section):
+            if only is not None and name not in only:
+                continue
+            flag = name.replace("_", "-")
+            yield (
+                f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
+                {
+                    "section": names[section],
+                    "heading": str(section.__doc__).rstrip("."),
+                    "type": _click_type(kind, option),
+                    "is_flag": kind is bool,
+                    "default": None,
+                    "help": f"{option.help}  [default: {_describe_default(name, default)}]",
+                },
+            )
+
+
+_PRESET: dict[str, Any] = {
+    "type": click.Choice(list(PRESETS)),
+    "default": "default",
+    "show_default": True,
+    "help": "A named set of settings; options given with it override it",
+}
+preset_option = click.option("--preset", **_PRESET)
 
 
 def chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given; a path to data is made absolute, to hold anywhere."""
+    """Return the settings that were given; paths are made absolute, to hold anywhere."""
     given = {name: value for name, value in settings.items() if value is not None}
-    source = given.get("data", "mnist")
-    path = Path(source).expanduser()
-    if source != "mnist" and path.exists():  # mnist is never a folder
-        given["data"] = str(_without_dots(path))
+    for name in ("data", "schema"):
+        source = given.get(name, "")
+        path = Path(source).expanduser()
+        if source not in ("", "mnist") and path.exists():  # mnist is never a folder
+            given[name] = str(_without_dots(path))
     return given
 
 
@@ -197,13 +213,13 @@ def _as_int(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
 
 
-@click.command()
-@preset_option
-@settings_options(*SECTIONS.values())
-def _all_settings(**settings: Any) -> None:
-    """Hold every setting that a file may have, also those that a command lacks."""
-
-
+# a file may have every setting, also those that a command lacks
 settings_file = config_option(
-    [item for item in _all_settings.params if isinstance(item, click.Option)]
+    [
+        click.Option(["--preset"], **_PRESET),
+        *(
+            Setting([flag], **attributes)
+            for flag, attributes in _describe_settings(*SECTIONS.values())
+        ),
+    ]
 )

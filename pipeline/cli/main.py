@@ -24,6 +24,7 @@ from pipeline.cli.config_options import (
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
 from pipeline.cli.migrate import migrate
 from pipeline.cli.run_options import experiment_option, run_name_option
+from pipeline.cli.schema_command import schema
 from pipeline.config import (
     DataConfig,
     EvaluateConfig,
@@ -326,7 +327,7 @@ def doctor(repair_store: bool) -> None:
         raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
-cli.add_section("Train", run, train, evaluate, export, check, show_config)
+cli.add_section("Train", run, schema, train, evaluate, export, check, show_config)
 cli.add_section("Registry", *registry.COMMANDS, migrate)
 cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score)
 cli.add_section("Serve and deploy", serve, deploy)

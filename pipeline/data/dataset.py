@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Binarize
 from pipeline.data.readers import LabelledRows, SourceSplits, read_like, read_source
-from pipeline.data.row_checks import check_rows
+from pipeline.data.row_checks import check_encoded, check_rows
 from pipeline.data.selection import Selection
 from serving.errors import DataRefused
 from serving.schema import Schema
@@ -224,6 +224,8 @@ def _check_like(
 def _check(source: str, part: LabelledRows, selection: Selection) -> LabelledRows:
     if part.schema is not None:
         return part  # each cell was checked when it was read
+    if selection.table_schema:
+        return replace(part, x=check_encoded(source, part.x, selection.table_schema))
     x, kept = check_rows(source, part.x, part.columns, selection.drop_missing)
     x = _fit_model(x, selection)
     if part.labels is None or kept.all():

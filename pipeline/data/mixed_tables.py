@@ -56,6 +56,8 @@ def read_mixed(source: TableSource, selection: Selection) -> MixedRows | None:
         return None
     schema = found.schema
     say(summarize(source.path, found, SHOWN_COLUMNS), wrap=False)
+    if not selection.schema:
+        say("to change what they are: vae schema DATA --out FILE, then --schema FILE")
     if not schema.columns:
         raise DataRefused(f"{source.path} has no column to learn from, see above")
     return _encode(source.path, table, schema, selection)
@@ -72,7 +74,9 @@ def find_table_schema(path: Path, selection: Selection) -> FoundSchema:
 def search(source: TableSource, table: pa.Table, selection: Selection) -> FoundSchema:
     """Find what the columns to learn from are; what `--schema` says of them goes first."""
     settings = (
-        read_schema(Path(selection.schema).expanduser(), source.names) if selection.schema else None
+        read_schema(Path(selection.schema).expanduser(), source.schema.names)
+        if selection.schema
+        else None
     )
     places = {name: index for index, name in enumerate(table.schema.names)}
     chosen = table.select([places[name] for name in source.names])

@@ -96,6 +96,19 @@ def read_like(source: str, selection: Selection) -> SourceSplits:
         return read_source(source, replace(selection, label=""))
 
 
+def locate_table(source: str) -> Path:
+    """Return where the rows to train on of a table are: a file, or a folder of files.
+
+    Raises:
+        UsageRefused: the source is no table.
+    """
+    path = _locate(source)
+    if _kind(path) != "table":
+        raise UsageRefused(f"only a table has columns, and {source} is not one")
+    folders = find_split_folders(path) if path.is_dir() else {}
+    return folders.get("train", path)
+
+
 def has_array(source: str, array: str) -> bool:
     """Whether a source is an `.npz` file with an array of this name."""
     path = _locate(source)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serving.console import say
 from serving.errors import DataRefused
+from serving.schema import Schema
 from serving.value_range import MAX_EXACT
 
 Array = NDArray[Any]
@@ -152,6 +153,34 @@ def check_rows(
             )
         _refuse_outliers(source, x, names)
     return x, kept
+
+
+def check_encoded(source: object, x: Array, schema: Schema) -> Array:
+    """Return rows that hold what a schema makes of a table, as float32; gaps are NaN.
+
+    Raises:
+        DataRefused: they have other columns, a value is infinite, or a code stands for no word.
+    """
+    if x.dtype.kind not in "buif" or x.shape[1:] != (len(schema.columns),):
+        raise DataRefused(
+            f"{source} must be rows of {len(schema.columns)} numbers, as the model's schema makes "
+            f"them; got {x.dtype} {x.shape[1:]}"
+        )
+    x = x.astype(np.float32)
+    for place, column in enumerate(schema.columns):
+        values = x[:, place]
+        bad = np.isinf(values)
+        if column.words:
+            bad |= ~np.isnan(values) & ~np.isin(values, np.arange(len(column.words) + 1))
+        if bad.any():
+            row = int(bad.argmax())
+            allowed = f"a code from 0 to {len(column.words)}" if column.words else "finite"
+            raise DataRefused(
+                f"{source}: column {column.name!r} must be {allowed}, got {values[row]:g} in row "
+                f"{row}"
+            )
+    x[np.isnan(x)] = np.nan  # one NaN, whatever bits the file has
+    return x
 
 
 def list_features(names: Sequence[str], features: Array) -> str:

@@ -6,6 +6,7 @@ Raises `UsageRefused`, with the file, the key and what is allowed.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from serving.errors import UsageRefused
 from serving.files import reading
 
 _KEYS = ("kind", "words", "reason")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""Names that TOML takes as keys without quotes."""
 _HEAD = """\
 # What the columns of {source} are. Change it, and pass it on by --schema.
 # kind: {kinds}
@@ -32,7 +35,7 @@ def write_schema(source: object, columns: Iterable[FoundColumn]) -> str:
 
 
 def _write_column(found: FoundColumn) -> str:
-    lines = [f"[columns.{quote(found.name)}]", f"kind = {quote(found.kind)}"]
+    lines = [f"[columns.{_key(found.name)}]", f"kind = {quote(found.kind)}"]
     if found.kind == "ignored":
         lines.append(f"reason = {quote(found.reason)}")
     if found.kind in ("binary", "category"):
@@ -41,13 +44,17 @@ def _write_column(found: FoundColumn) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else quote(name)
+
+
 def quote(text: str) -> str:
     """Return a basic string of TOML: that of JSON, with the control character that it lacks."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_schema(path: Path, names: Iterable[str]) -> dict[str, ColumnSettings]:
-    """Read what a file says of columns, which must be among `names`.
+    """Read what a file says of columns, which must be among `names`, those of the table.
 
     Raises:
         UsageRefused: it is no TOML, or has a key or a value that is not allowed.
@@ -72,7 +79,7 @@ def read_schema(path: Path, names: Iterable[str]) -> dict[str, ColumnSettings]:
 
 
 def _read_column(path: Path, name: str, column: Any) -> ColumnSettings:
-    where = f"{path}: columns.{quote(name)}"
+    where = f"{path}: columns.{_key(name)}"
     if not isinstance(column, Mapping):
         raise UsageRefused(f"{where} must be a table with a kind, got {column!r}")
     if others := sorted(column.keys() - {*_KEYS}):

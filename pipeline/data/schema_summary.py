@@ -29,7 +29,7 @@ def summarize(source: object, found: FoundSchema, most: int | None = None) -> st
     said = f"{source}: {used:,} of {len(found.columns):,} columns are learned"
     if len(schema.columns) > used:
         said += f", as {len(schema.columns):,} columns of x"
-    return "\n".join([f"{said}; vae schema writes what they are to a file", *map(str.rstrip, rows)])
+    return "\n".join([said, *map(str.rstrip, rows)])
 
 
 def _describe(found: FoundColumn) -> tuple[str, ...]:

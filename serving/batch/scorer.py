@@ -6,6 +6,7 @@ Rows that cannot be used are returned beside the results, each with a reason.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -99,7 +100,7 @@ def read_all(
     every = np.concatenate(codes)
     bad = np.flatnonzero(every)
     if len(bad):
-        reason = explain_code(int(every[bad[0]]), layout)
+        reason = re.sub("^x ", f"{layout.name} ", explain_code(int(every[bad[0]]), layout))
         raise DataRefused(
             f"{rows.input_path}: {reason} in row {start + bad[0]}; {len(bad)} of "
             f"{len(every)} rows cannot be used{advice}"

@@ -73,7 +73,8 @@ def decode(
     refuse_inside(out, "--out", "INPUT", input)
     rows = open_rows(input, **reading, model=None)
     found = [name for name in _CODES if name in rows.schema.names][:1]
-    latents = RowLayout((source.bundle.manifest.latent_dim,), np.dtype(np.float32), False)
+    shape, dtype = (source.bundle.manifest.latent_dim,), np.dtype(np.float32)
+    latents = RowLayout(shape, dtype, False, name="z")
     _write(source, engine, out, read_all(rows, found, latents))
 
 

@@ -234,13 +234,15 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     Example: vae deploy --target triton --out repository
     """
     from serving.deploy import next_steps, write_deployment
+    from serving.mlflow_store import tracking_uri
     from serving.source import open_source, parse_reference
 
     registered = parse_reference(reference)
     source = open_source(reference)
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
-    for step in next_steps(source, target, out):
+    store = tracking_uri() if registered else ""
+    for step in next_steps(source, target, out, store):
         say(f"next: {step}")
     finish({"out": str(out), "target": target, "files": list(files), **version_of(source)})
 

@@ -34,9 +34,21 @@ _TYPES: Mapping[str, pa.DataType] = {
 def encode_batch(batch: pa.RecordBatch, encoder: TableEncoder) -> TableCells:
     """Encode a batch that has all columns of the schema."""
     places = {name: index for index, name in enumerate(batch.schema.names)}
+    kinds = batch.schema.types
+    names = [name for name in encoder.number_names if _is_plain(kinds[places[name]])]
+    numbers = np.empty((batch.num_rows, len(names)))
+    for index, name in enumerate(names):  # null becomes NaN
+        numbers[:, index] = batch.column(places[name]).to_numpy(zero_copy_only=False)
     return encoder.encode(
-        batch.num_rows, lambda name, cells: encode_array(batch.column(places[name]), cells)
+        batch.num_rows,
+        lambda name, cells: encode_array(batch.column(places[name]), cells),
+        names,
+        numbers,
     )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def encode_array(array: pa.Array, encoder: CellEncoder) -> Cells:
@@ -56,9 +68,11 @@ def encode_array(array: pa.Array, encoder: CellEncoder) -> Cells:
 def _encode_dictionary(array: pa.DictionaryArray, encoder: CellEncoder) -> Cells:
     """Encode each value once, and a gap after them, which the nulls take."""
     values = array.dictionary
-    if is_text(values.type) or is_bytes(values.type):
-        distinct = np.array([*values.to_pylist(), None], object)
-        cells = encoder.encode(distinct)
+    if is_text(values.type):
+        words = values.fill_null("").to_pylist() if values.null_count else values.to_pylist()
+        cells = encoder.encode_words([*words, ""])
+    elif is_bytes(values.type):
+        cells = encoder.encode(np.array([*values.to_pylist(), None], object))
     else:
         cells = encode_array(values, encoder)
         cells = cells.append(encoder.gaps(1))

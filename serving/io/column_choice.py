@@ -45,6 +45,8 @@ class RowLayout:
     """Names of the features, if the model was trained on one column for each."""
     encoder: TableEncoder | None = None
     """Encodes the cells of a table, if the model has a schema."""
+    name: str = "x"
+    """What messages call the array: `x`, or `z` if rows of latents are read."""
 
     @property
     def size(self) -> int:
@@ -92,9 +94,11 @@ def choose_columns(
         columns = tuple(item.name for item in schema if is_number(item.type))
         columns = tuple(name for name in columns if name not in others)
         if len(columns) != layout.size:
+            named = f"put them into a column {layout.name}"
+            way = "name them by --x" if layout.name == "x" else named
             raise UsageRefused(
-                f"cannot tell which columns hold x: {len(columns)} are numbers, but the model "
-                f"takes {layout.size}; name them by --x. The input has {list_columns(own)}"
+                f"cannot tell which columns hold {layout.name}: {len(columns)} are numbers, but "
+                f"the model takes {layout.size}; {way}. The input has {list_columns(own)}"
             )
     check_types(schema, columns, layout)
     return columns
@@ -147,7 +151,7 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
     if all(is_number(kind) for kind in kinds.values()):
         if len(columns) != layout.size:
             raise DataRefused(
-                f"x takes {layout.size} columns of numbers, got {len(columns)}: "
+                f"{layout.name} takes {layout.size} columns of numbers, got {len(columns)}: "
                 f"{', '.join(columns[:_SHOWN])}"
             )
         return
@@ -157,15 +161,18 @@ def check_types(schema: pa.Schema, columns: Sequence[str], layout: RowLayout) ->
     name, kind = next(iter(kinds.items()))
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width != layout.row_bytes:
         raise DataRefused(
-            f"column {name!r} has {kind.byte_width} bytes per row, but x takes {layout.row_bytes}: "
+            f"column {name!r} has {kind.byte_width} bytes per row, but {layout.name} takes "
+            f"{layout.row_bytes}: "
             f"{layout.shape} of {layout.dtype}"
         )
     sizes = list_sizes(kind)
     if sizes and not any(_may_be(sizes, shape) for shape in ((layout.size,), layout.shape)):
-        raise DataRefused(f"column {name!r} is {kind}, but x takes rows of {layout.shape}")
+        raise DataRefused(
+            f"column {name!r} is {kind}, but {layout.name} takes rows of {layout.shape}"
+        )
     if not (sizes or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)):
         raise DataRefused(
-            f"column {name!r} is {kind}; x can be bytes, a list of numbers, an image, "
+            f"column {name!r} is {kind}; {layout.name} can be bytes, a list of numbers, an image, "
             "or one number per column"
         )
 

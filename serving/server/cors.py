@@ -7,7 +7,9 @@ is sent in a header.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from serving.errors import UsageRefused
 from serving.protocol.http_body import HEADER_LENGTH
@@ -60,6 +62,20 @@ class Cors:
 
     def _allows(self, origin: str) -> bool:
         return ANY in self.origins or origin in self.origins
+
+
+def is_own_host(host: str, bound: str) -> bool:
+    """Whether a `Host` header can only mean this server, whoever owns names in the DNS.
+
+    That is an address, localhost, or the name that the server was told to listen on.
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        ip_address(name)
+    except ValueError:
+        name = host.rpartition(":")[0] or host
+        return bool(name) and name.lower() in ("localhost", bound.lower())
+    return True
 
 
 def parse_origins(given: Iterable[str]) -> Cors:

@@ -19,6 +19,7 @@ from serving.protocol.http_body import (
 from serving.protocol.messages import refuse_to_load
 from serving.server import metrics
 from serving.server.compression import MIN_BYTES, accepted_coding, compress
+from serving.server.cors import is_own_host
 from serving.server.openapi import openapi_document
 from serving.server.page import PAGE
 from serving.server.rest_messages import Answer, Request, Route, header_of
@@ -177,12 +178,21 @@ ROUTES = (
 
 
 def _check_origin(server: RestServer, request: Request) -> None:
-    """Refuse a page of another site: browsers send such a POST without asking the server first."""
-    origin = header_of(request.headers, "origin")
+    """Refuse a page of another site: browsers send such a POST without asking the server first.
+
+    Its owner can point a name at this server, so that the browser takes the page for one of ours. A
+    page knows no API key; without one, only pages are served that no other's name can stand for.
+    """
+    origin, host = header_of(request.headers, "origin"), request.headers.get("host") or ""
     if origin is None or server.cors.names(origin):
         return
-    if origin.partition("://")[2] != request.headers.get("host"):
+    if origin.partition("://")[2] != host:
         raise Forbidden(f"a page of {origin[:100]!r} may not change this server")
+    if not (server.access.api_key or is_own_host(host, server.host)):
+        raise Forbidden(
+            f"a page of {origin[:100]!r} may not change this server, which has no API key: name "
+            "the page's origin with --cors-origin"
+        )
 
 
 def _json(content: Any, status: int = 200) -> Answer:

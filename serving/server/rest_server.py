@@ -65,6 +65,7 @@ class RestServer:
         limits: limits of sizes and times.
         tracer: makes the spans.
         cors: the origins whose pages may use the server.
+        host: the name or address that the server listens on.
         access_log: whether to log every request.
     """
 
@@ -77,11 +78,13 @@ class RestServer:
         tracer: Tracer,
         *,
         cors: Cors | None = None,
+        host: str = "",
         access_log: bool = False,
     ) -> None:
         self.service = service
         self.access = access
         self.cors = cors or Cors()
+        self.host = host
         self.bodies = BodyReader(limits)
         self._routes = [(route, _pattern(route.path)) for route in routes]
         self._find = lru_cache(_KNOWN_PATHS)(self._find_route)

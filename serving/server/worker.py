@@ -58,6 +58,7 @@ class Worker:
             settings.limits,
             self._tracer,
             cors=settings.cors,
+            host=settings.host,
             access_log=settings.access_log,
         )
         self.__rsgi__ = self._rest.__rsgi__

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from serving.bundle import Bundle, open_bundle
-from serving.deploy import write_deployment
+from serving.deploy import next_steps, write_deployment
 from serving.source import Source
 from tests.serving.deployments import HOSTILE, argument, instructions
 
@@ -123,3 +123,23 @@ def test_a_hostile_name_stays_a_string_for_docker(bundle: Bundle, tmp_path: Path
     found, plain = instructions(tmp_path / "out"), instructions(tmp_path / "plain")
     assert json.loads(argument(tmp_path / "out", "CMD"))[3] == f"models:/{HOSTILE}/7"
     assert found[:-1] == plain[:-1]
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ("https://mlflow.my.example/a b", "'MLFLOW_TRACKING_URI=https://mlflow.my.example/a b' "),
+        ("sqlite:////home/me/mlflow.db", "MLFLOW_TRACKING_URI=http://mlflow.example.com:5000 "),
+    ],
+    ids=["server", "file"],
+)
+def test_the_command_to_run_names_a_store_that_a_container_reaches(
+    bundle: Bundle, tmp_path: Path, store: str, shown: str
+) -> None:
+    """A variable of the shell may be unset, and a file is not in the container."""
+    source = Source(bundle, name="vae", version="7")
+    *_, run = next_steps(source, "docker", tmp_path, store)
+    assert f" -e {shown}" in run
+    assert "$" not in run
+    assert run.endswith("# the URI of your tracking server") is store.startswith("sqlite")
+    assert "MLFLOW" not in next_steps(Source(bundle), "docker", tmp_path)[-1]

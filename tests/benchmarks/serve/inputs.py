@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
+from tests.benchmarks.cache import CACHE
 
 Array = NDArray[Any]
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae-pipeline" / "bench"
 ROOT = Path(__file__).parents[3]
 GRAPH = "reconstruct.onnx"
 

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.benchmarks.cache import CACHE
+from tests.benchmarks.environments import NotInstalled, make_environment
 from tests.benchmarks.serve.catalog import Peer
-from tests.benchmarks.serve.inputs import CACHE, ROOT, Inputs
+from tests.benchmarks.serve.inputs import ROOT, Inputs
 from tests.benchmarks.serve.wires import Wire
 
 READY_TIMEOUT_S = 120
@@ -55,17 +57,10 @@ def install(peer: Peer) -> Path:
     """Return the folder of a peer's programs; it is made on first use and when its pins change."""
     if not peer.requirements:
         return Path(sys.executable).parent
-    folder, wanted = CACHE / peer.folder, "\n".join(peer.requirements)
-    marker = folder / "installed.txt"
-    if not marker.exists() or marker.read_text() != wanted:
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq"]
-        for command in (
-            ["python3.11", "-m", "venv", "--clear", str(folder)],
-            [*pip, "--disable-pip-version-check", *peer.requirements],
-        ):
-            _run(command, f"cannot install {peer.name}")
-        marker.write_text(wanted)
-    return folder / "bin"
+    try:
+        return make_environment(CACHE / peer.folder, peer.requirements)
+    except NotInstalled as err:
+        raise NotMeasured(f"cannot install {peer.name}: {err}") from err
 
 
 @contextmanager

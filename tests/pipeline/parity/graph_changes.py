@@ -205,3 +205,52 @@ def hide_weight(graph: GraphProto) -> None:
 
 def invalid(graph: GraphProto) -> None:
     graph.node[0].op_type = "Reshapes"
+
+
+def see_no_gaps(graph: GraphProto) -> None:
+    constant(graph, "lowest", -np.inf)
+    for node in graph.node:
+        if node.op_type == "IsNaN":  # and nothing is less than that
+            node.op_type = "Less"
+            node.input.append("lowest")
+
+
+def count_gaps(graph: GraphProto) -> None:
+    """A gap holds a constant, and takes part with it."""
+    gaps = next(node.output[0] for node in graph.node if node.op_type == "IsNaN")
+    seen = next(node.output[0] for node in graph.node if gaps in node.input)
+    node = next(node for node in graph.node if node.op_type == "Cast" and seen in node.input)
+    node.input[0] = "all"
+    place = list(graph.node).index(node)
+    graph.node.insert(place, helper.make_node("Or", [gaps, seen], ["all"]))
+
+
+def replace_input(graph: GraphProto, name: str, change: Callable[[Any], Any]) -> None:
+    """Let nodes read a changed copy of an initializer, which stays as it is."""
+    value = next(numpy_helper.to_array(i) for i in graph.initializer if i.name == name)
+    constant(graph, "copy", change(value.copy()), value.dtype)
+    for node in graph.node:
+        for index, item in enumerate(node.input):
+            if item == name:
+                node.input[index] = "copy"
+
+
+def swap_words(graph: GraphProto) -> None:
+    def change(codes: Any) -> Any:
+        codes[[0, 1]] = codes[[1, 0]]
+        return codes
+
+    replace_input(graph, "likelihood.parts.words.code", change)
+
+
+def shift_columns(graph: GraphProto) -> None:
+    replace_input(graph, "likelihood.reals_places", lambda places: np.roll(places, 1))
+
+
+def cross_columns(graph: GraphProto) -> None:
+    replace_input(graph, "likelihood.words_places", lambda places: places[::-1])
+
+
+def drop_reference(graph: GraphProto) -> None:
+    """What is subtracted from the density given the rest of the row becomes zero."""
+    replace_input(graph, "likelihood.reference.log_density", np.zeros_like)

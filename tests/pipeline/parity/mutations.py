@@ -193,3 +193,16 @@ MUTATIONS = (
     Mutation("an operator that is none", "graph", nodes(changes.invalid)),
     Mutation("normals off by a bit", "noise", weights(_other_normals, NOISE_GRAPHS[0]), sole=True),
 )
+
+MIXED_MUTATIONS = tuple(
+    Mutation(name, "values", nodes(change, graph=graph))
+    for graph, name, change in (
+        (ENCODER, "the gaps are not looked for", changes.see_no_gaps),
+        (SCORE, "gaps count as seen", changes.count_gaps),
+        (SCORE, "two words change places", changes.swap_words),
+        (SCORE, "the columns of numbers are shifted", changes.shift_columns),
+        (SCORE, "one column's words are another's", changes.cross_columns),
+        (SCORE, "a lift without its reference", changes.drop_reference),
+    )
+)
+"""Of models of mixed tables: every weight and buffer stays where it is."""

@@ -18,7 +18,9 @@ from pipeline.parity.comparison_result import Rule
 from pipeline.parity.weights import NETS as NETS_PARTS
 from pipeline.parity.weights import weight_faults
 from serving.bundle import Bundle, open_bundle
+from tests.mixed_tables import make_dataset
 from tests.pipeline.parity.mutations import (
+    MIXED_MUTATIONS,
     MUTATIONS,
     Mutation,
     corrupt,
@@ -35,11 +37,12 @@ NETS: Mapping[str, Mapping[str, object]] = {
     "convolutional": {"model": "conv", "hidden_dims": (6, 6)},
     "recurrent": {"model": "tests.own_nets:lstm"},
     "attention": {"model": "tests.own_nets:attention"},
+    "mixed": {},
 }
 EACH_NET = [
     pytest.param(net, id=net, marks=[] if net == "dense" else pytest.mark.slow) for net in NETS
 ]
-IMAGES = [param for param in EACH_NET if param.id != "table"]
+IMAGES = [param for param in EACH_NET if param.id not in ("table", "mixed")]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def subject(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Subject:
     net = str(request.param)
-    data = table if net == "table" else images
+    data = {"table": table, "mixed": make_dataset()}.get(net, images)
     trained = share_checkpoint(tmp_path_factory, f"{net}-net", data, **NETS[net])
     bundle = share_bundle(tmp_path_factory, f"{net}-bundle", trained)
     configs = (tiny_config(data, seed=s, epochs=s, **NETS[net]) for s in (9, 1, 2, 3, 4))
@@ -97,6 +100,15 @@ def test_a_corruption_of_a_model_of_a_table_is_caught_by_its_rule(
     mutation: Mutation, subject: Subject, copied: Bundle
 ) -> None:
     """Its tolerances are the widest of several draws."""
+    broken = broken_rules(mutation, subject, copied)
+    assert mutation.rule in broken, broken
+
+
+@pytest.mark.parametrize("mutation", MIXED_MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("subject", [EACH_NET[-1]], indirect=True)
+def test_a_corruption_of_a_mixed_table_is_seen_in_its_values(
+    mutation: Mutation, subject: Subject, copied: Bundle
+) -> None:
     broken = broken_rules(mutation, subject, copied)
     assert mutation.rule in broken, broken
 

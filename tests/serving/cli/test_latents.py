@@ -1,5 +1,6 @@
 """`vae decode`, `interpolate` and `traverse` beside the engine's own rows."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,25 @@ def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
     result = vae("decode", tmp_path / "z.npy", "--out", tmp_path / "out.npy")
     assert isinstance(result.exception, DataRefused)
     assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (np.zeros((2, 99), np.float32), r"but z takes rows of \(3,\)"),
+        (np.array([[0, 1, 2], [0, np.nan, 0]], np.float32), "z is NaN, or holds a NaN in row 1"),
+    ],
+    ids=["size", "value"],
+)
+def test_a_message_on_latents_speaks_of_z(tmp_path: Path, z: Array, message: str) -> None:
+    np.save(tmp_path / "z.npy", z)
+    result = vae("decode", tmp_path / "z.npy", "--out", tmp_path / "out.npy")
+    assert isinstance(result.exception, DataRefused)
+    assert re.search(message, str(result.exception)), result.exception
+    (tmp_path / "z.csv").write_text("a,b\n1,2\n")
+    result = vae("decode", tmp_path / "z.csv", "--out", tmp_path / "out.npy")
+    assert "cannot tell which columns hold z: 2 are numbers" in str(result.exception)
+    assert "put them into a column z" in str(result.exception)
 
 
 def test_an_interpolation_begins_and_ends_with_its_rows(

@@ -10,7 +10,7 @@ import pytest
 
 from serving.engine import Engine
 from serving.errors import UsageRefused
-from serving.server.cors import Cors, parse_origins
+from serving.server.cors import Cors, is_own_host, parse_origins
 from serving.server.rest_routes import ROUTES
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve
@@ -159,6 +159,26 @@ def test_only_a_listed_origin_may_load_and_unload(
     headers = {"origin": PAGE, "authorization": f"Bearer {KEY}"}
     assert open_to_one.post(path, headers=headers).status_code == 200
     refused(open_to_one.post(path, headers=headers | {"origin": OTHER}), 403)
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1:8080", True),
+        ("[::1]:8080", True),
+        ("10.0.0.7", True),
+        ("localhost:8080", True),
+        ("LocalHost", True),
+        ("vae.example:8080", True),
+        ("evil.example:8080", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example:80", False),
+        ("[::1", False),
+        ("", False),
+    ],
+)
+def test_only_an_address_or_the_server_s_own_name_is_its_host(host: str, own: bool) -> None:
+    assert is_own_host(host, "vae.example") is own
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,21 @@ def test_a_page_of_another_site_changes_nothing(http: httpx.Client, verb: str) -
     assert http.get("/v2/models/encode/ready").status_code == 200
 
 
+def test_a_name_that_was_pointed_at_this_server_changes_nothing(http: httpx.Client) -> None:
+    """DNS rebinding: the browser takes the page of another site for one of this server."""
+    headers = {"origin": "http://evil.example:8080", "host": "evil.example:8080"}
+    path = "/v2/repository/models/encode/unload"
+    text = refused(http.post(path, headers=headers, json={}), 403)
+    assert text.endswith("no API key: name the page's origin with --cors-origin")
+    assert http.get("/v2/models/encode/ready").status_code == 200
+
+
+def test_a_client_that_is_no_page_may_use_any_name(http: httpx.Client) -> None:
+    """Containers, proxies and probes send no origin."""
+    path = "/v2/repository/models/encode/load"
+    assert http.post(path, headers={"host": "vae:8080"}, json={}).status_code == 200
+
+
 def test_a_page_of_this_server_may_load(http: httpx.Client) -> None:
     headers = {"origin": str(http.base_url).rstrip("/")}
     path = "/v2/repository/models/encode/load"

@@ -1,0 +1,90 @@
+"""Our side, by the command line alone: train and export once for each set of rows, then use it.
+
+It waits for the commands of mixed tables: until they are there, its records are failures.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tests.benchmarks.tables.metrics import FDR
+from tests.benchmarks.tables.plugs import Scores
+from tests.benchmarks.tables.workers import PeerFailed
+
+ROW = "benchmark_row"
+"""The id that `vae score` passes through, so that its rows can be put in order."""
+BY = "elbo"
+"""The column of scores to rank by; p-values tie, so that they would rank worse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A folder for bundles and files; `settings` are options of `vae run`."""
+
+    folder: Path
+    settings: tuple[str, ...] = ()
+
+    def score(
+        self, train: pd.DataFrame, tests: Sequence[pd.DataFrame], seed: int
+    ) -> Sequence[Scores]:
+        """Score rows, with all columns in the order of what they cost."""
+        bundle = self.bundle(train, seed)
+        return [self._score(bundle, test) for test in tests]
+
+    def fill(self, train: pd.DataFrame, test: pd.DataFrame, seed: int) -> pd.DataFrame:
+        """Fill the gaps of rows by `vae impute`."""
+        rows, out = self.folder / "rows.parquet", self.folder / "filled"
+        test.to_parquet(rows, index=False)
+        self._run("impute", rows, out, "--model", self.bundle(train, seed), "--overwrite")
+        return pd.read_parquet(out)[list(test)]
+
+    def sample(self, train: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+        """Draw rows by `vae sample`."""
+        out = self.folder / "drawn.parquet"
+        bundle = self.bundle(train, seed)
+        self._run("sample", "--model", bundle, "--count", count, "--seed", seed, "--out", out)
+        return pd.read_parquet(out)
+
+    def bundle(self, train: pd.DataFrame, seed: int) -> Path:
+        """Return the bundle that `vae run` makes of these rows and this seed, once."""
+        rows = self.folder / "train.parquet"
+        train.to_parquet(rows, index=False)
+        name = hashlib.sha256(rows.read_bytes() + f"{seed} {self.settings}".encode()).hexdigest()
+        bundle = self.folder / name[:16]
+        if not bundle.exists():
+            options = ("--no-promote", "--seed", seed, "--out", bundle, *self.settings)
+            self._run("run", "--data", rows, *options)
+        return bundle
+
+    def _score(self, bundle: Path, test: pd.DataFrame) -> Scores:
+        rows, out = self.folder / "rows.parquet", self.folder / "scores"
+        test.assign(**{ROW: np.arange(len(test))}).to_parquet(rows, index=False)
+        options = ("--explain", test.shape[1], "--fdr", FDR[0], "--id", ROW, "--overwrite")
+        self._run("score", rows, out, "--model", bundle, *options)
+        found = pd.read_parquet(out).sort_values(ROW)
+        columns = np.full(test.shape, -np.inf)
+        places = {name: place for place, name in enumerate(test.columns)}
+        for order in range(1, test.shape[1] + 1):
+            for row, (name, nats) in enumerate(
+                zip(found[f"column_{order}"], found[f"nats_{order}"], strict=True)
+            ):
+                columns[row, places[name]] = nats
+        p_values = found["p_value"].to_numpy()
+        return Scores(-found[BY].to_numpy(), columns, p_values, found["flagged"].to_numpy(bool))
+
+    def _run(self, *words: object) -> None:
+        """Run `vae` with its store in the folder and one thread."""
+        command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+        env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
+        env |= {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise PeerFailed(f"vae {words[0]}: {reason}")
