@@ -57,6 +57,9 @@ vae reconstruct rows.{suffix} --model bundle --out reconstructions.{suffix}
 vae score rows.{suffix} scores/ --model bundle --num-samples 16 --seed 7
 ```
 
+`held_out.npz`, if it is there, has the scores of held-out rows, from which `vae score` finds the \
+p-value of a new row.
+
 In Python, with the serving package (no torch):
 
 ```python
