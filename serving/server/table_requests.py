@@ -68,7 +68,8 @@ class RequestTable:
         table = decode_table(self.schema, x)
         for name, values in table.items():
             if values.dtype.kind == "M":  # to the day or the second, as they are decoded
-                table[name] = np.where(np.isnat(values), None, values.astype(str).astype(object))
+                table[name] = values.astype(str).astype(object)
+                table[name][np.isnat(values)] = None
         return {name: wire_column(values) for name, values in table.items()}
 
     def metadata(self) -> dict[str, Any]:
