@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells, encode_numbers
-from serving.schema import Schema
+from .cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells, encode_numbers
+from .schema import Schema
 
 Array = NDArray[Any]
 
@@ -148,16 +148,31 @@ class UnknownCells:
                 self._unseen.update(cells.unseen)
                 self._new_gaps.update(cells.new_gaps)
 
+    def take(self) -> dict[str, dict[str, int]]:
+        """Return all counts in JSON's own types, and begin again."""
+        with self._lock:
+            taken = {"unseen": dict(self._unseen), "new_gaps": dict(self._new_gaps)}
+            self._unseen.clear()
+            self._new_gaps.clear()
+        return taken
+
+    def merge(self, taken: Mapping[str, Mapping[str, int]]) -> None:
+        """Add what `take` returned in another process."""
+        with self._lock:
+            self._unseen.update(taken["unseen"])
+            self._new_gaps.update(taken["new_gaps"])
+
     def describe(self) -> list[str]:
         """Say what was found, in at most two lines."""
         counts = {
             f"words not seen in training count as {OTHER}": self._unseen,
             "gaps in columns that had none in training": self._new_gaps,
         }
-        return [f"{what}: {_list_counts(found)}" for what, found in counts.items() if found]
+        return [f"{what}: {list_counts(found)}" for what, found in counts.items() if found]
 
 
-def _list_counts(counts: Counter[str]) -> str:
-    shown = [f"{name} in {number:,} rows" for name, number in counts.most_common(_SHOWN)]
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Name the columns that most rows have, and how many rows."""
+    shown = [f"{name} in {number:,} rows" for name, number in Counter(counts).most_common(_SHOWN)]
     more = f" and {len(counts) - _SHOWN} more columns" if len(counts) > _SHOWN else ""
     return ", ".join(shown) + more

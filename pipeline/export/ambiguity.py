@@ -46,8 +46,7 @@ def settle_inputs(
         )
         doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
     rows = unambiguous_rows(model, operation, settled)
-    clear = np.asarray(~doubtful.any(axis=1), bool)
-    return settled, rows[clear[rows]]
+    return settled, rows[~doubtful[rows].any(1)]
 
 
 def doubtful_cells(
@@ -66,4 +65,5 @@ def doubtful_cells(
             found = run_gaps(model, operation, inputs, torch.float32, draw=draw, tf32=rounding)
             error = np.maximum(error, np.abs(found - exact).max(0))
     limit = 4 * error + 4 * EPS
-    return np.asarray(~(exact > np.where(limit < _ANY, limit, 1)), bool)
+    doubtful: NDArray[np.bool_] = np.logical_not(exact > np.where(limit < _ANY, limit, 1))
+    return doubtful

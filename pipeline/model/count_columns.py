@@ -18,6 +18,7 @@ class Counts(nn.Module):
     The variance is m + m² / r; a large r makes a Poisson distribution.
     """
 
+    gap = 0.0
     shift: Tensor
     unit: Tensor
     log_mean_range = (-12.0, 16.0)
@@ -45,13 +46,10 @@ class Counts(nn.Module):
         """Return the count itself."""
         return x.clamp(0.0, 2.0**24).round()
 
-    def inputs(self, u: Tensor) -> Tensor:
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return log(1 + count) in units of its standard deviation."""
-        return (((u + 1).log() - self.shift) / self.unit).clamp(-SEEN_RANGE, SEEN_RANGE)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Return `seen`."""
-        return seen
+        logs = ((u + 1).log() - self.shift) / self.unit
+        return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each count."""

@@ -21,7 +21,7 @@ class Words(nn.Module):
     matrix of ones and zeros, since ONNX has no sum over unequal parts.
     """
 
-    column: Tensor
+    gap = -1.0
     code: Tensor
     members: Tensor
     places: Tensor
@@ -46,7 +46,6 @@ class Words(nn.Module):
             start + np.minimum(np.arange(widest), size - 1)
             for start, size in zip(starts, sizes, strict=True)
         ]
-        self.register_buffer("column", torch.from_numpy(column))
         self.register_buffer("code", torch.from_numpy(code).float())
         self.register_buffer("members", torch.from_numpy(members).float())
         self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
@@ -77,19 +76,18 @@ class Words(nn.Module):
         codes = x.round()
         return torch.where((codes < 0) | (codes > last), last, codes)
 
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return one-hot codes."""
-        return (u.index_select(-1, self.column) == self.code).to(u.dtype)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Repeat `seen` for the codes of each column."""
-        return seen.index_select(-1, self.column)
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
+        """Return one-hot codes; that of a gap is none."""
+        # a product with ones and zeros repeats each column's code exactly, and is faster than to
+        # gather them
+        repeated = u @ self.members.to(u.dtype).T
+        return (repeated == self.code).to(u.dtype)
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each code."""
         logits = params.clamp(-LOGIT_RANGE, LOGIT_RANGE)
         members = self.members.to(params.dtype)
-        chosen = (self.inputs(u).to(params.dtype) * logits) @ members
+        chosen = (self.inputs(u, u) * logits) @ members
         return chosen - (logits.exp() @ members).log()
 
     def log_unit(self, u: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ class Words(nn.Module):
         """Return the most probable code of the mixture, of those that can be written."""
         masses = self._masses(params)
         members = self.members.to(params.dtype)
-        shares = masses / (masses @ members).index_select(-1, self.column)
+        shares = masses / (masses @ members @ members.T)
         mixed = (weights.unsqueeze(-1) * shares).sum(1)[..., self.places]
         mixed = torch.where(self.own, mixed, -1.0)
         return Drawn(mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed))

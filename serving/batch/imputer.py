@@ -87,6 +87,10 @@ class Imputer:
         self.unknown = UnknownCells()
         self._run_rows = max(1, MAX_DECODED // max(provenance.num_samples, self.copies))
 
+    def describe(self) -> dict[str, Any]:
+        """Return the number of copies of each row."""
+        return {"draws": self.draws}
+
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the good rows as `schema`, without gaps, and the bad rows as `bad_schema`."""
         x, codes = read_x(batch, self.x, self.layout, unknown=self.unknown)

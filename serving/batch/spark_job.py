@@ -12,6 +12,7 @@ Raises `UsageRefused` if pyspark or Java is missing, `VaeError` if Spark gives u
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ import serving
 from serving import errors
 from serving.batch.job import Job, Limit, OnError
 from serving.batch.output import Counts, Output
+from serving.batch.result_columns import ScoreChoice
 from serving.batch.scorer import Provenance, Scorer
 from serving.bundle import MANIFEST, Bundle, open_bundle
 from serving.engine import Engine
@@ -73,19 +75,31 @@ class Recipe:
     schema: pa.Schema
     x: tuple[str, ...]
     ids: tuple[str, ...]
+    choice: ScoreChoice
 
     def make(self) -> Scorer:
         """Build the scorer, in a process of an executor."""
         engine = open_engine(self.digest, self.device)
-        return Scorer(engine, self.provenance, self.operation, self.schema, x=self.x, ids=self.ids)
+        made_by, operation, schema = self.provenance, self.operation, self.schema
+        return Scorer(
+            engine, made_by, operation, schema, x=self.x, ids=self.ids, choice=self.choice
+        )
 
 
 def recipe_of(scorer: Scorer, schema: pa.Schema) -> Recipe:
     """Return what is needed to build `scorer` again, for input of `schema`."""
     engine = scorer.engine
     digest = engine.bundle.manifest.digest
-    operation, made_by = scorer.operation, scorer.provenance
-    return Recipe(digest, engine.device, made_by, operation, schema, scorer.x, scorer.ids)
+    return Recipe(
+        digest,
+        engine.device,
+        scorer.provenance,
+        scorer.operation,
+        schema,
+        scorer.x,
+        scorer.ids,
+        scorer.results.choice,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,9 @@ class _Task:
         job = Job(scorer, self.rows, self.output, self.batch_rows, self.on_error, self.limit)
         parts = [self.parts[position] for batch in batches for position in batch[0].to_pylist()]
         for counts in job.make(parts, workers=1):
-            yield pa.RecordBatch.from_pylist([{"rows": counts.rows, "bad": counts.bad}])
+            found = json.dumps(scorer.unknown.take())
+            line = {"rows": counts.rows, "bad": counts.bad, "unknown": found}
+            yield pa.RecordBatch.from_pylist([line])
 
 
 @contextlib.contextmanager
@@ -170,8 +186,9 @@ def execute_parts(
     tasks = min(len(parts), _TASKS_PER_CORE * context.defaultParallelism)
     positions = session.range(0, len(parts), 1, tasks)
     with _task_errors():
-        counts = positions.mapInArrow(task, "rows long, bad long").collect()
-    for line in counts:
+        lines = positions.mapInArrow(task, "rows long, bad long, unknown string").collect()
+    for line in lines:
+        scorer.unknown.merge(json.loads(line["unknown"]))
         yield Counts(line["rows"], line["bad"])
 
 

@@ -109,7 +109,7 @@ def _impute(
     rows = open_rows(input, None, "", array, delimiter, source)
     made_by = provenance_of(source, seed, num_samples)
     imputer = Imputer(engine, made_by, rows.schema, draws=draws)
-    job = {**describe_job(imputer, rows), "draws": draws}
+    job = describe_job(imputer, rows)
     with open_output(output, job, overwrite=overwrite) as folder:
         summary = fill_folder(
             output,
