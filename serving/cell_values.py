@@ -120,10 +120,10 @@ class DistinctValues:
     instants: Array
 
 
-def factorize(values: Array) -> tuple[DistinctValues, Array]:
+def factorize(values: Array, as_words: bool = False) -> tuple[DistinctValues, Array]:
     """Return the distinct values of text or objects (rows,) without gaps, and their places (rows,).
 
-    Booleans are the words `true` and `false`.
+    Booleans are the words `true` and `false`; numbers are words if `as_words` is set.
     """
     if values.dtype.kind in "SUT":
         distinct, places = np.unique(values, return_inverse=True)
@@ -135,7 +135,7 @@ def factorize(values: Array) -> tuple[DistinctValues, Array]:
         np.int64,
         len(values),
     )
-    items = [_classify(value) for _, value in seen]
+    items = [_classify(value, as_words) for _, value in seen]
     kinds = np.array([kind for kind, _ in items], np.int64)
     by_kind = [[value for kind, value in items if kind == own] for own in range(3)]
     order = np.empty(len(items), np.int64)
@@ -151,13 +151,13 @@ def _to_text(word: str | bytes) -> str:
 _WORD, _NUMBER, _INSTANT = range(3)
 
 
-def _classify(value: Any) -> tuple[int, Any]:
+def _classify(value: Any, as_words: bool) -> tuple[int, Any]:
     if isinstance(value, str | bytes):
         return _WORD, _to_text(value)
     if isinstance(value, bool | np.bool_):
         return _WORD, number_text(value)
     if isinstance(value, int | float | Decimal | np.number):
-        return _NUMBER, float(value)
+        return (_WORD, number_text(value)) if as_words else (_NUMBER, float(value))
     if isinstance(value, np.datetime64):
         return _INSTANT, value.astype(_MICROSECONDS)
     if isinstance(value, datetime):

@@ -38,6 +38,10 @@ FAULTS: Mapping[int, str] = {
 """Why a cell cannot be used; a good one has code 0."""
 OTHER = "other"
 """Stands for all words that the schema does not have."""
+MAX_INT = 2.0**63 - 1024
+"""The largest whole number of 64 bits that a double holds; larger ones are decoded as it."""
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+"""The years 1 to 9999, which all calendars and files hold; other days are decoded as their ends."""
 _THURSDAY = 3
 """1970-01-01 was one; weeks begin on Monday, day 0."""
 
@@ -110,7 +114,7 @@ class CellEncoder:
 
     def _encode_known(self, values: Array) -> Cells:
         if values.dtype.kind in "OSUT":
-            distinct, places = factorize(values)
+            distinct, places = factorize(values, as_words=self._is_text)
             parts = (
                 self.encode_words(distinct.words),
                 self._encode_numbers(distinct.numbers),
@@ -164,7 +168,7 @@ class CellEncoder:
     def _refuse(self, rows: int) -> Cells:
         """Return cells of another type than the column's."""
         cells = self.gaps(rows)
-        if self._first.words:
+        if self._first.words and not self._is_date:
             cells.x[:], cells.unseen[:] = len(self._first.words), True
         else:
             cells.faults[:] = TYPE
@@ -249,7 +253,7 @@ def decode_cells(column: Column, x: Array) -> Array:
         return _decode_words(column, exact)
     values = exact + column.origin
     if column.type == "int":
-        values = np.rint(values)
+        values = np.clip(np.rint(values), -MAX_INT, MAX_INT)
         return values if gaps.any() else values.astype(np.int64)
     return values
 
@@ -260,6 +264,8 @@ def _decode_words(column: Column, codes: Array) -> Array:
     if column.type == "text" or column.part:
         return np.array([*column.words, OTHER, None], object)[places]
     numbers = np.array([*map(parse_number, column.words), np.nan, np.nan], np.float64)[places]
+    if column.type == "int":
+        numbers = np.clip(numbers, -MAX_INT, MAX_INT)
     gaps = np.isnan(numbers)
     if column.type == "bool":
         truths = numbers == 1
@@ -275,7 +281,8 @@ def _decode_date(column: Column, days: Array) -> Array:
     """Return days, or times to the second, which is what float32 holds of them at best."""
     gaps = np.isnan(days)
     whole, unit = ("M8[D]", 1) if column.type == "date" else ("M8[s]", 86_400)
-    numbers = np.rint((np.where(gaps, 0, days) + column.origin) * unit).astype(np.int64)
+    known = np.clip(np.where(gaps, 0, days) + column.origin, _FIRST_DAY, _LAST_DAY)
+    numbers = np.rint(known * unit).astype(np.int64)
     values = numbers.astype(whole)
     values[gaps] = np.datetime64("NaT")
     return values

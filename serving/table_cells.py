@@ -148,6 +148,20 @@ class UnknownCells:
                 self._unseen.update(cells.unseen)
                 self._new_gaps.update(cells.new_gaps)
 
+    def take(self) -> dict[str, dict[str, int]]:
+        """Return all counts in JSON's own types, and begin again."""
+        with self._lock:
+            taken = {"unseen": dict(self._unseen), "new_gaps": dict(self._new_gaps)}
+            self._unseen.clear()
+            self._new_gaps.clear()
+        return taken
+
+    def merge(self, taken: Mapping[str, Mapping[str, int]]) -> None:
+        """Add what `take` returned in another process."""
+        with self._lock:
+            self._unseen.update(taken["unseen"])
+            self._new_gaps.update(taken["new_gaps"])
+
     def describe(self) -> list[str]:
         """Say what was found, in at most two lines."""
         counts = {

@@ -19,6 +19,7 @@ from pipeline.config import Binarize, Config, LikelihoodName, ModelConfig
 from pipeline.model.bernoulli import Bernoulli, ContinuousBernoulli
 from pipeline.model.discrete import Categorical, DiscretizedLogistic, count_categories
 from pipeline.model.gaussian import Gaussian
+from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import Mixed
 from serving.errors import UsageRefused
 from serving.schema import Schema
@@ -51,8 +52,8 @@ class Likelihood(Protocol):
     def mean(self, params: Tensor) -> Tensor:
         """Return E[x given params] in the data's units, (…, features)."""
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Draw x in the data's units by inversion; `noise` (…, features) is uniform in (0, 1)."""
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw x in the data's units; `noise` (…, features) is standard normal, and x grows with it."""
 
 
 AnyLikelihood = (
@@ -111,7 +112,7 @@ def _fit_sizes(schema: Schema) -> dict[str, Any]:
     On eight tables from 900 to 6,400 rows, twice or half as many changed little.
     """
     inputs = 2 * len(schema.columns) + sum(len(column.words) for column in schema.columns)
-    hidden = min(512, max(64, 2 ** math.ceil(math.log2(2 * inputs))))
+    hidden = min(512, max(64, 2 ** math.ceil(math.log2(inputs))))
     latents = min(32, max(2, 2 ** round(math.log2(max(1, len(schema.columns) / 2)))))
     return {"hidden_dims": (hidden,), "latent_dim": latents, "fit_sizes": False}
 

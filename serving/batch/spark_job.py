@@ -12,6 +12,7 @@ Raises `UsageRefused` if pyspark or Java is missing, `VaeError` if Spark gives u
 
 import contextlib
 import functools
+import json
 import os
 import re
 import shutil
@@ -119,7 +120,9 @@ class _Task:
         job = Job(scorer, self.rows, self.output, self.batch_rows, self.on_error, self.limit)
         parts = [self.parts[position] for batch in batches for position in batch[0].to_pylist()]
         for counts in job.make(parts, workers=1):
-            yield pa.RecordBatch.from_pylist([{"rows": counts.rows, "bad": counts.bad}])
+            found = json.dumps(scorer.unknown.take())
+            line = {"rows": counts.rows, "bad": counts.bad, "unknown": found}
+            yield pa.RecordBatch.from_pylist([line])
 
 
 @contextlib.contextmanager
@@ -183,8 +186,9 @@ def execute_parts(
     tasks = min(len(parts), _TASKS_PER_CORE * context.defaultParallelism)
     positions = session.range(0, len(parts), 1, tasks)
     with _task_errors():
-        counts = positions.mapInArrow(task, "rows long, bad long").collect()
-    for line in counts:
+        lines = positions.mapInArrow(task, "rows long, bad long, unknown string").collect()
+    for line in lines:
+        scorer.unknown.merge(json.loads(line["unknown"]))
         yield Counts(line["rows"], line["bad"])
 
 

@@ -346,3 +346,11 @@ def test_a_table_counts_what_it_does_not_know_in_good_rows() -> None:
     assert cells.new_gaps == {"a": 1, "opened": 1}
     assert cells.faults.tolist() == [0, INFINITE]
     assert encoder.explain(INFINITE, int(cells.faulty[1])) == "column 'a' is not finite in float32"
+
+
+def test_decode_what_no_column_can_hold_as_its_end() -> None:
+    values = decode_cells(COUNT, np.array([1e30, -1e30], np.float32))
+    assert values.tolist() == [2**63 - 1024, 1024 - 2**63]
+    for day in date_columns("day", type="date") + date_columns("day"):
+        years = decode_cells(day, np.array([1e30, -1e30], np.float32)).astype("M8[Y]")
+        assert years.astype(str).tolist() == ["9999", "0001"]

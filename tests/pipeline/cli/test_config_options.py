@@ -155,7 +155,8 @@ USAGE_ERRORS = {
     ),
     "--likelihood poisson": (
         "Invalid value for '--likelihood': 'poisson' is not one of 'auto', 'bernoulli', "
-        "'continuous-bernoulli', 'gaussian', 'discretized-logistic', 'categorical'."
+        "'continuous-bernoulli', 'gaussian', 'discretized-logistic', 'categorical', "
+        "'mixed'."
     ),
     "--preset exmaple": (
         "Invalid value for '--preset': 'exmaple' is not one of 'default', 'seed', 'example', "

@@ -258,7 +258,7 @@ def test_numbers_below_an_empty_start_of_a_csv_file_are_numbers(tmp_path: Path) 
     late = np.full(rows, np.nan)
     late[-9_000:] = RNG.normal(size=9_000)
     frame = pd.DataFrame({"a": RNG.normal(size=rows), "late": late, "b": ["x", "y"] * (rows // 2)})
-    frame["words"] = np.where(np.isnan(late), None, RNG.choice([*"pqr"], rows))
+    frame["words"] = pd.Series(RNG.choice([*"pqr"], rows)).mask(np.isnan(late))
     dataset = load(save(tmp_path / "x.csv", frame))
     assert dataset.schema is not None
     found = {column.name: column.kind for column in dataset.schema.columns}
@@ -269,7 +269,7 @@ def test_numbers_below_an_empty_start_of_a_csv_file_are_numbers(tmp_path: Path) 
 def test_rows_to_evaluate_are_read_by_the_schema_of_the_model(tmp_path: Path) -> None:
     path = save(tmp_path / "x.parquet")
     dataset = load(path, label="class")
-    known = {
+    known: dict[str, Any] = {
         "test_fraction": 0.2,
         "table_schema": dataset.schema,
         "columns": dataset.columns,

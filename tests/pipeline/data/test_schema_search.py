@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.data.column_figures import NumberFigures, measure
@@ -17,22 +19,24 @@ from pipeline.data.schema_search import (
     find_schema,
 )
 from serving.errors import DataRefused
-from serving.schema import Column
+from serving.io.arrow_cells import decode_batch, encode_batch
+from serving.schema import Column, Schema
+from serving.table_cells import TableEncoder
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
 N = 1_000
 
 
-def find(values: Any, name: str = "a", **settings: Any) -> FoundColumn:
+def find(values: Any, name: str = "a", **settled: Any) -> FoundColumn:
     table = pa.table({name: values})
-    chosen = {name: ColumnSettings(**settings)} if settings else None
+    chosen = {name: ColumnSettings(**settled)} if settled else None
     (found,) = find_schema(table, chosen).columns
     return found
 
 
-def column(values: Any, **settings: Any) -> Column:
-    found = find(values, **settings)
+def column(values: Any, **settled: Any) -> Column:
+    found = find(values, **settled)
     assert len(found.columns) == 1, found
     return found.columns[0]
 
@@ -264,7 +268,7 @@ def test_a_person_settles_what_a_column_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "settings", "message"),
+    ("values", "settled", "message"),
     [
         ([0.5, 1.0], {"kind": "count"}, "cannot be count: it has fractions"),
         ([-1, 1], {"kind": "count"}, "negative values, down to -1"),
@@ -280,10 +284,10 @@ def test_a_person_settles_what_a_column_is() -> None:
     ],
 )
 def test_what_contradicts_the_values_is_refused(
-    values: Any, settings: dict[str, Any], message: str
+    values: Any, settled: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataRefused, match=message):
-        find(values, **settings)
+        find(values, **settled)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
@@ -330,3 +334,43 @@ def test_thousands_of_columns_are_found() -> None:
     found = find_schema(pa.table({f"c{index}": values[:, index] for index in range(2_000)}))
     assert {each.kind for each in found.columns} == {"real"}
     assert found.is_plain
+
+
+FINITE = st.floats(-1e30, 1e30)
+LISTS = st.one_of(
+    st.lists(st.none() | st.integers(-(2**62), 2**62), min_size=1),
+    st.lists(st.none() | st.integers(-2, 4), min_size=1),
+    st.lists(st.none() | FINITE | st.just(float("nan")), min_size=1),
+    st.lists(st.none() | st.sampled_from([0.5, -0.0, 7.0]), min_size=1),
+    st.lists(st.none() | st.booleans(), min_size=1),
+    st.lists(st.none() | st.text(max_size=3), min_size=1),
+    st.lists(st.none() | st.sampled_from(["", "NA", "1", "2020-01-01", "x"]), min_size=1),
+    st.lists(st.none() | FINITE.map(str), min_size=1),
+    st.lists(st.none() | st.dates(), min_size=1),
+    st.lists(st.none() | st.datetimes(), min_size=1),
+    st.lists(st.none() | st.datetimes().map(str), min_size=1),
+    st.lists(st.none() | st.decimals(-(10**6), 10**6, places=2), min_size=1),
+)
+
+
+@given(LISTS)
+@settings(max_examples=500, deadline=None)
+def test_a_table_can_be_read_by_the_schema_that_is_found(values: list[Any]) -> None:
+    """Gaps are where they were, and what is decoded is encoded as the same again."""
+    (found,) = find_schema(pa.table({"a": pa.array(values * 2)})).columns
+    if not found.columns:
+        return
+    schema = Schema(columns=found.columns)
+    encoder = TableEncoder(schema)
+    (batch,) = pa.table({"a": pa.array(values * 2)}).to_batches()
+    cells = encode_batch(batch, encoder)
+    assert not cells.faults.any()
+    assert cells.new_gaps == {}
+    gaps = np.isnan(cells.x[:, 0])
+    assert np.mean(gaps) == pytest.approx(found.columns[0].missing)
+    if found.columns[0].words:
+        assert np.nanmax(cells.x) <= len(found.columns[0].words)
+        assert len({*cells.x[~gaps, 0].tolist()}) > 1
+    again = encode_batch(decode_batch(schema, cells.x), encoder)
+    if not cells.unseen and found.columns[0].type != "time":
+        np.testing.assert_array_equal(again.x, cells.x)

@@ -1,6 +1,7 @@
 """Tables give the same bytes whichever way they come, and come back in their own types."""
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyarrow import csv, feather, parquet
 
@@ -275,3 +278,59 @@ def test_gap_words_are_those_of_pyarrow_and_more() -> None:
     from serving.cell_values import GAP_WORDS
 
     assert {*csv.ConvertOptions().null_values} < GAP_WORDS
+
+
+def test_counts_of_another_process_are_added() -> None:
+    worker, driver = UnknownCells(), UnknownCells()
+    cells = ENCODER.encode_arrays(
+        {name: np.array(["new" if name == "city" else None]) for name in SCHEMA.sources}
+    )
+    for _ in range(2):
+        worker.add(cells)
+        driver.merge(json.loads(json.dumps(worker.take())))
+    assert worker.describe() == []
+    assert driver.describe() == ["words not seen in training count as other: city in 2 rows"]
+
+
+WORDS = ("-1", "0", "3", "0.5", "true", "x", "9007199254740993")
+COLUMNS = [
+    Column(name="a", kind="real"),
+    Column(name="a", kind="real", origin=0.25),
+    Column(name="a", kind="count", type="int"),
+    Column(name="a", kind="positive"),
+    Column(name="a", kind="category", type="int", words=WORDS[:3]),
+    Column(name="a", kind="category", words=WORDS[:4]),
+    Column(name="a", kind="binary", type="bool", words=("false", "true")),
+    Column(name="a", kind="category", type="text", words=WORDS),
+    Column(name="a", kind="real", type="time", part="day"),
+    Column(name="a", kind="category", type="time", part="weekday", words=WEEK),
+]
+VALUES = st.one_of(
+    st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 4)),
+    st.lists(st.none() | st.floats(width=64) | st.sampled_from([-0.0, 0.5, 3.0])),
+    st.lists(st.none() | st.booleans()),
+    st.lists(st.none() | st.text() | st.sampled_from([*WORDS, "NA", "", " 3 ", "1e400"])),
+    st.lists(st.none() | st.binary(max_size=3)),
+    st.lists(st.none() | st.dates()),
+    st.lists(st.none() | st.datetimes()),
+    st.lists(st.none() | st.decimals(-(10**6), 10**6, places=2)),
+)
+
+
+@given(VALUES, st.sampled_from(COLUMNS))
+@settings(max_examples=500, deadline=None)
+def test_any_values_give_the_same_cells_in_arrow_and_in_numpy(
+    values: list[Any], column: Column
+) -> None:
+    encoder = CellEncoder([column])
+    objects = np.empty(len(values), object)
+    objects[:] = values
+    expected = encoder.encode(objects)
+    array = pa.array(values)
+    encoded = [array, array.dictionary_encode()] if not pa.types.is_null(array.type) else [array]
+    for same in encoded:
+        cells = encode_array(same, encoder)
+        assert cells.x.tobytes() == expected.x.tobytes()
+        assert cells.faults.tolist() == expected.faults.tolist()
+        assert cells.unseen.tolist() == expected.unseen.tolist()
+    assert not np.isinf(expected.x).any()
