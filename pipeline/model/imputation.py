@@ -1,4 +1,7 @@
-"""The gaps of a row, given its cells that are seen: MIWAE (Mattei & Frellsen, 2019), section 3.2."""
+"""The gaps of a row, given its cells that are seen: MIWAE, section 3.2.
+
+Mattei & Frellsen (2019), Deep Generative Modelling and Imputation of Incomplete Data Sets.
+"""
 
 import torch
 from torch import Tensor

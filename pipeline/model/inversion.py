@@ -103,7 +103,7 @@ def draw_count(mean: Tensor, size: Tensor, noise: Tensor) -> Drawn:
     u = lower.unsqueeze(-1)
     below = (u > ends).to(mean.dtype).sum(-1)
     left = (1 - ends[..., -1]).clamp(min=1e-30)
-    share = (upper / left).clamp(1e-30, 1)
+    share = (upper / left).clamp(1e-30, 1.0)
     tail = torch.where(size < _BROAD, _power_tail(mean, size, share), _cubed(mean, size, noise))
     tail = tail.clamp(float(TABLE), LARGEST_COUNT)
     large = round_drawn(tail)
@@ -141,12 +141,12 @@ def _power_tail(mean: Tensor, size: Tensor, share: Tensor) -> Tensor:
     block = (wanted > ends[..., :-1]).to(mean.dtype).sum(-1, keepdim=True)
     here = (torch.arange(_BLOCKS, dtype=mean.dtype) == block).to(mean.dtype)
     mass, end, slope = ((here * part).sum(-1) for part in (masses, ends, rise))
-    part = (1 - (end - wanted.squeeze(-1)) / mass).clamp(0, 1)
-    bend = torch.where(slope.abs() < 1e-3, 1e-3, slope).clamp(-80, 80)
+    part = (1 - (end - wanted.squeeze(-1)) / mass).clamp(0.0, 1.0)
+    bend = torch.where(slope.abs() < 1e-3, 1e-3, slope).clamp(-80.0, 80.0)
     # log(1 + part (exp(bend) - 1)) / bend, from the end at which the density is larger
     away = torch.where(bend > 0, 1 - part, part)
     inside = -(1 - away * (1 - (-bend.abs()).exp())).clamp(min=1e-30).log() / bend.abs()
-    inside = torch.where(bend > 0, 1 - inside, inside).clamp(0, 1)
+    inside = torch.where(bend > 0, 1 - inside, inside).clamp(0.0, 1.0)
     return ((block.squeeze(-1) + inside) * width.squeeze(-1) + first).clamp(max=40).exp()
 
 

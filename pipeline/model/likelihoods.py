@@ -53,7 +53,7 @@ class Likelihood(Protocol):
         """Return E[x given params] in the data's units, (…, features)."""
 
     def draw(self, params: Tensor, noise: Tensor) -> Drawn:
-        """Draw x in the data's units; `noise` (…, features) is standard normal, and x grows with it."""
+        """Draw x in the data's units; it grows with `noise` (…, features), standard normal."""
 
 
 AnyLikelihood = (
