@@ -51,7 +51,7 @@ class Mixed(nn.Module):
     """Where each column of the schema stands inside."""
     gap: Tensor
     owns: Tensor
-    """1 for each parameter of a column, else 0, (columns, params_width); columns stand as inside."""
+    """1 for each parameter of a column, else 0, (columns, params_width); ordered as inside."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
