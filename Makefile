@@ -71,7 +71,7 @@ $(VENV)/ready: conda.yaml pyproject.toml
 
 # Bytecode of everything is compiled at once: the tests start hundreds of processes.
 $(VENV)/dev-ready: $(VENV)/ready
-	@echo "adding the packages of development to $(VENV) (1 GB on disk)"
+	@echo "adding the packages of development to $(VENV) (1.3 GB on disk)"
 	$(call install,$(VENV),train$(comma)dev$(comma)serving-test)
 	$(call perf_analyzer,$(VENV))
 	$(call onnxruntime_web,$(VENV))

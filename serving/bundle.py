@@ -29,6 +29,8 @@ CARD = "MODEL_CARD.md"
 GOLDEN = "golden.npz"
 WEIGHTS = "weights.pt"
 METRICS = "metrics.json"
+HELD_OUT = "held_out.npz"
+"""Optional: bundles of early versions, and those migrated from them, lack it."""
 SAMPLES = "samples.png"
 RECONSTRUCTIONS = "reconstructions.png"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")

@@ -9,6 +9,9 @@ from typing import Literal
 
 OperationName = Literal["encode", "decode", "reconstruct", "sample", "score"]
 Axis = int | Literal["batch", "num_samples"]
+By = Literal["elbo", "log_likelihood", "iw_elbo", "latent", "column_max", "consistency"]
+"""The score by which rows are compared; the smaller, the more unusual is a row. `latent` is minus
+the KL, `column_max` the smallest `column_lift` of a row."""
 IN_FLOAT64: tuple[OperationName, ...] = ("score",)
 """Operations whose graphs compute in float64, and that have a portable form without it."""
 

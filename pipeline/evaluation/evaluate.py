@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.errors import TrainingDiverged
 from pipeline.model.objective import elbo_terms
 from pipeline.model.vae import VAE
-from serving.drift import SCORE_SAMPLES, SCORE_SEED, HeldOut, summarize
+from serving.drift import SCORE_SEED, HeldOut, held_out_samples, summarize
 from serving.errors import DataRefused
 from serving.noise import draw_eps
 
@@ -124,7 +124,7 @@ def evaluate(
         informative_units=informative,
         reconstruction_error=None if model.mixed else squared_errors.mean().sqrt().item(),
         bits_per_dim=means["nll"] / (x[0].size * math.log(2)) if x.ndim > 2 else None,
-        held_out=summarize(score_rows(model, x, device)),
+        held_out=summarize(score_rows(model, x, device), mixed=model.mixed is not None),
         warnings=tuple(_warn_of_latents(active, informative)) if len(x) > 1 else (),
     )
     model.cpu()
@@ -181,8 +181,9 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]:
-    """Return the ELBO of each row in nats, (rows,), each with `SCORE_SAMPLES` of its own."""
-    eps = draw_eps(x, SCORE_SEED, SCORE_SAMPLES, model.latent_dim)
+    """Return the ELBO of each row in nats, (rows,), each with `held_out_samples` of its own."""
+    num_samples = held_out_samples(mixed=model.mixed is not None)
+    eps = draw_eps(x, SCORE_SEED, num_samples, model.latent_dim)
     parts = (torch.split(torch.from_numpy(array), ROWS_PER_CHUNK) for array in (x, eps))
     chunks = [
         elbo_terms(model, rows.to(device), noise.to(device), torch.float64).elbo()

@@ -21,6 +21,7 @@ from pipeline.environment import describe_versions
 from pipeline.errors import ParityFailed
 from pipeline.export.graph_export import OPSET, save_graph
 from pipeline.export.graph_needs import describe_folder
+from pipeline.export.held_out_scores import score_held_out
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
 from pipeline.export.noise_graphs import write_noise_graphs
@@ -38,6 +39,7 @@ from serving.bundle import (
     CARD,
     GOLDEN,
     GRAPHS,
+    HELD_OUT,
     METRICS,
     MORE_GRAPHS,
     RECONSTRUCTIONS,
@@ -97,6 +99,8 @@ def export_bundle(
         write_noise_graphs(folder, model.latent_dim, metadata)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, forms, x))
+        held_out = score_held_out(reduced, operations["score"], x)
+        (folder / HELD_OUT).write_bytes(npz_bytes(held_out.arrays()))
         if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
             values = picture_range(checkpoint.x_dtype, checkpoint.data.get("range", (0, MAX_BYTE)))
             _write_pictures(folder, reduced, operations, x, values)

@@ -57,6 +57,9 @@ vae reconstruct rows.{suffix} --model bundle --out reconstructions.{suffix}
 vae score rows.{suffix} scores/ --model bundle --num-samples 16 --seed 7
 ```
 
+`held_out.npz`, if it is there, has the scores of held-out rows, from which `vae score` finds the \
+p-value of a new row.
+
 In Python, with the serving package (no torch):
 
 ```python
@@ -92,7 +95,7 @@ scores = model.predict(x, params={{"operation": "score", "num_samples": 16, "see
 |---|---|---|---|
 {operations}
 
-The graphs are plain ONNX of opset {opset}: any runtime that knows it opens them.
+The graphs are plain ONNX of opset {opset}: any runtime that knows it opens them.{portable}
 
 ## Origin
 
@@ -154,6 +157,7 @@ def _fill_in(content: Mapping[str, Any], metrics: Mapping[str, Any], parity: str
             for name, row in content["operations"].items()
         ),
         opset=content["opset"],
+        portable=_PORTABLE if content.get("needs") else "",
         example=(1, *content["x_shape"]),
         run_id=content["run_id"] or "none",
         git=f"`{git['sha']}`{' with uncommitted changes' if git['dirty'] else ''}",
@@ -196,6 +200,7 @@ def has_pictures(x_shape: Sequence[int], x_dtype: str, data: Mapping[str, Any]) 
 
 
 _SHOWN_COLUMNS = 100
+_PORTABLE = " `score` needs float64; `score_portable.onnx` is the same in float32 alone."
 _PAIRS = f"Held-out rows, each line above its reconstructions:<br>![pairs]({RECONSTRUCTIONS})"
 
 

@@ -6,6 +6,7 @@ what a cell is expected to hold if it does not belong to its row, whether it cam
 or from anywhere.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from serving.schema import Schema
+from serving.schema import Column
 
 Array = NDArray[Any]
 
@@ -22,19 +23,21 @@ BINS = 32
 
 
 class CellReference(nn.Module):
-    """A step function for each column, in the units of `Mixed.standardize`."""
+    """A step function for each column, in the units of `Mixed.standardize`.
+
+    Columns of words must stand after all columns of numbers.
+    """
 
     edges: Tensor
-    """Where the steps are, (columns, BINS + 1), infinite beyond a column's last one."""
+    """Where the steps of numbers are, (numbers, BINS + 1), infinite beyond a column's last one."""
     starts: Tensor
     """Where each column begins in `log_density`, (columns,)."""
-    is_code: Tensor
     log_density: Tensor
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, columns: Sequence[Column]) -> None:
         super().__init__()
-        kinds = [column.kind for column in schema.columns]
-        self.words = [len(column.words) + 1 for column in schema.columns]
+        kinds = [column.kind for column in columns]
+        self.words = [len(column.words) + 1 for column in columns]
         self.coded = [kind in ("binary", "category") for kind in kinds]
         self.counted = [kind == "count" for kind in kinds]
         sizes = [
@@ -42,9 +45,9 @@ class CellReference(nn.Module):
             for words, coded in zip(self.words, self.coded, strict=True)
         ]
         starts = np.cumsum([0, *sizes])
-        self.register_buffer("edges", torch.full((len(kinds), BINS + 1), torch.inf))
+        self.numbers = self.coded.index(True) if any(self.coded) else len(kinds)
+        self.register_buffer("edges", torch.full((self.numbers, BINS + 1), torch.inf))
         self.register_buffer("starts", torch.from_numpy(starts[:-1].astype(np.float32)))
-        self.register_buffer("is_code", torch.tensor(self.coded))
         self.register_buffer("log_density", torch.zeros(int(starts[-1])))
 
     def fit(self, values: Array, seen: Array) -> None:
@@ -60,10 +63,11 @@ class CellReference(nn.Module):
             self.log_density[start : start + len(found)] = torch.from_numpy(np.log(found)).float()
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the log-density of values (…, columns)."""
-        step = (values.unsqueeze(-1) >= self.edges.to(values.dtype)).to(values.dtype).sum(-1)
-        place = torch.where(self.is_code, values, step) + self.starts.to(values.dtype)
-        return self.log_density.to(values.dtype)[place.long()]
+        """Return the log-density of values (…, columns), both float32."""
+        numbers, codes = torch.tensor_split(values, (self.numbers,), -1)
+        step = (numbers.unsqueeze(-1) >= self.edges).float().sum(-1)
+        place = torch.cat([step, codes.clamp(min=0)], -1) + self.starts
+        return self.log_density[place.long()]
 
 
 def _shares(codes: Array, words: int) -> Array:

@@ -2,7 +2,7 @@
 
 A module reads the values of its columns, (…, columns), in the data's units, and writes them in
 units of its own, in which they are close to 1. `log_prob` is in those units, and `log_unit` what
-it takes to return to the data's. Gaps hold 0 in the module's units, and are no concern here.
+it takes to return to the data's. A gap holds `gap` in the module's units, and is read as zeros.
 
 In: the columns of a `Schema`. Sizes follow from it, and everything else from the training rows.
 """
@@ -20,14 +20,8 @@ from serving.schema import Column
 
 Values = NDArray[np.float64]
 
-LARGEST = 1e6
-"""Largest distance from a column's centre, in its units: its square fits every float."""
 SEEN_RANGE = 5.0
 """Largest distance that the encoder sees, so that one odd cell does not decide all latents."""
-HEAVY = 20.0
-"""Distance from the median, in units of the quartiles', from which on tails are heavy."""
-LOG_SCALE_RANGE = (-4.0, 4.0)
-"""The lower end keeps columns of few distinct numbers from a density without bounds."""
 LOGIT_RANGE = 30.0
 """Largest absolute logit: no exponential or its sum leaves float32."""
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -40,6 +34,8 @@ class ColumnsOfKind(Protocol):
     """Values that the network reads."""
     params_width: int
     """Parameters that the network gives."""
+    gap: float
+    """What a gap holds."""
 
     def fit(self, columns: Sequence[Values]) -> None:
         """Set the units from the values of each column that are not gaps."""
@@ -50,11 +46,8 @@ class ColumnsOfKind(Protocol):
     def standardize(self, x: Tensor) -> Tensor:
         """Convert values to the module's units."""
 
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return what the network reads, (batch, x_width)."""
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Return which of these inputs are those of a cell that is seen, (batch, x_width)."""
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
+        """Return what the network reads, (batch, x_width): zeros for a cell that is not seen."""
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-density or log-probability of each value."""
@@ -66,145 +59,13 @@ class ColumnsOfKind(Protocol):
         """Return the centre of each distribution in the data's units."""
 
 
-class _Numbers(nn.Module):
-    """Normal columns: the network gives the mean and the log of the standard deviation of each."""
-
-    shift: Tensor
-    unit: Tensor
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
-        count = len(columns)
-        self.x_width, self.params_width = count, 2 * count
-        self.register_buffer("shift", torch.zeros(count))
-        self.register_buffer("unit", torch.ones(count))
-
-    def output_bias(self, columns: Sequence[Values]) -> Tensor:
-        """Return the standard normal, which the units of each column fit."""
-        return torch.zeros(self.params_width)
-
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return the values, those of cells that stand far out made less."""
-        return u.clamp(-SEEN_RANGE, SEEN_RANGE)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Return `seen`."""
-        return seen
-
-    def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
-        """Return the log-density of each value in the module's units."""
-        loc, log_scale = params.chunk(2, -1)
-        log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
-        square = ((u - loc) * torch.exp(-log_scale)).square()
-        return -(square + LOG_TWO_PI) / 2 - log_scale
-
-    def _set_unit(self, columns: Sequence[Values]) -> None:
-        for index, values in enumerate(columns):
-            self.shift[index], self.unit[index] = _mean_and_spread(values)
-
-    def _to_units(self, values: Tensor) -> Tensor:
-        return ((values - self.shift) / self.unit).clamp(-LARGEST, LARGEST)
-
-
-class Reals(_Numbers):
-    """Normal columns. Those with heavy tails are normal after asinh: Johnson's S_U (1949).
-
-    With v = (x - centre) / width, u is v less its mean in units of its standard deviation, or the
-    same of asinh(v). A tail then costs the square of a logarithm, and cannot upset the training.
-    """
-
-    centre: Tensor
-    width: Tensor
-    heavy: Tensor
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__(columns)
-        self.register_buffer("centre", torch.zeros(len(columns)))
-        self.register_buffer("width", torch.ones(len(columns)))
-        self.register_buffer("heavy", torch.zeros(len(columns)))
-
-    def fit(self, columns: Sequence[Values]) -> None:
-        """Set the units from the values of each column."""
-        found = []
-        for index, values in enumerate(columns):
-            centre, width = _quartiles(values)
-            distances = (values - centre) / width
-            heavy = distances.size > 0 and bool(np.abs(distances).max() > HEAVY)
-            self.centre[index], self.width[index] = centre, width
-            self.heavy[index] = float(heavy)
-            found.append(np.arcsinh(distances) if heavy else distances)
-        self._set_unit(found)
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return u."""
-        v = (x - self.centre) / self.width
-        # asinh, which onnxruntime has for float32 alone; without cancellation where v is small
-        size = v.abs().clamp(max=1e15)
-        bent = v.sign() * (size + (size.square() + 1).sqrt()).log()
-        return self._to_units(torch.where(self.heavy > 0, bent, v))
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """Return log |dx / du|."""
-        bent = self._bent(u)
-        # log cosh, which is the size of its argument less log 2 where that is large
-        size = bent.abs()
-        slope = size + (1 + torch.exp(-2 * size)).log() - math.log(2)
-        return self.unit.log() + self.width.log() + torch.where(self.heavy > 0, slope, 0.0)
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Return the median."""
-        v = self._bent(params.chunk(2, -1)[0])
-        size = v.abs().clamp(max=30)
-        sinh = v.sign() * (torch.exp(size) - torch.exp(-size)) / 2
-        return torch.where(self.heavy > 0, sinh, v) * self.width + self.centre
-
-    def _bent(self, u: Tensor) -> Tensor:
-        return u * self.unit + self.shift
-
-
-class Positives(_Numbers):
-    """Log-normal columns; `offset`, half of the smallest value, makes a zero possible."""
-
-    offset: Tensor
-    least: Tensor
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__(columns)
-        self.register_buffer("offset", torch.zeros(len(columns)))
-        self.register_buffer("least", torch.ones(len(columns)))
-
-    def fit(self, columns: Sequence[Values]) -> None:
-        """Set the units from the values of each column."""
-        found = []
-        for index, values in enumerate(columns):
-            positive = values[values > 0]
-            smallest = float(positive.min()) if positive.size else 1.0
-            offset = smallest / 2 if values.size and values.min() <= 0 else 0.0
-            self.offset[index] = offset
-            self.least[index] = smallest / 1000  # what a value that cannot be counts as
-            found.append(np.log(np.maximum(values + offset, smallest / 1000)))
-        self._set_unit(found)
-
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return u, the log of x in units of its standard deviation."""
-        return self._to_units(torch.maximum(x + self.offset, self.least).log())
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """Return log |dx / du|."""
-        return self.unit.log() + u * self.unit + self.shift
-
-    def mean(self, params: Tensor) -> Tensor:
-        """Return the median."""
-        logs = params.chunk(2, -1)[0] * self.unit + self.shift
-        return logs.clamp(max=80).exp() - self.offset
-
-
 class Counts(nn.Module):
     """Negative binomial columns: the network gives the logs of the mean m and of the size r.
 
     The variance is m + m² / r; a large r makes a Poisson distribution.
     """
 
+    gap = 0.0
     shift: Tensor
     unit: Tensor
     log_mean_range = (-12.0, 16.0)
@@ -220,7 +81,7 @@ class Counts(nn.Module):
     def fit(self, columns: Sequence[Values]) -> None:
         """Set the units of the inputs."""
         for index, values in enumerate(columns):
-            self.shift[index], self.unit[index] = _mean_and_spread(np.log1p(values))
+            self.shift[index], self.unit[index] = mean_and_spread(np.log1p(values))
 
     def output_bias(self, columns: Sequence[Values]) -> Tensor:
         """Return the logs of each mean, and of each size by moments."""
@@ -232,13 +93,10 @@ class Counts(nn.Module):
         """Return the count itself."""
         return x.clamp(0.0, 2.0**24).round()
 
-    def inputs(self, u: Tensor) -> Tensor:
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return log(1 + count) in units of its standard deviation."""
-        return (((u + 1).log() - self.shift) / self.unit).clamp(-SEEN_RANGE, SEEN_RANGE)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Return `seen`."""
-        return seen
+        logs = ((u + 1).log() - self.shift) / self.unit
+        return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each count."""
@@ -265,7 +123,7 @@ class Words(nn.Module):
     matrix of ones and zeros, since ONNX has no sum over unequal parts.
     """
 
-    column: Tensor
+    gap = -1.0
     code: Tensor
     members: Tensor
     places: Tensor
@@ -284,7 +142,6 @@ class Words(nn.Module):
             start + np.minimum(np.arange(widest), size - 1)
             for start, size in zip(starts, sizes, strict=True)
         ]
-        self.register_buffer("column", torch.from_numpy(column))
         self.register_buffer("code", torch.from_numpy(code).float())
         self.register_buffer("members", torch.from_numpy(members).float())
         self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
@@ -306,19 +163,18 @@ class Words(nn.Module):
         codes = x.round()
         return torch.where((codes < 0) | (codes > last), last, codes)
 
-    def inputs(self, u: Tensor) -> Tensor:
-        """Return one-hot codes."""
-        return (u.index_select(-1, self.column) == self.code).to(u.dtype)
-
-    def widen(self, seen: Tensor) -> Tensor:
-        """Repeat `seen` for the codes of each column."""
-        return seen.index_select(-1, self.column)
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
+        """Return one-hot codes; that of a gap is none."""
+        # a product with ones and zeros repeats each column's code exactly, and is faster than to
+        # gather them
+        repeated = u @ self.members.to(u.dtype).T
+        return (repeated == self.code).to(u.dtype)
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each code."""
         logits = params.clamp(-LOGIT_RANGE, LOGIT_RANGE)
         members = self.members.to(params.dtype)
-        chosen = (self.inputs(u).to(params.dtype) * logits) @ members
+        chosen = (self.inputs(u, u) * logits) @ members
         return chosen - (logits.exp() @ members).log()
 
     def log_unit(self, u: Tensor) -> Tensor:
@@ -340,27 +196,15 @@ def log_gamma(x: Tensor) -> Tensor:
     return (y - 0.5) * y.log() - y + LOG_TWO_PI / 2 + series - first.log() - second.log()
 
 
-def _mean_and_spread(values: Values) -> tuple[float, float]:
-    """Return mean and standard deviation; 1 for one that is 0."""
-    if not values.size:
-        return 0.0, 1.0
-    return float(values.mean()), float(values.std()) or 1.0
-
-
-def _quartiles(values: Values) -> tuple[float, float]:
-    """Return the median, and the standard deviation of a normal with the same quartiles.
-
-    If half of the values are equal, the standard deviation of all takes its place.
-    """
-    if not values.size:
-        return 0.0, 1.0
-    low, centre, high = np.quantile(values, (0.25, 0.5, 0.75))
-    width = (high - low) / 1.349 or values.std() or 1.0
-    return float(centre), float(width)
-
-
 def _log_size(values: Values) -> float:
     if not values.size:
         return 0.0
     mean, variance = max(float(values.mean()), 1e-3), float(values.var())
     return float(np.clip(math.log(mean**2 / max(variance - mean, mean / 100)), -4, 6))
+
+
+def mean_and_spread(values: Values) -> tuple[float, float]:
+    """Return mean and standard deviation; 1 for one that is 0."""
+    if not values.size:
+        return 0.0, 1.0
+    return float(values.mean()), float(values.std()) or 1.0

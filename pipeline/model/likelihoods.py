@@ -111,7 +111,7 @@ def _fit_sizes(schema: Schema) -> dict[str, Any]:
     On eight tables from 900 to 6,400 rows, twice or half as many changed little.
     """
     inputs = 2 * len(schema.columns) + sum(len(column.words) for column in schema.columns)
-    hidden = min(512, max(64, 2 ** math.ceil(math.log2(2 * inputs))))
+    hidden = min(512, max(64, 2 ** math.ceil(math.log2(inputs))))
     latents = min(32, max(2, 2 ** round(math.log2(max(1, len(schema.columns) / 2)))))
     return {"hidden_dims": (hidden,), "latent_dim": latents, "fit_sizes": False}
 

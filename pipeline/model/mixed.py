@@ -7,7 +7,7 @@ et al., 2020, HI-VAE, section 2.2). What stands in a gap cannot change any resul
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Counts, Positives, Reals, Words
+from pipeline.model.columns import ColumnsOfKind, Counts, Values, Words
+from pipeline.model.number_columns import Positives, Reals
 from serving.errors import DataRefused
 from serving.schema import Kind, Schema
 from serving.value_range import MAX_BYTE
 
 Array = NDArray[Any]
 
-_MODULES: Mapping[type[nn.Module], tuple[Kind, ...]] = {
+LARGE = 1e30
+TINY = math.exp(-80)
+
+_MODULES: Mapping[type[Reals | Positives | Counts | Words], tuple[Kind, ...]] = {
     Reals: ("real",),
     Positives: ("positive",),
     Counts: ("count",),
@@ -32,43 +36,48 @@ _MODULES: Mapping[type[nn.Module], tuple[Kind, ...]] = {
 """The module of each kind, in the order of the network's inputs and outputs."""
 
 
-class Part(NamedTuple):
-    """A module, and where its columns are in a row."""
-
-    module: ColumnsOfKind
-    places: Tensor
-
-
 class Mixed(nn.Module):
-    """The columns of a schema, each with the distribution of its kind, given z independent."""
+    """The columns of a schema, each with the distribution of its kind, given z independent.
 
+    Inside, those of one kind stand together: nothing then has to be gathered from here and there.
+    """
+
+    places: Tensor
+    """The columns of the schema in the order in which they stand inside."""
     order: Tensor
+    """Where each column of the schema stands inside."""
+    gap: Tensor
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.schema = schema
         self.parts = nn.ModuleDict()
-        places = []
+        places: list[int] = []
+        self._sizes = []
+        gaps: list[float] = []
         for kind, kinds in _MODULES.items():
             own = [i for i, column in enumerate(schema.columns) if column.kind in kinds]
             if own:
-                name = kind.__name__.lower()
-                self.parts[name] = kind([schema.columns[i] for i in own])
-                self.register_buffer(f"{name}_places", torch.tensor(own))
+                module = kind([schema.columns[i] for i in own])
+                self.parts[kind.__name__.lower()] = module
+                self._sizes.append(len(own))
                 places += own
+                gaps += [module.gap] * len(own)
+        self.register_buffer("places", torch.tensor(places))
         self.register_buffer("order", torch.tensor(np.argsort(places)))
-        self.reference = CellReference(schema)
-        self.x_width = sum(part.x_width for part in self._modules_of_kinds()) + len(schema.columns)
-        self.params_width = sum(part.params_width for part in self._modules_of_kinds())
+        self.register_buffer("gap", torch.tensor(gaps))
+        self.reference = CellReference([schema.columns[i] for i in places])
+        self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
+        self.params_width = sum(module.params_width for module in self.modules_of_kinds())
 
     @torch.no_grad()
     def fit(self, train: Array, max_byte: int = MAX_BYTE) -> None:
         """Set all units from the training rows, (rows, columns) with NaN for gaps."""
-        columns = _values_of(train)
-        for module, places in self._parts():
-            module.fit([columns[i] for i in places.tolist()])
+        for module, columns in self._training_values(train):
+            module.fit(columns)
         rows = self.standardize(torch.from_numpy(train))
-        self.reference.fit(self._values(rows).numpy(), self._seen(rows).numpy() > 0)
+        values, seen = self._split_rows(rows)
+        self.reference.fit(values.numpy(), seen.numpy() > 0)
 
     def check(self, x: Array) -> None:
         """Refuse infinite values."""
@@ -77,96 +86,108 @@ class Mixed(nn.Module):
 
     def output_bias(self, train: Array) -> Tensor:
         """Return parameters that fit each column on its own, (params_width,)."""
-        columns = _values_of(train)
         return torch.cat(
-            [
-                module.output_bias([columns[i] for i in places.tolist()])
-                for module, places in self._parts()
-            ]
+            [module.output_bias(columns) for module, columns in self._training_values(train)]
         )
 
     def standardize(self, x: Tensor) -> Tensor:
         """Return values and which cells are seen, (batch, 2 * columns)."""
+        x = x.index_select(-1, self.places)
         seen = ~x.isnan()
         known = torch.where(seen, x, 1.0)  # any value that all kinds can hold
-        values = [
-            module.standardize(known.index_select(-1, places)) for module, places in self._parts()
-        ]
-        shown = seen.to(x.dtype)
-        return torch.cat([self._in_order(values) * shown, shown], -1)
+        pairs = zip(self.modules_of_kinds(), self._split_columns(known), strict=True)
+        values = torch.cat([module.standardize(part) for module, part in pairs], -1)
+        return torch.cat([torch.where(seen, values, self.gap), seen.to(x.dtype)], -1)
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Return what the network reads of rows, (batch, x_width)."""
-        values, seen = self._values(rows), self._seen(rows)
-        read = []
-        for module, places in self._parts():
-            shown = module.widen(seen.index_select(-1, places))
-            read.append(module.inputs(values.index_select(-1, places)) * shown)
-        return torch.cat([*read, seen], -1)
+        values, seen = self._split_rows(rows)
+        triples = zip(
+            self.modules_of_kinds(),
+            self._split_columns(values),
+            self._split_columns(seen),
+            strict=True,
+        )
+        return torch.cat([*(module.inputs(u, shown) for module, u, shown in triples), seen], -1)
 
     def hide(self, rows: Tensor, hidden: Tensor) -> Tensor:
         """Return rows in which the cells that `hidden` (batch, columns) marks are gaps."""
-        shown = (~hidden).to(rows.dtype)
-        return rows * torch.cat([shown, shown], -1)
+        hidden = hidden.index_select(-1, self.places)
+        values, seen = self._split_rows(rows)
+        return torch.cat([torch.where(hidden, self.gap, values), seen * (~hidden)], -1)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return log p(x given params) in nats, summed over the cells that are seen."""
         return self.cell_log_prob(params, x).sum(-1)
 
     def cell_log_prob(self, params: Tensor, rows: Tensor) -> Tensor:
-        """Return the log-likelihood of each cell in the data's units, 0 for a gap, (…, columns)."""
-        values = self._values(rows)
-        found = []
-        for (module, places), own in zip(self._parts(), self._split(params), strict=True):
-            u = values.index_select(-1, places)
-            found.append(module.log_prob(own, u) - module.log_unit(u))
-        return self._in_order(found) * self._seen(rows)
+        """Return the log-likelihood of each cell in the data's units, 0 for a gap, (…, columns).
+
+        The columns are in the order in which they stand inside, see `in_order`.
+        """
+        values, seen = self._split_rows(rows)
+        triples = zip(
+            self.modules_of_kinds(),
+            self.split_params(params),
+            self._split_columns(values),
+            strict=True,
+        )
+        found = [module.log_prob(own, u) - module.log_unit(u) for module, own, u in triples]
+        return torch.cat(found, -1) * seen
 
     def cell_reference(self, rows: Tensor) -> Tensor:
         """Return the log-density of each value among all rows, in the data's units, (…, columns).
 
-        It is that of `CellReference`, and 0 for a gap.
+        It is that of `CellReference`, and 0 for a gap; the columns stand as in `cell_log_prob`.
         """
-        values = self._values(rows)
-        units = [
-            module.log_unit(values.index_select(-1, places)) for module, places in self._parts()
-        ]
-        density = cast(Tensor, self.reference(values))
-        return (density - self._in_order(units)) * self._seen(rows)
+        values, seen = self._split_rows(rows)
+        pairs = zip(self.modules_of_kinds(), self._split_columns(values), strict=True)
+        units = torch.cat([module.log_unit(u) for module, u in pairs], -1)
+        density = cast(Tensor, self.reference(values.float())).to(values.dtype)
+        return (density - units) * seen
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median of a number, the mean of a count and the likeliest code of a word."""
-        pairs = zip(self._modules_of_kinds(), self._split(params), strict=True)
-        return self._in_order([module.mean(own) for module, own in pairs])
+        pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
+        return self.in_order(torch.cat([module.mean(own) for module, own in pairs], -1))
 
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
         """Not possible yet."""
         raise NotImplementedError
 
-    def _modules_of_kinds(self) -> list[ColumnsOfKind]:
+    def modules_of_kinds(self) -> list[ColumnsOfKind]:
+        """Return the module of each kind that the schema has."""
         return [cast(ColumnsOfKind, part) for part in self.parts.values()]
 
-    def _parts(self) -> list[Part]:
-        return [
-            Part(cast(ColumnsOfKind, part), getattr(self, f"{name}_places"))
-            for name, part in self.parts.items()
-        ]
+    def split_params(self, params: Tensor) -> tuple[Tensor, ...]:
+        """Return the parameters of each kind."""
+        return torch.split(params, [part.params_width for part in self.modules_of_kinds()], -1)
 
-    def _split(self, params: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(params, [part.params_width for part in self._modules_of_kinds()], -1)
+    def in_order(self, columns: Tensor) -> Tensor:
+        """Return columns (…, columns) that stand as they do inside in the order of the schema."""
+        return columns.index_select(-1, self.order)
 
-    def _in_order(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, -1).index_select(-1, self.order)
+    def seen(self, rows: Tensor) -> Tensor:
+        """Return 1 for each cell that is seen, else 0; columns as in `cell_log_prob`."""
+        return self._split_rows(rows)[1]
 
-    def _values(self, rows: Tensor) -> Tensor:
-        return rows[..., : len(self.schema.columns)]
+    def _split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        values, seen = rows.chunk(2, -1)
+        return values, seen
 
-    def _seen(self, rows: Tensor) -> Tensor:
-        return rows[..., len(self.schema.columns) :]
+    def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(values, self._sizes, -1)
+
+    def _training_values(self, train: Array) -> Iterator[tuple[ColumnsOfKind, list[Values]]]:
+        """Yield each module, and the values of its columns that are not gaps."""
+        parts = self._split_columns(self.places[None])
+        for module, places in zip(self.modules_of_kinds(), parts, strict=True):
+            columns = (train[:, place] for place in places[0].tolist())
+            yield module, [column[~np.isnan(column)].astype(np.float64) for column in columns]
 
 
 class CellScores(NamedTuple):
-    """What the cells of a row say about it."""
+    """What the cells of a row say about it; columns are in the order of the schema."""
 
     consistency: Tensor
     """Minus the log of the odds that one cell, any, was replaced, (batch,)."""
@@ -185,7 +206,7 @@ def cell_scores(px: Mixed, cells: Tensor, rows: Tensor) -> CellScores:
     one cell, any, was drawn from the reference, to one that is as the model says, is the mean over
     cells of exp(-lift).
     """
-    seen = px._seen(rows)
+    seen = px.seen(rows)
     top = (-cells).amax(1)
     log_mean = (-cells - top.unsqueeze(1)).exp().mean(1).log() + top
     lift = (-log_mean - px.cell_reference(rows)) * seen
@@ -195,13 +216,5 @@ def cell_scores(px: Mixed, cells: Tensor, rows: Tensor) -> CellScores:
     total = ((odds - most).exp() * seen).sum(-1)
     count = seen.sum(-1)
     mean = (total / count.clamp(min=1)).clamp(min=TINY).log() + most.squeeze(-1)
-    return CellScores(torch.where(count > 0, -mean, 0.0), cells.mean(1), lift)
-
-
-LARGE = 1e30
-TINY = math.exp(-80)
-
-
-def _values_of(train: Array) -> list[NDArray[np.float64]]:
-    """Return the values of each column that are not gaps."""
-    return [column[~np.isnan(column)].astype(np.float64) for column in train.T]
+    consistency = torch.where(count > 0, -mean, 0.0)
+    return CellScores(consistency, px.in_order(cells.mean(1)), px.in_order(lift))

@@ -4,9 +4,7 @@ In: a finished output folder and its input. Out: the page, and its figures by na
 `DataRefused` if the input cannot be read again.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,16 @@ from numpy.typing import NDArray
 
 from serving.batch.held_out_comparison import Comparison, compare_rows
 from serving.batch.output import Output
-from serving.batch.score_summary import Extreme, ScoreSummary, fetch_x, summarize_scores
+from serving.batch.score_summary import ScoreSummary, summarize_scores
 from serving.batch.scorer import Scorer
+from serving.batch.shown_rows import FEATURES, describe_rows, nats, show_rows
 from serving.batch.streaming_histogram import StreamingHistogram
 from serving.bundle import METRICS, Manifest
 from serving.drift import KNOTS, LOW_SHARE, Drift, HeldOut, read_held_out
 from serving.files import staged_file
 from serving.io import html_pages
-from serving.io.images import encode_png, is_picture
 from serving.io.rows import Rows
 from serving.io.svg_plots import bin_edges, bulk_range, plot_functions, plot_histogram
-from serving.value_range import Range, to_brightness
 
 Array = NDArray[Any]
 Plot = tuple[str, str]
@@ -34,16 +31,8 @@ Plot = tuple[str, str]
 _BINS = 48
 _SHARES = (0.001, 0.02, 0.98, 0.999)
 """Shares of the rows below the ends of a plot, and of the bulk of the rows, see `bulk_range`."""
-_FEATURES = 24
-
-
-@dataclass(frozen=True, slots=True)
-class ShownRow:
-    """A row at an end of the distribution; without values if the input no longer holds it."""
-
-    row: Extreme
-    x: Array | None
-    x_loc: Array | None
+_SCORES = {"elbo": "ELBO", "latent": "minus KL"}
+"""Words for scores whose names are no words of the page."""
 
 
 def write_report(
@@ -56,25 +45,28 @@ def write_report(
     """
     bundle, job = scorer.engine.bundle, output.job
     part_rows = job["part_rows"]
-    scores = summarize_scores(output, summary["parts"], scorer.ids)
+    by, flagged = scorer.results.by or "elbo", summary.get("flagged") or 0
+    scores = summarize_scores(output, summary["parts"], scorer, by, flagged)
     held_out, compared = read_held_out(bundle.read_json(METRICS)), None
     if held_out is not None:
         scored = scores.histograms["elbo"].rows
         compared = compare_rows(scorer, rows, held_out, scored=scored, part_rows=part_rows)
     lowest, highest = (
-        _show_rows(ends, scorer, rows, part_rows) for ends in (scores.lowest, scores.highest)
+        show_rows(ends, scorer, rows, part_rows) for ends in (scores.lowest, scores.highest)
     )
     page = html_pages.render_page(
         "serving.batch",
         "html_report.html",
         subject=job["input"],
         summary=_describe_job(scores, job, summary),
+        by=_SCORES.get(by, by),
+        flagged=flagged,
         drift=_describe_drift(held_out, compared),
         distributions=[
             (name, *_plot_scores(name, scores.histograms[name])) for name in scores.histograms
         ],
-        lowest=_describe_rows(lowest, job["x"], bundle.picture_range()),
-        highest=_describe_rows(highest, job["x"], bundle.picture_range()),
+        lowest=describe_rows(lowest, job, bundle),
+        highest=describe_rows(highest, job, bundle),
         reasons=[("", [reason, f"{count:,}"]) for reason, count in scores.reasons.items()],
         facts=_list_facts(job, summary, bundle.manifest),
     )
@@ -99,16 +91,6 @@ def list_figures(
     return figures
 
 
-def _show_rows(
-    extremes: Sequence[Extreme], scorer: Scorer, rows: Rows, part_rows: int
-) -> list[ShownRow]:
-    found = fetch_x(extremes, scorer, rows, part_rows)
-    return [
-        ShownRow(row, x, None if x is None else scorer.engine.reconstruct(x[None])[0])
-        for row, x in zip(extremes, found, strict=True)
-    ]
-
-
 def _describe_job(scores: ScoreSummary, job: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     elbo = scores.histograms["elbo"]
     words = (
@@ -116,8 +98,17 @@ def _describe_job(scores: ScoreSummary, job: Mapping[str, Any], summary: Mapping
         f"at {summary['rows_per_s']:,.0f} rows/s"
     )
     if elbo.rows:
-        words += f"; their mean ELBO is {_nats(elbo.mean)} nats"
-    return f"{words}. {summary['bad']:,} rows have no score."
+        words += f"; their mean ELBO is {nats(elbo.mean)} nats"
+    words = f"{words}. {summary['bad']:,} rows have no score."
+    if summary.get("flagged"):
+        words += (
+            f" {summary['flagged']:,} rows are flagged, which have p-values up to "
+            f"{summary['threshold']:.2g}: on average, at most {100 * job['fdr']:.3g} % of "
+            "flagged rows are as usual as the held-out rows."
+        )
+    elif "flagged" in summary:
+        words += f" No row is flagged at a false discovery rate of {100 * job['fdr']:.3g} %."
+    return words
 
 
 def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[str, Sequence[Any]]:
@@ -131,15 +122,15 @@ def _describe_drift(held: HeldOut | None, compared: Comparison | None) -> dict[s
         return {"words": ["Unknown: no row was scored."], "plots": []}
     drift = compared.drift
     words = (
-        f"The mean ELBO is {_nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
-        f"that of the {held.rows:,} held-out rows, {_nats(held.elbo_mean)}. "
+        f"The mean ELBO is {nats(drift.mean_shift, '+')} ± {drift.mean_shift_se:.2f} nats from "
+        f"that of the {held.rows:,} held-out rows, {nats(held.elbo_mean)}. "
         f"Kolmogorov-Smirnov: D = {drift.d:.3f} of 1, p = {drift.p_value:.2g}. "
         f"{drift.low_share:.2%} of the rows lie below {1 - LOW_SHARE:.0%} of the held-out rows."
     )
     like = (
         f"For this, {drift.rows:,} rows were scored again as the held-out rows had been, with "
-        f"{held.num_samples} draw per row; their mean is {_nats(drift.mean)}. The scores below "
-        "have the draws and the seed of the job."
+        f"{_count(held.num_samples, 'draw')} per row; their mean is {nats(drift.mean)}. The scores "
+        "below have the draws and the seed of the job."
     )
     hint = (
         "D is the largest distance of the two distribution functions, at the dashed line: 0 if "
@@ -170,58 +161,11 @@ def _plot_scores(name: str, histogram: StreamingHistogram) -> Plot:
         return "", "no rows"
     edges = bin_edges(*bulk_range(*map(histogram.quantile, _SHARES)), _BINS)
     caption = (
-        f"mean {_nats(histogram.mean)}, standard deviation {histogram.sd:,.2f}, "
-        f"median {_nats(histogram.quantile(0.5))}, from {_nats(histogram.least)} to "
-        f"{_nats(histogram.most)}"
+        f"mean {nats(histogram.mean)}, standard deviation {histogram.sd:,.2f}, "
+        f"median {nats(histogram.quantile(0.5))}, from {nats(histogram.least)} to "
+        f"{nats(histogram.most)}"
     )
     return plot_histogram(edges, histogram.histogram(edges), f"{name} in nats"), caption
-
-
-def _describe_rows(
-    rows: Sequence[ShownRow], columns: Sequence[str], bright: Range
-) -> dict[str, Any]:
-    values = [row.x for row in rows if row.x is not None]
-    shown: dict[str, Any] = {"rows": len(rows), "changed": len(values) < len(rows)}
-    if values and is_picture(values[0].shape):
-        return {**shown, "pictures": [_describe_picture(row, bright) for row in rows]}
-    size = values[0].size if values else 0
-    names = columns if len(columns) == size else [f"x[{index}]" for index in range(size)]
-    ids = list(rows[0].row.ids) if rows else []
-    head = [*ids, "elbo", "log_likelihood", "kl", *names[:_FEATURES]]
-    lines = [line for row in rows for line in _describe_features(row)]
-    more = size - _FEATURES
-    return {**shown, "words": len(ids), "pictures": [], "head": head, "lines": lines, "more": more}
-
-
-def _describe_picture(shown: ShownRow, bright: Range) -> dict[str, Any]:
-    row, images = shown.row, []
-    if shown.x is not None and shown.x_loc is not None:
-        for words, values in (("row", shown.x), ("reconstruction", shown.x_loc)):
-            picture = encode_png(to_brightness(values, bright))
-            images.append((words, base64.b64encode(picture).decode()))
-    return {
-        "images": images,
-        "ids": ", ".join(f"{name} {value}" for name, value in row.ids.items()),
-        **{name: _nats(getattr(row, name)) for name in ("elbo", "log_likelihood", "kl")},
-    }
-
-
-def _describe_features(shown: ShownRow) -> list[tuple[str, list[str]]]:
-    row = shown.row
-    scores = [_nats(value) for value in (row.elbo, row.log_likelihood, row.kl)]
-    lines = [("", [*map(str, row.ids.values()), *scores, *_cells(shown.x)])]
-    if shown.x_loc is not None:
-        blank = [""] * (len(row.ids) + len(scores) - 1)
-        lines.append(("mild", ["reconstruction", *blank, *_cells(shown.x_loc)]))
-    return lines
-
-
-def _cells(values: Array | None) -> list[str]:
-    return [] if values is None else [_number(value) for value in values.reshape(-1)[:_FEATURES]]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _list_facts(
@@ -237,7 +181,7 @@ def _list_facts(
         "device": job["device"],
         "input": f"{job['input']}: {_count(len(job['files']), 'file')}, "
         f"{_count(sum(file['rows'] for file in job['files']), 'row')}",
-        "columns of x": ", ".join(job["x"][:_FEATURES]),
+        "columns of x": ", ".join(job["x"][:FEATURES]),
         "filter": job["where"] or None,
         "rate of the last run": f"{summary['rows_per_s']:,.0f} rows/s over "
         f"{summary['seconds']:,.3g} s",
@@ -247,7 +191,3 @@ def _list_facts(
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _nats(value: float, sign: str = "") -> str:
-    return f"{value:{sign},.2f}"

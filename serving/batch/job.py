@@ -30,6 +30,7 @@ from serving.errors import DataRefused, UsageRefused
 from serving.io.column_choice import RowLayout
 from serving.io.filesystems import locate
 from serving.io.rows import Rows
+from serving.p_values import Flags
 
 PART_ROWS = 65_536
 BATCH_ROWS = 4096
@@ -91,6 +92,16 @@ class Summary:
     parts: int
     seconds: float
     rows_per_s: float
+    flags: Flags | None = None
+    """What a false discovery rate flagged, if one was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields in the types of JSON; what was flagged stands among them."""
+        content = asdict(self)
+        del content["flags"]
+        if self.flags is not None:
+            content |= {"flagged": self.flags.flagged, "threshold": self.flags.threshold}
+        return content
 
 
 def parse_limit(text: str) -> Limit:
@@ -101,8 +112,8 @@ def parse_limit(text: str) -> Limit:
     return Limit(int(match[1])) if match[1] else Limit(share=Fraction(match[2]) / 100)
 
 
-def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
-    """Describe all that the output depends on, in the types of JSON."""
+def describe_job(scorer: Scorer, rows: Rows, fdr: float | None = None) -> dict[str, Any]:
+    """Describe all that the output depends on, in the types of JSON; `fdr` flags rows."""
     return {
         "format": 1,
         "input": str(locate(rows.input_path)),
@@ -116,6 +127,8 @@ def describe_job(scorer: Scorer, rows: Rows) -> dict[str, Any]:
         "x": list(scorer.x),
         "ids": list(scorer.ids),
         "where": rows.filter.text if rows.filter else "",
+        **scorer.results.describe(),
+        **({"fdr": fdr} if fdr else {}),
         **({"array": rows.array} if rows.array else {}),
         "part_rows": PART_ROWS,
     }
@@ -133,11 +146,13 @@ def run_job(
     advance: Callable[[int], None] = lambda rows: None,
     skip: Callable[[int], None] = lambda rows: None,
     execute: "PartExecutor | None" = None,
+    flag: Callable[[int], Flags] | None = None,
 ) -> Summary:
     """Make the parts that are missing.
 
     `advance` is called with the number of rows that are done, `skip` with those of an earlier run.
-    `execute` makes the parts elsewhere; without it, this process makes them.
+    `execute` makes the parts elsewhere; without it, this process makes them. `flag` flags rows of
+    all parts, whose number it gets.
 
     Raises:
         DataRefused: a row is bad and `on_error` is `fail`, or more are bad than `limit` allows.
@@ -163,10 +178,12 @@ def run_job(
         for part in made:
             counts += part
     job.check(counts, counts.rows + counts.bad)
+    flags = flag(parts) if flag else None
     seconds = time.perf_counter() - started
     new = counts.rows + counts.bad - before.rows - before.bad
-    summary = Summary(counts.rows, counts.bad, parts, round(seconds, 3), round(new / seconds, 1))
-    output.finish(parts, {**asdict(summary), **asdict(scorer.provenance)})
+    seconds, rate = round(seconds, 3), round(new / seconds, 1)
+    summary = Summary(counts.rows, counts.bad, parts, seconds, rate, flags)
+    output.finish(parts, {**summary.to_json(), **asdict(scorer.provenance)})
     return summary
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ class Output:
 
     def counts(self, index: int) -> Counts | None:
         """Return the counts of a finished part of this job; None if it must be made."""
+        footer = self._read_footer(index)
+        return None if footer is None else Counts(footer.num_rows, int(footer.metadata[_BAD]))
+
+    def says(self, index: int, content: Mapping[str, str]) -> bool:
+        """Whether the footer of a finished part of this job has all of `content`."""
+        footer = self._read_footer(index)
+        found = {} if footer is None else footer.metadata
+        return all(found.get(key.encode()) == value.encode() for key, value in content.items())
+
+    def _read_footer(self, index: int) -> parquet.FileMetaData | None:
         place = self.part(index)
         if not place.exists():
             return None
@@ -73,10 +83,30 @@ class Output:
                 footer = parquet.read_metadata(stream)
         except (OSError, pa.ArrowInvalid):
             return None  # damaged, so it is made again
-        metadata = footer.metadata or {}
-        if metadata.get(_KEY) != self.key.encode():
-            return None
-        return Counts(footer.num_rows, int(metadata[_BAD]))
+        return footer if (footer.metadata or {}).get(_KEY) == self.key.encode() else None
+
+    def read_groups(self, index: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the row groups of a part, each of bounded size."""
+        with self.part(index).open() as stream, parquet.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=list(columns))
+
+    def rewrite(
+        self,
+        index: int,
+        schema: pa.Schema,
+        groups: Iterable[pa.Table],
+        content: Mapping[str, str],
+    ) -> None:
+        """Replace a finished part by `groups` of its rows, with `content` in its footer."""
+        counts = self.counts(index)
+        if counts is None:
+            raise VaeError(f"{self.part(index)} was changed meanwhile: run the command again")
+        with staged_stream(self.part(index)) as stream, _open_writer(stream, schema) as writer:
+            for group in groups:
+                writer.write_table(group)
+            writer.add_key_value_metadata({_KEY: self.key.encode(), _BAD: str(counts.bad)})
+            writer.add_key_value_metadata(dict(content))
 
     @contextlib.contextmanager
     def writing(self, index: int, schema: pa.Schema) -> Iterator["PartWriter"]:
@@ -112,9 +142,7 @@ class PartWriter:
     """Writes results in row groups of bounded size; holds the bad rows of the part."""
 
     def __init__(self, stream: pa.NativeFile, schema: pa.Schema) -> None:
-        texts = [item.name for item in schema if pa.types.is_dictionary(item.type)]
-        constants = [name for name in ("seed", "num_samples") if name in schema.names]
-        self._writer = parquet.ParquetWriter(stream, schema, use_dictionary=texts + constants)
+        self._writer = _open_writer(stream, schema)
         self._schema = schema
         self._group: list[pa.RecordBatch] = []
         self._bytes = 0
@@ -146,6 +174,12 @@ class PartWriter:
         if self._group:
             self._writer.write_table(pa.Table.from_batches(self._group, self._schema))
         self._group, self._bytes = [], 0
+
+
+def _open_writer(stream: pa.NativeFile, schema: pa.Schema) -> parquet.ParquetWriter:
+    texts = [item.name for item in schema if pa.types.is_dictionary(item.type)]
+    repeated = [name for name in ("seed", "num_samples", "p_value") if name in schema.names]
+    return parquet.ParquetWriter(stream, schema, use_dictionary=texts + repeated)
 
 
 @contextlib.contextmanager
@@ -216,7 +250,7 @@ def _read_job(place: Location) -> dict[str, Any] | None:
 
 def _difference(place: Location, job: Mapping[str, Any]) -> str:
     found = _read_job(place) or {}
-    names = [name for name in job if found.get(name) != job[name]]
+    names = [name for name in {**job, **found} if found.get(name) != job.get(name)]
     return (
         f"{place} is the output of another job, which differs in {', '.join(names)}: "
         "name another folder, or replace it by --overwrite"

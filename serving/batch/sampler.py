@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from serving.batch import job
-from serving.batch.scorer import PROVENANCE_FIELDS, Provenance, arrow_type, to_arrow
+from serving.batch.result_columns import arrow_type, to_arrow
+from serving.batch.scorer import PROVENANCE_FIELDS, Provenance
 from serving.engine import Engine
 from serving.io.array_files import free_name
 from serving.io.column_choice import RowLayout

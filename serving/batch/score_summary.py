@@ -6,9 +6,10 @@ summary. The few rows that are shown are read again.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,27 @@ from pyarrow import fs, parquet
 
 from serving.batch.held_out_comparison import good_rows
 from serving.batch.output import QUARANTINE, Output
+from serving.batch.result_columns import P_VALUE
 from serving.batch.scorer import Scorer
 from serving.batch.streaming_histogram import StreamingHistogram
 from serving.io.rows import Rows
+from serving.operations import By
+from serving.p_values import choose_score
 
 Array = NDArray[Any]
 
 QUANTITIES = ("elbo", "log_likelihood", "kl")
 SHOWN = 12
 """Rows that are shown from each end."""
+MOST_FLAGGED = 100
+"""Flagged rows that are shown."""
 _CLOSE = 1e-3
 """Relative difference up to which two scores are of the same row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extreme:
-    """A row with a very low or very high ELBO, and where it lies in the output."""
+    """A row with a very low or very high score, and where it lies in the output."""
 
     part: int
     position: int
@@ -41,6 +47,11 @@ class Extreme:
     elbo: float
     log_likelihood: float
     kl: float
+    more: Mapping[str, float] = field(default_factory=dict)
+    """The score that rows are compared by, if it is another one, and the p-value if there is one.
+    """
+    rank: float = math.nan
+    """The score that rows are compared by; the lowest rows are the most unusual ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +65,27 @@ class ScoreSummary:
     """Bad rows by reason."""
 
 
-def summarize_scores(output: Output, parts: int, ids: Sequence[str]) -> ScoreSummary:
-    """Read the scores of all parts, one part after the other."""
-    histograms = {name: StreamingHistogram() for name in QUANTITIES}
+def summarize_scores(
+    output: Output, parts: int, scorer: Scorer, by: By, flagged: int = 0
+) -> ScoreSummary:
+    """Read the scores of all parts, one part after the other; `flagged` rows are the lowest ones.
+
+    p-values grow with the score that rows are compared by.
+    """
+    source = "kl" if by == "latent" else by
+    names = tuple(dict.fromkeys((*QUANTITIES, source)))
+    more = [*names[len(QUANTITIES) :], *([P_VALUE] if P_VALUE in scorer.schema.names else [])]
+    histograms = {name: StreamingHistogram() for name in names}
     lowest: list[Extreme] = []
     highest: list[Extreme] = []
     for part in range(parts):
-        table = _read(output, part, (*ids, *QUANTITIES))
+        table = _read(output, part, (*scorer.ids, *QUANTITIES, *more))
         for name, histogram in histograms.items():
             histogram.add(table[name].to_numpy())
-        elbo = table["elbo"].to_numpy()
-        lowest = _ends(lowest, table, part, elbo, sign=1)
-        highest = _ends(highest, table, part, elbo, sign=-1)
+        rank = choose_score(by, {source: table[source].to_numpy()})
+        rows = _Rows(table, part, rank, more)
+        lowest = rows.ends(lowest, min(flagged, MOST_FLAGGED) or SHOWN, sign=1)
+        highest = rows.ends(highest, SHOWN, sign=-1)
     return ScoreSummary(
         histograms=histograms,
         lowest=lowest,
@@ -102,17 +122,27 @@ def _read(output: Output, part: int, columns: Sequence[str]) -> pa.Table:
         return parquet.read_table(stream, columns=list(columns))
 
 
-def _ends(
-    before: Sequence[Extreme], table: pa.Table, part: int, elbo: Array, *, sign: int
-) -> list[Extreme]:
-    """Return the rows with the lowest `sign * elbo` so far; of equal rows the first ones."""
-    positions = np.argsort(sign * elbo, kind="stable")[:SHOWN]
-    chosen = table.take(positions).to_pylist()
-    found = [
-        Extreme(part, int(position), values, *(float(values.pop(name)) for name in QUANTITIES))
-        for position, values in zip(positions, chosen, strict=True)
-    ]
-    return sorted([*before, *found], key=lambda row: sign * row.elbo)[:SHOWN]
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a part, and the score that they are compared by."""
+
+    table: pa.Table
+    part: int
+    rank: Array
+    more: Sequence[str]
+
+    def ends(self, before: Sequence[Extreme], most: int, *, sign: int) -> list[Extreme]:
+        """Return the rows with the lowest `sign * rank` so far; of equal rows the first ones."""
+        positions = np.argsort(sign * self.rank, kind="stable")[:most]
+        chosen = zip(positions.tolist(), self.table.take(positions).to_pylist(), strict=True)
+        found = [self._show(place, values) for place, values in chosen]
+        return sorted([*before, *found], key=lambda row: sign * row.rank)[:most]
+
+    def _show(self, place: int, values: dict[str, Any]) -> Extreme:
+        elbo, log_likelihood, kl = (float(values.pop(name)) for name in QUANTITIES)
+        more = {name: float(values.pop(name)) for name in self.more}
+        rank = float(self.rank[place])
+        return Extreme(self.part, place, values, elbo, log_likelihood, kl, more, rank)
 
 
 def _fetch(scorer: Scorer, rows: Rows, part: range, positions: Sequence[int]) -> Iterator[Array]:

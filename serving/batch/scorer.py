@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serving.batch.result_columns import TEXT, ResultColumns, ScoreChoice, name_codes
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.io.column_choice import RowLayout, choose_columns
 from serving.io.columns import RESULT, explain_code, read_x
 from serving.io.rows import Rows
 from serving.noise import check_seed, draw_eps
-from serving.operations import Tensor
 from serving.source import Source
 from serving.table_cells import TableEncoder, UnknownCells
 
@@ -32,11 +32,10 @@ RUN_ROWS = 256
 """Rows times noise draws in one run of a graph, so that it stays in the cache of one core."""
 MAX_SAMPLES = 4096
 _BATCH_ROWS = 4096
+_PLAIN = ScoreChoice()
 
-
-_TEXT = pa.dictionary(pa.int32(), pa.string())
 PROVENANCE_FIELDS = (
-    *(pa.field(name, _TEXT) for name in ("model", "version", "digest")),
+    *(pa.field(name, TEXT) for name in ("model", "version", "digest")),
     *(pa.field(name, pa.int64()) for name in ("seed", "num_samples")),
 )
 
@@ -119,9 +118,11 @@ class Scorer:
         schema: schema of the input.
         x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
         ids: columns that are passed through.
+        choice: what is wanted of scores.
 
     Raises:
-        UsageRefused: an unknown operation or column, or a bad number of draws.
+        UsageRefused: an unknown operation or column, a bad number of draws, or a choice that the
+            model does not have.
         DataRefused: the columns cannot hold `x`.
     """
 
@@ -134,6 +135,7 @@ class Scorer:
         *,
         x: Sequence[str] = (),
         ids: Sequence[str] = (),
+        choice: ScoreChoice = _PLAIN,
     ) -> None:
         if operation not in get_args(ScorerOperation):
             allowed = ", ".join(get_args(ScorerOperation))
@@ -149,9 +151,10 @@ class Scorer:
         self.layout = layout_of(engine)
         self.x = choose_columns(schema, x, ids, self.layout)
         self.ids = tuple(ids)
+        self.results = ResultColumns(engine.bundle, operation, provenance.num_samples, choice)
         fields = [schema.field(name) for name in self.ids]
-        self.bad_schema = pa.schema([*fields, pa.field("reason", _TEXT)])
-        self.schema = pa.schema([*fields, *self._result_fields(), *PROVENANCE_FIELDS])
+        self.bad_schema = pa.schema([*fields, pa.field("reason", TEXT)])
+        self.schema = pa.schema([*fields, *self.results.fields, *PROVENANCE_FIELDS])
         if len(set(self.schema.names)) != len(self.schema.names):
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
@@ -175,8 +178,10 @@ class Scorer:
         if not finite.all():
             codes[np.flatnonzero(codes == 0)[~finite]] = RESULT
             outputs = {name: value[finite] for name, value in outputs.items()}
+            x = x[finite]
         ids = self._read_ids(batch)
-        return self._results(ids, codes, outputs), self._bad_rows(ids, codes)
+        values = self.results.make(x, outputs)
+        return self._results(ids, codes, values), self._bad_rows(ids, codes)
 
     def _compute(self, x: Array) -> dict[str, Array]:
         operation = self.engine.operations[self.operation]
@@ -209,14 +214,11 @@ class Scorer:
                 ) from err
         return arrays
 
-    def _results(
-        self, ids: list[pa.Array], codes: Array, outputs: dict[str, Array]
-    ) -> pa.RecordBatch:
+    def _results(self, ids: list[pa.Array], codes: Array, values: list[pa.Array]) -> pa.RecordBatch:
         if codes.any():
             good = pa.array(codes == 0)
             ids = [array.filter(good) for array in ids]
         rows = int(np.count_nonzero(codes == 0))
-        values = [to_arrow(outputs[item.name], item.type) for item in self._result_fields()]
         made_by = self.provenance.columns(rows)
         return pa.record_batch([*ids, *values, *made_by], schema=self.schema)
 
@@ -231,30 +233,11 @@ class Scorer:
             [*(array.filter(bad) for array in ids), reasons], schema=self.bad_schema
         )
 
-    def _result_fields(self) -> list[pa.Field]:
-        outputs = self.engine.operations[self.operation].outputs
-        return [pa.field(tensor.name, arrow_type(tensor)) for tensor in outputs]
-
 
 def _constant(text: str, rows: int) -> pa.DictionaryArray:
     """Return a column with the same text in every row, which takes four bytes per row."""
-    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
+    return name_codes(pa.array(np.zeros(rows, np.int32)), [text])
 
 
 def _as_matrix(values: Array) -> Array:
     return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
-def arrow_type(tensor: Tensor) -> pa.DataType:
-    """Return the Arrow type of a row of a tensor: a number, or a list of fixed length."""
-    kind = pa.from_numpy_dtype(np.dtype(tensor.dtype))
-    sizes = [axis for axis in tensor.shape[1:] if isinstance(axis, int)]
-    return pa.list_(kind, math.prod(sizes)) if sizes else kind
-
-
-def to_arrow(values: Array, kind: pa.DataType) -> pa.Array:
-    """Return values (rows, …) as a column of `arrow_type`, without a copy if contiguous."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    if not pa.types.is_fixed_size_list(kind):
-        return flat
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind)

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from serving.batch.job import BATCH_BYTES
+from serving.batch.result_columns import ScoreChoice
 from serving.batch.scorer import Scorer, layout_of, provenance_of
 from serving.batch.spark_job import Recipe, recipe_of, ship
 from serving.engine import Engine
 from serving.errors import UsageRefused
 from serving.io.column_choice import choose_columns
+from serving.p_values import default_samples
 from serving.source import open_source
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_PLAIN = ScoreChoice()
 _BATCH_SETTINGS = (
     "spark.sql.execution.arrow.maxRecordsPerBatch",
     "spark.sql.parquet.columnarReaderBatchSize",
@@ -34,8 +37,9 @@ def score_frame(
     operation: str = "score",
     x: Sequence[str] = (),
     ids: Sequence[str] = (),
-    num_samples: int = 1,
+    num_samples: int | None = None,
     seed: int = 0,
+    choice: ScoreChoice = _PLAIN,
 ) -> "DataFrame":
     """Score the rows of a DataFrame; return ids, results, what made them, and `reason`.
 
@@ -50,8 +54,9 @@ def score_frame(
         x: columns that hold `x`; if empty, those of the model, `x`, `image` or all numbers.
         ids: columns that are passed through; if empty, all but those of `x` and intervals of
             the calendar, which Arrow does not have.
-        num_samples: noise draws per row.
+        num_samples: noise draws per row; if None, as many as the held-out rows have.
         seed: seed of the noise.
+        choice: what is wanted of scores, such as the columns that explain them.
     """
     from pyspark.sql import functions
     from pyspark.sql.pandas.types import from_arrow_schema
@@ -61,12 +66,13 @@ def score_frame(
     schema = _arrow_schema(frame, (*x, *ids))
     columns = choose_columns(schema, x, ids, layout_of(engine))
     ids = ids or [name for name in schema.names if name not in columns]
-    made_by = provenance_of(source, seed, num_samples)
-    scorer = Scorer(engine, made_by, operation, schema, x=columns, ids=ids)
+    draws = num_samples or default_samples(source.bundle, operation)
+    made_by = provenance_of(source, seed, draws)
+    scorer = Scorer(engine, made_by, operation, schema, x=columns, ids=ids, choice=choice)
     context = frame.sparkSession.sparkContext
     ship(context, source.bundle)
     _bound_batches(frame.sparkSession, scorer.layout.row_bytes)
-    outputs = [tensor.name for tensor in engine.operations[operation].outputs]
+    outputs = [item.name for item in scorer.results.fields]
     found = pa.schema([_plain(scorer.schema.field(name)) for name in (*ids, *outputs)])
     found = found.append(pa.field("reason", pa.string()))
     needed = tuple(dict.fromkeys((*columns, *ids)))
@@ -78,7 +84,7 @@ def score_frame(
         "version": functions.lit(made_by.version),
         "digest": functions.lit(made_by.digest),
         "seed": functions.lit(seed).cast("long"),
-        "num_samples": functions.lit(num_samples).cast("long"),
+        "num_samples": functions.lit(draws).cast("long"),
     }
     constants = [value.alias(name) for name, value in made.items()]
     return results.select(*map(_quoted, [*ids, *outputs]), *constants, "reason")

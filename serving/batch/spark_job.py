@@ -32,6 +32,7 @@ import serving
 from serving import errors
 from serving.batch.job import Job, Limit, OnError
 from serving.batch.output import Counts, Output
+from serving.batch.result_columns import ScoreChoice
 from serving.batch.scorer import Provenance, Scorer
 from serving.bundle import MANIFEST, Bundle, open_bundle
 from serving.engine import Engine
@@ -74,19 +75,31 @@ class Recipe:
     schema: pa.Schema
     x: tuple[str, ...]
     ids: tuple[str, ...]
+    choice: ScoreChoice
 
     def make(self) -> Scorer:
         """Build the scorer, in a process of an executor."""
         engine = open_engine(self.digest, self.device)
-        return Scorer(engine, self.provenance, self.operation, self.schema, x=self.x, ids=self.ids)
+        made_by, operation, schema = self.provenance, self.operation, self.schema
+        return Scorer(
+            engine, made_by, operation, schema, x=self.x, ids=self.ids, choice=self.choice
+        )
 
 
 def recipe_of(scorer: Scorer, schema: pa.Schema) -> Recipe:
     """Return what is needed to build `scorer` again, for input of `schema`."""
     engine = scorer.engine
     digest = engine.bundle.manifest.digest
-    operation, made_by = scorer.operation, scorer.provenance
-    return Recipe(digest, engine.device, made_by, operation, schema, scorer.x, scorer.ids)
+    return Recipe(
+        digest,
+        engine.device,
+        scorer.provenance,
+        scorer.operation,
+        schema,
+        scorer.x,
+        scorer.ids,
+        scorer.results.choice,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Slow imports are inside the commands.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,4 +178,4 @@ def fill_folder(
     with progress(rows.total, "rows") as bar, executor as execute:
         settings |= {"advance": bar.advance, "skip": bar.skip, "execute": execute}
         done = run_job(mapper, rows, folder, **settings)
-    return asdict(done)
+    return done.to_json()

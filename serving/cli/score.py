@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -32,12 +32,14 @@ from serving.cli.paths import Origin, Target, target
 from serving.console import finish, say, warn
 from serving.cpu import available_cores
 from serving.errors import UsageRefused
+from serving.operations import By
 
 if TYPE_CHECKING:
     from serving.batch.job import PartExecutor
     from serving.batch.output import Output
     from serving.batch.scorer import Scorer
     from serving.io.rows import Rows
+    from serving.p_values import Flags, PValues
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -57,13 +59,36 @@ if TYPE_CHECKING:
 @click.option("--id", "ids", multiple=True, help="Column to pass through; may be repeated")
 @click.option("--where", default="", help="Rows to take, like \"label != 9 and split == 'test'\"")
 @group("Noise")
-@option(
+@click.option(
     "--num-samples",
     type=click.IntRange(1, 4096),
-    default=1,
+    show_default="as the held-out rows: 16 for tables of mixed columns, else 1",
     help="Noise draws per row; more make iw_elbo tighter",
 )
 @seed_option
+@group("How sure, and why")
+@click.option(
+    "--by",
+    type=click.Choice(get_args(By)),
+    show_default="consistency for tables of mixed columns, else elbo",
+    help="Score that p-values and the report compare rows by; latent is minus the KL, column_max "
+    "the lowest column_lift",
+)
+@click.option(
+    "--fdr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Flag unusual rows: at most this share of the flagged ones is usual, on average",
+)
+@click.option(
+    "--explain",
+    type=click.IntRange(min=1),
+    help="Name so many columns per row, of those that fit the rest of the row least",
+)
+@click.option(
+    "--per-column",
+    is_flag=True,
+    help="Write column_log_likelihood and column_lift as lists, with a value for each column",
+)
 @group("Bad rows and output")
 @option(
     "--on-error",
@@ -115,10 +140,11 @@ def score(**settings: Any) -> None:
 
     Scores are bounds on log p(x) in nats, larger is better. INPUT is a file, a folder or a pattern
     of Parquet, Arrow, .npy, .npz, IDX, .csv or images, here or at a URI (s3://…). OUTPUT becomes a
-    folder of Parquet files with a line for each row: ids, results, and what made them. The same
-    command again resumes where an earlier one was interrupted.
+    folder of Parquet files with a line for each row: ids, results, and what made them. p_value is
+    the share of the version's held-out rows that are at least as unusual. The same command again
+    resumes where an earlier one was interrupted.
 
-    Example: vae score images.parquet scores/ --model models:/vae@champion
+    Example: vae score new.parquet scores/ --model models:/vae@champion --fdr 0.05
     """
     require_pyarrow("vae score")
     if settings["master"] and settings["engine"] != "spark":
@@ -129,7 +155,9 @@ def score(**settings: Any) -> None:
 def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
     from serving.batch.job import describe_job, parse_limit
     from serving.batch.output import open_output
+    from serving.batch.result_columns import ScoreChoice
     from serving.batch.scorer import Scorer, provenance_of
+    from serving.p_values import default_samples
 
     limit = parse_limit(settings["max_bad"])
     source, engine = open_engine(settings["reference"], settings["device"])
@@ -141,12 +169,26 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
         settings["delimiter"],
         source,
     )
-    made_by = provenance_of(source, settings["seed"], settings["num_samples"])
-    scorer = Scorer(
-        engine, made_by, settings["operation"], rows.schema, x=settings["x"], ids=rows.ids
+    operation, fdr = settings["operation"], settings["fdr"]
+    draws = settings["num_samples"] or default_samples(source.bundle, operation)
+    choice = ScoreChoice(
+        by=settings["by"] or "",
+        explain=settings["explain"] or 0,
+        per_column=settings["per_column"],
     )
+    scorer = Scorer(
+        engine,
+        provenance_of(source, settings["seed"], draws),
+        operation,
+        rows.schema,
+        x=settings["x"],
+        ids=rows.ids,
+        choice=choice,
+    )
+    _check_p_values(scorer, settings)
+    p_values = scorer.results.p_values
     output = settings["output"]
-    job = describe_job(scorer, rows)
+    job = describe_job(scorer, rows, fdr)
     with open_output(output, job, overwrite=settings["overwrite"]) as folder:
         summary = fill_folder(
             output,
@@ -158,14 +200,41 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
             batch_rows=settings["batch_size"],
             on_error=settings["on_error"],
             limit=limit,
+            flag=partial(_flag, folder, scorer, p_values, fdr) if fdr and p_values else None,
         )
         for text in scorer.unknown.describe():
             warn(text)
         if not summary["rows"] + summary["bad"]:
             say(f"--where {settings['where']!r} matches no row: {output} has none")
         reported = report.write(folder, summary, scorer, rows)
-    written = {name: summary[name] for name in ("rows", "rows_per_s", "bad")}
+    names = ["rows", "rows_per_s", "bad", *(["flagged", "threshold"] if fdr else [])]
+    written = {name: summary[name] for name in names}
     return {"out": output, **written, **version_of(source), **reported}
+
+
+def _check_p_values(scorer: "Scorer", settings: Mapping[str, Any]) -> None:
+    """Say once why rows get no p-values; of early versions, which have none, only if asked."""
+    from serving.bundle import HELD_OUT
+
+    results = scorer.results
+    if results.p_values is not None:
+        return
+    if settings["fdr"]:
+        reason = results.without_p_values or "p-values are of scores"
+        raise UsageRefused(f"--fdr needs p-values: {reason}")
+    if results.by and (settings["by"] or HELD_OUT in scorer.engine.bundle.manifest.files):
+        say(f"no p-values: {results.without_p_values}")
+
+
+def _flag(
+    folder: "Output", scorer: "Scorer", p_values: "PValues", fdr: float, parts: int
+) -> "Flags":
+    from serving.batch.flags import flag_rows
+
+    flags = flag_rows(folder, parts, scorer.schema, p_values.rows, fdr)
+    if (why := flags.describe(p_values.rows, fdr)) is not None:
+        warn(why)
+    return flags
 
 
 @contextlib.contextmanager

@@ -163,13 +163,13 @@ def show_seconds(records: Sequence[Record]) -> Iterator[str]:
 
 def head(first: str, names: Sequence[str]) -> str:
     """Return a line of names."""
-    return f"{first:<20}" + "".join(f"{name:>15}" for name in names)
+    return f"{first:<20}" + "".join(f"{name:>17}" for name in names)
 
 
 def line(first: str, numbers: Sequence[float | None], digits: int = 3, unit: str = "") -> str:
     """Return a line of numbers; what is missing is a dash."""
     shown = ["-" if number is None else f"{number:.{digits}f}{unit}" for number in numbers]
-    return f"{first:<20}" + "".join(f"{text:>15}" for text in shown)
+    return f"{first:<20}" + "".join(f"{text:>17}" for text in shown)
 
 
 def wrap(words: Sequence[str], width: int = 100) -> Iterator[str]:

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from pipeline.model.cell_reference import CellReference
-from serving.schema import Column, Schema
+from serving.schema import Column
 
 WORDS = Column(name="a", kind="category", words=("x", "y", "z"))
 REAL, COUNT = Column(name="b", kind="real"), Column(name="c", kind="count")
 
 
 def fitted(column: Column, values: np.ndarray) -> CellReference:
-    reference = CellReference(Schema(columns=(column,)))
+    reference = CellReference([column])
     reference.fit(values[:, None], np.ones((len(values), 1), bool))
     return reference
 
@@ -50,11 +50,11 @@ def test_numbers_integrate_to_one_and_follow_the_rows() -> None:
 
 
 def test_columns_have_places_of_their_own() -> None:
-    rows = np.stack([np.arange(60) % 3, np.linspace(0, 1, 60), np.arange(60) % 5], -1)
-    schema = Schema(columns=(WORDS, REAL, COUNT))
-    together = CellReference(schema)
+    rows = np.stack([np.linspace(0, 1, 60), np.arange(60) % 5, np.arange(60) % 3], -1)
+    columns = (REAL, COUNT, WORDS)
+    together = CellReference(columns)
     together.fit(rows, np.ones(rows.shape, bool))
-    alone = [fitted(column, rows[:, i]) for i, column in enumerate(schema.columns)]
+    alone = [fitted(column, rows[:, i]) for i, column in enumerate(columns)]
     found = together(torch.from_numpy(rows).float())
     for index, reference in enumerate(alone):
         expected = reference(torch.from_numpy(rows[:, index : index + 1]).float())
@@ -63,7 +63,7 @@ def test_columns_have_places_of_their_own() -> None:
 
 def test_gaps_are_not_counted() -> None:
     values, seen = np.array([[0.0], [0], [1], [2]]), np.array([[True], [True], [True], [False]])
-    reference = CellReference(Schema(columns=(WORDS,)))
+    reference = CellReference([WORDS])
     reference.fit(values, seen)
     expected = density(fitted(WORDS, np.array([0.0, 0, 1])), np.arange(4))
     np.testing.assert_allclose(density(reference, np.arange(4)), expected)

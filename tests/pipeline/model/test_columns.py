@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from pipeline.model.columns import Counts, Positives, Reals, Words, log_gamma
+from pipeline.model.columns import Counts, Words, log_gamma
+from pipeline.model.number_columns import Positives, Reals
 from serving.schema import Column
 
 REAL = Column(name="a", kind="real")

@@ -244,11 +244,17 @@ def swap_words(graph: GraphProto) -> None:
 
 
 def shift_columns(graph: GraphProto) -> None:
-    replace_input(graph, "likelihood.reals_places", lambda places: np.roll(places, 1))
+    def change(places: Any) -> Any:
+        return np.concatenate([np.roll(places[:2], 1), places[2:]])
+
+    replace_input(graph, "likelihood.places", change)
 
 
 def cross_columns(graph: GraphProto) -> None:
-    replace_input(graph, "likelihood.words_places", lambda places: places[::-1])
+    def change(places: Any) -> Any:
+        return np.concatenate([places[:-2], places[-2:][::-1]])
+
+    replace_input(graph, "likelihood.places", change)
 
 
 def drop_reference(graph: GraphProto) -> None:

@@ -1,0 +1,54 @@
+"""Score the held-out rows of a version, for the p-values of new rows.
+
+In: the model in the precision of its graphs, and its held-out rows. Out: every score of a row, as
+`vae score` computes it with the seed and the number of draws of held-out rows.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pipeline.model.operations import FUNCTIONS, Array
+from pipeline.model.vae import VAE
+from serving.drift import SCORE_SEED, held_out_samples
+from serving.noise import draw_eps
+from serving.operations import Operation
+from serving.p_values import HeldOutScores, smallest_lift
+
+MOST_ROWS = 10_000
+_DECODED_ROWS = 1024
+"""Rows times draws at a time, which fit a processor's cache."""
+
+
+def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
+    """Score the rows, or `MOST_ROWS` of them by a fixed random choice.
+
+    Rows with a score that is not finite are left out, as `vae score` sets them aside.
+    """
+    if len(x) > MOST_ROWS:
+        x = x[np.sort(np.random.default_rng(0).choice(len(x), MOST_ROWS, replace=False))]
+    num_samples = held_out_samples(mixed=model.mixed is not None)
+    step = max(1, _DECODED_ROWS // num_samples)
+    parts = [
+        _score(model, score, x[start : start + step], num_samples)
+        for start in range(0, len(x), step)
+    ]
+    scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    finite = np.isfinite([*scores.values()]).all(0)
+    return HeldOutScores(
+        num_samples, SCORE_SEED, {name: values[finite] for name, values in scores.items()}
+    )
+
+
+@torch.no_grad()
+def _score(model: VAE, score: Operation, x: Array, num_samples: int) -> Mapping[str, Array]:
+    eps = draw_eps(x, SCORE_SEED, num_samples, model.latent_dim)
+    outputs = FUNCTIONS[score.label](model, torch.from_numpy(x), torch.from_numpy(eps))
+    found: dict[str, Array] = {}
+    for tensor, values in zip(score.outputs, outputs, strict=True):
+        if tensor.shape == ("batch",):
+            found[tensor.name] = values.numpy()
+        elif tensor.name == "column_lift":
+            found["column_max"] = smallest_lift(values.numpy())
+    return found
