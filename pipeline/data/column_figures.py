@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from serving.cell_values import number_text
 from serving.io.arrow_cells import to_values
@@ -224,8 +223,10 @@ def _measure_numbers(
         for place, name in enumerate(block):
             values[:, place] = read_numbers(columns[name])
         figures = _measure_block(values, step)
-        for place, name in enumerate(block):
-            yield name, _figures_of(fields[name], columns[name], rows, figures, place)
+        lines = zip(*(each.tolist() for each in figures.values()), strict=True)
+        for name, line in zip(block, lines, strict=True):
+            own = dict(zip(figures, line, strict=True))
+            yield name, _figures_of(fields[name], columns[name], rows, own)
 
 
 def read_numbers(column: pa.ChunkedArray) -> Array:
@@ -292,9 +293,8 @@ def _moments(values: Array, known: Array) -> tuple[Array, Array, Array]:
 
 
 def _figures_of(
-    item: pa.Field, column: pa.ChunkedArray, rows: int, block: Mapping[str, Array], place: int
+    item: pa.Field, column: pa.ChunkedArray, rows: int, own: dict[str, Any]
 ) -> NumberFigures:
-    own = {name: values[place].item() for name, values in block.items()}
     plain = unwrap_type(item.type)
     whole = own.pop("whole") or is_whole(item)
     kind: CellType = "bool" if pa.types.is_boolean(plain) else "int" if whole else "float"
@@ -305,8 +305,3 @@ def _figures_of(
 
     narrow = pa.types.is_float32(plain) or pa.types.is_float16(plain)
     return NumberFigures(rows=rows, type=kind, narrow=narrow, read=read, **own)
-
-
-def count_distinct(column: pa.ChunkedArray) -> int:
-    """Return the number of distinct values of a column, without gaps."""
-    return int(compute.count_distinct(unwrap_array(_combine(column)), mode="only_valid").as_py())
