@@ -65,6 +65,11 @@ def number_text(value: Any) -> str:
     return str(np.float32(value)) if narrow else repr(number)
 
 
+def instant_text(value: Any) -> str:
+    """Return the one text of a date or a time: `2026-12-31`, `2026-12-31T23:59:00.000000`."""
+    return str(value.astype(_MICROSECONDS)).removesuffix("T00:00:00.000000")
+
+
 def parse_number(text: str) -> float:
     """Return the number that a text is, or that `true` and `false` stand for.
 

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cell_values import (
+from .cell_values import (
     US_PER_DAY,
     factorize,
     find_gaps,
+    instant_text,
     number_text,
     parse_instants,
     parse_number,
     parse_numbers,
     to_instants,
 )
-from serving.schema import Column
+from .schema import Column
 
 Array = NDArray[Any]
 
@@ -161,8 +162,7 @@ class CellEncoder:
             x = np.column_stack([_encode_part(column, instants) for column in self.columns])
             return Cells(x, np.zeros(len(x), np.uint8), np.zeros(len(x), bool))
         if self._is_text:
-            texts = [str(value).removesuffix("T00:00:00.000000") for value in instants]
-            return self._look_up(texts)
+            return self._look_up([instant_text(value) for value in instants])
         return self._refuse(len(instants))
 
     def _refuse(self, rows: int) -> Cells:

@@ -3,17 +3,21 @@
 `Client` blocks, `AsyncClient` is awaited; both keep their connections open. An answer that is an
 error raises the exception class of its status, with the server's message: `UsageRefused` for 400,
 `NotFound`, `Overloaded`, `NotReady`, `DeadlineExceeded` and so on.
+
+Rows are one array `x`, or for a model of a mixed table its columns: a DataFrame of pandas, a Table
+of pyarrow, or a dict of sequences. Rows that are columns are reconstructed as a dict of columns.
 """
 
 import os
 from collections.abc import Mapping
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 import numpy as np
 
 from serving import errors
 from serving.errors import DataRefused, UsageRefused, VaeError
+from serving.frames import FrameRefused, is_frame, read_frame
 from serving.protocol.http_body import BINARY, HEADER_LENGTH, decode_response, encode_request
 from serving.protocol.messages import DATATYPES, Array, InferRequest, InferResponse, Parameter
 
@@ -27,6 +31,8 @@ _ERRORS: Mapping[int, type[VaeError]] = {
     503: errors.NotReady,
     504: errors.DeadlineExceeded,
 }
+Rows = Any
+"""One array `x`, or a data frame."""
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
@@ -47,15 +53,20 @@ class _Calls(Generic[Http]):
         self._suffix = f"/versions/{version}" if version else ""
 
     def _request(
-        self, operation: str, inputs: Mapping[str, Array], parameters: Mapping[str, Parameter]
+        self, operation: str, inputs: Mapping[str, Rows], parameters: Mapping[str, Parameter]
     ) -> httpx.Request:
+        columns: Mapping[str, Array] = {}
+        if is_frame(rows := inputs.get("x")):
+            columns = _read_columns(rows)
+            inputs = {name: array for name, array in inputs.items() if name != "x"}
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         for name, array in arrays.items():
             if array.dtype == np.float64:
                 arrays[name] = array.astype(np.float32)
             elif array.dtype not in DATATYPES:
                 raise DataRefused(f"{name} must be uint8 or float32, got {array.dtype}")
-        body, length = encode_request(InferRequest(operation, arrays, parameters=parameters))
+        request = InferRequest(operation, arrays, parameters=parameters, columns=columns)
+        body, length = encode_request(request)
         return self._http.build_request(
             "POST",
             f"/v2/models/{operation}{self._suffix}/infer",
@@ -63,14 +74,35 @@ class _Calls(Generic[Http]):
             headers={"content-type": BINARY, HEADER_LENGTH: str(length)},
         )
 
+    def _columns(self, answer: httpx.Response) -> tuple[str, ...]:
+        _raise_refusal(answer)
+        return tuple(answer.json()["parameters"].get("x_columns", ()))
+
     def _response(self, answer: httpx.Response) -> InferResponse:
-        if answer.status_code != httpx.codes.OK:
-            try:
-                message = str(answer.json()["error"])
-            except (ValueError, KeyError, TypeError):
-                message = answer.text[:200]
-            raise _ERRORS.get(answer.status_code, VaeError)(message)
+        _raise_refusal(answer)
         return decode_response(answer.content, answer.headers.get(HEADER_LENGTH))
+
+
+def _raise_refusal(answer: httpx.Response) -> None:
+    if answer.status_code == httpx.codes.OK:
+        return
+    try:
+        message = str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        message = answer.text[:200]
+    raise _ERRORS.get(answer.status_code, VaeError)(message)
+
+
+def _read_columns(rows: Rows) -> dict[str, Array]:
+    try:
+        return read_frame(rows)
+    except FrameRefused as err:
+        raise DataRefused(str(err)) from err
+
+
+def _reconstructed(x: Rows, response: InferResponse) -> Any:
+    """Return the columns of a table if `x` is one, else an array."""
+    return response.outputs if is_frame(x) else response.outputs["x_loc"]
 
 
 class Client(_Calls[httpx.Client]):
@@ -86,12 +118,12 @@ class Client(_Calls[httpx.Client]):
     _open = httpx.Client
 
     def infer(
-        self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
+        self, operation: str, inputs: Mapping[str, Rows], **parameters: Parameter
     ) -> InferResponse:
         """Run any operation; the answer names the version that computed it."""
         return self._response(self._http.send(self._request(operation, inputs, parameters)))
 
-    def encode(self, x: Array) -> Mapping[str, Array]:
+    def encode(self, x: Rows) -> Mapping[str, Array]:
         """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return self.infer("encode", {"x": x}).outputs
 
@@ -99,18 +131,25 @@ class Client(_Calls[httpx.Client]):
         """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return self.infer("decode", {"z": z}).outputs["x_loc"]
 
-    def reconstruct(self, x: Array) -> Array:
-        """Decode the posterior mean of each row, (batch, *x_shape)."""
-        return self.infer("reconstruct", {"x": x}).outputs["x_loc"]
+    def reconstruct(self, x: Rows) -> Any:
+        """Decode the posterior mean of each row, (batch, *x_shape), or as columns as `x` is."""
+        return _reconstructed(x, self.infer("reconstruct", {"x": x}))
 
     def sample(self, num_samples: int, seed: int = 0) -> Array:
         """Draw from the prior and decode, (num_samples, *x_shape)."""
         response = self.infer("sample", {}, num_samples=num_samples, seed=seed)
         return response.outputs["x_loc"]
 
-    def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Return bounds on log p(x) of each row in nats, each (batch,)."""
+    def score(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
+        """Return bounds on log p(x) of each row in nats, each (batch,).
+
+        For a mixed table also `column_log_likelihood` (batch, columns), named by `x_columns`.
+        """
         return self.infer("score", {"x": x}, num_samples=num_samples, seed=seed).outputs
+
+    def x_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns of `x`, if the model is of a mixed table."""
+        return self._columns(self._http.get(f"/v2/models/score{self._suffix}"))
 
     def ready(self) -> bool:
         """Whether the server takes requests; False too if it does not answer."""
@@ -136,12 +175,12 @@ class AsyncClient(_Calls[httpx.AsyncClient]):
     _open = httpx.AsyncClient
 
     async def infer(
-        self, operation: str, inputs: Mapping[str, Array], **parameters: Parameter
+        self, operation: str, inputs: Mapping[str, Rows], **parameters: Parameter
     ) -> InferResponse:
         """Run any operation; the answer names the version that computed it."""
         return self._response(await self._http.send(self._request(operation, inputs, parameters)))
 
-    async def encode(self, x: Array) -> Mapping[str, Array]:
+    async def encode(self, x: Rows) -> Mapping[str, Array]:
         """Return the posterior of each row: `z_loc` and `z_scale`, (batch, latent_dim)."""
         return (await self.infer("encode", {"x": x})).outputs
 
@@ -149,19 +188,26 @@ class AsyncClient(_Calls[httpx.AsyncClient]):
         """Return the mean of p(x given z) in the data's units, (batch, *x_shape)."""
         return (await self.infer("decode", {"z": z})).outputs["x_loc"]
 
-    async def reconstruct(self, x: Array) -> Array:
-        """Decode the posterior mean of each row, (batch, *x_shape)."""
-        return (await self.infer("reconstruct", {"x": x})).outputs["x_loc"]
+    async def reconstruct(self, x: Rows) -> Any:
+        """Decode the posterior mean of each row, (batch, *x_shape), or as columns as `x` is."""
+        return _reconstructed(x, await self.infer("reconstruct", {"x": x}))
 
     async def sample(self, num_samples: int, seed: int = 0) -> Array:
         """Draw from the prior and decode, (num_samples, *x_shape)."""
         response = await self.infer("sample", {}, num_samples=num_samples, seed=seed)
         return response.outputs["x_loc"]
 
-    async def score(self, x: Array, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
-        """Return bounds on log p(x) of each row in nats, each (batch,)."""
+    async def score(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Mapping[str, Array]:
+        """Return bounds on log p(x) of each row in nats, each (batch,).
+
+        For a mixed table also `column_log_likelihood` (batch, columns), named by `x_columns`.
+        """
         response = await self.infer("score", {"x": x}, num_samples=num_samples, seed=seed)
         return response.outputs
+
+    async def x_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns of `x`, if the model is of a mixed table."""
+        return self._columns(await self._http.get(f"/v2/models/score{self._suffix}"))
 
     async def ready(self) -> bool:
         """Whether the server takes requests; False too if it does not answer."""

@@ -6,12 +6,19 @@ version but not the package. `params` choose the operation:
 inputs: a schema of MLflow refuses float64 for float32 and refuses a table of columns, turns 300
 into the byte 44, and cannot depend on the operation. Here rows of another type are converted if
 that changes no value, and refused otherwise.
+
+A version of a model of a mixed table names its columns, of any type. It has a copy of the modules
+that read data frames (`serving.frames`) among its artifacts, so that their rows are those of every
+other door.
 """
 
 import hashlib
+import importlib
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlflow
@@ -31,6 +38,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     Every call starts at the first noise of its seed: on Spark, where each batch of rows is a call,
     decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a list,
     a dict of one array, or a DataFrame with a column of arrays or with a column for each value.
+    Rows of a mixed table are a DataFrame of its columns, and are reconstructed as columns.
     """
 
     def load_context(self, context: Any) -> None:
@@ -38,6 +46,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._folder = Path(context.artifacts["bundle"])
         self._manifest = _verified_manifest(self._folder)
         self._sessions: dict[str, Any] = {}
+        schema = self._manifest["data"].get("schema")
+        self._table = _Table(Path(context.artifacts["frames"]), schema) if schema else None
 
     # mlflow warns of any other type hint: it would derive the signature, which is logged separately
     def predict(
@@ -57,8 +67,11 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not 1 <= samples <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
+        table = None
         if name == "sample":  # the rows are only counted
             rows = _as_array(model_input)
+        elif table := self._table_of(operation, model_input):
+            rows = table.read(model_input)
         else:
             rows = _as_array(_checked(self._order_columns(model_input)))
             rows = self._cast(rows, operation["inputs"][0])
@@ -70,7 +83,13 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             runs.append(self._session(operation["graph"]).run(None, named))
         names = [output["name"] for output in operation["outputs"]]
         columns = zip(*runs, strict=True)
-        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
+        outputs = {key: np.concatenate(column) for key, column in zip(names, columns, strict=True)}
+        return table.write(outputs["x_loc"]) if table and "x_loc" in names else outputs
+
+    def _table_of(self, operation: Any, rows: Any) -> "_Table | None":
+        """Return the model's table, if rows `x` are a data frame with columns of it."""
+        is_x = operation["inputs"][0]["name"] == "x"
+        return self._table if self._table and is_x and self._table.is_frame(rows) else None
 
     def _feeds(self, name: str, rows: Any, start: int, samples: int, seed: int) -> list[Any]:
         """Return the inputs of an operation, in order, for the rows from `start` on."""
@@ -78,6 +97,8 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             return [self._draw("noise.onnx", seed=seed, start=start, rows=len(rows))]
         if name == "score":
             unsigned = rows + rows.dtype.type(0)  # a zero has no sign
+            if rows.dtype.kind == "f":
+                unsigned[np.isnan(unsigned)] = np.nan  # and all gaps are the same
             hashed = b"".join(hashlib.sha256(row).digest()[:8] for row in unsigned)
             hashes = np.frombuffer(hashed, np.int64)
             return [
@@ -108,7 +129,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ValueError(f"{name} must be from 0 to {largest}, as in the model's training")
         if rows.dtype.kind in "iu" and not np.array_equal(values.ravel(), rows.ravel()):
             raise ValueError(f"{name} must be whole numbers that float32 holds exactly")
-        if not np.isfinite(values).all():
+        if not (np.isfinite(values) | (np.isnan(values) & (self._table is not None))).all():
             raise ValueError(f"{name} must be finite in float32")
         bernoulli = self._manifest["likelihood"].endswith("bernoulli")
         unit = name == "x" and dtype == "float32" and bernoulli
@@ -142,6 +163,42 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 self._folder / graph, options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[graph]
+
+
+class _Table:
+    """The columns of a mixed table, read and written by the version's own copy of the modules.
+
+    They are imported under a name that only these sources have: other versions, and the package if
+    it is installed, keep theirs.
+    """
+
+    def __init__(self, folder: Path, schema: Any) -> None:
+        sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        name = f"_vae_frames_{hashlib.sha256(sources).hexdigest()[:16]}"
+        if name not in sys.modules:
+            package = ModuleType(name)
+            package.__path__ = [str(folder)]
+            sys.modules[name] = package
+        self._frames = importlib.import_module(f"{name}.frames")
+        cells = importlib.import_module(f"{name}.table_cells")
+        self._schema = importlib.import_module(f"{name}.schema").Schema.from_json(schema)
+        self._encoder = cells.TableEncoder(self._schema)
+        self._decode = cells.decode_table
+
+    def is_frame(self, rows: Any) -> bool:
+        """Whether rows are columns, and one of them is of the table."""
+        if not self._frames.is_frame(rows):
+            return False
+        names = {*map(str, rows if isinstance(rows, dict) else rows.columns)}
+        return not names.isdisjoint(self._schema.sources)
+
+    def read(self, rows: Any) -> Any:
+        """Return `x`; refuse what the columns do not take, as a ValueError."""
+        return self._frames.encode_frame(self._encoder, self._frames.read_frame(rows)).x
+
+    def write(self, x: Any) -> Any:
+        """Return the columns of `x`, by name."""
+        return self._decode(self._schema, x)
 
 
 def _verified_manifest(folder: Path) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells, encode_numbers
-from serving.schema import Schema
+from .cells import FAULTS, OTHER, CellEncoder, Cells, decode_cells, encode_numbers
+from .schema import Schema
 
 Array = NDArray[Any]
 
@@ -168,10 +168,11 @@ class UnknownCells:
             f"words not seen in training count as {OTHER}": self._unseen,
             "gaps in columns that had none in training": self._new_gaps,
         }
-        return [f"{what}: {_list_counts(found)}" for what, found in counts.items() if found]
+        return [f"{what}: {list_counts(found)}" for what, found in counts.items() if found]
 
 
-def _list_counts(counts: Counter[str]) -> str:
-    shown = [f"{name} in {number:,} rows" for name, number in counts.most_common(_SHOWN)]
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Name the columns that most rows have, and how many rows."""
+    shown = [f"{name} in {number:,} rows" for name, number in Counter(counts).most_common(_SHOWN)]
     more = f" and {len(counts) - _SHOWN} more columns" if len(counts) > _SHOWN else ""
     return ", ".join(shown) + more

@@ -7,7 +7,7 @@ et al., 2020, HI-VAE, section 2.2). What stands in a gap cannot change any resul
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Counts, Values, Words
+from pipeline.model.columns import ColumnsOfKind, Values
+from pipeline.model.count_columns import Counts
+from pipeline.model.inversion import Drawn
 from pipeline.model.number_columns import Positives, Reals
+from pipeline.model.word_columns import Words
 from serving.errors import DataRefused
 from serving.schema import Kind, Schema
 from serving.value_range import MAX_BYTE
@@ -151,9 +154,35 @@ class Mixed(nn.Module):
         pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
         return self.in_order(torch.cat([module.mean(own) for module, own in pairs], -1))
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Not possible yet."""
-        raise NotImplementedError
+    def mean_gap(self, params: Tensor) -> Tensor:
+        """Return how far each word that `mean` gives is from another; see `Drawn`."""
+        gaps = []
+        for module, own in zip(self.modules_of_kinds(), self.split_params(params), strict=True):
+            if isinstance(module, Words):
+                gaps.append(module.mean_gap(own))
+            else:
+                gaps.append(torch.ones_like(module.mean(own)))
+        return self.in_order(torch.cat(gaps, -1))
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw all cells, none of them a gap."""
+        noise = noise.index_select(-1, self.places)
+        triples = zip(
+            self.modules_of_kinds(),
+            self.split_params(params),
+            self._split_columns(noise),
+            strict=True,
+        )
+        return self._join_drawn(module.draw(own, part) for module, own, part in triples)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of numbers and the mode of words over weighted draws, (batch, columns).
+
+        `params` are (batch, num_samples, params_width); the `weights` (batch, num_samples) of a row
+        sum to 1.
+        """
+        pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
+        return self._join_drawn(module.impute(own, weights) for module, own in pairs)
 
     def modules_of_kinds(self) -> list[ColumnsOfKind]:
         """Return the module of each kind that the schema has."""
@@ -177,6 +206,10 @@ class Mixed(nn.Module):
 
     def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
         return torch.split(values, self._sizes, -1)
+
+    def _join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
+        parts = zip(*drawn, strict=True)
+        return Drawn(*(self.in_order(torch.cat(part, -1)) for part in parts))
 
     def _training_values(self, train: Array) -> Iterator[tuple[ColumnsOfKind, list[Values]]]:
         """Yield each module, and the values of its columns that are not gaps."""

@@ -32,6 +32,8 @@ class ElboTerms(NamedTuple):
     """log p of each cell of a mixed table, (batch, num_samples, columns)."""
     rows: Tensor | None = None
     """The rows of a mixed table in network units."""
+    params: Tensor | None = None
+    """What the decoder gives for each z_k of a mixed table, (batch, num_samples, params_width)."""
 
     @property
     def kl(self) -> Tensor:
@@ -84,7 +86,7 @@ def elbo_terms(
         log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
         return ElboTerms(log_likelihood, qz.latent_kl(), eps, z, qz.log_scale)
     cells = model.mixed.cell_log_prob(params, rows.unsqueeze(1))
-    return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows)
+    return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows, params)
 
 
 def loss(terms: ElboTerms, settings: TrainConfig, kl_weight: float) -> Tensor:

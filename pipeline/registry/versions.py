@@ -19,8 +19,11 @@ from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
 from serving.bundle import CARD, METRICS, SCHEMA_VERSION, Bundle, manifest_digest
 from serving.errors import UsageRefused
+from serving.frames import SOURCES
 from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
+from serving.schema import Schema
 from serving.source import Source, fetch_version, version_errors
+from serving.table_cells import decode_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +33,8 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 _FIGURES = ("elbo", "nll", "active_units")
 """Metrics that `vae list` shows."""
 
+FRAMES = "frames"
+"""The artifact of a version with the modules that read data frames."""
 PYFUNC_MODEL = Path(serving.__file__).parent / "pyfunc_model.py"
 
 
@@ -95,12 +100,16 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         # mlflow stores an artifact under the name of its folder
         folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
+        schema = bundle.manifest.schema
+        artifacts = {ARTIFACT: str(folder)}
+        if schema:
+            artifacts[FRAMES] = str(_copy_frame_reader(Path(temporary)))
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(PYFUNC_MODEL),
-            artifacts={"bundle": str(folder)},
-            signature=predict_signature(),
-            input_example=np.zeros((1, *bundle.manifest.x_shape), bundle.manifest.x_dtype),
+            artifacts=artifacts,
+            signature=predict_signature(schema),
+            input_example=_input_example(bundle),
             pip_requirements=_requirements(),
             metadata={DIGEST_TAG: bundle.manifest.digest},
         )
@@ -138,17 +147,44 @@ def _space_cells(line: str) -> str:
     return line.replace(" | ", "&emsp; | ") if line.startswith("| ") else line
 
 
-def predict_signature() -> Any:
-    """Describe the parameters of `predict`; it checks the rows itself, see `pyfunc_model`."""
+def _copy_frame_reader(folder: Path) -> Path:
+    """Copy the modules with which a version reads data frames; see `serving.pyfunc_model`."""
+    target = folder / FRAMES
+    target.mkdir()
+    for name in SOURCES:
+        shutil.copy(PYFUNC_MODEL.parent / f"{name}.py", target)
+    return target
+
+
+def _input_example(bundle: Bundle) -> Any:
+    """Return a row as `predict` takes it."""
+    manifest = bundle.manifest
+    if manifest.schema is None:
+        return np.zeros((1, *manifest.x_shape), manifest.x_dtype)
+    import pandas as pd
+
+    return pd.DataFrame(decode_table(manifest.schema, bundle.golden()["encode.x"][:1]))
+
+
+def predict_signature(schema: Schema | None = None) -> Any:
+    """Describe the parameters of `predict`, and the columns of a mixed table.
+
+    `predict` checks the rows itself. MLflow's types of columns would refuse rows that it takes:
+    int64 or Decimal for double, a category for string, dates in text or with a zone for datetime.
+    """
     from mlflow.models import ModelSignature
-    from mlflow.types import DataType, ParamSchema, ParamSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec
+    from mlflow.types import Schema as Inputs
+    from mlflow.types.schema import AnyType
+
+    columns = [ColSpec(AnyType(), name) for name in schema.sources] if schema else []
 
     params = [
         ParamSpec("operation", DataType.string, "reconstruct"),
         ParamSpec("num_samples", DataType.long, 1),
         ParamSpec("seed", DataType.long, 0),
     ]
-    return ModelSignature(params=ParamSchema(params))
+    return ModelSignature(Inputs(columns) if columns else None, params=ParamSchema(params))
 
 
 def _requirements() -> list[str]:

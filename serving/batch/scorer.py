@@ -149,6 +149,7 @@ class Scorer:
         self.operation = operation
         self.provenance = provenance
         self.layout = layout_of(engine)
+        self.copies = 1
         self.x = choose_columns(schema, x, ids, self.layout)
         self.ids = tuple(ids)
         self.results = ResultColumns(engine.bundle, operation, provenance.num_samples, choice)
@@ -163,6 +164,10 @@ class Scorer:
         self._run_rows = RUN_ROWS
         if operation == "score":
             self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
+
+    def describe(self) -> dict[str, Any]:
+        """Return which results are written."""
+        return self.results.describe()
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the results of the good rows as `schema`, and the bad rows as `bad_schema`.

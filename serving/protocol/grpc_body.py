@@ -3,11 +3,21 @@
 Source: Open Inference Protocol gRPC API, raw and typed contents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from serving.errors import DataRefused
+from serving.operations import Operation
 from serving.protocol import open_inference_pb2 as pb
+from serving.protocol.column_tensors import (
+    BYTES,
+    CONTENT_TYPE,
+    columns_sent,
+    datatype_of_column,
+    read_bytes,
+    read_values,
+    write_bytes,
+)
 from serving.protocol.messages import (
     DATATYPES,
     Array,
@@ -20,31 +30,53 @@ from serving.protocol.messages import (
     refuse_unsupported,
 )
 
-_CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
 
 
-def decode_request(message: Any) -> InferRequest:
+def decode_request(
+    message: Any, operation: Operation, columns: Collection[str] = ()
+) -> InferRequest:
     """Read a ModelInferRequest, whose tensors are all raw or all typed.
+
+    `columns` are those of the model's table, if it has one.
 
     Raises:
         DataRefused: the sizes of its tensors do not match.
         UsageRefused: a parameter would change the answer and is not supported.
     """
-    refuse_many(message.inputs, "inputs")
+    refuse_many(message.inputs, "inputs", len(columns))
     refuse_many(message.outputs, "outputs")
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise DataRefused(f"{len(message.inputs)} inputs need as many raw contents, got {len(raw)}")
     inputs: dict[str, Array] = {}
+    table: dict[str, Array] = {}
+    parameters = read_parameters(message.parameters)
+    if columns:
+        names = [tensor.name for tensor in message.inputs]
+        columns = columns_sent(operation, columns, names, parameters)
     for place, tensor in enumerate(message.inputs):
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-        if name in inputs:
+        if name in inputs or name in table:
             raise DataRefused(f"{name} is given twice")
-        refuse_unsupported(name, read_parameters(tensor.parameters))
-        if raw:
+        own = read_parameters(tensor.parameters)
+        refuse_unsupported(name, own)
+        if name in columns:
+            content = memoryview(raw[place]) if raw else None
+            table[name] = _read_column(tensor, content, own.get(CONTENT_TYPE))
+        elif raw:
             inputs[name] = from_bytes(name, datatype, shape, memoryview(raw[place]))
         else:
-            field = _CONTENTS.get(datatype, "fp32_contents")
+            field = _CONTENTS["UINT8" if datatype == "UINT8" else "FP32"]
             values = [*getattr(tensor.contents, field)]
             inputs[name] = from_values(name, datatype, shape, values, booleans=False)
     for output in message.outputs:
@@ -55,8 +87,19 @@ def decode_request(message: Any) -> InferRequest:
         id=message.id,
         inputs=inputs,
         outputs=[output.name for output in message.outputs],
-        parameters=read_parameters(message.parameters),
+        parameters=parameters,
+        columns=table,
     )
+
+
+def _read_column(tensor: Any, content: memoryview | None, content_type: object) -> Array:
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    if content is not None:
+        return read_bytes(name, datatype, shape, content, content_type)
+    values = [*getattr(tensor.contents, _CONTENTS.get(datatype, "bytes_contents"))]
+    if datatype == BYTES:
+        values = [value.decode(errors="replace") for value in values]
+    return read_values(name, datatype, shape, values, content_type)
 
 
 def encode_response(response: InferResponse, *, raw: bool) -> Any:
@@ -64,14 +107,37 @@ def encode_response(response: InferResponse, *, raw: bool) -> Any:
     reply = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
+    for name, parameter in response.parameters.items():
+        write_parameter(reply.parameters[name], parameter)
     for name, array in response.outputs.items():
-        datatype = DATATYPES[array.dtype]
+        datatype = DATATYPES.get(array.dtype)
+        if datatype is None:
+            _write_column(reply, name, array, raw=raw)
+            continue
         tensor = reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
             reply.raw_output_contents.append(array.tobytes())
         else:
             getattr(tensor.contents, _CONTENTS[datatype]).extend(array.reshape(-1).tolist())
     return reply
+
+
+def _write_column(reply: Any, name: str, column: Array, *, raw: bool) -> None:
+    datatype = datatype_of_column(column)
+    tensor = reply.outputs.add(name=name, datatype=datatype, shape=(len(column), 1))
+    if raw:
+        reply.raw_output_contents.append(write_bytes(column))
+        return
+    values = column.tolist()
+    if datatype == BYTES:
+        values = [(value or "").encode() for value in values]
+    getattr(tensor.contents, _CONTENTS[datatype]).extend(values)
+
+
+def write_parameter(field: Any, value: Parameter) -> None:
+    """Set the field of a parameter's type."""
+    kinds = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
+    setattr(field, kinds[type(value)], value)
 
 
 def read_parameters(fields: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -6,7 +6,7 @@ the body is one raw tensor.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,16 @@ import orjson
 
 from serving.errors import DataRefused, UsageRefused
 from serving.operations import Operation
+from serving.protocol.column_tensors import (
+    BY_COLUMNS,
+    CONTENT_TYPE,
+    columns_sent,
+    datatype_of_column,
+    read_bytes,
+    read_values,
+    wire_column,
+    write_bytes,
+)
 from serving.protocol.messages import (
     DATATYPES,
     Array,
@@ -44,12 +54,17 @@ class BinaryOutputs(NamedTuple):
 
 
 def decode_request(
-    operation: Operation, version: str, body: bytes, header_length: str | None
+    operation: Operation,
+    version: str,
+    body: bytes,
+    header_length: str | None,
+    columns: Collection[str] = (),
 ) -> tuple[InferRequest, BinaryOutputs]:
-    """Read the body of an inference request.
+    """Read the body of an inference request; `columns` are those of the model's table, if any.
 
     Raises:
         DataRefused: it does not follow the protocol, or the sizes of its tensors do not match.
+        UsageRefused: it asks for what there is not.
     """
     if header_length is None:
         head, tail = body, memoryview(b"")
@@ -62,16 +77,27 @@ def decode_request(
     parameters = parameters_of(content, "the request")
     given_id = content.get("id")
     binary = _binary_outputs(parameters, _list(content, "outputs"))
+    entries = _list(content, "inputs")
+    refuse_many(entries, "inputs", len(columns))
+    gaps = bool(columns)
+    if columns:
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+        columns = columns_sent(operation, columns, names, parameters)
+    booleans = b"true" in head or b"false" in head
+    inputs = _decode_tensors(entries, tail, columns, booleans=booleans, gaps=gaps)
     request = InferRequest(
         model=operation.name,
         version=version,
         id="" if given_id is None else _text(given_id, "id"),
-        inputs=_decode_tensors(
-            _list(content, "inputs"), tail, booleans=b"true" in head or b"false" in head
-        ),
+        inputs=inputs,
         outputs=[*(binary.named or ())],
         parameters=parameters,
     )
+    if columns:
+        request = request._replace(
+            columns={name: array for name, array in inputs.items() if name in columns},
+            inputs={name: array for name, array in inputs.items() if name not in columns},
+        )
     return request, binary
 
 
@@ -80,12 +106,16 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
     outputs: list[dict[str, Any]] = []
     tail: list[memoryview] = []
     for name, array in response.outputs.items():
-        output: dict[str, Any] = {
-            "name": name,
-            "datatype": DATATYPES[array.dtype],
-            "shape": array.shape,
-        }
-        if binary.wants(name):
+        datatype = DATATYPES.get(array.dtype)
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": array.shape}
+        if datatype is None:
+            output |= {"datatype": datatype_of_column(array), "shape": (len(array), 1)}
+            if binary.wants(name):
+                tail.append(memoryview(write_bytes(array)))
+                output["parameters"] = {"binary_data_size": tail[-1].nbytes}
+            else:
+                output["data"] = array.tolist() if array.dtype == object else array
+        elif binary.wants(name):
             tail.append(np.ascontiguousarray(array).data)  # copied once, into the body
             output["parameters"] = {"binary_data_size": array.nbytes}
         else:
@@ -102,6 +132,8 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
     }
     if response.id:
         content["id"] = response.id
+    if response.parameters:
+        content["parameters"] = {**response.parameters}
     head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join((head, *tail)), len(head)) if tail else (head, None)
 
@@ -109,21 +141,18 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
 def encode_request(request: InferRequest) -> tuple[bytes, int]:
     """Write a request with all tensors in binary, and return the length of its JSON too."""
     inputs, tail = [], []
-    for name, array in request.inputs.items():
-        tail.append(array.tobytes())
-        inputs.append(
-            {
-                "name": name,
-                "datatype": DATATYPES[array.dtype],
-                "shape": array.shape,
-                "parameters": {"binary_data_size": len(tail[-1])},
-            }
-        )
-    content: dict[str, Any] = {
-        "id": request.id,
-        "parameters": {**request.parameters, "binary_data_output": True},
-        "inputs": inputs,
-    }
+    given = [(name, DATATYPES[a.dtype], a.shape, a.tobytes()) for name, a in request.inputs.items()]
+    for name, values in request.columns.items():
+        column = wire_column(values)
+        given.append((name, datatype_of_column(column), column.shape, write_bytes(column)))
+    for name, datatype, shape, binary in given:
+        tail.append(binary)
+        size = {"binary_data_size": len(binary)}
+        inputs.append({"name": name, "datatype": datatype, "shape": shape, "parameters": size})
+    parameters = {**request.parameters, "binary_data_output": True}
+    if request.columns:
+        parameters[CONTENT_TYPE] = BY_COLUMNS
+    content: dict[str, Any] = {"id": request.id, "parameters": parameters, "inputs": inputs}
     head = orjson.dumps(content)
     return b"".join((head, *tail)), len(head)
 
@@ -132,11 +161,15 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
     """Read the body of an answer."""
     split = len(body) if header_length is None else _header_length(header_length, len(body))
     content = load_object(body[:split])
+    entries, tail = content["outputs"], memoryview(body)[split:]
+    graph = DATATYPES.values()
+    columns = [entry["name"] for entry in entries if entry["datatype"] not in graph]
     return InferResponse(
         model=content["model_name"],
         version=content["model_version"],
         id=content.get("id") or "",
-        outputs=_decode_tensors(content["outputs"], memoryview(body)[split:], booleans=True),
+        outputs=_decode_tensors(entries, tail, columns, booleans=True),
+        parameters=parameters_of(content, "the answer"),
     )
 
 
@@ -163,9 +196,14 @@ def _raw_request(operation: Operation, version: str, body: bytes) -> InferReques
 
 
 def _decode_tensors(
-    entries: Sequence[Any], tail: memoryview, *, booleans: bool
+    entries: Sequence[Any],
+    tail: memoryview,
+    columns: Collection[str],
+    *,
+    booleans: bool,
+    gaps: bool = False,
 ) -> dict[str, Array]:
-    refuse_many(entries, "inputs")
+    """Read tensors; those in `columns` are columns of a table, and `x` may have `gaps`."""
     arrays: dict[str, Array] = {}
     start = 0
     for entry in entries:
@@ -178,10 +216,15 @@ def _decode_tensors(
         if size is None:
             if "data" not in entry:
                 raise DataRefused(f"{name} has neither data nor a binary_data_size")
-            values = entry["data"]
-            arrays[name] = from_values(
-                name, entry.get("datatype"), entry.get("shape"), values, booleans=booleans
-            )
+            datatype, shape, values = entry.get("datatype"), entry.get("shape"), entry["data"]
+            if name in columns:
+                arrays[name] = read_values(
+                    name, datatype, shape, values, parameters.get(CONTENT_TYPE)
+                )
+            else:
+                arrays[name] = from_values(
+                    name, datatype, shape, values, booleans=booleans, gaps=gaps and name == "x"
+                )
             continue
         if type(size) is not int or not 0 <= size <= len(tail) - start:
             raise DataRefused(
@@ -189,7 +232,12 @@ def _decode_tensors(
                 f"that are left, got {size!r}"
             )
         content = tail[start : start + size]
-        arrays[name] = from_bytes(name, entry.get("datatype"), entry.get("shape"), content)
+        datatype, shape = entry.get("datatype"), entry.get("shape")
+        if name in columns:
+            kind = parameters.get(CONTENT_TYPE)
+            arrays[name] = read_bytes(name, datatype, shape, content, kind)
+        else:
+            arrays[name] = from_bytes(name, datatype, shape, content)
         start += size
     if start != len(tail):
         raise DataRefused(f"{len(tail) - start} bytes follow the last tensor")

@@ -26,9 +26,11 @@ MAX_VALUES = 2**28
 MAX_AXES = 8
 MAX_TENSORS = 8
 """Inputs or outputs of one request: more than any operation has, and few to look at."""
+MAX_ROWS = 4096
+"""Rows times draws of one request; more need several requests, or a batch job."""
 Parameter = str | int | float | bool
 PARAMETERS = ("seed", "num_samples", "timeout", "binary_data_output")
-"""The parameters of a request that mean something here; all others are ignored."""
+"""The parameters of a request that a trace tells; `content_type` means something too."""
 _UNSUPPORTED: Mapping[str, str] = {
     "shared_memory_region": "send the tensor in the body",
     "shared_memory_offset": "send the tensor in the body",
@@ -56,15 +58,18 @@ class InferRequest(NamedTuple):
     id: str = ""
     outputs: Sequence[str] = ()
     parameters: Mapping[str, Parameter] = MappingProxyType({})
+    columns: Mapping[str, Array] = MappingProxyType({})
+    """Columns of a table in place of `x`, as `serving.protocol.column_tensors` reads them."""
 
 
 class InferResponse(NamedTuple):
-    """The outputs that one version computed for a request."""
+    """The outputs that one version computed for a request, or columns of a table."""
 
     model: str
     version: str
     outputs: Mapping[str, Array]
     id: str = ""
+    parameters: Mapping[str, Parameter] = MappingProxyType({})
 
 
 def wire_dtype(name: str, datatype: object) -> np.dtype[Any]:
@@ -112,14 +117,17 @@ def refuse_to_load(parameters: Iterable[str]) -> None:
             raise DataRefused(f"load takes no {name[:40]!r}: versions come from the registry")
 
 
-def refuse_many(tensors: Sequence[Any], what: str) -> None:
+def refuse_many(tensors: Sequence[Any], what: str, columns: int = 0) -> None:
     """Refuse more inputs or outputs than any operation has, before each of them is read.
+
+    The model's table may have `columns` beside them.
 
     Raises:
         DataRefused: there are too many.
     """
-    if len(tensors) > MAX_TENSORS:
-        raise DataRefused(f"a request may have {MAX_TENSORS} {what}, got {len(tensors)}")
+    if len(tensors) > MAX_TENSORS + columns:
+        most = MAX_TENSORS + columns
+        raise DataRefused(f"a request may have {most} {what}, got {len(tensors)}")
 
 
 def from_bytes(name: str, datatype: object, shape: object, content: memoryview) -> Array:
@@ -135,17 +143,25 @@ def from_bytes(name: str, datatype: object, shape: object, content: memoryview) 
 
 
 def from_values(
-    name: str, datatype: object, shape: object, values: object, *, booleans: bool = True
+    name: str,
+    datatype: object,
+    shape: object,
+    values: object,
+    *,
+    booleans: bool = True,
+    gaps: bool = False,
 ) -> Array:
     """Make an array from a list of numbers, flat or nested; refuse a number that does not fit.
 
     `booleans` is whether booleans may be among them: looking for them takes as long as the rest.
+    With `gaps`, null stands for NaN, which JSON does not have.
     """
     dtype, sizes = wire_dtype(name, datatype), wire_shape(name, shape)
     if not booleans and isinstance(values, list) and len(values) == math.prod(sizes):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             return np.frombuffer(_FROM_LIST[dtype](values), dtype).reshape(sizes)
-    numbers, found = _flatten(name, values, math.prod(sizes))
+    gaps = gaps and dtype.kind == "f"
+    numbers, found = _flatten(name, values, math.prod(sizes), gaps)
     if len(numbers) != math.prod(sizes) or (len(found) > 1 and found != sizes):
         raise DataRefused(f"data of {name} has shape {list(found)}, shape says {list(sizes)}")
     try:
@@ -155,8 +171,10 @@ def from_values(
     return exact(name, tensor, dtype).reshape(sizes)
 
 
-def _flatten(name: str, values: object, most: int) -> tuple[list[int | float], tuple[int, ...]]:
-    """Return the numbers of a list, flat or nested, and its shape; refuse other values.
+def _flatten(
+    name: str, values: object, most: int, gaps: bool
+) -> tuple[list[int | float], tuple[int, ...]]:
+    """Return the numbers of a list, flat or nested, and its shape; refuse other values but `gaps`.
 
     More than `most` of them, or more axes than a shape may have, are not looked at: each level
     takes as long as all the numbers.
@@ -174,7 +192,7 @@ def _flatten(name: str, values: object, most: int) -> tuple[list[int | float], t
                 f"{most} in all as the shape says; got more"
             )
         values = [*chain.from_iterable(values)]
-    if not {*map(type, values)} <= {int, float}:
+    if not {*map(type, values)} <= ({int, float, type(None)} if gaps else {int, float}):
         raise DataRefused(f"data of {name} must be numbers")
     return values, tuple(sizes)
 

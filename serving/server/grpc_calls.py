@@ -101,8 +101,8 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
     status = 499
     try:
         with service.admission:
-            _, operation = service.operation(message.model_name, message.model_version)
-            request = decode_request(message)
+            served, operation = service.operation(message.model_name, message.model_version)
+            request = decode_request(message, operation, served.columns)
             with server.tracer.span(context.invocation_metadata(), operation.name) as span:
                 response = await service.infer(request, context.time_remaining())
                 span.annotate(response.version, request)

@@ -52,6 +52,15 @@ class CountersCollector:
         for operation in OPERATIONS:
             rows.add_metric([operation], counters.total("rows", operation))
         yield rows
+        for name, text in (
+            ("unseen_words", "Cells with a word that training had not, which counts as other"),
+            ("new_gaps", "Gaps in columns that had none in training"),
+        ):
+            cells = CounterMetricFamily(f"vae_{name}", text, labels=["operation"])
+            for operation in OPERATIONS:
+                if count := counters.total(name, operation):
+                    cells.add_metric([operation], count)
+            yield cells
         for name, bounds in HISTOGRAMS.items():
             yield _histogram(counters, name, bounds)
         for name, text in (

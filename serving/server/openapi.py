@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from serving.protocol.http_body import BINARY, HEADER_LENGTH, JSON
+from serving.protocol.messages import MAX_ROWS
 from serving.server.compression import CODINGS
 from serving.server.openapi_schemas import (
     COUNT,
@@ -15,7 +16,6 @@ from serving.server.openapi_schemas import (
     reference,
     schemas,
 )
-from serving.server.request_inputs import MAX_ROWS
 from serving.server.rest_messages import Route
 from serving.server.service import LoadedVersion
 

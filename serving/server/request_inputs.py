@@ -13,10 +13,14 @@ from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.noise import check_seed, draw_eps, draw_rows
 from serving.operations import Operation
-from serving.protocol.messages import Array, InferRequest, Parameter, match_tensor
+from serving.protocol.messages import (
+    MAX_ROWS,
+    Array,
+    InferRequest,
+    Parameter,
+    match_tensor,
+)
 
-MAX_ROWS = 4096
-"""Rows times draws of one request; more need several requests, or a batch job."""
 _NOISE = ("seed", "num_samples")
 _DRAWS = ("sample", "score")
 

@@ -29,11 +29,13 @@ from serving.server.rest_server import RestServer
 async def infer(server: RestServer, request: Request) -> Answer:
     """Run one operation."""
     service = server.service
-    _, operation = service.operation(request.name, request.version)
+    served, operation = service.operation(request.name, request.version)
     header_length = header_of(request.headers, HEADER_LENGTH)
     body = await server.bodies.read(request)
     with service.admission:
-        decoded, binary = decode_request(operation, request.version, body, header_length)
+        decoded, binary = decode_request(
+            operation, request.version, body, header_length, served.columns
+        )
         with server.tracer.span(request.headers, operation.name) as span:
             response = await server.infer(decoded, request.protocol)
             span.annotate(response.version, decoded)

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.bundle import Bundle
 from serving.engine import Engine
-from serving.errors import NotFound, NotReady, UsageRefused
+from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
 from serving.operations import Operation
 from serving.protocol.messages import (
+    MAX_ROWS,
     Array,
     InferRequest,
     InferResponse,
@@ -26,18 +28,22 @@ from serving.protocol.messages import (
 from serving.server.batching import Admission, Batcher
 from serving.server.metrics import statistics
 from serving.server.request_inputs import (
-    MAX_ROWS,
     check_names,
     check_size,
     match_inputs,
     plan_noise,
 )
 from serving.server.shared_counters import OPERATIONS, SharedCounters
+from serving.server.table_requests import RequestTable
+from serving.table_cells import TableCells
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 WARM_UP_ROWS = (1, 64)
 INLINE_NORMALS = 2**15
 """More are drawn in the thread, so that the event loop need not wait for them."""
+INLINE_CELLS = 2**10
+"""More cells of a table are read in the thread, for the same reason."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,10 @@ class LoadedVersion:
     batcher: Batcher
     name: str
     version: str
+    table: RequestTable | None = None
+    """The columns of the model's table, if it has a schema."""
+    columns: frozenset[str] = frozenset()
+    """Their names, kept since every request asks for them."""
 
     @property
     def number(self) -> str:
@@ -92,9 +102,15 @@ class Service:
         batcher = Batcher(
             engine.compute, _warm_up(engine), self._executor, self.max_rows, self.counters
         )
-        digest = engine.bundle.manifest.digest
+        digest, schema = engine.bundle.manifest.digest, engine.bundle.manifest.schema
+        table = RequestTable(schema) if schema else None
         return LoadedVersion(
-            engine, batcher, name or engine.bundle.path.name, version or digest[:12]
+            engine,
+            batcher,
+            name or engine.bundle.path.name,
+            version or digest[:12],
+            table,
+            table.names if table else frozenset(),
         )
 
     def serve(self, loaded: LoadedVersion) -> None:
@@ -186,6 +202,9 @@ class Service:
         check_names(operation, request)
         timeout_s = min(self._timeout(request), deadline_s or self.timeout_s)
         inputs = match_inputs(operation, request)
+        cells = await self._read_table(served, request) if request.columns else None
+        if cells is not None:
+            inputs["x"] = cells.x
         draw = plan_noise(served.engine, operation, request, inputs)
         rows = served.engine.check(operation.name, inputs, "eps" if draw else "")
         num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
@@ -198,10 +217,23 @@ class Service:
         )
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
-        return InferResponse(operation.name, served.version, outputs, request.id)
+        response = InferResponse(operation.name, served.version, outputs, request.id)
+        return served.table.answer(request, response, cells) if served.table else response
 
-    async def _run(self, draw: Callable[[], Array]) -> Array:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, draw)
+    async def _run(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    async def _read_table(self, served: LoadedVersion, request: InferRequest) -> TableCells:
+        """Read the rows of a request by columns as `x`, and count what the schema does not know."""
+        if served.table is None:
+            raise DataRefused(f"{request.model} takes x, got {', '.join([*request.columns][:5])}")
+        read = partial(served.table.read, request.columns)
+        size = sum(map(len, request.columns.values()))
+        cells = read() if size <= INLINE_CELLS else await self._run(read)
+        for name, found in (("unseen_words", cells.unseen), ("new_gaps", cells.new_gaps)):
+            if found:
+                self.counters.add(name, request.model, value=sum(found.values()))
+        return cells
 
     def record(self, transport: str, operation: str, status: int, started: float) -> None:
         """Count an answer, and the seconds since its request was read."""
@@ -228,7 +260,11 @@ class Service:
             "platform": "onnxruntime_onnx",
             "inputs": [wire_tensor(tensor) for tensor in operation.inputs],
             "outputs": [wire_tensor(tensor) for tensor in operation.outputs],
-            "parameters": {"model": served.name, "digest": served.bundle.manifest.digest},
+            "parameters": {
+                "model": served.name,
+                "digest": served.bundle.manifest.digest,
+                **(served.table.metadata() if served.table else {}),
+            },
         }
 
     def model_config(self, name: str, version: str = "") -> dict[str, Any]:

@@ -31,6 +31,8 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
 """Upper bounds of the buckets of each operation's histograms."""
 GAUGES = ("ready", "queued_rows", "queued_bytes")
 COUNTERS = ("reloads", "reload_failures", "registry_failures")
+UNKNOWN_CELLS = ("unseen_words", "new_gaps")
+"""Counters of each operation: cells of tables that a schema does not know."""
 FLAGS = (
     "draining",
     "stopping",
@@ -46,7 +48,7 @@ def _fields() -> Iterator[tuple[object, ...]]:
         for transport in TRANSPORTS:
             for status in STATUSES:
                 yield ("requests", operation, transport, status)
-        for name in ("rows", "last_inference", "request_compute"):
+        for name in ("rows", "last_inference", "request_compute", *UNKNOWN_CELLS):
             yield (name, operation)
         for name, bounds in HISTOGRAMS.items():
             for place in range(len(bounds) + 1):
