@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-import tritonclient.grpc
-import tritonclient.http
+import tritonclient.grpc  # type: ignore[import-untyped]
+import tritonclient.http  # type: ignore[import-untyped]
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from pyarrow import csv, dataset, feather, parquet
