@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn, draw_count
 from serving.schema import Column
 

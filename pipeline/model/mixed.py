@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Values
+from pipeline.model.column_units import Values
+from pipeline.model.columns import ColumnsOfKind
 from pipeline.model.count_columns import Counts
 from pipeline.model.inversion import Drawn
 from pipeline.model.number_columns import Positives, Reals

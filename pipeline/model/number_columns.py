@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn
 from serving.schema import Column
 

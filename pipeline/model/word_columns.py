@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LARGEST, Values
+from pipeline.model.column_units import LARGEST, Values
 from pipeline.model.inversion import Drawn, draw_code
 from serving.schema import Column
 
