@@ -23,6 +23,8 @@ class ColumnsOfKind(Protocol):
     """Values that the network reads."""
     params_width: int
     """Parameters that the network gives."""
+    owners: list[int]
+    """The column of each parameter."""
     gap: float
     """What a gap holds."""
 

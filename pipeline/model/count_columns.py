@@ -28,6 +28,7 @@ class Counts(nn.Module):
         super().__init__()
         count = len(columns)
         self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
         self.register_buffer("shift", torch.zeros(count))
         self.register_buffer("unit", torch.ones(count))
 

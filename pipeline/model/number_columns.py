@@ -30,6 +30,7 @@ class _Numbers(nn.Module):
         super().__init__()
         count = len(columns)
         self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
         self.register_buffer("shift", torch.zeros(count))
         self.register_buffer("unit", torch.ones(count))
 

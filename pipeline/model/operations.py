@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.explanation import explain
 from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import cell_scores
 from pipeline.model.objective import elbo_terms, impute
@@ -83,6 +84,12 @@ def _impute(
     return known, log_weights.to(eps.dtype), z.to(eps.dtype)
 
 
+def _explain(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
+    return (explain(model, x, eps, dtype).to(eps.dtype),)
+
+
 def _decoded_gap(model: VAE, z: Tensor) -> Tensor:
     params = model.decoder(z)
     return model.mixed.mean_gap(params) if model.mixed else torch.ones_like(params)
@@ -107,6 +114,8 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
     "draw_portable": _in_float32(_draw),
     "impute": _impute,
     "impute_portable": _in_float32(_impute),
+    "explain": _explain,
+    "explain_portable": _in_float32(_explain),
 }
 """The torch function of each form of an operation; outputs are in the order of the table."""
 
