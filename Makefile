@@ -58,6 +58,12 @@ define other_runtimes
 		--target $(1)/webgpu onnxruntime-ep-webgpu==0.4.0
 endef
 
+# MLServer's codecs, with which a test sends a data frame as its clients do; they need no more of it.
+define mlserver
+	@$(1)/bin/python -m pip install --quiet --no-deps --upgrade --disable-pip-version-check \
+		--target $(1)/mlserver mlserver==1.7.1
+endef
+
 # onnxruntime for JavaScript, with which a test uses bundles as a web page would.
 define onnxruntime_web
 	@$(1)/bin/npm install --silent --no-audit --no-fund --prefix $(1)/web onnxruntime-web@1.30.0
@@ -77,6 +83,7 @@ $(VENV)/dev-ready: $(VENV)/ready
 	$(call onnxruntime_web,$(VENV))
 	$(call oldest_onnxruntime,$(VENV))
 	$(call other_runtimes,$(VENV))
+	$(call mlserver,$(VENV))
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib > /dev/null || true
 	@touch $@
 

@@ -114,12 +114,12 @@ class Engine:
         """
         if name in self.operations:
             return self.operations[name]
-        if name in LATER and (name != "impute" or self._gaps):
+        if name in LATER and (name == "draw" or self._gaps):
             raise UsageRefused(f"this bundle was made before there was {name}: run vae migrate")
-        if name == "impute":
+        if name in LATER:
             raise UsageRefused(
-                "impute fills the gaps of a table, and this model has none: train one with "
-                "--likelihood mixed"
+                f"{name} is about the cells of a table, and this model has whole rows alone: train "
+                "one with --likelihood mixed"
             )
         raise UsageRefused(f"operation must be one of {', '.join(self.operations)}, got {name!r}")
 
@@ -131,7 +131,7 @@ class Engine:
             return {tensor.name: _empty(tensor) for tensor in operation.outputs}
         session, graph_inputs, names = self._calls[name]
         feeds = {graph_name: inputs[given] for graph_name, given in graph_inputs}
-        step = rows_of_a_run(inputs)
+        step = max(1, rows_of_a_run(inputs) // operation.copies)
         if rows <= step:
             return dict(zip(names, session.run(names, feeds), strict=True))
         runs = [

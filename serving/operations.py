@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-OperationName = Literal["encode", "decode", "reconstruct", "sample", "score", "draw", "impute"]
+OperationName = Literal[
+    "encode", "decode", "reconstruct", "sample", "score", "draw", "impute", "explain"
+]
 Axis = int | Literal["batch", "num_samples"]
 By = Literal["elbo", "log_likelihood", "iw_elbo", "latent", "column_max", "consistency"]
 """The score by which rows are compared; the smaller, the more unusual is a row. `latent` is minus
 the KL, `column_max` the smallest `column_lift` of a row."""
-IN_FLOAT64: tuple[OperationName, ...] = ("score", "draw", "impute")
+IN_FLOAT64: tuple[OperationName, ...] = ("score", "draw", "impute", "explain")
 """Operations whose graphs compute in float64, and that have a portable form without it."""
-LATER: tuple[OperationName, ...] = ("draw", "impute")
+LATER: tuple[OperationName, ...] = ("draw", "impute", "explain")
 """Operations that bundles of earlier versions lack."""
 
 
@@ -35,6 +37,8 @@ class Operation:
     graph: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    copies: int = 1
+    """How often the graph decodes a row for each draw of noise."""
     portable: bool = False
     """Whether the graph is the form in float32 alone of an operation that has another."""
 
@@ -58,8 +62,8 @@ def operation_table(
 ) -> Mapping[str, Operation]:
     """Return the operations of a model whose `x` is (batch, *x_shape) of `x_dtype`, by name.
 
-    If its columns are `mixed`, of several kinds, a score is also of each of them, and `impute`
-    fills gaps.
+    If its columns are `mixed`, of several kinds, a score is also of each of them, `impute` fills
+    gaps, and `explain` judges each cell by a row in which it is hidden.
     """
     x = Tensor("x", x_dtype, ("batch", *x_shape))
     x_loc = Tensor("x_loc", "float32", ("batch", *x_shape))
@@ -91,7 +95,11 @@ def operation_table(
             Tensor("log_weights", "float32", ("batch", "num_samples")),
             Tensor("z", "float32", ("batch", "num_samples", latent_dim)),
         )
-        rows += (Operation("impute", "impute.onnx", (x, score_eps), filled),)
+        lift = Tensor("column_lift", "float32", ("batch", *x_shape))
+        rows += (
+            Operation("impute", "impute.onnx", (x, score_eps), filled),
+            Operation("explain", "explain.onnx", (x, score_eps), (lift,), copies=x_shape[0]),
+        )
     return {row.name: row for row in rows}
 
 

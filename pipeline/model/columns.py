@@ -7,23 +7,13 @@ it takes to return to the data's. A gap holds `gap` in the module's units, and i
 In: the columns of a `Schema`. Sizes follow from it, and everything else from the training rows.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.model.column_units import Values
 from pipeline.model.inversion import Drawn
-
-Values = NDArray[np.float64]
-
-LARGEST = 1e6
-"""Largest distance from a column's centre, in its units: its square fits every float."""
-SEEN_RANGE = 5.0
-"""Largest distance that the encoder sees, so that one odd cell does not decide all latents."""
-LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class ColumnsOfKind(Protocol):
@@ -33,6 +23,8 @@ class ColumnsOfKind(Protocol):
     """Values that the network reads."""
     params_width: int
     """Parameters that the network gives."""
+    owners: list[int]
+    """The column of each parameter."""
     gap: float
     """What a gap holds."""
 
@@ -65,10 +57,3 @@ class ColumnsOfKind(Protocol):
 
         `params` are (batch, num_samples, params_width), `weights` (batch, num_samples).
         """
-
-
-def mean_and_spread(values: Values) -> tuple[float, float]:
-    """Return mean and standard deviation; 1 for one that is 0."""
-    if not values.size:
-        return 0.0, 1.0
-    return float(values.mean()), float(values.std()) or 1.0

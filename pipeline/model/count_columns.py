@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn, draw_count
 from serving.schema import Column
 
@@ -28,6 +28,7 @@ class Counts(nn.Module):
         super().__init__()
         count = len(columns)
         self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
         self.register_buffer("shift", torch.zeros(count))
         self.register_buffer("unit", torch.ones(count))
 

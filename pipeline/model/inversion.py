@@ -49,8 +49,9 @@ def log_tail(size: Tensor) -> Tensor:
     """
     z = size / math.sqrt(2)
     t = 1 / (1 + z / 2)
-    series = torch.zeros_like(t)
-    for coefficient in reversed(_ERFC):
+    *rest, before, last = _ERFC
+    series = t * last + before
+    for coefficient in reversed(rest):
         series = series * t + coefficient
     return t.log() - z.square() + series - math.log(2)
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Values
+from pipeline.model.column_units import Values
+from pipeline.model.columns import ColumnsOfKind
 from pipeline.model.count_columns import Counts
 from pipeline.model.inversion import Drawn
 from pipeline.model.number_columns import Positives, Reals
@@ -50,6 +51,8 @@ class Mixed(nn.Module):
     order: Tensor
     """Where each column of the schema stands inside."""
     gap: Tensor
+    owns: Tensor
+    """1 for each parameter of a column, else 0, (columns, params_width); ordered as inside."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Mixed(nn.Module):
         self.reference = CellReference([schema.columns[i] for i in places])
         self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
         self.params_width = sum(module.params_width for module in self.modules_of_kinds())
+        self.register_buffer("owns", self._find_owners())
 
     @torch.no_grad()
     def fit(self, train: Array, max_byte: int = MAX_BYTE) -> None:
@@ -118,6 +122,22 @@ class Mixed(nn.Module):
         hidden = hidden.index_select(-1, self.places)
         values, seen = self._split_rows(rows)
         return torch.cat([torch.where(hidden, self.gap, values), seen * (~hidden)], -1)
+
+    def hide_each(self, rows: Tensor) -> Tensor:
+        """Return each row once for each column, with that cell as a gap: (batch, columns, …).
+
+        Copies and cells are in the order in which the columns stand inside.
+        """
+        values, seen = (part.unsqueeze(1) for part in self._split_rows(rows))
+        own = torch.eye(len(self.schema.columns), dtype=torch.bool, device=rows.device)
+        return torch.cat([torch.where(own, self.gap, values), seen * (~own)], -1)
+
+    def own_params(self, params: Tensor) -> Tensor:
+        """Return of each copy of `hide_each` the parameters of the cell that is hidden in it.
+
+        `params` are (batch, columns, num_samples, params_width); the copies are left out.
+        """
+        return (params * self.owns.to(params.dtype).unsqueeze(1)).sum(1)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return log p(x given params) in nats, summed over the cells that are seen."""
@@ -206,6 +226,13 @@ class Mixed(nn.Module):
 
     def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
         return torch.split(values, self._sizes, -1)
+
+    def _find_owners(self) -> Tensor:
+        owners: list[int] = []
+        for module in self.modules_of_kinds():
+            start = max(owners, default=-1) + 1
+            owners += [start + owner for owner in module.owners]
+        return torch.eye(len(self.schema.columns))[:, owners]
 
     def _join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
         parts = zip(*drawn, strict=True)

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.model.imputation import impute
+from pipeline.model.explanation import explain
 from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import cell_scores
-from pipeline.model.objective import elbo_terms
+from pipeline.model.objective import elbo_terms, impute
 from pipeline.model.plain_functions import PlainFunctions
 from pipeline.model.vae import VAE
 from serving.noise import draw_noise, draw_rows
@@ -65,7 +65,8 @@ def _draw(
     model: VAE, z: Tensor, noise: Tensor, dtype: torch.dtype | None = torch.float64
 ) -> tuple[Tensor, ...]:
     # in float64 for the same reason as a score: a word may flip with the last bit
-    return (_draw_cells(model, z, noise, dtype).x.reshape(noise.shape).to(noise.dtype),)
+    x = _draw_cells(model, z, noise, dtype).x.to(noise.dtype)
+    return (x.reshape(-1, *model.x_shape),)
 
 
 def _draw_cells(model: VAE, z: Tensor, noise: Tensor, dtype: torch.dtype | None) -> Drawn:
@@ -81,6 +82,12 @@ def _impute(
     filled, log_weights, z = impute(model, x, eps, dtype)
     known = torch.where(x.isnan(), filled.x.to(x.dtype), x)
     return known, log_weights.to(eps.dtype), z.to(eps.dtype)
+
+
+def _explain(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
+    return (explain(model, x, eps, dtype).to(eps.dtype),)
 
 
 def _decoded_gap(model: VAE, z: Tensor) -> Tensor:
@@ -107,6 +114,8 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
     "draw_portable": _in_float32(_draw),
     "impute": _impute,
     "impute_portable": _in_float32(_impute),
+    "explain": _explain,
+    "explain_portable": _in_float32(_explain),
 }
 """The torch function of each form of an operation; outputs are in the order of the table."""
 
@@ -270,7 +279,8 @@ def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) 
             inputs["x"] = _with_gaps(x) if operation.name == "impute" else x
         elif tensor.name == "noise":
             width = int(np.prod(x.shape[1:]))
-            inputs["noise"] = draw_noise(seed, 0, len(x), width).reshape(len(x), *x.shape[1:])
+            noise = np.ascontiguousarray(draw_noise(seed, 0, len(x), width))
+            inputs["noise"] = noise.reshape(len(x), *x.shape[1:])
         else:
             shape = [num_samples if axis == "num_samples" else axis for axis in tensor.shape[1:]]
             width = int(np.prod([int(size) for size in shape]))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LARGEST, Values
+from pipeline.model.column_units import LARGEST, Values
 from pipeline.model.inversion import Drawn, draw_code
 from serving.schema import Column
 
@@ -35,6 +35,7 @@ class Words(nn.Module):
         sizes = [len(column.words) + 1 for column in columns]
         self.sizes = sizes
         self.x_width = self.params_width = sum(sizes)
+        self.owners = [place for place, size in enumerate(sizes) for _ in range(size)]
         column = np.repeat(np.arange(len(sizes)), sizes)
         code = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.arange(0)
         last = np.repeat(sizes, sizes) - 1

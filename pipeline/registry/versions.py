@@ -103,7 +103,7 @@ def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
         schema = bundle.manifest.schema
         artifacts = {ARTIFACT: str(folder)}
         if schema:
-            artifacts[FRAMES] = str(_copy_frame_reader(Path(temporary)))
+            artifacts[FRAMES] = str(copy_frame_reader(Path(temporary)))
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(PYFUNC_MODEL),
@@ -147,7 +147,7 @@ def _space_cells(line: str) -> str:
     return line.replace(" | ", "&emsp; | ") if line.startswith("| ") else line
 
 
-def _copy_frame_reader(folder: Path) -> Path:
+def copy_frame_reader(folder: Path) -> Path:
     """Copy the modules with which a version reads data frames; see `serving.pyfunc_model`."""
     target = folder / FRAMES
     target.mkdir()

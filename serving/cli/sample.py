@@ -141,12 +141,10 @@ def _write_file(choice: _Choice, out: Path, device: str) -> None:
 
 def _write_cells(out: Path, schema: "Schema", x: Any) -> None:
     require_pyarrow("a table")
-    import pyarrow as pa
-
     from serving.io.array_files import write_table
     from serving.io.arrow_cells import decode_batch
 
-    write_table(out, pa.Table.from_batches([decode_batch(schema, x)]))
+    write_table(out, decode_batch(schema, x))
 
 
 def _refuse_too_many(count: int, x_shape: Sequence[int]) -> None:

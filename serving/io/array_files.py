@@ -78,7 +78,7 @@ def check_table_file(path: Path, names: Sequence[str]) -> None:
 
 
 def write_table(path: Path, columns: Any) -> None:
-    """Write a table of Arrow or named columns as Parquet or CSV.
+    """Write a record batch, or arrays by the names of their columns, as Parquet or CSV.
 
     A two-dimensional array becomes a column of lists.
     """
@@ -89,11 +89,10 @@ def write_table(path: Path, columns: Any) -> None:
         from serving.io.arrow_types import to_column
     except ImportError as err:
         raise UsageRefused("tables need pyarrow: pip install 'vae-pipeline[files]'") from err
-    table = (
-        columns
-        if isinstance(columns, pa.Table)
-        else pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
-    )
+    if isinstance(columns, pa.RecordBatch):
+        table = pa.Table.from_batches([columns])
+    else:
+        table = pa.table({name: to_column(np.asarray(y)) for name, y in columns.items()})
     write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
     with staged_file(path) as temporary:
         write(table, temporary)

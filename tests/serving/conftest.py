@@ -16,6 +16,8 @@ from tests.serving.batch.jobs import PART_ROWS, Array, read, run, table
 from tests.serving.running import Running, serve
 
 SEALED = Path(__file__).parent / "bundle"
+MIXED = Path(__file__).parent / "mixed_bundle"
+"""A model of a mixed table; tests/make_mixed_bundle.py made it."""
 SCHEMA_1 = Path(__file__).parent / "bundle_of_schema_1"
 """An early one, without graphs of noise, a range of the data or scores of held-out rows."""
 
