@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.steady_log import steady_log
 from serving.schema import Column
 
 Values = NDArray[np.float64]
@@ -95,7 +96,7 @@ class Counts(nn.Module):
 
     def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return log(1 + count) in units of its standard deviation."""
-        logs = ((u + 1).log() - self.shift) / self.unit
+        logs = (steady_log(u + 1) - self.shift) / self.unit
         return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
