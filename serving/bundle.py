@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
-from serving.operations import Operation, operation_table, portable_forms
+from serving.operations import LATER, Operation, operation_table, portable_forms
 from serving.schema import Schema
 from serving.value_range import MAX_BYTE, Range, guess_range, max_byte_of, picture_range
 
@@ -35,8 +35,10 @@ SAMPLES = "samples.png"
 RECONSTRUCTIONS = "reconstructions.png"
 GRAPHS = ("encoder.onnx", "decoder.onnx", "reconstruct.onnx", "score.onnx")
 NOISE_GRAPHS = ("noise.onnx", "score_noise.onnx")
+DRAW_NOISE_GRAPH = "draw_noise.onnx"
 PORTABLE_GRAPHS = ("score_portable.onnx",)
 MORE_GRAPHS = (*PORTABLE_GRAPHS, *NOISE_GRAPHS)
+"""What schema 2 added to `GRAPHS`; a bundle with the operations `LATER` has their graphs too."""
 REQUIRED = (*GRAPHS, WEIGHTS, GOLDEN, METRICS)
 _FLOAT64 = "float64"
 
@@ -105,12 +107,17 @@ class Bundle:
     def operations(self) -> Mapping[str, Operation]:
         """The operations of this model, by name."""
         manifest = self.manifest
-        return operation_table(
+        table = operation_table(
             manifest.x_shape,
             manifest.x_dtype,
             manifest.latent_dim,
             mixed=manifest.schema is not None,
         )
+        return {
+            name: row
+            for name, row in table.items()
+            if name in manifest.operations or name not in LATER
+        }
 
     @property
     def portable_forms(self) -> Mapping[str, Operation]:
@@ -125,7 +132,14 @@ class Bundle:
     @property
     def graphs(self) -> tuple[str, ...]:
         """The graphs of the operations, in all their forms."""
-        return (*GRAPHS, *(form.graph for form in self.portable_forms.values()))
+        return tuple(dict.fromkeys(form.graph for form in self.all_forms.values()))
+
+    @property
+    def noise_graphs(self) -> tuple[str, ...]:
+        """The graphs that draw noise; a bundle of schema 1 has none."""
+        if self.manifest.schema_version == 1:
+            return ()
+        return (*NOISE_GRAPHS, *((DRAW_NOISE_GRAPH,) if "draw" in self.operations else ()))
 
     def operations_for(self, *, float64: bool) -> Mapping[str, Operation]:
         """Return the operations, by name, in forms that need float64 only if that is allowed.
@@ -169,7 +183,8 @@ class Bundle:
 def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
     """Verify every file and open the bundle; files in `unsealed` may differ or be absent."""
     manifest = read_manifest(path)
-    for name in (*REQUIRED, *(MORE_GRAPHS if manifest.schema_version > 1 else ())):
+    bundle = Bundle(path, manifest)
+    for name in dict.fromkeys((*REQUIRED, *bundle.graphs, *bundle.noise_graphs)):
         if name not in manifest.files:
             raise VerificationFailed(f"{path} is not complete: the manifest lists no {name}")
         if manifest.schema_version > 1 and name.endswith(".onnx") and name not in manifest.needs:
@@ -180,7 +195,6 @@ def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
     present = {file.name for file in path.iterdir()}
     for name in sorted(present - {*manifest.files, MANIFEST, *unsealed}):
         raise VerificationFailed(f"{path / name} is not in the manifest: remove it")
-    bundle = Bundle(path, manifest)
     if manifest.operations != describe_operations(bundle.operations):
         raise VerificationFailed(f"{path / MANIFEST}: the operation table does not fit x_shape")
     return bundle

@@ -21,7 +21,7 @@ KNOTS = 201
 LOW_SHARE = 0.01
 SCORE_SEED = 0
 SCORE_SAMPLES = 1
-MIXED_SCORE_SAMPLES = 16
+MIXED_SCORE_SAMPLES = 4
 """How held-out rows are scored. With one draw, the cells of a mixed table are judged by a single z;
 with 16 they are judged by the rest of their row, and find a changed cell better."""
 

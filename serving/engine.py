@@ -4,6 +4,7 @@ The graphs run on the requested device or not at all. CUDA computes in float32, 
 on request. Arrays that do not fit raise `DataRefused`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from serving.bundle import Bundle
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 from serving.input_checks import check_inputs
-from serving.noise import draw_eps, draw_rows, noise_vectors
-from serving.operations import Operation, Tensor
+from serving.noise import draw_eps, draw_noise, draw_rows, noise_vectors
+from serving.operations import LATER, Operation, Tensor
 from serving.sessions import Level, has_float64, open_session, require_device
 
 Array = NDArray[Any]
@@ -100,14 +101,27 @@ class Engine:
             UsageRefused: there is no such operation.
             DataRefused: a tensor is missing, unknown, or of the wrong dtype, shape or value.
         """
-        if name not in self.operations:
-            raise UsageRefused(
-                f"operation must be one of {', '.join(self.operations)}, got {name!r}"
-            )
-        operation = self.operations[name]
+        operation = self.require(name)
         return check_inputs(
             operation, inputs, self._unit_range, self._max_byte, drawn, gaps=self._gaps
         )
+
+    def require(self, name: str) -> Operation:
+        """Return an operation.
+
+        Raises:
+            UsageRefused: there is none of this name, and what to do if others have it.
+        """
+        if name in self.operations:
+            return self.operations[name]
+        if name in LATER and (name == "draw" or self._gaps):
+            raise UsageRefused(f"this bundle was made before there was {name}: run vae migrate")
+        if name in LATER:
+            raise UsageRefused(
+                f"{name} is about the cells of a table, and this model has whole rows alone: train "
+                "one with --likelihood mixed"
+            )
+        raise UsageRefused(f"operation must be one of {', '.join(self.operations)}, got {name!r}")
 
     def compute(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one operation on inputs that `check` has passed, split to bound memory."""
@@ -117,7 +131,7 @@ class Engine:
             return {tensor.name: _empty(tensor) for tensor in operation.outputs}
         session, graph_inputs, names = self._calls[name]
         feeds = {graph_name: inputs[given] for graph_name, given in graph_inputs}
-        step = rows_of_a_run(inputs)
+        step = max(1, rows_of_a_run(inputs) // operation.copies)
         if rows <= step:
             return dict(zip(names, session.run(names, feeds), strict=True))
         runs = [
@@ -142,6 +156,15 @@ class Engine:
         """Return samples `start` to `start + num_samples` of `seed`, (num_samples, *x_shape)."""
         eps = draw_rows(seed, start, start + num_samples, self.bundle.manifest.latent_dim)
         return self.run("sample", {"eps": eps})["x_loc"]
+
+    def draw(self, num_samples: int, seed: int, *, start: int = 0) -> Array:
+        """Return rows drawn from the model, of the latents of `sample`, (num_samples, *x_shape)."""
+        self.require("draw")
+        manifest = self.bundle.manifest
+        stop = start + num_samples
+        z = draw_rows(seed, start, stop, manifest.latent_dim)
+        noise = draw_noise(seed, start, stop, math.prod(manifest.x_shape))
+        return self.run("draw", {"z": z, "noise": noise.reshape(-1, *manifest.x_shape)})["x"]
 
     def score(self, x: Array, num_samples: int, seed: int) -> dict[str, Array]:
         """Return bounds on log p(x) of each row in nats, over `num_samples` draws.
@@ -182,6 +205,8 @@ class Engine:
         """Refuse to draw other noise than the bundle's graphs, whose draws it carries."""
         drawn = noise_vectors(golden["score.x"], self.bundle.manifest.latent_dim)
         for key, value in drawn.items():
+            if key.startswith("draw_") and "draw" not in self.bundle.operations:
+                continue
             if key not in golden or not np.array_equal(value, golden[key]):
                 raise VerificationFailed(
                     f"self-check of {self.bundle.path} failed: {key} is not what this machine draws"

@@ -22,6 +22,9 @@ Eps = NDArray[np.float32]
 MAX_SEED = 2**63 - 1
 NUMBERED, HASHED = 0, 1
 """Streams: of rows that have a number, and of those that have the hash of a row of data."""
+DRAWN, FILLED, CHOSEN = 2, 3, 4
+"""Streams of the cells of samples by number, of those that fill gaps of a row by its hash, and of
+the choice of a latent for each time that a row is filled."""
 _CHUNK = 2**16
 """Normals drawn at a time, so that what is between stays in the processor's cache."""
 
@@ -40,6 +43,26 @@ def draw_eps(x: NDArray[Any], seed: int, num_samples: int, latent_dim: int) -> E
     """
     eps = _draw(seed, HASHED, hash_rows(x), num_samples * latent_dim)
     return eps.reshape(len(x), num_samples, latent_dim)
+
+
+def draw_noise(seed: int, start: int, stop: int, width: int) -> Eps:
+    """Draw the noise of the cells of samples `start` to `stop`, as (stop - start, width)."""
+    rows = np.arange(start, max(start, stop), dtype=np.uint64)
+    return _draw(seed, DRAWN, rows, width)
+
+
+def draw_fillings(
+    x: NDArray[Any], seed: int, times: int, width: int
+) -> tuple[Eps, NDArray[np.float64]]:
+    """Draw what it takes to fill rows of data several times.
+
+    Returns the noise of their cells, (rows, times, width), and numbers between 0 and 1 that choose
+    a latent, (rows, times).
+    """
+    hashes = hash_rows(x)
+    noise = _draw(seed, FILLED, hashes, times * width).reshape(len(x), times, width)
+    words = random_words(seed, CHOSEN, hashes, -(-times // WORDS))[:, :times]
+    return noise, (words + 0.5) / 2**32
 
 
 def hash_rows(x: NDArray[Any]) -> NDArray[np.uint64]:
@@ -66,7 +89,8 @@ def noise_vectors(x: NDArray[Any], latent_dim: int) -> dict[str, NDArray[Any]]:
     """Return test vectors: noise of some seeds, and of rows `x`; a bundle keeps them.
 
     `noise.eps` are rows from `noise.start` on for each seed, `score_noise.eps` the noise of each
-    row of `x` for each seed: both with the seeds on axis 0.
+    row of `x` for each seed: both with the seeds on axis 0. `draw_noise.eps` are the first columns
+    of the noise of the same rows as `noise.eps`.
     """
     stop = _VECTOR_START + _VECTOR_ROWS
     return {
@@ -74,6 +98,9 @@ def noise_vectors(x: NDArray[Any], latent_dim: int) -> dict[str, NDArray[Any]]:
         "noise.start": np.array([_VECTOR_START]),
         "noise.eps": np.stack(
             [draw_rows(s, _VECTOR_START, stop, latent_dim) for s in VECTOR_SEEDS]
+        ),
+        "draw_noise.eps": np.stack(
+            [draw_noise(s, _VECTOR_START, stop, latent_dim) for s in VECTOR_SEEDS]
         ),
         "score_noise.hash": hash_rows(x).view(np.int64),
         "score_noise.eps": np.stack([draw_eps(x, s, 2, latent_dim) for s in VECTOR_SEEDS]),

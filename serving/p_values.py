@@ -8,6 +8,7 @@ In: a bundle's held-out scores, and the scores of new rows with as many draws. O
 the largest one that is flagged. Raises `UsageRefused` for a score that the model does not have.
 """
 
+import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def read_held_out_scores(bundle: Bundle) -> HeldOutScores | None:
         return None
     path = bundle.path / HELD_OUT
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             content = dict(arrays)
         num_samples, seed = (int(content.pop(name)) for name in _COUNTS)
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as err:

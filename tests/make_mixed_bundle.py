@@ -1,6 +1,6 @@
 """Make `tests/serving/mixed_bundle`, a model of a mixed table, for tests without torch.
 
-Run `python -m tests.make_mixed_bundle` when the bundle's format changes; no test compares its
+Run `python -m tests.make_mixed_bundle` when the bundle's format changes. No test compares its
 bytes.
 """
 

@@ -38,6 +38,7 @@ from pipeline.config import (
 from serving.cli.command import CONTEXT, Command, Group, run_command
 from serving.cli.device_name import DeviceName
 from serving.cli.help_page import group
+from serving.cli.impute import impute
 from serving.cli.latents import decode, interpolate, traverse
 from serving.cli.options import device_option, read_options, seed_option, threads_option
 from serving.cli.paths import Origin, target
@@ -329,7 +330,7 @@ def doctor(repair_store: bool) -> None:
 
 cli.add_section("Train", run, schema, train, evaluate, export, check, show_config)
 cli.add_section("Registry", *registry.COMMANDS, migrate)
-cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score)
+cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score, impute)
 cli.add_section("Serve and deploy", serve, deploy)
 cli.add_section("Help", doctor)
 

@@ -214,9 +214,13 @@ def export(
     """Write the bundle; int8 takes its ranges from the training rows."""
     from pipeline.export.bundle_export import export_bundle
     from pipeline.export.quantization import calibrate
-    from serving.bundle import GRAPHS, PORTABLE_GRAPHS
+    from serving.operations import operation_table, portable_forms
 
-    graphs = len(GRAPHS) + len(PORTABLE_GRAPHS)
+    model = checkpoint.model
+    table = operation_table(
+        model.x_shape, checkpoint.x_dtype, model.latent_dim, mixed=model.mixed is not None
+    )
+    graphs = len(table) - 1 + len(portable_forms(table))  # a sample takes the decoder's
     say(f"exporting {graphs} graphs, {precision}, to {out}")
     ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
     with progress(graphs, "graphs") as bar:

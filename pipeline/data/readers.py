@@ -147,9 +147,13 @@ def read_arrays(path: Path, selection: Selection) -> SourceSplits:
 
 def read_table(path: Path, selection: Selection) -> SourceSplits:
     """Read a CSV, Parquet or Arrow file, or a folder of these in the order of their names."""
-    from pipeline.data.tables import read_table
+    from pipeline.data.mixed_tables import read_mixed
+    from pipeline.data.table_source import open_source
+    from pipeline.data.tables import read_numbers
 
-    return SourceSplits(LabelledRows(*read_table(path, selection)))
+    source = open_source(path, selection)
+    rows = read_mixed(source, selection) or read_numbers(source, selection)
+    return SourceSplits(LabelledRows(*rows))
 
 
 def read_images(path: Path, selection: Selection) -> SourceSplits:

@@ -239,9 +239,7 @@ def _make_dates(name: str, figures: Figures, missing: float) -> tuple[Column, ..
         return ()
     origin = float((figures.low // 2 + figures.high // 2) // US_PER_DAY)
     type_: CellType = "time" if figures.has_times else "date"
-    parts: dict[Part, tuple[str, ...]] = {"weekday": WEEKDAYS, "month": MONTHS}
-    if figures.has_times:
-        parts["hour"] = HOURS
+    words: dict[Part, tuple[str, ...]] = {"weekday": WEEKDAYS, "month": MONTHS, "hour": HOURS}
     day = Column(name=name, kind="real", type=type_, part="day", origin=origin, missing=missing)
     return (
         day,
@@ -252,9 +250,9 @@ def _make_dates(name: str, figures: Figures, missing: float) -> tuple[Column, ..
                 type=type_,
                 source=name,
                 part=part,
-                words=words,
+                words=words[part],
                 missing=missing,
             )
-            for part, words in parts.items()
+            for part in figures.parts
         ),
     )

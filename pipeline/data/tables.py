@@ -1,9 +1,8 @@
-"""Read tables into one array and labels: Parquet and Arrow files, folders of these, and CSV.
+"""Read tables of numbers into one array and labels, as they are: without a schema.
 
-In: a path, the columns that hold `x`, and the column of labels. Out: `x` (rows, *x_shape) as uint8
-if all its columns hold bytes, else as float32, which a CSV file always gives; and the labels
-(rows,), integers or strings. Raises `DataRefused`, which counts missing values by column, and
-`UsageRefused` if a column does not exist.
+In: a table, and what is chosen of it. Out: `x` (rows, *x_shape) as uint8 if all its columns hold
+bytes, else as float32, which a CSV file always gives; and the labels (rows,), integers or strings.
+Raises `DataRefused`, which counts missing values by column.
 """
 
 import math
@@ -18,11 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
 
-from pipeline.data.mixed_tables import read_mixed
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
 from pipeline.data.table_labels import as_labels
-from pipeline.data.table_source import find_small_ranges, open_source
+from pipeline.data.table_source import TableSource, find_small_ranges
 from serving.console import say
 from serving.errors import DataRefused
 from serving.io.arrow_types import (
@@ -36,7 +34,6 @@ from serving.io.column_choice import RowLayout
 from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.image_files import NotGray, read_image, read_image_shape
 from serving.io.rows import Rows
-from serving.schema import Schema
 
 Array = NDArray[Any]
 
@@ -48,22 +45,19 @@ _NAME = 40
 _FIRST_ROWS = 1024
 """If the type of lists or images does not tell their size, one of these rows must show it."""
 
-TableRows = tuple[Array, Array | None, tuple[str, ...], Schema | None]
-"""Rows, labels, the names of the features if each has a column of its own, and the schema."""
+TableRows = tuple[Array, Array | None, tuple[str, ...]]
+"""Rows, labels, and the names of the features if each has a column of its own."""
 
 
-def read_table(path: Path, selection: Selection) -> TableRows:
-    """Read CSV, or Parquet or Arrow: columns of cells, or one of (nested) lists or images."""
-    source = open_source(path, selection)
-    if mixed := read_mixed(source, selection):
-        return mixed
+def read_numbers(source: TableSource, selection: Selection) -> TableRows:
+    """Read columns of numbers, or one column of (nested) lists or images."""
     source.require_numbers()
-    names, label = source.names, selection.label
+    path, names, label = source.path, source.names, selection.label
     if source.rows is None:
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
         check = Float32Check(path, names, _are_whole(source.schema, names))
         with source.read({}) as stream:
-            return *_gather(path, stream, names, selection, layout, check), tuple(names), None
+            return *_gather(path, stream, names, selection, layout, check), tuple(names)
     rows = source.rows
     layout = _find_layout(path, rows, names, source.are_bytes)
     wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
@@ -79,12 +73,12 @@ def read_table(path: Path, selection: Selection) -> TableRows:
         return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
 
     if is_bytes(kind):
-        return *selection.read_images(gather, layout.shape), (), None
+        return *selection.read_images(gather, layout.shape), ()
     x, labels = gather(layout.shape)
     if features and source.are_bytes:
         known = selection.x_dtype
         x = x.astype(known, copy=False) if known else _separate_ranges(path, x, features)
-    return x, labels, features, None
+    return x, labels, features
 
 
 def _separate_ranges(path: Path, x: Array, names: Sequence[str]) -> Array:

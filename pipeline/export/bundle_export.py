@@ -7,6 +7,7 @@ is not sound, `UsageRefused` if the directory exists already.
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
@@ -19,13 +20,14 @@ import torch
 from pipeline.config import Precision
 from pipeline.environment import describe_versions
 from pipeline.errors import ParityFailed
+from pipeline.export.ambiguity import settle_inputs
 from pipeline.export.graph_export import OPSET, save_graph
 from pipeline.export.graph_needs import describe_folder
 from pipeline.export.held_out_scores import score_held_out
 from pipeline.export.manifest import seal
 from pipeline.export.model_card import has_pictures, render_card
 from pipeline.export.noise_graphs import write_noise_graphs
-from pipeline.export.quantization import Ranges, convert_precision, unambiguous_rows
+from pipeline.export.quantization import Ranges, convert_precision
 from pipeline.model.checkpoint import Checkpoint, weights_bytes
 from pipeline.model.operations import (
     DRAWS,
@@ -38,10 +40,8 @@ from pipeline.model.vae import VAE
 from serving.bundle import (
     CARD,
     GOLDEN,
-    GRAPHS,
     HELD_OUT,
     METRICS,
-    MORE_GRAPHS,
     RECONSTRUCTIONS,
     SAMPLES,
     SCHEMA_VERSION,
@@ -57,7 +57,7 @@ from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
 GOLDEN_ROWS = 8
 GOLDEN_POOL = 64
-"""Rows from which the golden rows are chosen: the first whose rounding to int8 is unambiguous."""
+"""Rows from which the golden rows are chosen: the first whose results are unambiguous."""
 GOLDEN_SAMPLES = 4
 CARD_SAMPLES = 40
 CARD_COLUMNS = 10
@@ -96,7 +96,7 @@ def export_bundle(
                 continue
             save_graph(folder / operation.graph, model, operation, metadata, reduced)
             advance(1)
-        write_noise_graphs(folder, model.latent_dim, metadata)
+        write_noise_graphs(folder, model.latent_dim, math.prod(model.x_shape), metadata)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, forms, x))
         held_out = score_held_out(reduced, operations["score"], x)
@@ -104,7 +104,7 @@ def export_bundle(
         if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
             values = picture_range(checkpoint.x_dtype, checkpoint.data.get("range", (0, MAX_BYTE)))
             _write_pictures(folder, reduced, operations, x, values)
-        content["needs"] = describe_folder(folder, (*GRAPHS, *MORE_GRAPHS))
+        content["needs"] = describe_folder(folder)
         (folder / CARD).write_text(render_card(content, metrics))
         manifest = seal(folder, content)
     return Bundle(out, manifest)
@@ -114,15 +114,17 @@ def _golden_bytes(model: VAE, operations: Iterable[Operation], x: Array) -> byte
     """Return each operation's inputs, float64 outputs and tolerances, and vectors of noise."""
     arrays: dict[str, Array] = {}
     for operation in operations:
-        drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
-        rows = unambiguous_rows(model, operation, drawn)[:GOLDEN_ROWS]
-        if not rows.size:
-            raise ParityFailed(
-                f"no held-out row of {operation.name} has an unambiguous result in int8"
-            )
-        inputs = {name: values[rows] for name, values in drawn.items()}
-        arrays |= golden_arrays(model, operation, inputs)
+        arrays |= golden_arrays(model, operation, choose_golden(model, operation, x))
     return npz_bytes(arrays | noise_vectors(arrays["score.x"], model.latent_dim))
+
+
+def choose_golden(model: VAE, operation: Operation, x: Array) -> dict[str, Array]:
+    """Return inputs for held-out rows whose results are unambiguous."""
+    drawn = draw_inputs(operation, x[:GOLDEN_POOL], num_samples=GOLDEN_SAMPLES, seed=1)
+    settled, rows = settle_inputs(model, operation, drawn)
+    if not rows.size:
+        raise ParityFailed(f"no held-out row of {operation.name} has an unambiguous result")
+    return {name: values[rows[:GOLDEN_ROWS]] for name, values in settled.items()}
 
 
 def golden_arrays(

@@ -21,9 +21,10 @@ def describe_needs(proto: ModelProto) -> dict[str, Any]:
     }
 
 
-def describe_folder(folder: Path, graphs: tuple[str, ...]) -> Mapping[str, dict[str, Any]]:
+def describe_folder(folder: Path) -> Mapping[str, dict[str, Any]]:
     """Return the needs of the graphs in a folder, by name."""
-    return {name: describe_needs(onnx.load(folder / name)) for name in graphs}
+    graphs = sorted(folder.glob("*.onnx"))
+    return {path.name: describe_needs(onnx.load(path)) for path in graphs}
 
 
 def element_types(proto: ModelProto) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ In: the model in the precision of its graphs, and its held-out rows. Out: every 
 `vae score` computes it with the seed and the number of draws of held-out rows.
 """
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,6 +29,7 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
     """
     if len(x) > MOST_ROWS:
         x = x[np.sort(np.random.default_rng(0).choice(len(x), MOST_ROWS, replace=False))]
+    model = copy.deepcopy(model).float()  # the weights of fp16 are half numbers
     num_samples = held_out_samples(mixed=model.mixed is not None)
     step = max(1, _DECODED_ROWS // num_samples)
     parts = [

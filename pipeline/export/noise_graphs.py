@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.export.graph_export import IR_VERSION, OPSET
-from serving.bundle import NOISE_GRAPHS
-from serving.noise import HASHED, NUMBERED
+from serving.bundle import DRAW_NOISE_GRAPH, NOISE_GRAPHS
+from serving.noise import DRAWN, HASHED, NUMBERED
 from serving.normals import OCTAVES, PLACE_BITS, SEGMENT_BITS, load_table
 from serving.philox import KEY_STEPS, LOW, MULTIPLIERS, ROUNDS, WORDS
 
@@ -59,21 +59,28 @@ class _Nodes:
         return high, self.add("Add", self.add("Mul", middle, _HALF), last)
 
 
-def write_noise_graphs(folder: Path, latent_dim: int, metadata: Mapping[str, str]) -> None:
-    """Write both graphs into a bundle's folder, with its description."""
-    for name, build in zip(NOISE_GRAPHS, (noise_graph, score_noise_graph), strict=True):
-        model = build(latent_dim)
+def write_noise_graphs(
+    folder: Path, latent_dim: int, features: int, metadata: Mapping[str, str]
+) -> None:
+    """Write the graphs into a bundle's folder, with its description."""
+    numbered, hashed = NOISE_GRAPHS
+    graphs = {
+        numbered: noise_graph(latent_dim),
+        hashed: score_noise_graph(latent_dim),
+        DRAW_NOISE_GRAPH: noise_graph(features, DRAWN),
+    }
+    for name, model in graphs.items():
         helper.set_model_props(model, dict(sorted(metadata.items())))
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
-def noise_graph(latent_dim: int) -> onnx.ModelProto:
-    """Build `seed, start, rows -> eps`: rows of latents, numbered from `start`."""
+def noise_graph(width: int, stream: int = NUMBERED) -> onnx.ModelProto:
+    """Build `seed, start, rows -> eps`: rows of latents or of cells, numbered from `start`."""
     nodes = _Nodes()
     start, count = (nodes.add("Squeeze", name) for name in ("start", "rows"))
     rows = nodes.add("Add", nodes.add("Range", 0, count, 1), start)
-    eps = _normals(nodes, _words(nodes, rows, NUMBERED, -(-latent_dim // WORDS)), latent_dim)
-    return _model(nodes, eps, ("seed", "start", "rows"), {}, ("rows", latent_dim))
+    eps = _normals(nodes, _words(nodes, rows, stream, -(-width // WORDS)), width)
+    return _model(nodes, eps, ("seed", "start", "rows"), {}, ("rows", width))
 
 
 def score_noise_graph(latent_dim: int) -> onnx.ModelProto:

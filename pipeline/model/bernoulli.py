@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
+from pipeline.model.inversion import Drawn, lower_and_upper
 from serving.errors import DataRefused
 from serving.value_range import MAX_BYTE
 
@@ -62,9 +63,10 @@ class Bernoulli(nn.Module):
         """Return the probability of 1, times the unit."""
         return params.sigmoid() * self.x_unit
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
         """Return 0 or the unit."""
-        return (noise > (-params).sigmoid()) * self.x_unit
+        gap = lower_and_upper(noise)[0] - (-params).sigmoid()
+        return Drawn((gap > 0).to(params.dtype) * self.x_unit, gap.abs())
 
 
 class ContinuousBernoulli(Bernoulli):
@@ -101,13 +103,27 @@ class ContinuousBernoulli(Bernoulli):
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return middle.float()
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
         """Invert the distribution function, mirrored for l > 0 so that nothing overflows."""
-        slope, rest = -params.abs(), torch.where(params > 0, 1 - noise, noise)
-        small = slope > -1e-3
-        slope = torch.where(small, -1.0, slope)
-        value = torch.where(small, rest, torch.log1p(rest * torch.expm1(slope)) / slope)
-        return torch.where(params > 0, 1 - value, value) * self.x_unit
+        lower, upper = lower_and_upper(noise)
+        slope = -params.abs()
+        part, rest = (torch.where(params > 0, *ends) for ends in ((upper, lower), (lower, upper)))
+        small = slope > -0.1
+        steep = torch.where(small, -1.0, slope)
+        value = torch.where(
+            small,
+            _series_of_quantile(part, rest, slope),
+            (rest + part * steep.exp()).log() / steep,
+        )
+        value = torch.where(params > 0, 1 - value, value) * self.x_unit
+        return Drawn(value, torch.ones_like(value))
+
+
+def _series_of_quantile(part: Tensor, rest: Tensor, slope: Tensor) -> Tensor:
+    """Return log(1 + part (exp(slope) - 1)) / slope by its series, the cumulants of a coin."""
+    variance = part * rest
+    third, fourth = variance * (rest - part), variance * (1 - 6 * variance)
+    return part + slope * (variance / 2 + slope * (third / 6 + slope * fourth / 24))
 
 
 def check_bytes(x: NDArray[Any], unit: Tensor) -> None:

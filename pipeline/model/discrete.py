@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig
 from pipeline.model.bernoulli import check_bytes, softplus
 from pipeline.model.gaussian import column_moments
+from pipeline.model.inversion import Drawn, draw_code, logit_of, round_drawn
 from serving.errors import DataRefused
 from serving.value_range import MAX_BYTE
 
@@ -83,11 +84,10 @@ class DiscretizedLogistic(nn.Module):
         """Return the location, clamped to the range of bytes: the median of x, not rounded."""
         return self._split(params)[0].clamp(0, 1) * self.x_unit
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Return the location plus the scale times the logit of the noise, rounded."""
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return the location plus the scale times the logit of the noise's place, rounded."""
         loc, log_scale = self._split(params)
-        value = (loc + log_scale.exp() * noise.logit()).clamp(0, 1) * self.x_unit
-        return value.round()
+        return round_drawn((loc + log_scale.exp() * logit_of(noise)).clamp(0, 1) * self.x_unit)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         pairs = torch.unflatten(params, -1, (-1, 2))
@@ -143,10 +143,9 @@ class Categorical(nn.Module):
         """Return E[code given params], which need not be a code."""
         return (self._log_probabilities(params).exp() * self.codes).sum(-1)
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
         """Return the code into whose part of (0, 1) the noise falls."""
-        ends = self._log_probabilities(params).exp().cumsum(-1)[..., :-1]
-        return (noise.unsqueeze(-1) > ends).sum(-1).to(params.dtype)
+        return draw_code(self._log_probabilities(params).exp(), noise)
 
     def _by_code(self, values: Tensor) -> Tensor:
         return torch.unflatten(values, -1, (-1, len(self.codes)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.model.inversion import Drawn
 from serving.value_range import MAX_BYTE
 
 _CHUNK_ROWS = 4096
@@ -79,9 +80,10 @@ class Gaussian(nn.Module):
         """Return the decoder's output in the data's units."""
         return params * self.x_unit + self.x_shift
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Return the mean plus the scale times the normal quantile of the noise."""
-        return self.mean(params + self._current_log_scale().exp() * torch.special.ndtri(noise))
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return the mean plus the scale times the noise."""
+        x = self.mean(params + self._current_log_scale().exp() * noise)
+        return Drawn(x, torch.ones_like(x))
 
     def _log_scale(self, errors: Tensor) -> Tensor:
         if self.sigma != "optimal" or not self.training:

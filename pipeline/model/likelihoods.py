@@ -19,6 +19,7 @@ from pipeline.config import Binarize, Config, LikelihoodName, ModelConfig
 from pipeline.model.bernoulli import Bernoulli, ContinuousBernoulli
 from pipeline.model.discrete import Categorical, DiscretizedLogistic, count_categories
 from pipeline.model.gaussian import Gaussian
+from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import Mixed
 from serving.errors import UsageRefused
 from serving.schema import Schema
@@ -51,8 +52,8 @@ class Likelihood(Protocol):
     def mean(self, params: Tensor) -> Tensor:
         """Return E[x given params] in the data's units, (…, features)."""
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Draw x in the data's units by inversion; `noise` (…, features) is uniform in (0, 1)."""
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw x in the data's units; it grows with `noise` (…, features), standard normal."""
 
 
 AnyLikelihood = (

@@ -7,7 +7,7 @@ et al., 2020, HI-VAE, section 2.2). What stands in a gap cannot change any resul
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.model.cell_reference import CellReference
-from pipeline.model.columns import ColumnsOfKind, Counts, Values, Words
+from pipeline.model.column_units import Values
+from pipeline.model.columns import ColumnsOfKind
+from pipeline.model.count_columns import Counts
+from pipeline.model.inversion import Drawn
 from pipeline.model.number_columns import Positives, Reals
+from pipeline.model.word_columns import Words
 from serving.errors import DataRefused
 from serving.schema import Kind, Schema
 from serving.value_range import MAX_BYTE
@@ -47,6 +51,8 @@ class Mixed(nn.Module):
     order: Tensor
     """Where each column of the schema stands inside."""
     gap: Tensor
+    owns: Tensor
+    """1 for each parameter of a column, else 0, (columns, params_width); ordered as inside."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -69,6 +75,7 @@ class Mixed(nn.Module):
         self.reference = CellReference([schema.columns[i] for i in places])
         self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
         self.params_width = sum(module.params_width for module in self.modules_of_kinds())
+        self.register_buffer("owns", self._find_owners())
 
     @torch.no_grad()
     def fit(self, train: Array, max_byte: int = MAX_BYTE) -> None:
@@ -116,6 +123,22 @@ class Mixed(nn.Module):
         values, seen = self._split_rows(rows)
         return torch.cat([torch.where(hidden, self.gap, values), seen * (~hidden)], -1)
 
+    def hide_each(self, rows: Tensor) -> Tensor:
+        """Return each row once for each column, with that cell as a gap: (batch, columns, …).
+
+        Copies and cells are in the order in which the columns stand inside.
+        """
+        values, seen = (part.unsqueeze(1) for part in self._split_rows(rows))
+        own = torch.eye(len(self.schema.columns), dtype=torch.bool, device=rows.device)
+        return torch.cat([torch.where(own, self.gap, values), seen * (~own)], -1)
+
+    def own_params(self, params: Tensor) -> Tensor:
+        """Return of each copy of `hide_each` the parameters of the cell that is hidden in it.
+
+        `params` are (batch, columns, num_samples, params_width); the copies are left out.
+        """
+        return (params * self.owns.to(params.dtype).unsqueeze(1)).sum(1)
+
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Return log p(x given params) in nats, summed over the cells that are seen."""
         return self.cell_log_prob(params, x).sum(-1)
@@ -151,9 +174,35 @@ class Mixed(nn.Module):
         pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
         return self.in_order(torch.cat([module.mean(own) for module, own in pairs], -1))
 
-    def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Not possible yet."""
-        raise NotImplementedError
+    def mean_gap(self, params: Tensor) -> Tensor:
+        """Return how far each word that `mean` gives is from another; see `Drawn`."""
+        gaps = []
+        for module, own in zip(self.modules_of_kinds(), self.split_params(params), strict=True):
+            if isinstance(module, Words):
+                gaps.append(module.mean_gap(own))
+            else:
+                gaps.append(torch.ones_like(module.mean(own)))
+        return self.in_order(torch.cat(gaps, -1))
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw all cells, none of them a gap."""
+        noise = noise.index_select(-1, self.places)
+        triples = zip(
+            self.modules_of_kinds(),
+            self.split_params(params),
+            self._split_columns(noise),
+            strict=True,
+        )
+        return self._join_drawn(module.draw(own, part) for module, own, part in triples)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of numbers and the mode of words over weighted draws, (batch, columns).
+
+        `params` are (batch, num_samples, params_width); the `weights` (batch, num_samples) of a row
+        sum to 1.
+        """
+        pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
+        return self._join_drawn(module.impute(own, weights) for module, own in pairs)
 
     def modules_of_kinds(self) -> list[ColumnsOfKind]:
         """Return the module of each kind that the schema has."""
@@ -177,6 +226,17 @@ class Mixed(nn.Module):
 
     def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
         return torch.split(values, self._sizes, -1)
+
+    def _find_owners(self) -> Tensor:
+        owners: list[int] = []
+        for module in self.modules_of_kinds():
+            start = max(owners, default=-1) + 1
+            owners += [start + owner for owner in module.owners]
+        return torch.eye(len(self.schema.columns))[:, owners]
+
+    def _join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
+        parts = zip(*drawn, strict=True)
+        return Drawn(*(self.in_order(torch.cat(part, -1)) for part in parts))
 
     def _training_values(self, train: Array) -> Iterator[tuple[ColumnsOfKind, list[Values]]]:
         """Yield each module, and the values of its columns that are not gaps."""

@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.columns import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.inversion import Drawn
 from pipeline.model.steady_log import steady_log
 from serving.schema import Column
 
-LARGEST = 1e6
-"""Largest distance from a column's centre, in its units: its square fits every float."""
 HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
+MOST_GROWTH = 4.0
+"""Largest log of a mean over its median: a log-normal that is wider has no mean worth a name."""
 
 
 class _Numbers(nn.Module):
@@ -30,6 +31,7 @@ class _Numbers(nn.Module):
         super().__init__()
         count = len(columns)
         self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
         self.register_buffer("shift", torch.zeros(count))
         self.register_buffer("unit", torch.ones(count))
 
@@ -47,6 +49,26 @@ class _Numbers(nn.Module):
         log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
         error = (u - loc) * torch.exp(-log_scale)
         return -(error * error + LOG_TWO_PI) / 2 - log_scale
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return the mean plus the standard deviation times the noise, in the data's units."""
+        loc, log_scale = params.chunk(2, -1)
+        x = self._to_data(loc + log_scale.clamp(*LOG_SCALE_RANGE).exp() * noise)
+        return Drawn(x, torch.ones_like(x))
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of the mixture."""
+        loc, log_scale = params.chunk(2, -1)
+        means = self._expect(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp())
+        x = (weights.unsqueeze(-1) * means).sum(1)
+        return Drawn(x, torch.ones_like(x))
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Return the mean in the data's units."""
+        raise NotImplementedError
 
     def _set_unit(self, columns: Sequence[Values]) -> None:
         for index, values in enumerate(columns):
@@ -103,7 +125,16 @@ class Reals(_Numbers):
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median."""
-        v = self._bent(params.chunk(2, -1)[0])
+        return self._to_data(params.chunk(2, -1)[0])
+
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        # the mean of sinh is that of the centre times exp(variance / 2)
+        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
+        middle = self._to_data(loc) - self.centre
+        return torch.where(self.heavy > 0, middle * growth, middle) + self.centre
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        v = self._bent(u)
         size = v.abs().clamp(max=30)
         sinh = v.sign() * (torch.exp(size) - torch.exp(-size)) / 2
         return torch.where(self.heavy > 0, sinh, v) * self.width + self.centre
@@ -145,8 +176,25 @@ class Positives(_Numbers):
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median."""
-        logs = params.chunk(2, -1)[0] * self.unit + self.shift
+        return self._to_data(params.chunk(2, -1)[0])
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Return a log-normal variable less the offset; what is below 0 is a zero."""
+        x, gap = super().draw(params, noise)
+        return Drawn(x.clamp(min=0), gap)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of the mixture, at least 0."""
+        x, gap = super().impute(params, weights)
+        return Drawn(x.clamp(min=0), gap)
+
+    def _to_data(self, u: Tensor) -> Tensor:
+        logs = u * self.unit + self.shift
         return logs.clamp(max=80).exp() - self.offset
+
+    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
+        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
+        return (self._to_data(loc) + self.offset) * growth - self.offset
 
 
 def _quartiles(values: Values) -> tuple[float, float]:

@@ -4,6 +4,7 @@ Kingma & Welling (2014), equation 3: elbo = E_q[log p(x given z)] - KL(q(z given
 Burda et al. (2016), equation 8: iw_elbo = log mean_k p(x, z_k) / q(z_k given x).
 Bowman et al. (2016): the weight of the KL grows from 0 during a warm-up.
 Kingma et al. (2016), appendix C.8: free bits, an amount of KL per latent that costs nothing.
+Mattei & Frellsen (2019), section 3.2: the weights of that bound predict what is missing.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
+from pipeline.model.inversion import Drawn
 from pipeline.model.vae import VAE, Posterior
+from serving.errors import UsageRefused
 
 
 class ElboTerms(NamedTuple):
@@ -32,6 +35,8 @@ class ElboTerms(NamedTuple):
     """log p of each cell of a mixed table, (batch, num_samples, columns)."""
     rows: Tensor | None = None
     """The rows of a mixed table in network units."""
+    params: Tensor | None = None
+    """What the decoder gives for each z_k of a mixed table, (batch, num_samples, params_width)."""
 
     @property
     def kl(self) -> Tensor:
@@ -84,7 +89,26 @@ def elbo_terms(
         log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
         return ElboTerms(log_likelihood, qz.latent_kl(), eps, z, qz.log_scale)
     cells = model.mixed.cell_log_prob(params, rows.unsqueeze(1))
-    return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows)
+    return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows, params)
+
+
+def impute(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Drawn, Tensor, Tensor]:
+    """Return every cell as the seen ones predict it, log-weights and latents of the draws.
+
+    With z_k ~ q(z given seen), the expectation of a missing cell is approximated by
+    sum_k w_k E[cell given z_k], where w_k is proportional to p(seen given z_k) p(z_k) /
+    q(z_k given seen), and sums to 1 (equations 10 and 11: single imputation). To pick a z_k with
+    the probability w_k and draw the cell from p(x given z_k) is multiple imputation.
+    """
+    terms = elbo_terms(model, x, eps, dtype)
+    if model.mixed is None or terms.params is None:
+        raise UsageRefused("impute needs a model of a table with --likelihood mixed")
+    log_weights = terms.log_weights()
+    log_weights = log_weights - log_weights.amax(-1, keepdim=True)
+    log_weights = log_weights - log_weights.exp().sum(-1, keepdim=True).log()
+    return model.mixed.impute(terms.params, log_weights.exp()), log_weights, terms.z
 
 
 def loss(terms: ElboTerms, settings: TrainConfig, kl_weight: float) -> Tensor:

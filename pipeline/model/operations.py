@@ -5,7 +5,7 @@ rounding errors of float32 or TF32.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.explanation import explain
+from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import cell_scores
-from pipeline.model.objective import elbo_terms
+from pipeline.model.objective import elbo_terms, impute
 from pipeline.model.plain_functions import PlainFunctions
 from pipeline.model.vae import VAE
-from serving.noise import draw_rows
-from serving.operations import Operation
+from serving.noise import draw_noise, draw_rows
+from serving.operations import Operation, OperationName
 
 Array = NDArray[Any]
 EPS = 2.0**-23
@@ -59,9 +61,46 @@ def _score(
     return tuple(score.to(eps.dtype) for score in scores)
 
 
-def _score_portable(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
-    with PlainFunctions():
-        return _score(model, x, eps, dtype=None)
+def _draw(
+    model: VAE, z: Tensor, noise: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
+    # in float64 for the same reason as a score: a word may flip with the last bit
+    x = _draw_cells(model, z, noise, dtype).x.to(noise.dtype)
+    return (x.reshape(-1, *model.x_shape),)
+
+
+def _draw_cells(model: VAE, z: Tensor, noise: Tensor, dtype: torch.dtype | None) -> Drawn:
+    params, flat = model.decoder(z), noise.flatten(1)
+    if dtype is not None:
+        params, flat = params.to(dtype), flat.to(dtype)
+    return model.px.draw(params, flat)
+
+
+def _impute(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
+    filled, log_weights, z = impute(model, x, eps, dtype)
+    known = torch.where(x.isnan(), filled.x.to(x.dtype), x)
+    return known, log_weights.to(eps.dtype), z.to(eps.dtype)
+
+
+def _explain(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = torch.float64
+) -> tuple[Tensor, ...]:
+    return (explain(model, x, eps, dtype).to(eps.dtype),)
+
+
+def _decoded_gap(model: VAE, z: Tensor) -> Tensor:
+    params = model.decoder(z)
+    return model.mixed.mean_gap(params) if model.mixed else torch.ones_like(params)
+
+
+def _in_float32(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def run(*inputs: Any) -> tuple[Tensor, ...]:
+        with PlainFunctions():
+            return function(*inputs, dtype=None)
+
+    return run
 
 
 FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
@@ -70,9 +109,25 @@ FUNCTIONS: Mapping[str, Callable[..., tuple[Tensor, ...]]] = {
     "reconstruct": _reconstruct,
     "sample": _decode,
     "score": _score,
-    "score_portable": _score_portable,
+    "score_portable": _in_float32(_score),
+    "draw": _draw,
+    "draw_portable": _in_float32(_draw),
+    "impute": _impute,
+    "impute_portable": _in_float32(_impute),
+    "explain": _explain,
+    "explain_portable": _in_float32(_explain),
 }
 """The torch function of each form of an operation; outputs are in the order of the table."""
+
+GAPS: Mapping[OperationName, Callable[..., Tensor]] = {
+    "decode": _decoded_gap,
+    "sample": _decoded_gap,
+    "reconstruct": lambda model, x: _decoded_gap(model, model.encode(x).loc),
+    "draw": lambda model, z, noise: _draw_cells(model, z, noise, None).gap,
+    "impute": lambda model, x, eps: torch.where(x.isnan(), impute(model, x, eps, None)[0].gap, 1.0),
+}
+"""How far each cell (batch, features) of an operation's result is from a jump to another value, as
+`Drawn.gap`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +190,38 @@ def run_reference(
     Any `draw` but 0 rounds each weight in another way, so that the errors fall anew: by one
     rounding of float32 away from where it is, or to the one or other neighbour in TF32.
     """
+    model = _rounded(model, dtype, draw, tf32=tf32)
+    outputs = FUNCTIONS[operation.label](model, *_as_tensors(operation, inputs, dtype))
+    return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}
+
+
+@torch.no_grad()
+def run_gaps(
+    model: VAE,
+    operation: Operation,
+    inputs: Mapping[str, Array],
+    dtype: torch.dtype,
+    *,
+    draw: int = 0,
+    tf32: bool = False,
+) -> Array | None:
+    """Return the `GAPS` of an operation in `dtype`, (batch, features), or None if nothing jumps."""
+    if operation.name not in GAPS or not (model.mixed or operation.name == "draw"):
+        return None
+    model = _rounded(model, dtype, draw, tf32=tf32)
+    gaps: Array = GAPS[operation.name](model, *_as_tensors(operation, inputs, dtype)).numpy()
+    return gaps
+
+
+def _as_tensors(
+    operation: Operation, inputs: Mapping[str, Array], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    for tensor in operation.inputs:
+        values = torch.from_numpy(np.array(inputs[tensor.name]))
+        yield values.to(dtype) if values.is_floating_point() else values
+
+
+def _rounded(model: VAE, dtype: torch.dtype, draw: int, *, tf32: bool = False) -> VAE:
     model = copy.deepcopy(model).to(dtype)
     if draw:
         generator = torch.Generator().manual_seed(draw)
@@ -144,11 +231,7 @@ def run_reference(
             _move_weights(model, generator)
     if tf32:
         _round_products(model)
-    tensors = (torch.from_numpy(np.array(inputs[tensor.name])) for tensor in operation.inputs)
-    outputs = FUNCTIONS[operation.label](
-        model, *(t.to(dtype) if t.is_floating_point() else t for t in tensors)
-    )
-    return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}
+    return model
 
 
 def _move_weights(model: VAE, generator: torch.Generator) -> None:
@@ -186,16 +269,28 @@ def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTrans
 
 
 def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:
-    """Return inputs of one operation for the rows `x`; all others are standard normal noise."""
+    """Return inputs of one operation for the rows `x`; all others are standard normal noise.
+
+    If gaps are to be filled, a quarter of the cells are.
+    """
     inputs: dict[str, Array] = {}
     for tensor in operation.inputs:
         if tensor.name == "x":
-            inputs["x"] = x
+            inputs["x"] = _with_gaps(x) if operation.name == "impute" else x
+        elif tensor.name == "noise":
+            width = int(np.prod(x.shape[1:]))
+            noise = np.ascontiguousarray(draw_noise(seed, 0, len(x), width))
+            inputs["noise"] = noise.reshape(len(x), *x.shape[1:])
         else:
             shape = [num_samples if axis == "num_samples" else axis for axis in tensor.shape[1:]]
             width = int(np.prod([int(size) for size in shape]))
             inputs[tensor.name] = draw_rows(seed, 0, len(x), width).reshape(len(x), *shape)
     return inputs
+
+
+def _with_gaps(x: Array) -> Array:
+    row, column = np.indices(x.shape)
+    return np.where((row + column) % 4 == 0, np.float32(np.nan), x)
 
 
 def rms(values: Array) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.export.quantization import unambiguous_rows
+from pipeline.export.ambiguity import settle_inputs
 from pipeline.model.operations import (
     DRAWS,
     Array,
@@ -226,7 +226,8 @@ def make_cases(
     forms = {k: v for plan in plans for k, v in checked_forms(bundle, plan.device).items()}
     for operation in forms.values():
         least: Mapping[str, Tolerance] = {}
-        for kind, inputs in unambiguous_cases(model, operation, x, bundle.manifest):
+        cases = unambiguous_cases(model, operation, x, bundle.manifest, tf32="tf32" in rules)
+        for kind, inputs in cases:
             exact = run_reference(model, operation, inputs, torch.float64)
             least = least or derive_tolerances(exact, ())  # of held-out rows, the first
             rounded, tolerances = {}, {}
@@ -239,15 +240,15 @@ def make_cases(
 
 
 def unambiguous_cases(
-    model: VAE, operation: Operation, x: Array, manifest: Manifest
+    model: VAE, operation: Operation, x: Array, manifest: Manifest, *, tf32: bool = False
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
-    """Yield the cases, each with only those rows whose rounding to int8 is unambiguous, repeated.
+    """Yield the cases, each with only those rows whose results are unambiguous, repeated.
 
     If no held-out row is unambiguous, all are compared, and may fail. A case of another kind
     without such a row is left out.
     """
-    for kind, inputs in draw_cases(operation, x, manifest.likelihood, manifest.max_byte):
-        rows = unambiguous_rows(model, operation, inputs)
+    for kind, drawn in draw_cases(operation, x, manifest.likelihood, manifest.max_byte):
+        inputs, rows = settle_inputs(model, operation, drawn, tf32=tf32)
         if rows.size:
             yield kind, {name: v[np.resize(rows, len(v))] for name, v in inputs.items()}
         elif kind == "held-out":

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from pipeline.export.graph_needs import describe_needs, element_types
 from pipeline.parity.comparison_result import Fault
-from serving.bundle import PORTABLE_GRAPHS, Bundle
+from serving.bundle import Bundle
 
 RANDOM = {
     "Bernoulli",
@@ -42,7 +42,7 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
     for name, proto in graphs.items():
         faults += (Fault("operators", f"{name}: {line}") for line in _operator_faults(proto))
         if bundle.manifest.schema_version > 1:
-            portable = name in PORTABLE_GRAPHS
+            portable = name in {form.graph for form in bundle.portable_forms.values()}
             lines = _needs_faults(proto, bundle.manifest.needs[name], portable=portable)
             faults += (Fault("needs", f"{name}: {line}") for line in lines)
     return graphs, faults

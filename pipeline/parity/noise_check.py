@@ -3,7 +3,8 @@
 In: a bundle. Out: faults, one for each graph that gives other bits.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.parity.comparison_result import Fault
-from serving.bundle import NOISE_GRAPHS, Bundle
+from serving.bundle import Bundle
 from serving.errors import VerificationFailed
-from serving.noise import MAX_SEED, draw_eps, draw_rows, hash_rows
+from serving.noise import MAX_SEED, draw_eps, draw_noise, draw_rows, hash_rows
 from serving.sessions import open_session
 
 # numbers whose words have all bits, and rows on both sides of the end of a word
@@ -26,19 +27,23 @@ Draw = tuple[dict[str, Any], NDArray[np.float32]]
 
 
 def noise_faults(bundle: Bundle) -> list[Fault]:
-    """Run both graphs beside `serving.noise`; bundles of schema 1 have no such graphs."""
-    if bundle.manifest.schema_version == 1:
+    """Run the graphs beside `serving.noise`; bundles of schema 1 have no such graphs."""
+    if not bundle.noise_graphs:
         return []
     latent_dim = bundle.manifest.latent_dim
-    draws = (_numbered(latent_dim), _hashed(bundle.golden()["score.x"], latent_dim))
-    faults = (_find_fault(bundle, *pair) for pair in zip(NOISE_GRAPHS, draws, strict=True))
+    draws = (
+        _numbered(draw_rows, latent_dim),
+        _hashed(bundle.golden()["score.x"], latent_dim),
+        _numbered(draw_noise, math.prod(bundle.manifest.x_shape)),
+    )
+    faults = (_find_fault(bundle, *pair) for pair in zip(bundle.noise_graphs, draws, strict=False))
     return [fault for fault in faults if fault is not None]
 
 
-def _numbered(latent_dim: int) -> Iterator[Draw]:
+def _numbered(draw: Callable[..., NDArray[np.float32]], width: int) -> Iterator[Draw]:
     for seed, start in product(SEEDS, STARTS):
         inputs = {"seed": seed, "start": start, "rows": ROWS}
-        yield inputs, draw_rows(seed, start, start + ROWS, latent_dim)
+        yield inputs, draw(seed, start, start + ROWS, width)
 
 
 def _hashed(x: NDArray[Any], latent_dim: int) -> Iterator[Draw]:

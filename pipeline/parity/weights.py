@@ -14,7 +14,7 @@ import torch
 from onnx import AttributeProto, ModelProto, numpy_helper
 
 from pipeline.export.graph_export import SMALL_CONSTANT, trace_constants
-from pipeline.model.operations import FUNCTIONS, Array, draw_inputs
+from pipeline.model.operations import FUNCTIONS, GAPS, Array, draw_inputs
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Fault
 from pipeline.parity.graph_checks import nodes_of
@@ -85,8 +85,11 @@ def needed_weights(model: VAE, operation: Operation) -> list[set[str]]:
     inputs = draw_inputs(operation, rows, num_samples=2, seed=0)
     tensors = (torch.from_numpy(inputs[tensor.name]) for tensor in operation.inputs)
     with torch.enable_grad():
-        outputs = FUNCTIONS[operation.label](model, *tensors)
-        total = torch.stack([output.sum() for output in outputs]).sum()
+        given = tuple(tensors)
+        outputs = FUNCTIONS[operation.label](model, *given)
+        if operation.name == "draw":  # whole numbers have no slope, but their distances have
+            outputs += (GAPS["draw"](model, *given),)
+        total = torch.stack([y.sum() for y in outputs if y.requires_grad]).sum()
         gradients = torch.autograd.grad(total, list(names), allow_unused=True)
     reached = (p for p, gradient in zip(names, gradients, strict=True) if gradient is not None)
     return [names[p] for p in reached if min(names[p]).startswith(NETS)]

@@ -25,7 +25,8 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from serving.batch.output import Counts, Output
-from serving.batch.scorer import Provenance, Scorer
+from serving.batch.scorer import Provenance
+from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.io.column_choice import RowLayout
 from serving.io.filesystems import locate
@@ -65,9 +66,22 @@ class Mapper(Protocol):
     provenance: Provenance
     layout: RowLayout
     x: tuple[str, ...]
+    copies: int
+    """Number of results of each row."""
 
     def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return results, and bad rows with a column `reason`."""
+
+
+class FileMapper(Mapper, Protocol):
+    """Maps the rows of files."""
+
+    engine: Engine
+    operation: str
+    ids: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what else the results depend on, in the types of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +126,7 @@ def parse_limit(text: str) -> Limit:
     return Limit(int(match[1])) if match[1] else Limit(share=Fraction(match[2]) / 100)
 
 
-def describe_job(scorer: Scorer, rows: Rows, fdr: float | None = None) -> dict[str, Any]:
+def describe_job(scorer: FileMapper, rows: Rows, fdr: float | None = None) -> dict[str, Any]:
     """Describe all that the output depends on, in the types of JSON; `fdr` flags rows."""
     return {
         "format": 1,
@@ -127,7 +141,7 @@ def describe_job(scorer: Scorer, rows: Rows, fdr: float | None = None) -> dict[s
         "x": list(scorer.x),
         "ids": list(scorer.ids),
         "where": rows.filter.text if rows.filter else "",
-        **scorer.results.describe(),
+        **scorer.describe(),
         **({"fdr": fdr} if fdr else {}),
         **({"array": rows.array} if rows.array else {}),
         "part_rows": PART_ROWS,
@@ -177,7 +191,7 @@ def run_job(
     with closing(made):
         for part in made:
             counts += part
-    job.check(counts, counts.rows + counts.bad)
+    job.check(counts, counts.rows // scorer.copies + counts.bad)
     flags = flag(parts) if flag else None
     seconds = time.perf_counter() - started
     new = counts.rows + counts.bad - before.rows - before.bad

@@ -32,7 +32,8 @@ class ScoreChoice:
     by: str = ""
     """The score that p-values are of; if empty, the one that finds most."""
     explain: int = 0
-    """How many columns are named, of those that fit the rest of their row least."""
+    """How many columns are named, of those that fit the rest of their row least. If a row has fewer
+    cells, the last names are null."""
     per_column: bool = False
     """Whether the scores of each column are written, as lists."""
 
@@ -65,7 +66,7 @@ class ResultColumns:
             self._choose(bundle, num_samples)
         elif choice != ScoreChoice():
             raise UsageRefused(
-                f"--by, --explain and --per-column are about scores, not {operation}"
+                f"--by, --explain and --per-column are about scores, --operation is {operation!r}"
             )
         self.fields = self._list_fields()
         """The fields of the columns, in order."""
@@ -88,16 +89,10 @@ class ResultColumns:
         return {**asdict(self.choice), "by": self.by}
 
     def _choose(self, bundle: Bundle, num_samples: int) -> None:
-        wanted = self.choice.explain
-        if (wanted or self.choice.per_column) and not self.names:
+        if (self.choice.explain or self.choice.per_column) and not self.names:
             raise UsageRefused(
                 "--explain and --per-column need a model of a table of mixed columns; this one "
                 "has one score for a whole row"
-            )
-        if wanted > len(self.names):
-            raise UsageRefused(
-                f"--explain must be at most {len(self.names)}, the columns of the model, "
-                f"got {wanted}"
             )
         if not self.choice.per_column:
             self._outputs = [tensor for tensor in self._outputs if not tensor.shape[1:]]
@@ -127,11 +122,14 @@ class ResultColumns:
         return fields
 
     def _explain(self, x: Array, column_lift: Array) -> list[pa.Array]:
-        order = order_columns(x, column_lift)[:, : self.choice.explain]
+        order = order_columns(x, column_lift)
         gaps = np.isnan(np.take_along_axis(x, order, 1))
         nats = np.take_along_axis(column_lift, order, 1)
         found = []
         for place in range(self.choice.explain):
+            if place >= len(self.names):
+                found += [pa.nulls(len(x), TEXT), pa.nulls(len(x), pa.float32())]
+                continue
             codes = pa.array(order[:, place].astype(np.int32), mask=gaps[:, place])
             found.append(name_codes(codes, self.names))
             found.append(pa.array(nats[:, place], mask=gaps[:, place]))

@@ -1,9 +1,10 @@
 """Explain a row of a mixed table cell by cell: what it holds, what the model expects, and the lift.
 
-In: a row, its reconstruction and the lift of its columns. Out: cells as text, in the table's own
-words and units, those that fit the rest of the row least first.
+In: a row and the model. Out: cells as text, in the table's own words and units, those that fit the
+rest of the row least first.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.batch.result_columns import order_columns
+from serving.batch.scorer import Scorer
 from serving.cells import OTHER, decode_cells
+from serving.engine import Engine
+from serving.noise import draw_eps
 from serving.schema import Column, Schema
 
 Array = NDArray[Any]
 
 CELLS = 6
-"""Cells of a row that are shown, unless another number is asked for."""
+"""Cells of a row that are explained, unless another number is asked for."""
+_DRAWS = 64
+"""Draws from which the expected value of a cell is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +33,39 @@ class ExplainedCell:
     column: str
     value: str
     expected: str
+    """The mean of a number, the likeliest word."""
     nats: float
     """The column's lift: below 0, the value is less likely given its row than among all rows."""
 
 
-def explain_cells(
-    schema: Schema, x: Array, x_loc: Array, column_lift: Array
-) -> list[ExplainedCell]:
-    """Return the cells of a row (columns,) that are no gaps, by their lift."""
-    order = order_columns(x[None], column_lift[None])[0]
+def explain_cells(scorer: Scorer, schema: Schema, x: Array) -> list[ExplainedCell]:
+    """Return cells of a row (columns,) by their lift, as many as are wanted and no gaps."""
+    made, most = scorer.provenance, scorer.results.choice.explain or CELLS
+    lift = scorer.engine.score(x[None], made.num_samples, made.seed)["column_lift"][0]
+    order = order_columns(x[None], lift[None])[0]
+    places = [place for place in order.tolist() if not np.isnan(x[place])][:most]
+    expected = _expect(scorer.engine, x, places, made.seed)
     return [
         ExplainedCell(
             schema.columns[place].name,
             _to_text(schema.columns[place], x[place], digits=7),
-            _to_text(schema.columns[place], x_loc[place], digits=4),
-            float(column_lift[place]),
+            _to_text(schema.columns[place], value, digits=4),
+            float(lift[place]),
         )
-        for place in order.tolist()
-        if not np.isnan(x[place])
+        for place, value in zip(places, expected.tolist(), strict=True)
     ]
+
+
+def _expect(engine: Engine, x: Array, places: Sequence[int], seed: int) -> Array:
+    """Return what each cell would be filled with, (places,), if it alone were a gap."""
+    if "impute" not in engine.operations:  # the bundle is of an early version
+        return np.asarray(engine.reconstruct(x[None])[0][places])
+    rows = np.arange(len(places))
+    hidden = np.repeat(x[None], len(places), 0)
+    hidden[rows, places] = np.nan
+    eps = draw_eps(hidden, seed, _DRAWS, engine.bundle.manifest.latent_dim)
+    filled = engine.run("impute", {"x": hidden, "eps": eps})["x_filled"]
+    return np.asarray(filled[rows, places])
 
 
 def _to_text(column: Column, code: float, digits: int) -> str:

@@ -16,6 +16,7 @@ from serving.batch.result_columns import arrow_type, to_arrow
 from serving.batch.scorer import PROVENANCE_FIELDS, Provenance
 from serving.engine import Engine
 from serving.io.array_files import free_name
+from serving.io.arrow_cells import decode_batch
 from serving.io.column_choice import RowLayout
 from serving.noise import check_seed
 
@@ -47,33 +48,45 @@ class Sampler:
     """Maps row numbers to the samples that `Engine.sample` gives for them; no row is bad.
 
     They are columns by the names that the model learned from, or lists. Where the name of a column
-    is that of what made the sample, such as `model`, the latter gets a `_` at its end.
+    is that of what made the sample, such as `model`, the latter gets a `_` at its end. If rows are
+    `drawn`, they are those of `Engine.draw`, and a table of several kinds has its own types.
     """
 
-    def __init__(self, engine: Engine, provenance: Provenance) -> None:
+    def __init__(self, engine: Engine, provenance: Provenance, *, drawn: bool = False) -> None:
         check_seed(provenance.seed)
         self.engine = engine
         self.provenance = provenance
-        (x_loc,) = engine.operations["sample"].outputs
-        self.layout = RowLayout(engine.bundle.manifest.x_shape, np.dtype(x_loc.dtype), False)
+        self.operation = "draw" if drawn else "sample"
+        (x,) = engine.require(self.operation).outputs
+        self.layout = RowLayout(engine.bundle.manifest.x_shape, np.dtype(x.dtype), False)
         self.x: tuple[str, ...] = ()
-        self.columns = engine.bundle.manifest.columns
-        self._x_loc = arrow_type(x_loc)
-        features = [pa.field(name, pa.float32()) for name in self.columns]
+        self.copies = 1
+        manifest = engine.bundle.manifest
+        self._cells = manifest.schema if drawn else None
+        self._type = arrow_type(x)
+        if self._cells is not None:
+            features = [*decode_batch(self._cells, np.empty((0, *manifest.x_shape))).schema]
+        elif manifest.columns:
+            features = [pa.field(name, pa.float32()) for name in manifest.columns]
+        else:
+            features = [pa.field(x.name, self._type)]
+        self.columns = tuple(item.name for item in features) if manifest.columns else ()
         made_by = [*_ROWS, *PROVENANCE_FIELDS]
         row, *origin = (item.with_name(free_name(item.name, self.columns)) for item in made_by)
-        self.schema = pa.schema([row, *(features or [pa.field("x_loc", self._x_loc)]), *origin])
+        self.schema = pa.schema([row, *features, *origin])
 
     def __call__(self, numbers: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the samples of consecutive rows, with `schema`, and no bad rows."""
         rows = numbers.num_rows
         start = numbers.column(ROW)[0].as_py()
-        x_loc = self.engine.sample(rows, self.provenance.seed, start=start)
-        values = (
-            [*map(pa.array, x_loc.reshape(rows, -1).T)]
-            if self.columns
-            else [to_arrow(x_loc, self._x_loc)]
-        )
+        sample = self.engine.draw if self.operation == "draw" else self.engine.sample
+        x = sample(rows, self.provenance.seed, start=start)
+        if self._cells is not None:
+            values = decode_batch(self._cells, x).columns
+        elif self.columns:
+            values = [*map(pa.array, x.reshape(rows, -1).T)]
+        else:
+            values = [to_arrow(x, self._type)]
         made_by = self.provenance.columns(rows)
         results = pa.record_batch([numbers.column(ROW), *values, *made_by], schema=self.schema)
         return results, numbers.slice(0, 0)
@@ -83,7 +96,7 @@ def describe_samples(sampler: Sampler, count: int) -> dict[str, Any]:
     """Describe all that the output depends on, in the types of JSON."""
     return {
         "format": 1,
-        "operation": "sample",
+        "operation": sampler.operation,
         "count": count,
         "columns": list(sampler.columns),
         **asdict(sampler.provenance),

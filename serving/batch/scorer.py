@@ -7,7 +7,7 @@ Rows that cannot be used are returned beside the results, each with a reason.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -149,6 +149,7 @@ class Scorer:
         self.operation = operation
         self.provenance = provenance
         self.layout = layout_of(engine)
+        self.copies = 1
         self.x = choose_columns(schema, x, ids, self.layout)
         self.ids = tuple(ids)
         self.results = ResultColumns(engine.bundle, operation, provenance.num_samples, choice)
@@ -159,10 +160,16 @@ class Scorer:
             raise UsageRefused(
                 f"id columns and results must have names of their own: {self.schema.names}"
             )
+        if choice.explain:
+            engine.require("explain")
         self.unknown = UnknownCells()
         self._run_rows = RUN_ROWS
         if operation == "score":
             self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
+
+    def describe(self) -> dict[str, Any]:
+        """Return which results are written."""
+        return self.results.describe()
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the results of the good rows as `schema`, and the bad rows as `bad_schema`.
@@ -180,7 +187,7 @@ class Scorer:
             outputs = {name: value[finite] for name, value in outputs.items()}
             x = x[finite]
         ids = self._read_ids(batch)
-        values = self.results.make(x, outputs)
+        values = self.results.make(x, self._lift(x, outputs))
         return self._results(ids, codes, values), self._bad_rows(ids, codes)
 
     def _compute(self, x: Array) -> dict[str, Array]:
@@ -195,6 +202,17 @@ class Scorer:
             tensor.name: np.concatenate([run[tensor.name] for run in runs])
             for tensor in operation.outputs
         }
+
+    def _lift(self, x: Array, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Judge each cell by a row in which it is hidden, if columns are to be named."""
+        if not self.results.choice.explain or not len(x):
+            return {**outputs}
+        rows = max(1, self._run_rows // self.engine.operations["explain"].copies)
+        lifts = [
+            self.engine.compute("explain", self._feeds(x[start : start + rows]))["column_lift"]
+            for start in range(0, len(x), rows)
+        ]
+        return {**outputs, "column_lift": np.concatenate(lifts)}
 
     def _feeds(self, x: Array) -> dict[str, Array]:
         if self.operation != "score":

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from serving.batch.result_columns import P_VALUE
-from serving.batch.row_cells import CELLS, ExplainedCell, explain_cells
+from serving.batch.row_cells import ExplainedCell, explain_cells
 from serving.batch.score_summary import Extreme, fetch_x
 from serving.batch.scorer import Scorer
 from serving.bundle import Bundle
 from serving.io.images import encode_png, is_picture
 from serving.io.rows import Rows
-from serving.schema import Schema
 from serving.value_range import Range, to_brightness
 
 Array = NDArray[Any]
@@ -34,8 +34,8 @@ class ShownRow:
     row: Extreme
     x: Array | None
     x_loc: Array | None
-    column_lift: Array | None = None
-    """Of the columns of a mixed table."""
+    cells: Sequence[ExplainedCell] = ()
+    """Of a row of a mixed table."""
 
 
 def show_rows(
@@ -49,12 +49,8 @@ def show_rows(
 def _show_row(row: Extreme, x: Array | None, scorer: Scorer) -> ShownRow:
     if x is None:
         return ShownRow(row, None, None)
-    engine, made = scorer.engine, scorer.provenance
-    x_loc = engine.reconstruct(x[None])[0]
-    if engine.bundle.manifest.schema is None:
-        return ShownRow(row, x, x_loc)
-    scores = engine.score(x[None], made.num_samples, made.seed)
-    return ShownRow(row, x, x_loc, scores["column_lift"][0])
+    x_loc, schema = scorer.engine.reconstruct(x[None])[0], scorer.engine.bundle.manifest.schema
+    return ShownRow(row, x, x_loc, explain_cells(scorer, schema, x) if schema else ())
 
 
 def describe_rows(
@@ -67,9 +63,8 @@ def describe_rows(
     if values and is_picture(values[0].shape):
         bright = bundle.picture_range()
         return {**shown, "pictures": [_describe_picture(row, bright) for row in rows]}
-    if (schema := bundle.manifest.schema) is not None:
-        most = job.get("explain") or CELLS
-        return {**shown, "cards": [_describe_card(row, schema, most) for row in rows]}
+    if bundle.manifest.schema is not None:
+        return {**shown, "cards": [_describe_card(row) for row in rows]}
     size, columns = values[0].size if values else 0, job["x"]
     names = columns if len(columns) == size else [f"x[{index}]" for index in range(size)]
     ids, others = (list(rows[0].row.ids), list(rows[0].row.more)) if rows else ([], [])
@@ -79,16 +74,14 @@ def describe_rows(
     return {**shown, "words": len(ids), "head": head, "lines": lines, "more": more}
 
 
-def _describe_card(shown: ShownRow, schema: Schema, most: int) -> dict[str, Any]:
+def _describe_card(shown: ShownRow) -> dict[str, Any]:
     row = shown.row
-    cells: list[ExplainedCell] = []
-    if shown.x is not None and shown.x_loc is not None and shown.column_lift is not None:
-        cells = explain_cells(schema, shown.x, shown.x_loc, shown.column_lift)
+    seen = 0 if shown.x is None else int(np.count_nonzero(~np.isnan(shown.x)))
     return {
         "ids": _list_ids(row),
         "scores": [*_list_more(row), ("elbo", nats(row.elbo))],
-        "cells": [(cell, nats(cell.nats)) for cell in cells[:most]],
-        "more": len(cells) - most,
+        "cells": [(cell, nats(cell.nats)) for cell in shown.cells],
+        "more": seen - len(shown.cells),
     }
 
 

@@ -1,1 +1,1 @@
-"""The commands that use a model: sample, reconstruct, score, serve and deploy."""
+"""The commands that use a model: sample, reconstruct, score, impute, serve and deploy."""

@@ -6,7 +6,7 @@ there is no array of the name that is asked for. A file that is written is whole
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ def read_array_names(path: Path) -> list[str] | None:
         return list_arrays(path, file)
 
 
-def write_array(path: Path, array: Array, names: Sequence[str] = ()) -> None:
+def write_array(
+    path: Path, array: Array, names: Sequence[str] = (), unnamed: str = "x_loc"
+) -> None:
     """Write rows as `.npy`, as a table (`.parquet`, `.csv`) or as a grid of images (`.png`).
 
-    A table has a column for each of `names`, or the column `x_loc` of lists.
+    A table has a column for each of `names`, or the column `unnamed` of lists.
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
@@ -53,13 +55,13 @@ def write_array(path: Path, array: Array, names: Sequence[str] = ()) -> None:
     elif suffix == ".png":
         write_grid(path, array)
     else:
-        write_table(path, named_columns(array, names))
+        write_table(path, named_columns(array, names, unnamed))
 
 
-def named_columns(x_loc: Array, names: Sequence[str]) -> dict[str, Array]:
-    """Return rows (rows, *x_shape) as a column for each of `names`; without names, as `x_loc`."""
-    values = x_loc.reshape(len(x_loc), -1)
-    return dict(zip(names, values.T, strict=True)) if names else {"x_loc": values}
+def named_columns(x: Array, names: Sequence[str], unnamed: str = "x_loc") -> dict[str, Array]:
+    """Return rows (rows, *x_shape) as a column for each of `names`; without names, as `unnamed`."""
+    values = x.reshape(len(x), -1)
+    return dict(zip(names, values.T, strict=True)) if names else {unnamed: values}
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
@@ -75,8 +77,11 @@ def check_table_file(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def write_table(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write named columns as Parquet or CSV; a two-dimensional array becomes a column of lists."""
+def write_table(path: Path, columns: Any) -> None:
+    """Write a record batch, or arrays by the names of their columns, as Parquet or CSV.
+
+    A two-dimensional array becomes a column of lists.
+    """
     try:
         import pyarrow as pa
         from pyarrow import csv, parquet
@@ -84,7 +89,10 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
         from serving.io.arrow_types import to_column
     except ImportError as err:
         raise UsageRefused("tables need pyarrow: pip install 'vae-pipeline[files]'") from err
-    table = pa.table({name: to_column(np.asarray(values)) for name, values in columns.items()})
+    if isinstance(columns, pa.RecordBatch):
+        table = pa.Table.from_batches([columns])
+    else:
+        table = pa.table({name: to_column(np.asarray(y)) for name, y in columns.items()})
     write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
     with staged_file(path) as temporary:
         write(table, temporary)

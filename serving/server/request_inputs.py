@@ -22,7 +22,7 @@ from serving.protocol.messages import (
 )
 
 _NOISE = ("seed", "num_samples")
-_DRAWS = ("sample", "score")
+_DRAWS = ("sample", "score", "impute")
 
 
 def check_names(operation: Operation, request: InferRequest) -> None:

@@ -207,7 +207,7 @@ class Service:
             inputs["x"] = cells.x
         draw = plan_noise(served.engine, operation, request, inputs)
         rows = served.engine.check(operation.name, inputs, "eps" if draw else "")
-        num_samples = inputs["eps"].shape[1] if operation.name == "score" else 1
+        num_samples = inputs["eps"].shape[1] if operation.is_drawn else 1
         check_size(rows, num_samples)
         if draw:
             small = inputs["eps"].size <= INLINE_NORMALS
@@ -327,7 +327,7 @@ def _warm_up(engine: Engine) -> dict[str, float]:
                 tensor.name: _repeat(golden[f"{name}.{tensor.name}"], rows)
                 for tensor in operation.inputs
             }
-            num_samples = inputs["eps"].shape[1] if name == "score" else 1
+            num_samples = inputs["eps"].shape[1] if operation.is_drawn else 1
             engine.compute(name, inputs)
             started = time.perf_counter()
             engine.compute(name, inputs)

@@ -12,6 +12,7 @@ FILES = (
     "decoder.onnx",
     "reconstruct.onnx",
     "score.onnx",
+    "score_portable.onnx",
     "score_noise.onnx",
     "weights.pt",
     "golden.npz",

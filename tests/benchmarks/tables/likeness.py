@@ -139,9 +139,15 @@ def code_rows(rows: pd.DataFrame, real: pd.DataFrame) -> pd.DataFrame:
 def fit_trees(
     x: pd.DataFrame, y: NDArray[np.bool_], test: pd.DataFrame, seed: int
 ) -> NDArray[np.float64]:
-    """Return the chance of the class for test rows, by boosted trees at their usual settings."""
+    """Return the chance of the class for test rows, by boosted trees at their usual settings.
+
+    A column without any value to fit on is left out; the trees cannot bin it.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
+    known = x.columns[x.notna().any()]
+    if not len(known):
+        return np.full(len(test), float(y.mean()))
     model = HistGradientBoostingClassifier(random_state=seed, early_stopping=False)
-    chances: NDArray[np.float64] = model.fit(x, y).predict_proba(test)[:, 1]
+    chances: NDArray[np.float64] = model.fit(x[known], y).predict_proba(test[known])[:, 1]
     return chances

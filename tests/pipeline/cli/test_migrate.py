@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 from pipeline.errors import ParityFailed
 from serving.bundle import Bundle, open_bundle
+from serving.engine import Engine
 from serving.errors import UsageRefused
 from serving.mlflow_store import DIGEST_TAG, connect
 from tests.e2e.versions import other_model
@@ -29,7 +31,15 @@ def test_a_folder_becomes_a_checked_bundle_that_can_be_registered(
     out = tmp_path / "new"
     said = vae("migrate", str(old.path), "--out", str(out), "--threads", "1")
     assert said["parity"] == "passed"
-    assert said["digest"] == open_bundle(out).manifest.digest
+    new = open_bundle(out)
+    assert said["digest"] == new.manifest.digest
+    compared = {row["operation"] for row in new.read_json("parity.json")["comparisons"]}
+    assert compared == new.all_forms.keys()
+    assert "float64" not in new.manifest.needs["score_portable.onnx"]["types"]
+    rows = np.load(old.path / "golden.npz")["score.x"]
+    scores = [Engine(bundle).score(rows, 3, seed=7) for bundle in (old, new)]
+    for name, value in scores[0].items():
+        assert value.tobytes() == scores[1][name].tobytes(), name
     assert vae("register", str(out))["version"] == "1"
 
 

@@ -44,6 +44,7 @@ FILES = (
     "samples.png",
     "score.onnx",
     "score_noise.onnx",
+    "score_portable.onnx",
     "weights.pt",
 )
 

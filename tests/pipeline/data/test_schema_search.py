@@ -65,6 +65,8 @@ KINDS: dict[str, tuple[Any, str]] = {
     "large strings": (pa.array(repeat("x", "y", "z"), pa.large_string()), "category"),
     "string views": (pa.array(repeat("x", "y", "z"), pa.string_view()), "category"),
     "bytes of text": (pa.array(repeat(b"x", b"y", b"z")), "category"),
+    "counts with a long tail": (tail(RNG.poisson(0.5, N).tolist(), 9, 14, 30), "count"),
+    "mostly zeros": (tail([0] * N, 5, 40, 900), "count"),
     "codes": (repeat(10, 20, 35), "category"),
     "weekdays": (repeat(*range(7)), "category"),
     "marks": (RNG.integers(1, 6, N), "category"),
@@ -83,6 +85,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "skewed and negative": (RNG.lognormal(0, 1.5, N) - 1, "real"),
     "lognormal": (RNG.lognormal(0, 1.5, N), "positive"),
     "lognormal decimals": ([Decimal(f"{v:.2f}") for v in RNG.lognormal(3, 1, N)], "positive"),
+    "skewed by outliers": (tail(RNG.normal(9, 1, N).clip(0).tolist(), 99.0, 199.5), "real"),
     "large skewed numbers": (RNG.lognormal(10, 1.5, N).astype(int), "positive"),
     "text of numbers": (RNG.normal(size=N).astype(str), "real"),
     "dates": (WEEKS, "date"),
@@ -218,6 +221,21 @@ def test_a_time_has_its_hour_too() -> None:
     found = find(TIMES, "opened").columns
     assert [each.part for each in found] == ["day", "weekday", "month", "hour"]
     assert {each.type for each in found} == {"time"}
+
+
+@pytest.mark.parametrize(
+    ("dates", "parts"),
+    [
+        ([dt.date(1990 + index, 1, 1) for index in range(20)], ["day"]),
+        ([dt.date(2000, 1 + index % 12, 1) for index in range(20)], ["day", "month"]),
+        ([dt.date(2000, 1, 3 + 7 * index) for index in range(4)], ["day"]),
+        ([dt.date(2000, 1, 3 + index) for index in range(9)], ["day", "weekday"]),
+        ([dt.datetime(2000, 1, 3 + 7 * index, 12) for index in range(4)], ["day"]),
+    ],
+    ids=["years", "months", "weeks", "days", "noon"],
+)
+def test_parts_that_tell_no_dates_apart_are_left_out(dates: list[Any], parts: list[str]) -> None:
+    assert [each.part for each in find(dates).columns] == parts
 
 
 def test_parts_of_a_date_do_not_take_the_name_of_a_column() -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from pipeline.model.columns import Counts, Words, log_gamma
+from pipeline.model.count_columns import Counts, log_gamma
 from pipeline.model.number_columns import Positives, Reals
+from pipeline.model.word_columns import Words
 from serving.schema import Column
 
 REAL = Column(name="a", kind="real")

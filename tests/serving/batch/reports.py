@@ -14,18 +14,38 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.bundle import MANIFEST, METRICS, Bundle, file_entry, manifest_digest, open_bundle
+from serving.bundle import (
+    HELD_OUT,
+    MANIFEST,
+    METRICS,
+    Bundle,
+    file_entry,
+    manifest_digest,
+    open_bundle,
+)
 from serving.cli.score import score
 from serving.drift import HeldOut
+from serving.p_values import HeldOutScores
 
 
 def carry(source: Path, target: Path, held_out: HeldOut) -> Bundle:
     """A copy of a bundle with a held-out distribution, sealed again."""
+    metrics = json.loads((source / METRICS).read_text()) | {"held_out": asdict(held_out)}
+    return _copy(source, target, METRICS, json.dumps(metrics).encode())
+
+
+def hold(source: Path, target: Path, scores: HeldOutScores) -> Bundle:
+    """A copy of a bundle with the scores of held-out rows, sealed again."""
+    content = io.BytesIO()
+    np.savez(content, **scores.arrays())  # type: ignore[arg-type]
+    return _copy(source, target, HELD_OUT, content.getvalue())
+
+
+def _copy(source: Path, target: Path, name: str, file: bytes) -> Bundle:
     shutil.copytree(source, target)
-    metrics = json.loads((target / METRICS).read_text()) | {"held_out": asdict(held_out)}
-    (target / METRICS).write_text(json.dumps(metrics))
+    (target / name).write_bytes(file)
     content = json.loads((target / MANIFEST).read_text())
-    content["files"][METRICS] = file_entry(target / METRICS)
+    content["files"][name] = file_entry(target / name)
     content["digest"] = manifest_digest(content)
     (target / MANIFEST).write_text(json.dumps(content))
     return open_bundle(target)

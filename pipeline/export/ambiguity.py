@@ -1,0 +1,69 @@
+"""Inputs whose results are unambiguous: torch and a runtime must agree on them, but for rounding.
+
+A word is the largest of some numbers or the place of the noise among some edges, and an int8 model
+rounds to steps. Where the numbers are equal within rounding, two right answers differ by a whole
+word or step, so that such a cell can be compared with nothing.
+
+In: a model, an operation and its inputs. Out: inputs, and the rows that can be compared.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.export.quantization import unambiguous_rows
+from pipeline.model.operations import EPS, Array, run_gaps
+from pipeline.model.vae import VAE
+from serving.noise import draw_noise
+from serving.operations import Operation
+
+_ATTEMPTS = 8
+_DRAWS = 3
+"""Number of draws of the error that torch makes; see `pipeline.model.operations.DRAWS`."""
+_ANY = 0.1
+"""If rounding moves a value by more, whole numbers are no steps beside it."""
+
+
+def settle_inputs(
+    model: VAE, operation: Operation, inputs: Mapping[str, Array], *, tf32: bool = False
+) -> tuple[dict[str, Array], NDArray[np.intp]]:
+    """Return inputs, and their rows whose results are unambiguous.
+
+    The cells of a draw get other noise until they are; nothing else depends on it. With `tf32` the
+    rounding is that of TF32, if it is larger.
+    """
+    settled = dict(inputs)
+    doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
+    for attempt in range(_ATTEMPTS):
+        if operation.name != "draw" or not doubtful.any():
+            break
+        noise = settled["noise"]
+        fresh = draw_noise(attempt, 0, len(noise), doubtful.shape[1])
+        settled["noise"] = np.where(
+            doubtful.reshape(noise.shape), fresh.reshape(noise.shape), noise
+        )
+        doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
+    rows = unambiguous_rows(model, operation, settled)
+    return settled, rows[~doubtful[rows].any(1)]
+
+
+def doubtful_cells(
+    model: VAE, operation: Operation, inputs: Mapping[str, Array], *, tf32: bool = False
+) -> NDArray[np.bool_]:
+    """Return which cells (rows, features) are within rounding of another value.
+
+    That is four times the largest error of torch in the same column, and some roundings of 1.
+    """
+    exact = run_gaps(model, operation, inputs, torch.float64)
+    if exact is None:
+        return np.zeros((len(next(iter(inputs.values()))), 1), bool)
+    error = np.zeros(exact.shape[1])
+    for draw in range(_DRAWS):
+        for rounding in (False, True)[: 1 + tf32]:
+            found = run_gaps(model, operation, inputs, torch.float32, draw=draw, tf32=rounding)
+            error = np.maximum(error, np.abs(found - exact).max(0))
+    limit = 4 * error + 4 * EPS
+    doubtful: NDArray[np.bool_] = np.logical_not(exact > np.where(limit < _ANY, limit, 1))
+    return doubtful

@@ -1,0 +1,22 @@
+"""The units in which the columns of a mixed table are computed, and the limits of their values."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+"""The values of a column that are not gaps."""
+
+LARGEST = 1e6
+"""Largest distance from a column's centre, in its units: its square fits every float."""
+SEEN_RANGE = 5.0
+"""Largest distance that the encoder sees, so that one odd cell does not decide all latents."""
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def mean_and_spread(values: Values) -> tuple[float, float]:
+    """Return mean and standard deviation; 1 for one that is 0."""
+    if not values.size:
+        return 0.0, 1.0
+    return float(values.mean()), float(values.std()) or 1.0

@@ -1,0 +1,98 @@
+"""Counts in the columns of a mixed table: negative binomial distributions."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.column_units import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.inversion import Drawn, draw_count
+from pipeline.model.steady_log import steady_log
+from serving.schema import Column
+
+
+class Counts(nn.Module):
+    """Negative binomial columns: the network gives the logs of the mean m and of the size r.
+
+    The variance is m + m² / r; a large r makes a Poisson distribution.
+    """
+
+    gap = 0.0
+    shift: Tensor
+    unit: Tensor
+    log_mean_range = (-12.0, 16.0)
+    log_size_range = (-5.0, 7.0)
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        count = len(columns)
+        self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
+        self.register_buffer("shift", torch.zeros(count))
+        self.register_buffer("unit", torch.ones(count))
+
+    def fit(self, columns: Sequence[Values]) -> None:
+        """Set the units of the inputs."""
+        for index, values in enumerate(columns):
+            self.shift[index], self.unit[index] = mean_and_spread(np.log1p(values))
+
+    def output_bias(self, columns: Sequence[Values]) -> Tensor:
+        """Return the logs of each mean, and of each size by moments."""
+        means = [max(float(v.mean()) if v.size else 0.0, 1e-3) for v in columns]
+        sizes = [_log_size(values) for values in columns]
+        return torch.cat([torch.tensor(means).log(), torch.tensor(sizes)])
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Return the count itself."""
+        return x.clamp(0.0, 2.0**24).round()
+
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
+        """Return log(1 + count) in units of its standard deviation."""
+        logs = (steady_log(u + 1) - self.shift) / self.unit
+        return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
+
+    def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
+        """Return the log-probability of each count."""
+        log_mean, log_size = params.chunk(2, -1)
+        log_mean = log_mean.clamp(*self.log_mean_range)
+        size = log_size.clamp(*self.log_size_range).exp()
+        log_total = (log_mean.exp() + size).log()
+        ways = log_gamma(u + size) - log_gamma(size) - log_gamma(u + 1)
+        return ways + size * (size.log() - log_total) + u * (log_mean - log_total)
+
+    def log_unit(self, u: Tensor) -> Tensor:
+        """Return 0: counts have no unit."""
+        return torch.zeros_like(u)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Return the mean."""
+        return params.chunk(2, -1)[0].clamp(*self.log_mean_range).exp()
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw a count by inversion."""
+        size = params.chunk(2, -1)[1].clamp(*self.log_size_range).exp()
+        return draw_count(self.mean(params), size, noise)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the mean of the mixture."""
+        x = (weights.unsqueeze(-1) * self.mean(params)).sum(1)
+        return Drawn(x, torch.ones_like(x))
+
+
+def log_gamma(x: Tensor) -> Tensor:
+    """Return log Γ(x) for x > 0 by Stirling's series at x + 8, which ONNX can express."""
+    first, second = x * (x + 1) * (x + 2) * (x + 3), (x + 4) * (x + 5) * (x + 6) * (x + 7)
+    y = x + 8
+    inverse = 1 / y
+    square = inverse.square()
+    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
+    return (y - 0.5) * y.log() - y + LOG_TWO_PI / 2 + series - first.log() - second.log()
+
+
+def _log_size(values: Values) -> float:
+    if not values.size:
+        return 0.0
+    mean, variance = max(float(values.mean()), 1e-3), float(values.var())
+    return float(np.clip(math.log(mean**2 / max(variance - mean, mean / 100)), -4, 6))

@@ -1,0 +1,128 @@
+"""Words in the columns of a mixed table: categorical distributions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.column_units import LARGEST, Values
+from pipeline.model.inversion import Drawn, draw_code
+from serving.schema import Column
+
+LOGIT_RANGE = 30.0
+"""Largest absolute logit: no exponential or its sum leaves float32."""
+
+
+class Words(nn.Module):
+    """Categorical columns. The last code of each, after its words, is that of any other value.
+
+    The columns share one axis of logits. Each column's sum of exponentials is a product with a
+    matrix of ones and zeros, since ONNX has no sum over unequal parts.
+    """
+
+    gap = -1.0
+    code: Tensor
+    members: Tensor
+    places: Tensor
+    own: Tensor
+    """Which of `places` are not repeated."""
+    writable: Tensor
+    """1 for the codes that a draw or an imputation may give."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        sizes = [len(column.words) + 1 for column in columns]
+        self.sizes = sizes
+        self.x_width = self.params_width = sum(sizes)
+        self.owners = [place for place, size in enumerate(sizes) for _ in range(size)]
+        column = np.repeat(np.arange(len(sizes)), sizes)
+        code = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.arange(0)
+        last = np.repeat(sizes, sizes) - 1
+        self._is_text = [column.type == "text" and not column.part for column in columns]
+        members = column[:, None] == np.arange(len(sizes))
+        # the places of each column's logits, its last one repeated up to the widest column
+        widest, starts = max(sizes, default=1), np.cumsum([0, *sizes])[:-1]
+        places = [
+            start + np.minimum(np.arange(widest), size - 1)
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+        self.register_buffer("code", torch.from_numpy(code).float())
+        self.register_buffer("members", torch.from_numpy(members).float())
+        self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
+        own = np.arange(widest) < np.array(sizes)[:, None]
+        self.register_buffer("own", torch.from_numpy(own), persistent=False)
+        self.register_buffer("writable", torch.from_numpy(code != last).float())
+
+    def fit(self, columns: Sequence[Values]) -> None:
+        """Set which codes stand for a value that can be written.
+
+        The last of a column does if it is of text, and training had other words.
+        """
+        last = np.cumsum(self.sizes) - 1
+        for place, values, size, text in zip(last, columns, self.sizes, self._is_text, strict=True):
+            self.writable[place] = float(text and bool((values >= size - 1).any()))
+
+    def output_bias(self, columns: Sequence[Values]) -> Tensor:
+        """Return the logs of the codes' shares, with one added to each count."""
+        logs = []
+        for values, size in zip(columns, self.sizes, strict=True):
+            counts = np.bincount(np.minimum(values.astype(np.int64), size - 1), minlength=size) + 1
+            logs.append(np.log(counts / counts.sum()))
+        return torch.from_numpy(np.concatenate(logs)).float()
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Return the code; what is no code becomes the last one."""
+        last = self.members.sum(0) - 1
+        codes = x.round()
+        return torch.where((codes < 0) | (codes > last), last, codes)
+
+    def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
+        """Return one-hot codes; that of a gap is none."""
+        # a product with ones and zeros repeats each column's code exactly, and is faster than to
+        # gather them
+        repeated = u @ self.members.to(u.dtype).T
+        return (repeated == self.code).to(u.dtype)
+
+    def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
+        """Return the log-probability of each code."""
+        logits = params.clamp(-LOGIT_RANGE, LOGIT_RANGE)
+        members = self.members.to(params.dtype)
+        chosen = (self.inputs(u, u) * logits) @ members
+        return chosen - (logits.exp() @ members).log()
+
+    def log_unit(self, u: Tensor) -> Tensor:
+        """Return 0: codes have no unit."""
+        return torch.zeros_like(u)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """Return the most probable code."""
+        return params[..., self.places].argmax(-1).to(params.dtype)
+
+    def mean_gap(self, params: Tensor) -> Tensor:
+        """Return how far the logit of the most probable code is above the next, (…, columns)."""
+        return _gap_of_largest(torch.where(self.own, params[..., self.places], -LARGEST))
+
+    def draw(self, params: Tensor, noise: Tensor) -> Drawn:
+        """Draw a code by inversion, of those that can be written."""
+        return draw_code(self._masses(params)[..., self.places] * self.own, noise)
+
+    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+        """Return the most probable code of the mixture, of those that can be written."""
+        masses = self._masses(params)
+        members = self.members.to(params.dtype)
+        shares = masses / (masses @ members @ members.T)
+        mixed = (weights.unsqueeze(-1) * shares).sum(1)[..., self.places]
+        mixed = torch.where(self.own, mixed, -1.0)
+        return Drawn(mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed))
+
+    def _masses(self, params: Tensor) -> Tensor:
+        return params.clamp(-LOGIT_RANGE, LOGIT_RANGE).exp() * self.writable
+
+
+def _gap_of_largest(values: Tensor) -> Tensor:
+    """Return by how much the largest value of the last axis is above the next."""
+    if values.shape[-1] == 1:
+        return torch.ones_like(values[..., 0])
+    largest = values.topk(2, -1).values
+    return largest[..., 0] - largest[..., 1]

@@ -1,0 +1,127 @@
+"""The command `vae impute`: fill the gaps of a table, into a folder of Parquet parts.
+
+Slow imports are inside the command.
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import click
+
+from serving.cli.command import CONTEXT, Command
+from serving.cli.help_page import group
+from serving.cli.options import (
+    engine_device_option,
+    fill_folder,
+    model_option,
+    open_engine,
+    open_rows,
+    option,
+    read_options,
+    require_pyarrow,
+    seed_option,
+    version_of,
+)
+from serving.cli.paths import Origin, Target
+from serving.console import finish, warn
+from serving.cpu import available_cores
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("input", type=Origin())
+@click.argument("output", type=Target())
+@group("Model and rows")
+@model_option
+@read_options
+@group("Filling")
+@option(
+    "--draws",
+    type=click.IntRange(0, 1000),
+    default=0,
+    help="Completed copies of each row, drawn at random and numbered by a column draw; 0 for one "
+    "row with the mean of numbers and the likeliest word",
+)
+@option(
+    "--num-samples",
+    type=click.IntRange(1, 4096),
+    default=64,
+    help="Latents per row, which are weighted by how well they explain what is seen",
+)
+@seed_option
+@group("Bad rows and output")
+@option(
+    "--on-error",
+    type=click.Choice(["fail", "quarantine"]),
+    default="fail",
+    help="What to do with a bad row: fail the job, or move it to OUTPUT/_quarantine",
+)
+@option(
+    "--max-bad",
+    default="10%",
+    help="With quarantine, the most bad rows before the job fails: a number, or a share",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@group("Computing")
+@engine_device_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads that compute, each on rows of its own",
+)
+def impute(**settings: Any) -> None:
+    """Fill the gaps of a table.
+
+    INPUT is a table that vae score takes, of a model with --likelihood mixed. OUTPUT becomes a
+    folder of Parquet files with the same columns: cells that are there stay as they are, and gaps
+    get values of the column's own type and words. Columns that the model does not know pass
+    through. The same command again resumes where an earlier one was interrupted.
+
+    Example: vae impute new.parquet filled/ --model models:/claims@champion
+    """
+    require_pyarrow("vae impute")
+    finish(_impute(**settings))
+
+
+def _impute(
+    input: str,
+    output: str,
+    reference: str,
+    device: str,
+    delimiter: str,
+    array: str,
+    draws: int,
+    num_samples: int,
+    seed: int,
+    overwrite: bool,
+    max_bad: str,
+    **running: Any,
+) -> dict[str, Any]:
+    from serving.batch.imputer import Imputer
+    from serving.batch.job import BATCH_ROWS, describe_job, parse_limit
+    from serving.batch.output import open_output
+    from serving.batch.scorer import provenance_of
+
+    limit = parse_limit(max_bad)
+    source, engine = open_engine(reference, device)
+    engine.require("impute")
+    rows = open_rows(input, None, "", array, delimiter, source)
+    made_by = provenance_of(source, seed, num_samples)
+    imputer = Imputer(engine, made_by, rows.schema, draws=draws)
+    job = describe_job(imputer, rows)
+    with open_output(output, job, overwrite=overwrite) as folder:
+        summary = fill_folder(
+            output,
+            folder,
+            imputer,
+            rows,
+            nullcontext(),
+            batch_rows=max(1, BATCH_ROWS // imputer.copies),
+            limit=limit,
+            **running,
+        )
+    for text in imputer.unknown.describe():
+        warn(text)
+    written = {name: summary[name] for name in ("rows", "rows_per_s", "bad")}
+    return {"out": output, **written, **version_of(source)}

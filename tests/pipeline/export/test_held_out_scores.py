@@ -1,0 +1,63 @@
+"""The scores of held-out rows in a bundle, from which `vae score` finds p-values."""
+
+import numpy as np
+import pytest
+
+from pipeline.config import Precision
+from pipeline.export import held_out_scores
+from pipeline.export.held_out_scores import score_held_out
+from serving.bundle import CARD, HELD_OUT, Bundle
+from serving.engine import Engine
+from serving.p_values import read_held_out_scores
+from tests.trained_models import PRECISIONS, Trained
+
+
+def test_they_are_the_engine_s_scores_of_the_held_out_rows(
+    sealed: Bundle, trained: Trained
+) -> None:
+    held_out = read_held_out_scores(sealed)
+    assert held_out is not None
+    found = Engine(sealed).score(trained[1].test.x, held_out.num_samples, held_out.seed)
+    assert held_out.scores.keys() == found.keys()
+    for name, values in found.items():
+        assert held_out.scores[name].dtype == np.float32
+        assert held_out.scores[name] == pytest.approx(values, rel=1e-5, abs=1e-4)
+    assert HELD_OUT in (sealed.path / CARD).read_text()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_they_are_those_of_the_graphs_in_a_reduced_precision(
+    reduced: dict[str, Bundle], sealed: Bundle, trained: Trained, precision: Precision
+) -> None:
+    held_out, exact = read_held_out_scores(reduced[precision]), read_held_out_scores(sealed)
+    assert held_out is not None
+    assert exact is not None
+    found = Engine(reduced[precision]).score(trained[1].test.x, 1, 0)["elbo"]
+    error = np.abs(held_out.scores["elbo"] - found).mean()
+    assert error < np.abs(held_out.scores["elbo"] - exact.scores["elbo"]).mean() / 2
+
+
+@pytest.mark.parametrize("most", [30, 100])
+def test_of_many_rows_a_fixed_choice_is_scored(
+    trained: Trained, sealed: Bundle, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(held_out_scores, "MOST_ROWS", most)
+    checkpoint, dataset = trained
+    rows = min(most, len(dataset.test.x))
+    first, second = (
+        score_held_out(checkpoint.model, sealed.operations["score"], dataset.test.x)
+        for _ in range(2)
+    )
+    assert first.scores["elbo"].shape == (rows,)
+    assert np.array_equal(first.scores["elbo"], second.scores["elbo"])
+    whole = read_held_out_scores(sealed)
+    assert whole is not None
+    assert np.isin(np.round(first.scores["elbo"], 2), np.round(whole.scores["elbo"], 2)).all()
+
+
+def test_rows_without_a_finite_score_are_left_out(trained: Trained, sealed: Bundle) -> None:
+    checkpoint, dataset = trained
+    x = dataset.test.x[:20].astype(np.float32)
+    x[3] = np.nan
+    found = score_held_out(checkpoint.model, sealed.operations["score"], x)
+    assert found.scores["elbo"].shape == (19,)
