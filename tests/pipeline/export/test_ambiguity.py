@@ -7,6 +7,7 @@ import torch
 from pipeline.export.ambiguity import doubtful_cells, settle_inputs
 from pipeline.model.operations import draw_inputs, run_reference
 from pipeline.model.vae import VAE
+from pipeline.model.word_columns import Words
 from serving.operations import operation_table
 from tests.mixed_tables import SCHEMA, draw_rows
 from tests.pipeline.model.test_mixed import make_model, mixed_of
@@ -68,6 +69,7 @@ def test_noise_at_an_edge_is_doubtful_and_gets_other_noise(model: VAE) -> None:
 def test_two_words_that_are_equally_likely_are_doubtful(name: str) -> None:
     model = make_model()
     words = mixed_of(model).parts["words"]
+    assert isinstance(words, Words)
     operation, inputs = table(model)[name], inputs_of(model, name)
     _, rows = settle_inputs(model, operation, inputs)
     assert len(rows) > 0.9 * ROWS
