@@ -236,8 +236,8 @@ def test_a_column_of_the_same_name_as_the_number_of_a_draw_stays(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        pytest.param(SEALED, "impute fills the gaps of a table", id="images"),
-        pytest.param(SCHEMA_1, "impute fills the gaps of a table", id="schema 1"),
+        pytest.param(SEALED, "impute is about the cells of a table", id="images"),
+        pytest.param(SCHEMA_1, "impute is about the cells of a table", id="schema 1"),
     ],
 )
 def test_a_model_without_gaps_is_refused(path: Path, message: str, data: pa.Table) -> None:
