@@ -74,9 +74,8 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
         config = replace(config, model=replace(config.model, likelihood=name))
         reason = f", for {kind}"
     model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
-    if model != replace(config.model, likelihood=model.likelihood) and dataset.schema:
-        widths = ", ".join(map(str, model.hidden_dims))
-        reason += f", with layers of {widths} and {model.latent_dim} latents for its width"
+    if dataset.schema and config.model.fit_sizes:
+        reason += f", of layers {model.hidden_dims} and {model.latent_dim} latents for its width"
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     if hint := advise_axes(dataset.x_shape):
         say(f"warning: {hint}")
