@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 CELLS = 6
 """Cells of a row that are explained, unless another number is asked for."""
-_DRAWS = 64
+_DRAWS = 256
 """Draws from which the expected value of a cell is computed."""
 
 
