@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.model.column_units import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn, draw_count
+from pipeline.model.steady_log import steady_log
 from serving.schema import Column
 
 
@@ -49,7 +50,7 @@ class Counts(nn.Module):
 
     def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return log(1 + count) in units of its standard deviation."""
-        logs = ((u + 1).log() - self.shift) / self.unit
+        logs = (steady_log(u + 1) - self.shift) / self.unit
         return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.model.column_units import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
 from pipeline.model.inversion import Drawn
+from pipeline.model.steady_log import steady_log
 from serving.schema import Column
 
 HEAVY = 20.0
@@ -111,7 +112,7 @@ class Reals(_Numbers):
         v = (x - self.centre) / self.width
         # asinh, which onnxruntime has for float32 alone; without cancellation where v is small
         size = v.abs().clamp(max=1e15)
-        bent = v.sign() * (size + (size * size + 1).sqrt()).log()
+        bent = v.sign() * steady_log(size + (size * size + 1).sqrt())
         return self._to_units(torch.where(self.heavy > 0, bent, v))
 
     def log_unit(self, u: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class Positives(_Numbers):
 
     def standardize(self, x: Tensor) -> Tensor:
         """Return u, the log of x in units of its standard deviation."""
-        return self._to_units(torch.maximum(x + self.offset, self.least).log())
+        return self._to_units(steady_log(torch.maximum(x + self.offset, self.least)))
 
     def log_unit(self, u: Tensor) -> Tensor:
         """Return log |dx / du|."""

@@ -17,7 +17,7 @@ from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.spark_frame import score_frame
 from serving.table_cells import TableEncoder
-from tests.e2e.conftest import run_vae
+from tests.e2e.conftest import VAE, run_vae
 from tests.integration.java import make_java_home
 from tests.mixed_rows import draw_table, with_oddities
 from tests.serving.conftest import MIXED
@@ -85,9 +85,8 @@ def test_the_command_on_spark(
     parquet.write_table(TABLE, tmp_path / "x.parquet")
     arguments = ["score", "x.parquet", "out", "--model", str(MIXED), "--id", "key"]
     arguments += ["--seed", str(SEED), "--num-samples", str(SAMPLES)]
-    result = run_vae(
-        tmp_path, *arguments, "--engine", "spark", "--master", "local[2]", **environment
-    )
+    arguments += ["--engine", "spark", "--master", "local[2]"]
+    result = run_vae(tmp_path, *arguments, command=VAE, **environment)
     assert result.returncode == 0, result.stderr
     check(dataset.dataset(tmp_path / "out").to_table().to_pandas(), expected)
 
