@@ -208,7 +208,7 @@ class Service:
         draw = plan_noise(served.engine, operation, request, inputs)
         rows = served.engine.check(operation.name, inputs, "eps" if draw else "")
         num_samples = inputs["eps"].shape[1] if operation.is_drawn else 1
-        check_size(rows, num_samples)
+        check_size(rows, num_samples * operation.copies)
         if draw:
             small = inputs["eps"].size <= INLINE_NORMALS
             inputs["eps"] = draw() if small else await self._run(draw)
