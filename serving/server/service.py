@@ -58,6 +58,8 @@ class LoadedVersion:
     """The columns of the model's table, if it has a schema."""
     columns: frozenset[str] = frozenset()
     """Their names, kept since every request asks for them."""
+    example: Mapping[str, Any] | None = None
+    """A request of one row of the table by columns, in JSON."""
 
     @property
     def number(self) -> str:
@@ -111,6 +113,7 @@ class Service:
             version or digest[:12],
             table,
             table.names if table else frozenset(),
+            table.example(engine.bundle.golden()["encode.x"][:1]) if table else None,
         )
 
     def serve(self, loaded: LoadedVersion) -> None:
