@@ -20,17 +20,21 @@ from pyarrow import fs, parquet
 from pyspark.sql import SparkSession
 
 from serving.batch import spark_frame, spark_job
+from serving.batch.flags import flag_rows
 from serving.batch.job import describe_job, run_job
 from serving.batch.output import Output
+from serving.batch.result_columns import ScoreChoice
 from serving.batch.scorer import Scorer, provenance_of
 from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.io.filesystems import Location, locate
 from serving.io.rows import Rows
+from serving.p_values import HeldOutScores
 from serving.source import Source
 from tests.e2e.conftest import VAE, run_vae
 from tests.integration.java import make_java_home
+from tests.serving.batch.reports import hold
 from tests.serving.io.images import encode, png, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
@@ -182,6 +186,38 @@ def test_spark_finishes_what_the_local_engine_began(
     assert (summary.rows, summary.bad) == (KEPT - 1, 1)
     assert files(tmp_path / "out") == local
     assert (tmp_path / "out" / begun[1]).stat().st_ino == before
+
+
+def test_flags_are_those_of_the_local_engine(
+    session: SparkSession, data: Path, x: np.ndarray, tmp_path: Path
+) -> None:
+    """Of another score than the default one, which the executors have to be told."""
+    rows = Rows(str(data), row_filter=WHERE)
+    kl = Engine(open_bundle(BUNDLE)).score(x, 1, 0)["kl"]
+    kl = kl[kl < np.quantile(kl, 0.9)]
+    held_out = HeldOutScores(1, 0, {"elbo": -kl, "kl": kl})
+    source = Source(hold(BUNDLE, tmp_path / "bundle", held_out))
+    made_by, choice = provenance_of(source, 0, 1), ScoreChoice(by="latent")
+    engine = Engine(source.bundle)
+    scorer = Scorer(engine, made_by, "score", rows.schema, ids=rows.ids, choice=choice)
+    made = []
+    for name, execute in (
+        ("local", None),
+        ("spark", partial(spark_job.execute_parts, session, scorer, rows)),
+    ):
+        output = Output(locate(str(tmp_path / name)), describe_job(scorer, rows, 0.2))
+        flag = partial(flag_rows, output, schema=scorer.schema, held_out_rows=len(kl), fdr=0.2)
+        summary = run_job(
+            *(scorer, rows, output),
+            workers=1,
+            on_error="quarantine",
+            execute=execute,
+            flag=flag,
+        )
+        assert summary.flags is not None
+        made.append((files(tmp_path / name), summary.flags))
+    assert made[0] == made[1]
+    assert 0 < made[0][1].flagged < KEPT
 
 
 def test_a_bad_row_ends_the_job_with_the_error_of_the_local_engine(

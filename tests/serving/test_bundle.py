@@ -20,6 +20,10 @@ from tests.serving.conftest import SCHEMA_1
 FILES = (
     *REQUIRED,
     *MORE_GRAPHS,
+    "draw.onnx",
+    "draw_portable.onnx",
+    "draw_noise.onnx",
+    "held_out.npz",
     "parity.json",
     "MODEL_CARD.md",
     "samples.png",
@@ -38,7 +42,7 @@ def test_opens_and_lists_its_files(bundle: Bundle) -> None:
     assert set(bundle.manifest.files) == set(FILES)
     assert bundle.manifest.files["score.onnx"] == file_entry(bundle.path / "score.onnx")
     assert bundle.read_json("parity.json")["verdict"] == "passed"
-    assert set(bundle.operations) == {"encode", "decode", "reconstruct", "sample", "score"}
+    assert set(bundle.operations) == {"encode", "decode", "reconstruct", "sample", "score", "draw"}
     assert bundle.golden()["encode.x"].shape == (8, 6, 5)
 
 

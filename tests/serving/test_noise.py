@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from serving.errors import UsageRefused
-from serving.noise import MAX_SEED, draw_eps, draw_rows, hash_rows, noise_vectors
+from serving.noise import (
+    MAX_SEED,
+    draw_eps,
+    draw_fillings,
+    draw_noise,
+    draw_rows,
+    hash_rows,
+    noise_vectors,
+)
 from serving.normals import normals_of
 from serving.philox import random_words
 
@@ -74,8 +82,25 @@ def test_values_are_standard_normal() -> None:
 def test_rows_blocks_seeds_and_hashed_rows_all_differ() -> None:
     numbered = [draw_rows(seed, 0, 3000, 4) for seed in (0, 1, 2, MAX_SEED)]
     hashed = draw_eps(np.arange(3000, dtype=np.float32)[:, None], 0, 1, 4)[:, 0]
-    rows = np.concatenate([*numbered, hashed])
-    assert len(np.unique(rows, axis=0)) == 5 * 3000
+    cells = [draw_noise(seed, 0, 3000, 4) for seed in (0, 1)]
+    x = np.arange(3000, dtype=np.float32)[:, None]
+    filled = draw_fillings(x, 0, 1, 4)[0][:, 0]
+    rows = np.concatenate([*numbered, hashed, *cells, filled])
+    assert len(np.unique(rows, axis=0)) == 8 * 3000
+
+
+def test_the_streams_are_those_of_the_specification() -> None:
+    """Word 1 of the counter: 2 for cells of samples, 3 and 4 for those that fill gaps."""
+    numbers = np.array([5, 6], np.uint64)
+    np.testing.assert_array_equal(
+        draw_noise(7, 5, 7, 6), normals_of(random_words(7, 2, numbers, 2))[:, :6]
+    )
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    noise, choice = draw_fillings(x, 7, 5, 3)
+    normals = normals_of(random_words(7, 3, hash_rows(x), 4))[:, :15]
+    np.testing.assert_array_equal(noise, normals.reshape(2, 5, 3))
+    words = random_words(7, 4, hash_rows(x), 2)[:, :5]
+    np.testing.assert_array_equal(choice, (words + 0.5) / 2**32)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", ">f4"])
@@ -104,6 +129,8 @@ def test_vectors_are_of_rows_around_the_end_of_a_word() -> None:
     assert vectors["noise.eps"].shape == (3, 3, 5)
     assert vectors["score_noise.eps"].shape == (3, 4, 2, 5)
     np.testing.assert_array_equal(vectors["noise.eps"][1], draw_rows(7, 2**32 - 1, 2**32 + 2, 5))
+    drawn = draw_noise(7, 2**32 - 1, 2**32 + 2, 40)
+    np.testing.assert_array_equal(vectors["draw_noise.eps"][1], drawn[:, :5])
     np.testing.assert_array_equal(vectors["score_noise.eps"][1], draw_eps(x, 7, 2, 5))
 
 

@@ -3,7 +3,7 @@ from typing import Any, get_args
 import pytest
 
 from serving.bundle import GRAPHS
-from serving.operations import OperationName, Tensor, operation_table
+from serving.operations import OperationName, Tensor, operation_table, portable_forms
 
 IMAGES = operation_table((6, 5), "uint8", 3)
 TABLES = operation_table((4,), "float32", 2)
@@ -24,6 +24,11 @@ EXPECTED: dict[str, Any] = {
         [X, ("eps", "float32", ("batch", "num_samples", 3))],
         [(name, "float32", ("batch",)) for name in ("elbo", "log_likelihood", "kl", "iw_elbo")],
     ),
+    "draw": (
+        "draw.onnx",
+        [("z", "float32", ("batch", 3)), ("noise", "float32", ("batch", 6, 5))],
+        [("x", "float32", ("batch", 6, 5))],
+    ),
 }
 
 
@@ -40,8 +45,8 @@ def test_an_operation_has_its_graph_and_tensors(name: str) -> None:
 
 
 def test_the_table_holds_every_operation_and_every_graph() -> None:
-    assert list(IMAGES) == list(EXPECTED) == list(get_args(OperationName))
-    assert {operation.graph for operation in IMAGES.values()} == set(GRAPHS)
+    assert [*IMAGES, "impute"] == [*EXPECTED, "impute"] == list(get_args(OperationName))
+    assert {operation.graph for operation in IMAGES.values()} == {*GRAPHS, "draw.onnx"}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,7 @@ def test_the_table_holds_every_operation_and_every_graph() -> None:
         ("reconstruct", ("x",)),
         ("sample", ("z",)),
         ("score", ("x", "eps")),
+        ("draw", ("z", "noise")),
     ],
 )
 def test_graph_inputs_stand_beside_the_operation_s_own(name: str, inputs: tuple[str, ...]) -> None:
@@ -73,6 +79,22 @@ def test_shapes_and_dtypes_follow_the_data() -> None:
     assert TABLES["decode"].inputs == (Tensor("z", "float32", ("batch", 2)),)
     assert TABLES["reconstruct"].outputs == (Tensor("x_loc", "float32", ("batch", 4)),)
     assert TABLES["score"].inputs[1] == Tensor("eps", "float32", ("batch", "num_samples", 2))
+
+
+def test_gaps_are_filled_in_mixed_tables_alone() -> None:
+    mixed = operation_table((4,), "float32", 2, mixed=True)
+    assert "impute" not in TABLES
+    filled = mixed["impute"]
+    assert plain(filled.inputs) == plain(mixed["score"].inputs)
+    assert plain(filled.outputs) == [
+        ("x_filled", "float32", ("batch", 4)),
+        ("log_weights", "float32", ("batch", "num_samples")),
+        ("z", "float32", ("batch", "num_samples", 2)),
+    ]
+    drawn = {name for name, operation in mixed.items() if operation.is_drawn}
+    assert drawn == {"score", "impute"}
+    assert list(portable_forms(mixed)) == ["score_portable", "draw_portable", "impute_portable"]
+    assert list(portable_forms(TABLES)) == ["score_portable", "draw_portable"]
 
 
 def test_every_tensor_has_the_batch_first_and_one_name_in_its_operation() -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.export.noise_graphs import noise_graph, score_noise_graph
-from serving.noise import MAX_SEED, draw_eps, draw_rows, hash_rows
+from serving.noise import DRAWN, MAX_SEED, draw_eps, draw_noise, draw_rows, hash_rows
 from serving.philox import KEY_STEPS, MULTIPLIERS
 
 SEEDS = (0, 7, 2**32 - 1, 2**32, MAX_SEED)
@@ -31,6 +31,13 @@ def test_numbered_rows_are_those_of_numpy_bit_for_bit(latent_dim: int, seed: int
         found = run(model, seed=seed, start=start, rows=rows)
         expected = draw_rows(seed, start, start + rows, latent_dim)
         np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_cells_of_samples_are_those_of_numpy_bit_for_bit(seed: int) -> None:
+    model = noise_graph(30, DRAWN)
+    found = run(model, seed=seed, start=2**32 - 3, rows=6)
+    np.testing.assert_array_equal(found, draw_noise(seed, 2**32 - 3, 2**32 + 3, 30), strict=True)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3, 10])

@@ -193,8 +193,8 @@ def test_samples_are_drawn_by_inversion(name: str) -> None:
     """The average over an even grid of noise is the mean, and samples increase with the noise."""
     made, params = make(name), draw_params(name, 6)
     params[:, -1] = params[:, -1].clamp(max=1)
-    noise = (torch.arange(20_000, dtype=torch.float64) + 0.5)[:, None, None] / 20_000
-    drawn = made.sample(params.expand(20_000, -1, -1), noise.expand(-1, len(params), 1))
+    noise = torch.from_numpy(stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000))[:, None, None]
+    drawn = made.draw(params.expand(20_000, -1, -1), noise.expand(-1, len(params), 1)).x
     if name == "discretized_logistic":
         expected = (logistic_masses(params.numpy()) * np.arange(256)).sum(-1)
     else:

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, numpy_helper
 from pipeline.export.manifest import seal
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Rule
-from serving.bundle import GRAPHS, MORE_GRAPHS, NOISE_GRAPHS, Bundle, open_bundle
+from serving.bundle import NOISE_GRAPHS, Bundle, open_bundle
 from tests.pipeline.parity import graph_changes as changes
 from tests.pipeline.parity.graph_changes import weight_names
 
@@ -45,7 +45,7 @@ def weights_of(model: VAE) -> Arrays:
 
 
 def read_graphs(bundle: Bundle) -> dict[str, ModelProto]:
-    return {name: onnx.load(bundle.path / name) for name in (*GRAPHS, *MORE_GRAPHS)}
+    return {name: onnx.load(bundle.path / name) for name in (*bundle.graphs, *bundle.noise_graphs)}
 
 
 def write_graphs(bundle: Bundle, graphs: Graphs) -> Bundle:

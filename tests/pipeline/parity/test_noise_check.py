@@ -36,6 +36,12 @@ def test_a_graph_of_another_width_is_a_fault(bundle: Bundle) -> None:
     assert "score_noise.onnx gives other noise" in fault.message
 
 
+def test_a_graph_of_another_stream_is_a_fault(bundle: Bundle) -> None:
+    model = noise_graph(30)
+    (fault,) = noise_faults(change(bundle, "draw_noise.onnx", model.SerializeToString()))
+    assert "draw_noise.onnx gives other noise" in fault.message
+
+
 @pytest.mark.parametrize("content", [b"", b"no graph"], ids=["empty", "text"])
 def test_a_file_that_is_no_graph_is_a_fault(bundle: Bundle, content: bytes) -> None:
     (fault,) = noise_faults(change(bundle, "noise.onnx", content))
