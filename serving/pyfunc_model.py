@@ -27,7 +27,6 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 import onnxruntime
 
-_OPERATIONS = ("encode", "decode", "reconstruct", "sample", "score")
 _MAX_BATCH = 1024
 _MAX_DECODED = 4096
 _MAX_SEED = 2**63 - 1
@@ -63,8 +62,7 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """Run the operation in `params` and return its outputs by name."""
         params = {"operation": "reconstruct", "num_samples": 1, "seed": 0, **(params or {})}
-        every = self._manifest["operations"]
-        operations = {name: every[name] for name in _OPERATIONS}
+        operations = self._manifest["operations"]
         name, seed, samples = params["operation"], params["seed"], params["num_samples"]
         if name not in operations:
             raise ValueError(f"operation must be one of {', '.join(operations)}, got {name!r}")
