@@ -81,7 +81,7 @@ def draw_code(masses: Tensor, noise: Tensor) -> Drawn:
 
 def round_drawn(values: Tensor) -> Drawn:
     """Round to whole numbers; the gap is a share of the value, as rounding errors are."""
-    whole = values.round()
+    whole = (values + 0.5).floor()  # not every device rounds
     return Drawn(whole, (0.5 - (values - whole).abs()) / (values.abs() + 1))
 
 
@@ -140,7 +140,8 @@ def _power_tail(mean: Tensor, size: Tensor, share: Tensor) -> Tensor:
     ends = masses.cumsum(-1)
     wanted = (1 - share.unsqueeze(-1)) * ends[..., -1:]
     block = (wanted > ends[..., :-1]).to(mean.dtype).sum(-1, keepdim=True)
-    here = (torch.arange(_BLOCKS, dtype=mean.dtype) == block).to(mean.dtype)
+    # 1 at the block, else 0
+    here = (1 - (torch.arange(_BLOCKS, dtype=mean.dtype) - block).abs()).clamp(min=0.0)
     mass, end, slope = ((here * part).sum(-1) for part in (masses, ends, rise))
     part = (1 - (end - wanted.squeeze(-1)) / mass).clamp(0.0, 1.0)
     bend = torch.where(slope.abs() < 1e-3, 1e-3, slope).clamp(-80.0, 80.0)
