@@ -30,10 +30,14 @@ import onnxruntime
 _MAX_BATCH = 1024
 _MAX_DECODED = 4096
 _MAX_SEED = 2**63 - 1
+_COUNTED = ("sample", "draw")
+"""Operations that make a new row for each row of their input, whatever it is."""
+_ROWS_OF_X = ("x_loc", "x_filled", "x")
+"""Outputs that are rows of a table, in the order in which one is chosen."""
 
 
 class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Encode, reconstruct and score rows `x`; decode rows `z`; sample one row for each input row.
+    """Use rows `x`, or `z` to decode; sample or draw a row for each input row.
 
     Every call starts at the first noise of its seed: on Spark, where each batch of rows is a call,
     decode latents of your own instead. Rows are an array (batch, *shape) or (batch, size), a list,
@@ -67,15 +71,18 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not 1 <= samples <= _MAX_DECODED:
             raise ValueError(f"num_samples must be from 1 to {_MAX_DECODED}, got {samples}")
         operation = operations[name]
-        table = None
-        if name == "sample":  # the rows are only counted
+        table = self._table if self._table and self._table.is_frame(model_input) else None
+        takes_x = operation["inputs"][0]["name"] == "x"
+        if name in _COUNTED:  # the rows are only counted
             rows = _as_array(model_input)
-        elif table := self._table_of(operation, model_input):
+        elif table and takes_x:
             rows = table.read(model_input)
         else:
             rows = _as_array(_checked(self._order_columns(model_input)))
             rows = self._cast(rows, operation["inputs"][0])
-        step = min(_MAX_BATCH, _MAX_DECODED // samples) if name == "score" else _MAX_BATCH
+        drawn = _is_drawn(operation["inputs"])
+        copies = self._manifest["x_shape"][0] if name == "explain" else 1
+        step = max(1, min(_MAX_BATCH, _MAX_DECODED // samples) // copies) if drawn else _MAX_BATCH
         runs = []
         for start in range(0, max(len(rows), 1), step):
             feeds = self._feeds(name, rows[start : start + step], start, samples, seed)
@@ -84,18 +91,16 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         names = [output["name"] for output in operation["outputs"]]
         columns = zip(*runs, strict=True)
         outputs = {key: np.concatenate(column) for key, column in zip(names, columns, strict=True)}
-        return table.write(outputs["x_loc"]) if table and "x_loc" in names else outputs
-
-    def _table_of(self, operation: Any, rows: Any) -> "_Table | None":
-        """Return the model's table, if rows `x` are a data frame with columns of it."""
-        is_x = operation["inputs"][0]["name"] == "x"
-        return self._table if self._table and is_x and self._table.is_frame(rows) else None
+        found = [output for output in _ROWS_OF_X if output in names]
+        return table.write(outputs[found[0]]) if table and found else outputs
 
     def _feeds(self, name: str, rows: Any, start: int, samples: int, seed: int) -> list[Any]:
         """Return the inputs of an operation, in order, for the rows from `start` on."""
-        if name == "sample":
-            return [self._draw("noise.onnx", seed=seed, start=start, rows=len(rows))]
-        if name == "score":
+        if name in _COUNTED:
+            graphs = ("noise.onnx", "draw_noise.onnx")[: len(self._inputs(name))]
+            noise = [self._draw(graph, seed=seed, start=start, rows=len(rows)) for graph in graphs]
+            return [noise[0], *(own.reshape(-1, *self._manifest["x_shape"]) for own in noise[1:])]
+        if _is_drawn(self._inputs(name)):
             unsigned = rows + rows.dtype.type(0)  # a zero has no sign
             if rows.dtype.kind == "f":
                 unsigned[np.isnan(unsigned)] = np.nan  # and all gaps are the same
@@ -106,6 +111,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 self._draw("score_noise.onnx", seed=seed, hash=hashes, num_samples=samples),
             ]
         return [rows]
+
+    def _inputs(self, name: str) -> Any:
+        return self._manifest["operations"][name]["inputs"]
 
     def _draw(self, graph: str, **inputs: Any) -> Any:
         """Draw noise by the graphs of the bundle."""
@@ -163,6 +171,11 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 self._folder / graph, options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[graph]
+
+
+def _is_drawn(inputs: Any) -> bool:
+    """Whether an operation takes draws of noise for each row of data."""
+    return any(tensor["name"] == "eps" for tensor in inputs[1:])
 
 
 class _Table:

@@ -10,6 +10,7 @@ from serving.protocol.messages import MAX_ROWS
 from serving.server.compression import CODINGS
 from serving.server.openapi_schemas import (
     COUNT,
+    EXAMPLE,
     TEXT,
     Schema,
     describe_operations,
@@ -79,7 +80,7 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         },
         "paths": paths,
         "components": {
-            "schemas": schemas(served.engine.operations, MAX_ROWS),
+            "schemas": schemas(served.engine.operations, MAX_ROWS, served.columns),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -88,6 +89,7 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         "x-operations": describe_operations(served.engine.operations),
         "x-picture-range": served.bundle.picture_range(),
         "x-columns": served.bundle.manifest.columns,
+        "x-row-by-columns": served.example,
     }
 
 
@@ -104,7 +106,12 @@ def _operation(route: Route, served: LoadedVersion) -> dict[str, Any]:
         header = {"name": HEADER_LENGTH, "in": "header", "required": False, "description": _LENGTH}
         content["parameters"].append({**header, "schema": COUNT})
     if route.method == "POST":
-        bodies = {JSON: {"schema": reference(_BODIES[route.handler.__name__])}}
+        bodies: dict[str, Any] = {JSON: {"schema": reference(_BODIES[route.handler.__name__])}}
+        if route.counted and served.example:
+            bodies[JSON]["examples"] = {
+                "noise": {"summary": "for sample", "value": EXAMPLE},
+                "columns": {"summary": "a row of the table, for score", "value": served.example},
+            }
         if route.counted:
             bodies[BINARY] = {"schema": _BYTES}
         content["requestBody"] = {"required": route.counted, "content": bodies}

@@ -3,10 +3,11 @@
 null stands for an absent value wherever a request leaves one out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from serving.operations import Operation
+from serving.protocol.column_tensors import DATATYPES
 from serving.protocol.messages import wire_tensor
 
 Schema = dict[str, Any]
@@ -16,16 +17,21 @@ BOOLEAN: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 DATATYPE: Schema = {"type": "string", "enum": ["UINT8", "FP32"]}
 SHAPE: Schema = {"type": "array", "items": COUNT}
+EXAMPLE: Schema = {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []}
+"""A request of `sample` that can be sent unchanged."""
 ANYTHING: Schema = {"type": "object", "additionalProperties": True}
 
 
-def schemas(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
-    """Return all schemas by their names."""
+def schemas(
+    operations: Mapping[str, Operation], max_samples: int, columns: Collection[str] = ()
+) -> dict[str, Schema]:
+    """Return all schemas by their names; requests may have tensors of a table's `columns`."""
+    datatype = {**DATATYPE, "enum": [*DATATYPES]} if columns else DATATYPE
     return {
         "Error": record(error=TEXT),
         "Operation": {"type": "string", "enum": [*operations]},
-        **_requests(operations, max_samples),
-        **_answers(),
+        **_requests(operations, max_samples, columns, datatype),
+        **_answers(datatype, {} if columns else {"type": "number"}),
     }
 
 
@@ -50,7 +56,12 @@ def _list_of(name: str) -> Schema:
     return {"type": "array", "items": reference(name)}
 
 
-def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str, Schema]:
+def _requests(
+    operations: Mapping[str, Operation],
+    max_samples: int,
+    columns: Collection[str],
+    datatype: Schema,
+) -> dict[str, Schema]:
     inputs = {tensor.name for operation in operations.values() for tensor in operation.inputs}
     outputs = {tensor.name for operation in operations.values() for tensor in operation.outputs}
     parameters = {
@@ -59,6 +70,8 @@ def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str
         "timeout": {**COUNT, "description": "microseconds"},
         "binary_data_output": BOOLEAN,
     }
+    if columns:
+        parameters["content_type"] = {**TEXT, "description": "pd for a tensor a column"}
     request = {
         "id": _or_null(TEXT),
         "parameters": _or_null(reference("InferParameters")),
@@ -68,7 +81,7 @@ def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str
     return {
         "InferRequest": {
             **record(request),
-            "example": {"parameters": {"seed": 7, "num_samples": 3}, "inputs": []},
+            "example": EXAMPLE,
         },
         "InferParameters": record({name: _or_null(each) for name, each in parameters.items()}),
         "InferInput": record(
@@ -76,11 +89,16 @@ def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str
                 "data": {"type": "array", "items": {}},
                 "parameters": _or_null(reference("InferInputParameters")),
             },
-            name={"type": "string", "enum": sorted(inputs)},
+            name={"type": "string", "enum": sorted(inputs.union(columns))},
             shape=SHAPE,
-            datatype=DATATYPE,
+            datatype=datatype,
         ),
-        "InferInputParameters": record({"binary_data_size": _or_null(COUNT)}),
+        "InferInputParameters": record(
+            {
+                "binary_data_size": _or_null(COUNT),
+                **({"content_type": _or_null(TEXT)} if columns else {}),
+            }
+        ),
         "InferRequestedOutput": record(
             {"parameters": _or_null(reference("InferRequestedOutputParameters"))},
             name={"type": "string", "enum": sorted(outputs)},
@@ -91,20 +109,23 @@ def _requests(operations: Mapping[str, Operation], max_samples: int) -> dict[str
     }
 
 
-def _answers() -> dict[str, Schema]:
+def _answers(datatype: Schema, value: Schema) -> dict[str, Schema]:
     names = {"type": "array", "items": TEXT}
     return {
         "InferResponse": record(
-            {"id": TEXT}, model_name=TEXT, model_version=TEXT, outputs=_list_of("InferOutput")
+            {"id": TEXT, "parameters": ANYTHING},
+            model_name=TEXT,
+            model_version=TEXT,
+            outputs=_list_of("InferOutput"),
         ),
         "InferOutput": record(
             {
-                "data": {"type": "array", "items": {"type": "number"}},
+                "data": {"type": "array", "items": value},
                 "parameters": record({"binary_data_size": COUNT}),
             },
             name=TEXT,
             shape=SHAPE,
-            datatype=DATATYPE,
+            datatype=datatype,
         ),
         "ServerLive": record(live=BOOLEAN),
         "ServerReady": record(
@@ -119,7 +140,11 @@ def _answers() -> dict[str, Schema]:
             platform=TEXT,
             inputs=_list_of("TensorMetadata"),
             outputs=_list_of("TensorMetadata"),
-            parameters=record(model=TEXT, digest=TEXT),
+            parameters=record(
+                {"columns": {"type": "array", "items": ANYTHING}, "x_columns": names},
+                model=TEXT,
+                digest=TEXT,
+            ),
         ),
         "TensorMetadata": record(
             name=TEXT,

@@ -22,7 +22,7 @@ from serving.protocol.messages import (
 )
 
 _NOISE = ("seed", "num_samples")
-_DRAWS = ("sample", "score", "impute")
+_DRAWS = ("sample", "score", "impute", "explain")
 
 
 def check_names(operation: Operation, request: InferRequest) -> None:

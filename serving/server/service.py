@@ -58,6 +58,8 @@ class LoadedVersion:
     """The columns of the model's table, if it has a schema."""
     columns: frozenset[str] = frozenset()
     """Their names, kept since every request asks for them."""
+    example: Mapping[str, Any] | None = None
+    """A request of one row of the table by columns, in JSON."""
 
     @property
     def number(self) -> str:
@@ -111,6 +113,7 @@ class Service:
             version or digest[:12],
             table,
             table.names if table else frozenset(),
+            table.example(engine.bundle.golden()["encode.x"][:1]) if table else None,
         )
 
     def serve(self, loaded: LoadedVersion) -> None:
@@ -208,7 +211,7 @@ class Service:
         draw = plan_noise(served.engine, operation, request, inputs)
         rows = served.engine.check(operation.name, inputs, "eps" if draw else "")
         num_samples = inputs["eps"].shape[1] if operation.is_drawn else 1
-        check_size(rows, num_samples)
+        check_size(rows, num_samples * operation.copies)
         if draw:
             small = inputs["eps"].size <= INLINE_NORMALS
             inputs["eps"] = draw() if small else await self._run(draw)

@@ -21,7 +21,8 @@ from serving.protocol.messages import Array, InferRequest, InferResponse, Parame
 from serving.schema import Schema
 from serving.table_cells import TableCells, TableEncoder, decode_table, list_counts
 
-X_LOC = "x_loc"
+ROWS_OF_X = ("x_loc", "x_filled", "x")
+"""Outputs that hold rows of the table: of `reconstruct`, of `impute` and of `draw`."""
 
 
 class RequestTable:
@@ -47,7 +48,7 @@ class RequestTable:
     def answer(
         self, request: InferRequest, response: InferResponse, cells: TableCells | None
     ) -> InferResponse:
-        """Add what the schema does not know, and give `x_loc` by columns if the request has them.
+        """Add what the schema does not know, and give rows by columns if the request has them.
 
         A request that names its outputs gets these; one marked with `pd` has columns, too.
         """
@@ -58,8 +59,9 @@ class RequestTable:
                     parameters[name] = list_counts(counts)
         is_marked = request.parameters.get(CONTENT_TYPE) == BY_COLUMNS
         outputs = response.outputs
-        if (cells is not None or is_marked) and not request.outputs and X_LOC in outputs:
-            outputs = self.write(outputs[X_LOC])
+        found = [name for name in ROWS_OF_X if name in outputs]
+        if (cells is not None or is_marked) and not request.outputs and found:
+            outputs = self.write(outputs[found[0]])
             parameters[CONTENT_TYPE] = BY_COLUMNS
         return response._replace(outputs=outputs, parameters=parameters)
 

@@ -55,6 +55,7 @@ def test_predicts_what_the_engine_does(registered: str, sealed: Bundle, trained:
         "reconstruct": (x, {"x_loc": engine.reconstruct(x)}),
         "sample": (x, {"x_loc": engine.sample(len(x), 7)}),
         "score": (x, engine.score(x, 4, 7)),
+        "draw": (x, {"x": engine.draw(len(x), 7)}),
     }
     assert expected.keys() == engine.operations.keys()
     for operation, (rows, outputs) in expected.items():
