@@ -1,6 +1,6 @@
 """The stages as the commands run them: with tracking, and with progress and messages on stderr.
 
-Each function takes what the stage before it returned. Slow imports are inside the functions.
+Each takes what the stage before it returned. Slow imports are inside the functions.
 """
 
 import tempfile
@@ -70,8 +70,7 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
 
     reason = ""
     if config.model.likelihood == "auto":
-        name, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
-        config = replace(config, model=replace(config.model, likelihood=name))
+        _, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
         reason = f", for {kind}"
     model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
     if dataset.schema and config.model.fit_sizes:
