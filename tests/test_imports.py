@@ -118,6 +118,7 @@ PLANTED = {
     "serving-batch": ("serving/io/images.py", "from serving.protocol import messages"),
     "serving-alone": ("serving/engine.py", "def later() -> None:\n    import torch"),
     "pyfunc-alone": ("serving/pyfunc_model.py", "from serving import noise"),
+    "frames-alone": ("serving/frames.py", "from serving import errors"),
     "commands": ("pipeline/training/loop.py", "from serving.cli import options"),
     "shared-core": ("pipeline/registry/gate.py", "from serving.batch import scorer"),
     "optional-packages": ("serving/source.py", "def later() -> None:\n    import mlflow"),
