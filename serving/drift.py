@@ -23,7 +23,7 @@ SCORE_SEED = 0
 SCORE_SAMPLES = 1
 MIXED_SCORE_SAMPLES = 4
 """How held-out rows are scored. With one draw, the cells of a mixed table are judged by a single z;
-with 16 they are judged by the rest of their row, and find a changed cell better."""
+with several they are judged by the rest of their row, and find a changed cell better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

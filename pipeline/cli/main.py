@@ -23,7 +23,7 @@ from pipeline.cli.config_options import (
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
 from pipeline.cli.migrate import migrate
-from pipeline.cli.run_options import experiment_option, run_name_option
+from pipeline.cli.run_options import experiment_option, project_run, run_name_option
 from pipeline.cli.schema_command import schema
 from pipeline.config import (
     DataConfig,
@@ -294,7 +294,7 @@ def check(
     digest, place = stages.keep_report(opened, report)
     if page is not None:
         write_page(page, report, bundle)
-    stages.log_report(stages.project_run(), report, bundle)
+    stages.log_report(project_run(), report, bundle)
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
     results.raise_unless_parity_passed(report)

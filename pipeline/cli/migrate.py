@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli import results, stages
 from pipeline.cli.data_loading import data_option, load_data
-from pipeline.cli.run_options import experiment_option
+from pipeline.cli.run_options import experiment_option, project_run
 from serving.cli.command import CONTEXT, Command
 from serving.cli.options import threads_option
 from serving.cli.paths import Origin, target
@@ -80,7 +80,7 @@ def _register(bundle: "Bundle", opened: "Source", experiment: str | None) -> dic
 
     name = str(opened.name)
     label = f"migrate {name} {opened.version}"
-    with tracked_run(experiment, run_id=stages.project_run(), default_name=label) as tracked:
+    with tracked_run(experiment, run_id=project_run(), default_name=label) as tracked:
         version = register_bundle(tracked, bundle, name)
         tracked.set_tags({"model.name": name, "model.version": version})
         tracked.set_tags({"migrated.from": str(opened.version)})

@@ -12,7 +12,7 @@ import click
 from pipeline.cli import results, stages
 from pipeline.cli.config_options import gate_config, settings_file, settings_options
 from pipeline.cli.data_loading import data_option
-from pipeline.cli.run_options import experiment_option
+from pipeline.cli.run_options import experiment_option, project_run
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
@@ -52,7 +52,7 @@ def register(bundle: Path, name: str, experiment: str | None) -> None:
     from serving.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    run_id, label = stages.project_run(), f"register {bundle.name}"
+    run_id, label = project_run(), f"register {bundle.name}"
     with tracked_run(experiment, run_id=run_id, default_name=label) as tracked:
         tracked.set_tags({"training.run_id": opened.manifest.run_id})
         version = register_bundle(tracked, opened, name)

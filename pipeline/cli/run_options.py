@@ -1,5 +1,6 @@
 """Options that say where a run is kept in MLflow, and under which name."""
 
+import os
 from typing import Any
 
 import click
@@ -26,3 +27,8 @@ experiment_option = click.option(
 run_name_option = click.option(
     "--run-name", type=Name(), help="Name of the run in MLflow  [default: preset, data and seed]"
 )
+
+
+def project_run() -> str | None:
+    """Return the id of the run that `mlflow run` made for this process, if it did."""
+    return os.environ.get("MLFLOW_RUN_ID")

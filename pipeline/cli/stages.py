@@ -1,9 +1,8 @@
 """The stages as the commands run them: with tracking, and with progress and messages on stderr.
 
-Each function takes what the stage before it returned. Slow imports are inside the functions.
+Each takes what the stage before it returned. Slow imports are inside the functions.
 """
 
-import os
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.devices import missing_cuda, torch_device
+from pipeline.cli.run_options import project_run
 from pipeline.config import Config, Precision, PromoteConfig
 from serving.console import progress, say, warn
 from serving.errors import DeviceUnavailable, UsageRefused
@@ -70,10 +70,11 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
 
     reason = ""
     if config.model.likelihood == "auto":
-        name, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
-        config = replace(config, model=replace(config.model, likelihood=name))
+        _, kind = choose_likelihood(config.data.binarize, *dataset.rows, schema=dataset.schema)
         reason = f", for {kind}"
     model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
+    if dataset.schema and config.model.fit_sizes:
+        reason += f", of layers {model.hidden_dims} and {model.latent_dim} latents for its width"
     say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
     if hint := advise_axes(dataset.x_shape):
         say(f"warning: {hint}")
@@ -347,8 +348,3 @@ def fetch_checkpoint(run_id: str) -> "tuple[Checkpoint, Metrics]":
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = load_checkpoint(fetch_artifact(run_id, CHECKPOINT, Path(temporary)))
     return checkpoint, Metrics.from_json(fetch_json(run_id, "metrics.json"))
-
-
-def project_run() -> str | None:
-    """Return the id of the run that `mlflow run` made for this process, if it did."""
-    return os.environ.get("MLFLOW_RUN_ID")

@@ -71,15 +71,20 @@ class ResultColumns:
         self.fields = self._list_fields()
         """The fields of the columns, in order."""
 
-    def make(self, x: Array, outputs: Mapping[str, Array]) -> list[pa.Array]:
-        """Return the columns for rows `x` and the outputs of the operation for them."""
+    def make(
+        self, x: Array, outputs: Mapping[str, Array], lift: Array | None = None
+    ) -> list[pa.Array]:
+        """Return the columns for rows `x` and the outputs of the operation for them.
+
+        An explanation follows the `lift` (rows, columns) of cells that were hidden in turn.
+        """
         found = [to_arrow(outputs[item.name], arrow_type(item)) for item in self._outputs]
         if self.by == COLUMN_MAX:
             found.append(pa.array(choose_score(self.by, outputs)))
         if self.p_values is not None and self.by is not None:
             found.append(pa.array(self.p_values(choose_score(self.by, outputs))))
-        if self.choice.explain:
-            found += self._explain(x, outputs["column_lift"])
+        if lift is not None:
+            found += self._explain(x, lift)
         return found
 
     def describe(self) -> dict[str, Any]:

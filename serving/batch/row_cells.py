@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 CELLS = 6
 """Cells of a row that are explained, unless another number is asked for."""
-_DRAWS = 64
+_DRAWS = 256
 """Draws from which the expected value of a cell is computed."""
 
 
@@ -40,11 +40,11 @@ class ExplainedCell:
 
 def explain_cells(scorer: Scorer, schema: Schema, x: Array) -> list[ExplainedCell]:
     """Return cells of a row (columns,) by their lift, as many as are wanted and no gaps."""
-    made, most = scorer.provenance, scorer.results.choice.explain or CELLS
-    lift = scorer.engine.score(x[None], made.num_samples, made.seed)["column_lift"][0]
+    most = scorer.results.choice.explain or CELLS
+    lift = scorer.find_lift(x[None])[0]
     order = order_columns(x[None], lift[None])[0]
     places = [place for place in order.tolist() if not np.isnan(x[place])][:most]
-    expected = _expect(scorer.engine, x, places, made.seed)
+    expected = _expect(scorer.engine, x, places, scorer.provenance.seed)
     return [
         ExplainedCell(
             schema.columns[place].name,
@@ -58,8 +58,6 @@ def explain_cells(scorer: Scorer, schema: Schema, x: Array) -> list[ExplainedCel
 
 def _expect(engine: Engine, x: Array, places: Sequence[int], seed: int) -> Array:
     """Return what each cell would be filled with, (places,), if it alone were a gap."""
-    if "impute" not in engine.operations:  # the bundle is of an early version
-        return np.asarray(engine.reconstruct(x[None])[0][places])
     rows = np.arange(len(places))
     hidden = np.repeat(x[None], len(places), 0)
     hidden[rows, places] = np.nan

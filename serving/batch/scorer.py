@@ -7,7 +7,7 @@ Rows that cannot be used are returned beside the results, each with a reason.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -187,7 +187,9 @@ class Scorer:
             outputs = {name: value[finite] for name, value in outputs.items()}
             x = x[finite]
         ids = self._read_ids(batch)
-        values = self.results.make(x, self._lift(x, outputs))
+        values = self.results.make(
+            x, outputs, self.find_lift(x) if self.results.choice.explain else None
+        )
         return self._results(ids, codes, values), self._bad_rows(ids, codes)
 
     def _compute(self, x: Array) -> dict[str, Array]:
@@ -203,16 +205,16 @@ class Scorer:
             for tensor in operation.outputs
         }
 
-    def _lift(self, x: Array, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Judge each cell by a row in which it is hidden, if columns are to be named."""
-        if not self.results.choice.explain or not len(x):
-            return {**outputs}
+    def find_lift(self, x: Array) -> Array:
+        """Judge each cell by a row in which it is hidden, (rows, columns)."""
+        if not len(x):
+            return np.empty(x.shape, np.float32)
         rows = max(1, self._run_rows // self.engine.operations["explain"].copies)
         lifts = [
             self.engine.compute("explain", self._feeds(x[start : start + rows]))["column_lift"]
             for start in range(0, len(x), rows)
         ]
-        return {**outputs, "column_lift": np.concatenate(lifts)}
+        return np.concatenate(lifts)
 
     def _feeds(self, x: Array) -> dict[str, Array]:
         if self.operation != "score":

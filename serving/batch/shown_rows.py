@@ -50,7 +50,9 @@ def _show_row(row: Extreme, x: Array | None, scorer: Scorer) -> ShownRow:
     if x is None:
         return ShownRow(row, None, None)
     x_loc, schema = scorer.engine.reconstruct(x[None])[0], scorer.engine.bundle.manifest.schema
-    return ShownRow(row, x, x_loc, explain_cells(scorer, schema, x) if schema else ())
+    if schema is None or not {"explain", "impute"} <= scorer.engine.operations.keys():
+        return ShownRow(row, x, x_loc)
+    return ShownRow(row, x, x_loc, explain_cells(scorer, schema, x))
 
 
 def describe_rows(

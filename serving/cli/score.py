@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-samples",
     type=click.IntRange(1, 4096),
-    show_default="as the held-out rows: 16 for tables of mixed columns, else 1",
+    show_default="as many as held-out rows have",
     help="Noise draws per row; more make iw_elbo tighter",
 )
 @seed_option

@@ -100,6 +100,7 @@ def test_your_own_data_are_learned_and_the_odd_ones_found(tmp_path: Path) -> Non
     page = (tmp_path / "new.html").read_text()
     assert "all 100 rows lie below 99 %" in OWN_DATA
     assert "100.00% of the rows lie below 99% of the held-out rows." in page
+    assert "100 rows are flagged" in page
     table = np.genfromtxt(tmp_path / "like-parts.csv", delimiter=",", names=True)
     assert table.shape == (1000,)
     slope = np.polyfit(table["length"], table["width"], 1)[0]

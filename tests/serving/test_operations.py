@@ -45,7 +45,8 @@ def test_an_operation_has_its_graph_and_tensors(name: str) -> None:
 
 
 def test_the_table_holds_every_operation_and_every_graph() -> None:
-    assert [*IMAGES, "impute"] == [*EXPECTED, "impute"] == list(get_args(OperationName))
+    mixed = ["impute", "explain"]
+    assert [*IMAGES, *mixed] == [*EXPECTED, *mixed] == list(get_args(OperationName))
     assert {operation.graph for operation in IMAGES.values()} == {*GRAPHS, "draw.onnx"}
 
 
@@ -92,8 +93,9 @@ def test_gaps_are_filled_in_mixed_tables_alone() -> None:
         ("z", "float32", ("batch", "num_samples", 2)),
     ]
     drawn = {name for name, operation in mixed.items() if operation.is_drawn}
-    assert drawn == {"score", "impute"}
-    assert list(portable_forms(mixed)) == ["score_portable", "draw_portable", "impute_portable"]
+    assert drawn == {"score", "impute", "explain"}
+    portable = ["score_portable", "draw_portable", "impute_portable", "explain_portable"]
+    assert list(portable_forms(mixed)) == portable
     assert list(portable_forms(TABLES)) == ["score_portable", "draw_portable"]
 
 

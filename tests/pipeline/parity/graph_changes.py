@@ -260,3 +260,44 @@ def cross_columns(graph: GraphProto) -> None:
 def drop_reference(graph: GraphProto) -> None:
     """What is subtracted from the density given the rest of the row becomes zero."""
     replace_input(graph, "likelihood.reference.log_density", np.zeros_like)
+
+
+def cross_draws(graph: GraphProto) -> None:
+    """Give each of the last two columns the draw of the other."""
+
+    def change(order: Any) -> Any:
+        return np.concatenate([order[:-2], order[-2:][::-1]])
+
+    replace_input(graph, "likelihood.order", change)
+
+
+def never_draw_a_word(graph: GraphProto) -> None:
+    def change(writable: Any) -> Any:
+        writable[0] = 0
+        return writable
+
+    replace_input(graph, "likelihood.parts.words.writable", change)
+
+
+def _maker_of(graph: GraphProto, output: str) -> NodeProto:
+    return next(node for node in graph.node if output in node.output)
+
+
+def weigh_all_alike(graph: GraphProto) -> None:
+    """Each draw of a row counts as much as the others."""
+    logs = _maker_of(graph, "log_weights").input[0]
+    node = next(node for node in graph.node if node.op_type == "Exp" and logs in node.input)
+    node.input[0] = "alike"
+    mean = helper.make_node("ReduceMean", [logs, "last axis"], ["mean log"], keepdims=1)
+    none = helper.make_node("Sub", [logs, logs], ["nothing"])
+    place = list(graph.node).index(node)
+    graph.node.insert(place, helper.make_node("Add", ["nothing", "mean log"], ["alike"]))
+    graph.node.insert(place, none)
+    graph.node.insert(place, mean)
+    constant(graph, "last axis", [-1], np.int64)
+
+
+def replace_what_is_seen(graph: GraphProto) -> None:
+    node = _maker_of(graph, "x_filled")
+    assert node.op_type == "Where"
+    node.input[2] = node.input[1]

@@ -20,6 +20,7 @@ Graphs = Mapping[str, ModelProto]
 Arrays = dict[str, Any]
 ENCODER, DECODER, SCORE = "encoder.onnx", "decoder.onnx", "score.onnx"
 PORTABLE = "score_portable.onnx"
+DRAW, IMPUTE = "draw.onnx", "impute.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,12 @@ MIXED_MUTATIONS = tuple(
         (SCORE, "the columns of numbers are shifted", changes.shift_columns),
         (SCORE, "one column's words are another's", changes.cross_columns),
         (SCORE, "a lift without its reference", changes.drop_reference),
+        (DRAW, "one column's draw is another's", changes.cross_draws),
+        (DRAW, "one column's noise is another's", changes.cross_columns),
+        (DRAW, "a word is never drawn", changes.never_draw_a_word),
+        (IMPUTE, "the weights of importance are dropped", changes.weigh_all_alike),
+        (IMPUTE, "cells that are seen are replaced", changes.replace_what_is_seen),
+        (IMPUTE, "one column is filled as another", changes.cross_draws),
     )
 )
 """Of models of mixed tables: every weight and buffer stays where it is."""

@@ -135,8 +135,9 @@ def test_fillings_are_keyed_by_the_row() -> None:
     noise, choice = draw_fillings(x, 7, 3, 6)
     assert (noise.shape, choice.shape) == ((50, 3, 6), (50, 3))
     order = np.random.default_rng(1).permutation(50)
-    for found, expected in zip(draw_fillings(x[order], 7, 3, 6), (noise, choice), strict=True):
-        np.testing.assert_array_equal(found, expected[order], strict=True)
+    other_noise, other_choice = draw_fillings(x[order], 7, 3, 6)
+    np.testing.assert_array_equal(other_noise, noise[order], strict=True)
+    np.testing.assert_array_equal(other_choice, choice[order], strict=True)
     assert ((choice > 0) & (choice < 1)).all()
     assert len(np.unique(choice)) == choice.size
 
@@ -235,8 +236,8 @@ def test_a_column_of_the_same_name_as_the_number_of_a_draw_stays(
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        pytest.param(SEALED, "impute fills the gaps of a table", id="images"),
-        pytest.param(SCHEMA_1, "impute fills the gaps of a table", id="schema 1"),
+        pytest.param(SEALED, "impute is about the cells of a table", id="images"),
+        pytest.param(SCHEMA_1, "impute is about the cells of a table", id="schema 1"),
     ],
 )
 def test_a_model_without_gaps_is_refused(path: Path, message: str, data: pa.Table) -> None:

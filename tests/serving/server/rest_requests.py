@@ -11,7 +11,7 @@ from serving.protocol.messages import DATATYPES
 from tests.serving.running import Running
 from tests.serving.server.arrays import Arrays
 
-NAMES = ("encode", "decode", "reconstruct", "sample", "score")
+NAMES = ("encode", "decode", "reconstruct", "sample", "score", "draw")
 LENGTH = "inference-header-content-length"
 
 

@@ -197,7 +197,7 @@ def test_unloaded_is_unavailable_until_it_is_loaded_again(call: Call, engine: En
         return model.ready, [entry.name for entry in index]
 
     z = np.ones((1, 3), np.float32)
-    names = ["encode", "decode", "reconstruct", "sample", "score"]
+    names = ["encode", "decode", "reconstruct", "sample", "score", "draw"]
     assert ready() == (True, names)
     try:
         call("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name="decode"))

@@ -20,7 +20,7 @@ from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 
 NAMES = {"model": "vae", "version": "3", "digest": "ab"}
-OPERATIONS = ("encode", "decode", "reconstruct", "sample", "score")
+OPERATIONS = ("encode", "decode", "reconstruct", "sample", "score", "draw")
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 

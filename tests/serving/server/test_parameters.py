@@ -194,7 +194,7 @@ def test_null_in_the_repository_is_absent(http: httpx.Client, path: str, content
         http.post("/v2/repository/models/sample/load")
     assert response.status_code == 200, response.text
     if path == "index":
-        assert len(response.json()) == 5
+        assert len(response.json()) == 6
 
 
 def httpx_json(content: object) -> bytes:

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 from serving.engine import Engine
 from tests.serving.running import Running
 
-NAMES = ["encode", "decode", "reconstruct", "sample", "score"]
+NAMES = ["encode", "decode", "reconstruct", "sample", "score", "draw"]
 MODULES: Mapping[str, Any] = {
     "http": triton_http,
     "http.aio": triton_http_aio,
