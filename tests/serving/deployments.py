@@ -8,7 +8,7 @@ import pytest
 from serving.deploy import write_deployment
 from serving.source import Source
 
-OPERATIONS = ("decode", "encode", "reconstruct", "sample", "score")
+OPERATIONS = ("decode", "draw", "encode", "reconstruct", "sample", "score")
 HOSTILE = "va\"e\n# x\nUSER root\n: - $(HOME) $x ${y} \\ ' {} [ä\x85\u2028😀"
 
 

@@ -122,4 +122,4 @@ def test_a_parameter_without_a_value_is_absent(server: Running, engine: Engine) 
         load.parameters["config"].SetInParent()
         method(channel, "RepositoryModelLoad")(load, timeout=20)
         index = method(channel, "RepositoryIndex")(pb.RepositoryIndexRequest(), timeout=20)
-        assert len(index.models) == 5
+        assert len(index.models) == 6

@@ -140,7 +140,7 @@ def test_tritonclient_asks_for_compression_by_default_if_it_is_asynchronous(
         tensor.set_data_from_numpy(x[:500])
         address = server.rest.removeprefix("http://")
         async with module.InferenceServerClient(address) as client:
-            assert len(await client.get_model_repository_index()) == 5
+            assert len(await client.get_model_repository_index()) == 6
             await client.get_inference_statistics()
             return await client.infer("encode", [tensor])
 

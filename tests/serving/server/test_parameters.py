@@ -234,7 +234,7 @@ def test_a_slash_at_the_end_of_a_post(http: httpx.Client, engine: Engine) -> Non
     body = {"parameters": {"seed": 4}}
     response = http.post(f"{SAMPLE}/", json=body, follow_redirects=False)
     same(arrays_of(response), {"x_loc": engine.sample(1, 4)})
-    assert len(http.post("/v2/repository/index/").json()) == 5
+    assert len(http.post("/v2/repository/index/").json()) == 6
 
 
 def test_a_long_error_is_cut(http: httpx.Client) -> None:

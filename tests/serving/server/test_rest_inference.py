@@ -28,12 +28,14 @@ def inputs(x: np.ndarray) -> Mapping[str, Arrays]:
     """Inputs of each operation, with noise."""
     z = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     eps = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
+    noise = np.random.default_rng(2).standard_normal((4, 6, 5)).astype(np.float32)
     return {
         "encode": {"x": x[:5]},
         "decode": {"z": z},
         "reconstruct": {"x": x[:5]},
         "sample": {"eps": z},
         "score": {"x": x[:5], "eps": eps},
+        "draw": {"z": z, "noise": noise},
     }
 
 

@@ -183,4 +183,4 @@ def test_statistics_count_each_answered_request_once(tmp_path: Path) -> None:
 def test_bounds_rise() -> None:
     for bounds in (SECONDS, ROWS, *HISTOGRAMS.values()):
         assert list(bounds) == sorted(set(bounds))
-    assert len(OPERATIONS) == 5
+    assert len(OPERATIONS) == 8
