@@ -144,7 +144,7 @@ def score(**settings: Any) -> None:
     the share of the version's held-out rows that are at least as unusual. The same command again
     resumes where an earlier one was interrupted.
 
-    Example: vae score new.parquet scores/ --model models:/vae@champion --fdr 0.05
+    Example: vae score new.parquet scores/ --fdr 0.05
     """
     require_pyarrow("vae score")
     if settings["master"] and settings["engine"] != "spark":

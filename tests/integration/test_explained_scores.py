@@ -131,8 +131,7 @@ def test_columns_are_in_the_order_of_their_lift_and_gaps_are_none_of_them(
         names = [row[f"column_{place}"] for place in range(1, 9)]
         nats = [row[f"nats_{place}"] for place in range(1, 9)]
         assert names == [*(NAMES[i] for i in order), *[None] * (8 - len(order))]
-        assert nats[: len(order)] == pytest.approx(lift[row["key"]][order], rel=1e-4, abs=1e-4)
-        assert nats[len(order) :] == [None] * (8 - len(order))
+        assert nats == [*lift[row["key"]][order].tolist(), *[None] * (8 - len(order))]
 
 
 @pytest.mark.parametrize("by", ["", "elbo", "latent", "column_max", "consistency"])
@@ -151,7 +150,7 @@ def test_p_values_are_those_of_the_chosen_score(
     }.get(by, (scores["consistency"], held_out.scores["consistency"]))
     p = np.array([(1 + (held <= value).sum()) / (len(held) + 1) for value in new])
     found = read(tmp_path / "out")
-    assert found["p_value"].to_numpy() == pytest.approx(p, abs=2 / len(held))
+    assert np.array_equal(found["p_value"].to_numpy(), p)
     counter = FlagCounter(len(held))
     counter.add(found["p_value"].to_numpy())
     assert found["flagged"].to_numpy().sum() == counter.flag(0.1).flagged
@@ -168,7 +167,7 @@ def test_the_scores_of_all_columns_are_written_on_request(
     scores = Engine(bundle).score(x, MIXED_SCORE_SAMPLES, 0)
     for name in ("column_lift", "column_log_likelihood"):
         values = np.array(found[name].to_pylist(), np.float32)
-        assert values == pytest.approx(scores[name], rel=1e-4, abs=1e-4)
+        assert values.tobytes() == scores[name].tobytes()
     assert set(found["num_samples"].to_pylist()) == {MIXED_SCORE_SAMPLES}
 
 

@@ -72,7 +72,11 @@ class Ours:
             for row, (name, nats) in enumerate(
                 zip(found[f"column_{order}"], found[f"nats_{order}"], strict=True)
             ):
-                columns[row, places[name]] = nats
+                if not isinstance(name, str):  # the row has fewer cells
+                    continue
+                # the parts of a date are columns of their own; a lift is low for an odd cell
+                place = places[name if name in places else name.rpartition(".")[0]]
+                columns[row, place] = max(columns[row, place], -nats)
         p_values = found["p_value"].to_numpy()
         return Scores(-found[BY].to_numpy(), columns, p_values, found["flagged"].to_numpy(bool))
 

@@ -56,7 +56,8 @@ def test_shows_the_rows_at_both_ends_beside_their_reconstructions(
     restored = np.rint(engine.reconstruct(x[shown])).astype(np.uint8)
     assert np.array_equal(page.pictures[1::2], restored)
     words = re.findall(
-        r"(-[\d.]+) nats log_likelihood \S+ kl \S+ id (\d+)", page.section("Lowest ELBO")
+        r"(-[\d.]+) nats log_likelihood \S+ kl \S+ p_value \S+ id (\d+)",
+        page.section("Lowest ELBO"),
     )
     assert [int(row) for _, row in words] == order[:SHOWN].tolist()
     assert [float(value) for value, _ in words] == pytest.approx(elbo[order[:SHOWN]], abs=0.005)
