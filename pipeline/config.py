@@ -251,6 +251,7 @@ class Config:
 
 _SMALL_RELU_NET: Mapping[str, Any] = {
     "latent_dim": 20,
+    "fit_sizes": False,
     "activation": "relu",
     "batch_size": 128,
     "learning_rate": 1e-3,
@@ -264,6 +265,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "burda": {
         "hidden_dims": (200, 200),
         "latent_dim": 50,
+        "fit_sizes": False,
         "activation": "tanh",
         "output_bias": True,
         "binarize": "dynamic",
@@ -278,6 +280,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "conv": {
         "model": "conv",
         "hidden_dims": (32, 64, 128),
+        "fit_sizes": False,
         "output_bias": True,
         "batch_size": 100,
         "kl_warmup_steps": 3000,
@@ -287,6 +290,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "resnet": {
         "model": "resnet",
         "hidden_dims": (64, 128, 128),
+        "fit_sizes": False,
         "latent_dim": 64,
         "output_bias": True,
         "batch_size": 100,
@@ -309,7 +313,7 @@ def configure(preset: str = "default", **settings: Any) -> Config:
     chosen = {**PRESETS[preset], **settings}
     if "epochs" in settings:  # they are obeyed to the letter
         chosen.setdefault("min_steps", 0)
-    if {"hidden_dims", "latent_dim"} & chosen.keys():
+    if {"hidden_dims", "latent_dim"} & settings.keys():
         chosen.setdefault("fit_sizes", False)
     config = Config(preset=preset)
     for section in ("data", "model", "train", "evaluate"):

@@ -21,7 +21,9 @@ from serving.io.csv_format import CsvFormat, is_number, open_text
 from serving.io.filesystems import Location
 
 _EXAMPLE_ROWS = 1000
-_BAD_VALUE = re.compile(r"In CSV column #(\d+): CSV conversion error to [^:]*: (.*)", re.DOTALL)
+_BAD_VALUE = re.compile(
+    r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to [^:]*: (.*)", re.DOTALL
+)
 _BAD_LINE = re.compile(r"CSV parse error: Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
 _SHOWN = 40
 

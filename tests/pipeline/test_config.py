@@ -39,13 +39,17 @@ def test_a_preset_changes_its_own_settings_and_no_others(preset: str) -> None:
 
 def test_the_seed_preset_is_the_seed_s_model() -> None:
     config = configure("seed")
-    assert config.model == ModelConfig(hidden_dims=(128, 64), latent_dim=20, activation="relu")
+    assert config.model == ModelConfig(
+        hidden_dims=(128, 64), latent_dim=20, activation="relu", fit_sizes=False
+    )
     assert config.train == TrainConfig(batch_size=128, learning_rate=1e-3, schedule="constant")
 
 
 def test_the_example_preset_is_the_vae_of_pytorch_examples() -> None:
     config = configure("example")
-    assert config.model == ModelConfig(hidden_dims=(400,), latent_dim=20, activation="relu")
+    assert config.model == ModelConfig(
+        hidden_dims=(400,), latent_dim=20, activation="relu", fit_sizes=False
+    )
     assert config.train == TrainConfig(
         batch_size=128, learning_rate=1e-3, schedule="constant", epochs=10
     )
@@ -55,7 +59,15 @@ def test_the_example_preset_is_the_vae_of_pytorch_examples() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_given_settings_win_over_the_preset_s(preset: str) -> None:
     given = {"data": "x.npy", "latent_dim": 7, "epochs": 3, "min_steps": 5, "nll_samples": 9}
+    given["fit_sizes"] = False
     assert settings(configure(preset, **given)) == {**settings(configure(preset)), **given}
+
+
+@pytest.mark.parametrize("size", [{"latent_dim": 7}, {"hidden_dims": (9,)}])
+def test_given_sizes_are_obeyed_whatever_the_width_of_a_table(size: dict[str, Any]) -> None:
+    assert configure().model.fit_sizes
+    assert not configure(**size).model.fit_sizes
+    assert configure(**size, fit_sizes=True).model.fit_sizes
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -158,7 +158,7 @@ def test_parity_shows_the_worst_of_each_output_and_what_failed(sealed: Bundle) -
     assert f"of {count:,} comparisons with torch, {count - 1:,} are within" in text
     rows = rows_of(text, "Parity of ONNX and torch")
     assert rows["encode.z_loc"] == ["no number", f"{worst.max_tolerance:.1e}", "far more"]
-    assert len(rows) == 1 + 13
+    assert len(rows) == 1 + 15
     assert "run `vae check`" in render_card(content, metrics)
 
 
