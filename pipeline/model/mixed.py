@@ -51,6 +51,8 @@ class Mixed(nn.Module):
     order: Tensor
     """Where each column of the schema stands inside."""
     gap: Tensor
+    each: Tensor
+    """The unit matrix: 1 for a column beside itself."""
     owns: Tensor
     """1 for each parameter of a column, else 0, (columns, params_width); ordered as inside."""
 
@@ -75,7 +77,8 @@ class Mixed(nn.Module):
         self.reference = CellReference([schema.columns[i] for i in places])
         self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
         self.params_width = sum(module.params_width for module in self.modules_of_kinds())
-        self.register_buffer("owns", self._find_owners())
+        self.register_buffer("each", torch.eye(len(places)))
+        self.register_buffer("owns", self.each[:, self._find_owners()])
 
     @torch.no_grad()
     def fit(self, train: Array, max_byte: int = MAX_BYTE) -> None:
@@ -129,8 +132,8 @@ class Mixed(nn.Module):
         Copies and cells are in the order in which the columns stand inside.
         """
         values, seen = (part.unsqueeze(1) for part in self._split_rows(rows))
-        own = torch.eye(len(self.schema.columns), dtype=torch.bool, device=rows.device)
-        return torch.cat([torch.where(own, self.gap, values), seen * (~own)], -1)
+        own = self.each
+        return torch.cat([values * (1 - own) + self.gap * own, seen * (1 - own)], -1)
 
     def own_params(self, params: Tensor) -> Tensor:
         """Return of each copy of `hide_each` the parameters of the cell that is hidden in it.
@@ -227,12 +230,12 @@ class Mixed(nn.Module):
     def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
         return torch.split(values, self._sizes, -1)
 
-    def _find_owners(self) -> Tensor:
+    def _find_owners(self) -> list[int]:
         owners: list[int] = []
         for module in self.modules_of_kinds():
             start = max(owners, default=-1) + 1
             owners += [start + owner for owner in module.owners]
-        return torch.eye(len(self.schema.columns))[:, owners]
+        return owners
 
     def _join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
         parts = zip(*drawn, strict=True)

@@ -88,6 +88,7 @@ def test_without_float64_the_portable_form_is_run(bundle: Bundle) -> None:
         "reconstruct": "reconstruct.onnx",
         "sample": "decoder.onnx",
         "score": "score_portable.onnx",
+        "draw": "draw_portable.onnx",
     }
     engine = Engine(bundle, operations=bundle.operations_for(float64=False))
     engine.self_check()

@@ -72,7 +72,7 @@ def test_a_table_passes_with_large_features_and_denormals(sealed_table: Bundle) 
 
 def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityReport) -> None:
     lines = report.table().splitlines()
-    assert [line.split()[0] for line in lines[1:14]] == [
+    assert [line.split()[0] for line in lines[1:16]] == [
         "encode.z_loc",
         "encode.z_scale",
         "decode.x_loc",
@@ -82,12 +82,14 @@ def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityRepo
         "score.log_likelihood",
         "score.kl",
         "score.iw_elbo",
+        "draw.x",
         "score_portable.elbo",
         "score_portable.log_likelihood",
         "score_portable.kl",
         "score_portable.iw_elbo",
+        "draw_portable.x",
     ]
-    for line, form in zip(lines[14:16], ("score", "score_portable"), strict=True):
+    for line, form in zip(lines[16:18], ("score", "score_portable"), strict=True):
         assert line.startswith(f"  ELBO of 1,000 rows, 100 of them different ({form}, CPU): mean ")
     count = len(report.comparisons)
     assert lines[-1] == f"  parity passed: {count} comparisons on cpu"
@@ -95,7 +97,7 @@ def test_table_shows_the_worst_of_each_output_and_what_failed(report: ParityRepo
     failed = replace(report, comparisons=(first, *report.comparisons))
     lines = failed.table().splitlines()
     assert lines[1].endswith("FAILED values")
-    assert lines[16] == (
+    assert lines[18] == (
         "  encode.z_loc at batch 64 of held-out rows (CPU, level all, threads 1): off by 9, "
         f"allowed {first.max_tolerance:.3g} (rule: values)"
     )
@@ -220,7 +222,7 @@ def test_report_in_the_bundle_names_what_was_compared(sealed: Bundle) -> None:
     assert content["machine"].keys() >= {"processor", "gpu", "torch", "onnxruntime"}
     assert content["versions"].keys() == {"python", "numpy", "onnx"}
     assert content["histogram_edges"] == list(HISTOGRAM_EDGES)
-    elements = {"z_loc": 3, "z_scale": 3, "x_loc": 30}
+    elements = {"z_loc": 3, "z_scale": 3, "x_loc": 30, "x": 30}
     for row in content["comparisons"]:
         assert row["passed"]
         assert row["max_error"] is not None

@@ -143,7 +143,7 @@ def test_a_page_needs_no_network_and_tells_all(sealed: Bundle) -> None:
     assert "default-src 'none'" in text
     assert "prefers-color-scheme: dark" in text
     outputs = {f"{c['operation']}.{c['output']}" for c in report["comparisons"]}
-    assert len(outputs) == 13
+    assert len(outputs) == 15
     assert page.tags.count("svg") == 2 * len(outputs)
     assert all(output in page.text for output in outputs)
     assert page.tags.count("tr") > len(report["comparisons"])
@@ -177,5 +177,6 @@ def test_a_failed_page_names_what_failed_and_runs_nothing(sealed: Bundle) -> Non
     assert "and 3 more" in page.text
     assert "no number" in page.text
     assert re.search(r'<tr class="bad"><td>encode.z_loc', text)
-    some = f"{len(report.comparisons) - 1} of {len(report.comparisons)} comparisons"
+    count = len(report.comparisons)
+    some = f"{count - 1:,} of {count:,} comparisons"
     assert some in page.text
