@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig, configure
+from pipeline.model.explanation import explain
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.mixed import Mixed, cell_scores
 from pipeline.model.objective import elbo_terms
@@ -51,6 +52,36 @@ def test_the_lift_of_a_cell_is_its_density_given_the_others() -> None:
     np.testing.assert_allclose(scores.column_lift.numpy(), expected, atol=0.05)
     odds = np.exp(-scores.column_lift.numpy()[:, seen]).mean(1)
     np.testing.assert_allclose(scores.consistency.numpy(), -np.log(odds), atol=1e-9)
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_an_explanation_judges_a_cell_by_the_others_alone(index: int) -> None:
+    others = np.arange(COLUMNS) != index
+    model, x = linear_gaussian(others), rows_with(SOME | True)
+    assert model.mixed is not None
+    lift = explain(model, x, noise(len(x), 4000), torch.float64)
+    reference = model.mixed.cell_reference(model.px.standardize(x)).numpy()[:, index]
+    values = x.numpy()
+    joint, rest = marginal(SOME | True), marginal(others)
+    expected = joint.logpdf(values) - rest.logpdf(values[:, others]) - reference
+    np.testing.assert_allclose(lift[:, index].numpy(), expected, atol=0.05)
+
+
+def test_an_explanation_does_not_let_a_cell_speak_for_itself() -> None:
+    model, x = make_model(), torch.from_numpy(draw_rows(40, gaps=0.1))
+    eps = torch.randn(40, 3, model.latent_dim)
+    lift = explain(model, x, eps, torch.float64)
+    assert (lift[x.isnan()] == 0).all()
+    for index in range(x.shape[1]):
+        hidden = torch.zeros_like(x, dtype=torch.bool)
+        hidden[:, index] = True
+        terms = elbo_terms(model, x, eps, torch.float64, hidden=hidden)
+        assert terms.cells is not None
+        assert terms.rows is not None
+        px = mixed_of(model)
+        given = px.in_order(terms.cells.exp().mean(1).log() - px.cell_reference(terms.rows))
+        seen = ~x[:, index].isnan()
+        torch.testing.assert_close(lift[seen, index], given[seen, index])
 
 
 def test_the_cells_sum_to_the_log_likelihood() -> None:
