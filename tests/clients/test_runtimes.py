@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.parity.check import provider_fault
-from serving.bundle import Bundle
+from serving.bundle import Bundle, open_bundle
 from serving.client import Client
 from serving.engine import Engine
 from serving.noise import MAX_SEED, draw_rows
@@ -39,6 +39,9 @@ from tests.trained_models import (
     train_checkpoint,
 )
 
+MIXED = ROOT / "tests/serving/mixed_bundle"
+EXACT = ("onnxruntime", "oldest")
+"""How the names of runtimes begin that have float64 and the operators of mixed tables."""
 MILLION_ROWS = 333_334
 """Of three columns, so that they are a million values."""
 DIGEST = """
@@ -63,6 +66,15 @@ def test_every_operation_is_within_its_budget(runtime: str, model: Bundle) -> No
     forms = model.all_forms if exact else forms_without_float64(model)
     expected = {f"{label}.{t.name}" for label, form in forms.items() for t in form.outputs}
     assert found.shares.keys() == expected
+    assert {name: share for name, share in found.shares.items() if not share <= 1} == {}
+
+
+@pytest.mark.parametrize("runtime", [name for name in RUNTIMES if name.startswith(EXACT)])
+def test_every_operation_of_a_mixed_table_is_within_its_budget(runtime: str) -> None:
+    mixed = open_bundle(MIXED)
+    found = RUNTIMES[runtime](mixed)
+    assert {"draw", "impute", "explain"} < mixed.operations.keys()
+    assert {name.partition(".")[0] for name in found.shares} == mixed.all_forms.keys()
     assert {name: share for name, share in found.shares.items() if not share <= 1} == {}
 
 
