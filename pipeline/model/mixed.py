@@ -77,8 +77,9 @@ class Mixed(nn.Module):
         self.reference = CellReference([schema.columns[i] for i in places])
         self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
         self.params_width = sum(module.params_width for module in self.modules_of_kinds())
-        self.register_buffer("each", torch.eye(len(places)))
-        self.register_buffer("owns", self.each[:, self._find_owners()])
+        # these follow from the schema, and are too large to save for thousands of columns
+        self.register_buffer("each", torch.eye(len(places)), persistent=False)
+        self.register_buffer("owns", self.each[:, self._find_owners()], persistent=False)
 
     @torch.no_grad()
     def fit(self, train: Array, max_byte: int = MAX_BYTE) -> None:

@@ -48,7 +48,7 @@ class Words(nn.Module):
             for start, size in zip(starts, sizes, strict=True)
         ]
         self.register_buffer("code", torch.from_numpy(code).float())
-        self.register_buffer("members", torch.from_numpy(members).float())
+        self.register_buffer("members", torch.from_numpy(members).float(), persistent=False)
         self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
         own = np.arange(widest) < np.array(sizes)[:, None]
         self.register_buffer("own", torch.from_numpy(own), persistent=False)
