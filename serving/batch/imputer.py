@@ -207,9 +207,10 @@ def _to_whole(values: Array, kind: pa.DataType) -> Array:
     whole = np.rint(values.astype(np.float64))
     if not pa.types.is_integer(kind):
         return whole
-    limits = np.iinfo(kind.to_pandas_dtype())
+    own = np.dtype(str(kind))  # both have the same names; Arrow's own answer needs pandas
+    limits = np.iinfo(own)
     largest = math.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max
-    return np.clip(whole, limits.min, largest).astype(kind.to_pandas_dtype())
+    return np.clip(whole, limits.min, largest).astype(own)
 
 
 def _cast(array: pa.Array, item: pa.Field, where: str) -> pa.Array:
