@@ -48,7 +48,7 @@ def find_gaps(values: Array, missing: Array | None = None) -> NDArray[np.bool_]:
 def _is_gap(value: object) -> bool:
     try:
         return value is None or value == "" or value == b"" or bool(value != value)
-    except TypeError:  # pandas.NA
+    except (TypeError, ArithmeticError):  # pandas.NA, and a signalling NaN of decimals
         return True
 
 
@@ -77,7 +77,11 @@ def parse_number(text: str) -> float:
         ValueError: it is none.
     """
     known = _NUMBER_WORDS.get(text.strip().lower())
-    return float(text) if known is None else known
+    if known is not None:
+        return known
+    if "_" in text or not text.isascii():  # Python reads 2024_01 as 202401
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def parse_numbers(words: Sequence[str]) -> tuple[Array, NDArray[np.bool_]]:
@@ -102,7 +106,7 @@ def parse_instants(words: Sequence[str]) -> tuple[Array, NDArray[np.bool_]]:
         if (text := word.strip()) not in GAP_WORDS:
             try:
                 instants[index] = _to_utc(datetime.fromisoformat(text))
-            except ValueError:
+            except (ValueError, OverflowError):  # a zone may lead out of the years 1 to 9999
                 faults[index] = True
     return instants, faults
 
@@ -153,6 +157,13 @@ def _to_text(word: str | bytes) -> str:
     return word.decode(errors="replace") if isinstance(word, bytes) else word
 
 
+def _to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 _WORD, _NUMBER, _INSTANT = range(3)
 
 
@@ -162,11 +173,14 @@ def _classify(value: Any, as_words: bool) -> tuple[int, Any]:
     if isinstance(value, bool | np.bool_):
         return _WORD, number_text(value)
     if isinstance(value, int | float | Decimal | np.number):
-        return (_WORD, number_text(value)) if as_words else (_NUMBER, float(value))
+        return (_WORD, number_text(value)) if as_words else (_NUMBER, _to_float(value))
     if isinstance(value, np.datetime64):
         return _INSTANT, value.astype(_MICROSECONDS)
     if isinstance(value, datetime):
-        return _INSTANT, np.datetime64(_to_utc(value), "us")
+        try:
+            return _INSTANT, np.datetime64(_to_utc(value), "us")
+        except OverflowError:  # its zone leads out of the calendar: no date can be read from it
+            return _WORD, str(value)
     if isinstance(value, date):
         return _INSTANT, np.datetime64(value).astype(_MICROSECONDS)
     return _WORD, str(value)

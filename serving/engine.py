@@ -17,12 +17,15 @@ from serving.errors import DataRefused, UsageRefused, VerificationFailed
 from serving.input_checks import check_inputs
 from serving.noise import draw_eps, draw_noise, draw_rows, noise_vectors
 from serving.operations import LATER, Operation, Tensor
+from serving.schema import Schema
 from serving.sessions import Level, has_float64, open_session, require_device
 
 Array = NDArray[Any]
 
 MAX_BATCH = 1024
 """Rows of one run of a graph; longer inputs are split."""
+MAX_CODES = 2**24
+"""Columns of words times the codes of the widest, over all rows of a run."""
 MAX_DECODED = 4096
 """Rows times noise draws of one run, which bounds memory."""
 
@@ -69,6 +72,7 @@ class Engine:
         self._unit_range = bundle.manifest.unit_range
         self._max_byte = bundle.manifest.max_byte
         self._gaps = bundle.manifest.schema is not None
+        self._most_rows = _most_rows(bundle.manifest.schema)
         graphs = dict.fromkeys(operation.graph for operation in self.operations.values())
         self._sessions = {
             graph: open_session(
@@ -131,7 +135,7 @@ class Engine:
             return {tensor.name: _empty(tensor) for tensor in operation.outputs}
         session, graph_inputs, names = self._calls[name]
         feeds = {graph_name: inputs[given] for graph_name, given in graph_inputs}
-        step = max(1, rows_of_a_run(inputs) // operation.copies)
+        step = min(self._most_rows, max(1, rows_of_a_run(inputs) // operation.copies))
         if rows <= step:
             return dict(zip(names, session.run(names, feeds), strict=True))
         runs = [
@@ -232,6 +236,12 @@ class Engine:
             for part in session.get_provider_graph_assignment_info():
                 counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
         return counts
+
+
+def _most_rows(schema: Schema | None) -> int:
+    """Return the rows of a run that bound memory: graphs give each column of words all codes."""
+    sizes = [len(column.words) + 1 for column in schema.columns if column.words] if schema else []
+    return max(1, MAX_CODES // (len(sizes) * max(sizes))) if sizes else MAX_BATCH
 
 
 def _check_tensors(session: Any, operation: Operation) -> None:

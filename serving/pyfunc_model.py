@@ -202,7 +202,8 @@ class _Table:
         """Whether rows are columns, and one of them is of the table."""
         if not self._frames.is_frame(rows):
             return False
-        names = {*map(str, rows if isinstance(rows, dict) else rows.columns)}
+        columns = rows if isinstance(rows, dict) else rows.columns
+        names = {*map(str, getattr(rows, "column_names", columns))}  # those of an Arrow table
         return not names.isdisjoint(self._schema.sources)
 
     def read(self, rows: Any) -> Any:

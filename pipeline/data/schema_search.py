@@ -5,6 +5,7 @@ columns with the reasons, and the schema. Raises `DataRefused` if what is settle
 values, or if no column is left.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -77,13 +78,16 @@ class FoundSchema:
     def schema(self) -> Schema:
         """The schema by which the table is read."""
         taken = {found.name for found in self.columns}
-        kept = tuple(
-            replace(column, name=f"{column.name}'") if part and column.name in taken else column
-            for found in self.columns
-            for part, column in enumerate(found.columns)  # of a date, each after the first one
-        )
+        kept = []
+        for found in self.columns:
+            for part, column in enumerate(found.columns):  # of a date, each after the first one
+                name = column.name
+                while part and name in taken:
+                    name += "'"
+                taken.add(name)
+                kept.append(replace(column, name=name))
         ignored = {found.name: found.reason for found in self.columns if not found.columns}
-        return Schema(columns=kept, ignored=ignored)
+        return Schema(columns=tuple(kept), ignored=ignored)
 
     @property
     def is_plain(self) -> bool:
@@ -163,6 +167,8 @@ def find_contradiction(kind: TableKind, figures: Figures, words: Sequence[str] =
         return "" if kind == "real" else "its numbers are text: allowed are real and category"
     if kind == "count" and figures.type == "float":
         return "it has fractions"
+    if kind == "count" and figures.high > MAX_EXACT:
+        return f"it reaches {figures.high:g}, and counts go up to {MAX_EXACT}: use real or positive"
     if kind in ("count", "positive") and figures.low < 0:
         return f"it has negative values, down to {figures.low:g}"
     return ""
@@ -173,12 +179,16 @@ def _find_fault_of_words(
 ) -> str:
     if isinstance(figures, NumberFigures):
         try:
-            [parse_number(word) for word in words]
+            numbers = [parse_number(word) for word in words]
         except ValueError as err:
             return f"its values are numbers, and its words are not ({err})"
+        if any(map(math.isnan, numbers)) or len({*numbers}) < len(numbers):
+            return f"its words must be different numbers, got {', '.join(words)}"
     if kind == "binary" and not words:
         count = len(_words_of(figures)[0])
         return "" if count == 2 else f"it has {count} different values, and must have 2"
+    if not words and not keep_words(*_words_of(figures)):
+        return "none of its values comes often enough to be a word: name its words"
     return ""
 
 

@@ -78,8 +78,10 @@ def _shares(codes: Array, words: int) -> Array:
 
 def _number_steps(values: Array) -> tuple[Array, Array]:
     """Return edges at quantiles, and the density below, between and above them."""
+    if values.size == 0:
+        return np.zeros(0), np.ones(BINS + 2) / 2
     edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)).astype(np.float32))
-    if values.size == 0 or len(edges) < 2:
+    if len(edges) < 2:
         return np.zeros(0), np.ones(BINS + 2) / 2
     edges = edges.astype(np.float64)
     counts, _ = np.histogram(values, edges)

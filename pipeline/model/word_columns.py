@@ -96,12 +96,12 @@ class Words(nn.Module):
         return torch.zeros_like(u)
 
     def mean(self, params: Tensor) -> Tensor:
-        """Return the most probable code."""
-        return params[..., self.places].argmax(-1).to(params.dtype)
+        """Return the most probable code, of those that can be written."""
+        return self._of_writable(params).argmax(-1).to(params.dtype)
 
     def mean_gap(self, params: Tensor) -> Tensor:
         """Return how far the logit of the most probable code is above the next, (…, columns)."""
-        return _gap_of_largest(torch.where(self.own, params[..., self.places], -LARGEST))
+        return _gap_of_largest(torch.where(self.own, self._of_writable(params), -LARGEST))
 
     def draw(self, params: Tensor, noise: Tensor) -> Drawn:
         """Draw a code by inversion, of those that can be written."""
@@ -115,6 +115,10 @@ class Words(nn.Module):
         mixed = (weights.unsqueeze(-1) * shares).sum(1)[..., self.places]
         mixed = torch.where(self.own, mixed, -1.0)
         return Drawn(mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed))
+
+    def _of_writable(self, params: Tensor) -> Tensor:
+        """Return the logits of each column's codes, those that cannot be written far below."""
+        return (params + (self.writable - 1) * LARGEST)[..., self.places]
 
     def _masses(self, params: Tensor) -> Tensor:
         return params.clamp(-LOGIT_RANGE, LOGIT_RANGE).exp() * self.writable

@@ -11,6 +11,7 @@ from pyarrow import compute
 
 from serving.batch.output import Output
 from serving.batch.result_columns import P_VALUE
+from serving.errors import UsageRefused
 from serving.p_values import FlagCounter, Flags
 
 FLAGGED = "flagged"
@@ -42,7 +43,13 @@ def flag_rows(
 
 
 def add_flagged(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with `flagged` after the p-value."""
+    """Return the schema with `flagged` after the p-value.
+
+    Raises:
+        UsageRefused: an id column has that name.
+    """
+    if FLAGGED in schema.names:
+        raise UsageRefused(f"--fdr writes a column {FLAGGED!r}: an id cannot have this name")
     return schema.insert(schema.get_field_index(P_VALUE) + 1, pa.field(FLAGGED, pa.bool_()))
 
 

@@ -214,10 +214,13 @@ def _score(settings: Mapping[str, Any], report: "_Report") -> dict[str, Any]:
 
 def _check_p_values(scorer: "Scorer", settings: Mapping[str, Any]) -> None:
     """Say once why rows get no p-values; of early versions, which have none, only if asked."""
+    from serving.batch.flags import add_flagged
     from serving.bundle import HELD_OUT
 
     results = scorer.results
     if results.p_values is not None:
+        if settings["fdr"]:
+            add_flagged(scorer.schema)  # before rows are scored
         return
     if settings["fdr"]:
         reason = results.without_p_values or "p-values are of scores"

@@ -26,6 +26,7 @@ from serving.table_cells import TableEncoder, decode_table
 
 Array = NDArray[Any]
 
+LAST_MOMENT = dt.datetime(9999, 12, 31, 23, 59, tzinfo=dt.timezone(dt.timedelta(hours=-5)))
 REAL = Column(name="a", kind="real")
 COUNT = Column(name="a", kind="count", type="int")
 POSITIVE = Column(name="a", kind="positive")
@@ -167,8 +168,24 @@ def test_words_that_mean_a_gap_are_words_of_text() -> None:
         (REAL, np.array(["2020-01-01"], "M8[D]"), [TYPE]),
         (date_columns("day")[0], [1.5], [TYPE]),
         (date_columns("day")[0], ["2020-01-01", "yesterday"], [0, TYPE]),
+        (REAL, ["1_0", "10", "१०"], [TYPE, 0, TYPE]),
+        (REAL, np.array([10**400, -(10**400), 1], object), [INFINITE, INFINITE, 0]),
+        (date_columns("day")[0], ["9999-12-31T23:59:59-05:00", "9999-12-31"], [TYPE, 0]),
+        (date_columns("day")[0], np.array([LAST_MOMENT], object), [TYPE]),
     ],
-    ids=["real", "count", "positive", "text", "date", "number", "no date"],
+    ids=[
+        "real",
+        "count",
+        "positive",
+        "text",
+        "date",
+        "number",
+        "no date",
+        "no digits",
+        "huge",
+        "beyond the calendar",
+        "moment beyond the calendar",
+    ],
 )
 def test_faults(column: Column, values: Any, expected: list[int]) -> None:
     assert CellEncoder([column]).encode(np.asarray(values)).faults.tolist() == expected

@@ -299,6 +299,11 @@ def test_a_person_settles_what_a_column_is() -> None:
         (WEEKS, {"kind": "category"}, "its values are dates: allowed are date and ignored"),
         ([[1.0]], {"kind": "real"}, "it is of type list"),
         ([1, 2], {"kind": "category", "words": ("1", "b")}, "its values are numbers, and its"),
+        ([1, 2], {"kind": "binary", "words": ("1", "1.0")}, "its words must be different numbers"),
+        ([1, 2], {"kind": "binary", "words": ("1", "nan")}, "its words must be different numbers"),
+        ([3, 3 * 10**7], {"kind": "count"}, "it reaches 3e[+]07, and counts go up to 16777216"),
+        ([*map(str, range(90))], {"kind": "category"}, "none of its values comes often enough"),
+        ([*range(90)], {"kind": "category"}, "none of its values comes often enough"),
     ],
 )
 def test_what_contradicts_the_values_is_refused(
@@ -306,6 +311,19 @@ def test_what_contradicts_the_values_is_refused(
 ) -> None:
     with pytest.raises(DataRefused, match=message):
         find(values, **settled)
+
+
+def test_text_that_python_alone_reads_as_numbers_is_text() -> None:
+    months = repeat(*(f"{year}_01" for year in range(2000, 2004)))
+    assert column(months).words == ("2000_01", "2001_01", "2002_01", "2003_01")
+
+
+def test_parts_of_a_date_have_names_of_their_own() -> None:
+    days = np.arange("2020-01-01", "2020-04-10", dtype="M8[D]")
+    names = ("d", "d.weekday", "d.weekday'", "d.month")
+    table = pa.table({name: days if name == "d" else RNG.normal(size=100) for name in names})
+    found = [each.name for each in find_schema(table).schema.columns]
+    assert len(found) == len({*found}) == 6
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])

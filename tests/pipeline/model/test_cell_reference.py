@@ -67,3 +67,9 @@ def test_gaps_are_not_counted() -> None:
     reference.fit(values, seen)
     expected = density(fitted(WORDS, np.array([0.0, 0, 1])), np.arange(4))
     np.testing.assert_allclose(density(reference, np.arange(4)), expected)
+
+
+@pytest.mark.parametrize("column", [REAL, COUNT, WORDS])
+def test_a_column_without_a_value_has_a_density(column: Column) -> None:
+    found = density(fitted(column, np.zeros(0)), np.array([0.0, 1, 3]))
+    assert np.isfinite(found).all()

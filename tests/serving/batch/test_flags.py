@@ -133,6 +133,20 @@ def test_a_job_that_is_interrupted_as_it_flags_goes_on(
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
+def test_an_id_named_flagged_is_refused_before_rows_are_scored(
+    holding: Bundle, tmp_path: Path
+) -> None:
+    x = np.arange(6 * 30, dtype=np.uint8).reshape(6, 30)
+    table = {"x": pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), 30)}
+    parquet.write_table(pa.table(table | {"flagged": [*range(6)]}), tmp_path / "x.parquet")
+    command = (tmp_path / "x.parquet", tmp_path / "out", "--model", holding.path)
+    refused = vae_score(*command, "--id", "flagged", "--fdr", FDR)
+    assert isinstance(refused.exception, UsageRefused)
+    assert "an id cannot have this name" in str(refused.exception)
+    assert os.listdir(tmp_path) == ["x.parquet"]
+    assert vae_score(*command, "--id", "flagged").exit_code == 0
+
+
 def test_another_rate_is_another_job(holding: Bundle, batch_data: Path, tmp_path: Path) -> None:
     command = (batch_data / "x.parquet", tmp_path / "out", "--model", holding.path)
     first = score(holding.path, *command[:2], "--fdr", FDR)
