@@ -1,9 +1,9 @@
 """Fill the gaps of a record batch by a model of its table: Arrow in, Arrow out.
 
 The output has the columns of the input, with their names, and with their types except that
-dictionaries become their values. Cells that are not gaps pass through as they are. What fills the
-gaps of a row depends on the seed and on the row alone. `Imputer` takes the place of the scorer in
-a job.
+dictionaries become their values, and views of text or bytes large text or bytes. Cells that are not
+gaps pass through as they are. What fills the gaps of a row depends on the seed and on the row
+alone. `Imputer` takes the place of the scorer in a job.
 """
 
 import math
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from pyarrow import compute
 
 from serving.batch.scorer import MAX_SAMPLES, Provenance, layout_of
+from serving.cell_values import number_text
 from serving.cells import decode_cells
 from serving.engine import MAX_DECODED, Engine
 from serving.errors import DataRefused, UsageRefused
 from serving.io.array_files import free_name
-from serving.io.arrow_types import unwrap_type
+from serving.io.arrow_cells import CELL_TYPES
+from serving.io.arrow_types import is_text, unwrap_type, widen_view
 from serving.io.column_choice import choose_columns
 from serving.io.columns import explain_code, read_x, unwrap_array
 from serving.noise import check_seed, draw_eps, draw_fillings
@@ -69,15 +71,10 @@ class Imputer:
         self.copies = max(1, draws)
         self.layout = layout_of(engine)
         choose_columns(schema, (), (), self.layout)
+        schema = pa.schema([item.with_type(widen_view(item.type)) for item in schema])
         self.x = tuple(schema.names)
         self.ids: tuple[str, ...] = ()
         self._places = _places_of(known)
-        self._missing = [name for name in known.sources if name not in self._places]
-        if self._missing:
-            raise UsageRefused(
-                f"column {self._missing[0]!r} is a date without its day in this model, which "
-                "cannot fill its gaps: train it with the part day"
-            )
         self._columns = known.columns
         fields = [self._field(schema.field(name)) for name in schema.names]
         number = [pa.field(free_name(DRAW, schema.names), pa.int32())] if draws else []
@@ -93,6 +90,7 @@ class Imputer:
 
     def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the good rows as `schema`, without gaps, and the bad rows as `bad_schema`."""
+        batch = _widen_views(batch)
         x, codes = read_x(batch, self.x, self.layout, unknown=self.unknown)
         bad = self._bad_rows(batch, codes)
         if codes.any():
@@ -165,8 +163,8 @@ class Imputer:
             return item
         column, kind = self._columns[self._places[item.name]], unwrap_type(item.type)
         if pa.types.is_null(kind):
-            kind = pa.string() if column.type == "text" else pa.float64()
-        return pa.field(item.name, kind)
+            kind = CELL_TYPES[column.type]
+        return pa.field(item.name, widen_view(kind))
 
 
 def choose_draws(log_weights: Array, choice: Array) -> NDArray[np.intp]:
@@ -189,10 +187,20 @@ def _places_of(schema: Schema) -> dict[str, int]:
     }
 
 
+def _widen_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    kinds = [widen_view(kind) for kind in batch.schema.types]
+    if kinds == batch.schema.types:
+        return batch
+    columns = [array.cast(kind) for array, kind in zip(batch.columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
 def _put(array: pa.Array, missing: Array, column: Column, x: Array, item: pa.Field) -> pa.Array:
     """Put values of `x` (rows,) where cells are `missing`, in the type of the field."""
     values = decode_cells(column, x[missing])
-    if column.kind == "count" or pa.types.is_integer(item.type):
+    if column.words and values.dtype.kind in "fi" and is_text(item.type):
+        values = np.array([None if v != v else number_text(v) for v in values], object)
+    elif column.kind == "count" or pa.types.is_integer(item.type):
         values = _to_whole(values, item.type)
     found = _cast(pa.array(values, from_pandas=True), item, "in the model")
     places = np.full(len(missing), -1, np.int64)

@@ -39,6 +39,8 @@ BATCH_BYTES = 16 << 20
 """Most bytes of `x` in a batch; if rows are wide, fewer are read at once."""
 OnError = Literal["fail", "quarantine"]
 _NONE = Counts()
+_SHOWN = 8
+"""Columns of a bad row in a message."""
 Item = tuple[int, pa.RecordBatch | None]
 """The index of a part and some of its rows; None marks its end."""
 
@@ -70,7 +72,7 @@ class Mapper(Protocol):
     """Number of results of each row."""
 
     def __call__(self, batch: pa.RecordBatch, /) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Return results, and bad rows with a column `reason`."""
+        """Return results, and bad rows, whose last column is the reason."""
 
 
 class FileMapper(Mapper, Protocol):
@@ -286,15 +288,23 @@ class Job:
         return *self.scorer(self.rows.keep(batch)), batch.num_rows
 
     def _allow(self, bad: pa.RecordBatch, counts: Counts) -> None:
-        first = bad.slice(0, 1).to_pylist()[0]
-        reason = first.pop("reason")
-        row = f"{', '.join(f'{name} {value!r}' for name, value in first.items())}: {reason}"
+        row = _describe_bad(bad)
         if self.on_error == "fail":
             raise DataRefused(f"bad row, {row}; set such rows aside by --on-error quarantine")
         self.check(counts, self.rows.total, f"; the latest is {row}")
 
 
 PartExecutor = Callable[[Job, Sequence[int]], Generator[Counts]]
+
+
+def _describe_bad(bad: pa.RecordBatch) -> str:
+    """Show the first columns of the first row, and its reason, which is the last column."""
+    *values, reason = (array[0].as_py() for array in bad.columns)
+    shown = [
+        f"{name} {value!r}" for name, value in zip(bad.schema.names, values[:_SHOWN], strict=False)
+    ]
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return f"{', '.join(shown)}{more}: {reason}"
 
 
 def _part_size(rows: Input, index: int) -> int:

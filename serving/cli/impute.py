@@ -76,7 +76,8 @@ def impute(**settings: Any) -> None:
     INPUT is a table that vae score takes, of a model with --likelihood mixed. OUTPUT becomes a
     folder of Parquet files with the same columns: cells that are there stay as they are, and gaps
     get values of the column's own type and words. Columns that the model does not know pass
-    through. The same command again resumes where an earlier one was interrupted.
+    through, those of CSV as text, as they are written. The same command again resumes where an
+    earlier one was interrupted.
 
     Example: vae impute new.parquet filled/ --model models:/claims@champion
     """
@@ -106,7 +107,7 @@ def _impute(
     limit = parse_limit(max_bad)
     source, engine = open_engine(reference, device)
     engine.require("impute")
-    rows = open_rows(input, None, "", array, delimiter, source)
+    rows = open_rows(input, None, "", array, delimiter, source, others_as_text=True)
     made_by = provenance_of(source, seed, num_samples)
     imputer = Imputer(engine, made_by, rows.schema, draws=draws)
     job = describe_job(imputer, rows)

@@ -101,16 +101,20 @@ def open_rows(
     array: str = "",
     delimiter: str = "",
     model: "Source | None" = None,
+    *,
+    others_as_text: bool = False,
 ) -> "Rows":
     """Open the rows of an input, and print what a person should know about how they are read.
 
-    If the model has a schema, columns of CSV files have its types.
+    If the model has a schema, columns of CSV files have its types; `others_as_text` reads all
+    others as they are written.
     """
     from serving.io.arrow_cells import csv_types
     from serving.io.rows import Rows
 
     schema = model.bundle.manifest.schema if model else None
-    rows = Rows(location, ids, where, array, delimiter, csv_types(schema) if schema else None)
+    types = csv_types(schema) if schema else None
+    rows = Rows(location, ids, where, array, delimiter, types, others_as_text)
     for note in rows.notes:
         say(note)
     return rows

@@ -14,13 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.cells import CellEncoder, Cells
-from serving.io.arrow_types import is_bytes, is_text
+from serving.io.arrow_types import NUMBER_WORDS, is_bytes, is_text, widen_view
 from serving.schema import Column, Schema
 from serving.table_cells import TableCells, TableEncoder, decode_table
 
 Array = NDArray[Any]
 
-_TYPES: Mapping[str, pa.DataType] = {
+CELL_TYPES: Mapping[str, pa.DataType] = {
     "float": pa.float64(),
     "int": pa.int64(),
     "bool": pa.bool_(),
@@ -59,9 +59,7 @@ def encode_array(array: pa.Array, encoder: CellEncoder) -> Cells:
     if pa.types.is_dictionary(kind):
         return _encode_dictionary(array, encoder)
     if is_text(kind) or is_bytes(kind):
-        if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-            array = array.cast(pa.large_string() if is_text(kind) else pa.large_binary())
-        return _encode_dictionary(array.dictionary_encode(), encoder)
+        return _encode_dictionary(array.cast(widen_view(kind)).dictionary_encode(), encoder)
     return encoder.encode(*to_values(array))
 
 
@@ -109,14 +107,16 @@ def decode_batch(schema: Schema, x: Array) -> pa.RecordBatch:
 
 def _to_array(column: Column, values: Array) -> pa.Array:
     if values.dtype.kind == "f":
-        return pa.array(values, mask=np.isnan(values)).cast(_TYPES[column.type])
-    return pa.array(values).cast(_TYPES[column.type])
+        return pa.array(values, mask=np.isnan(values)).cast(CELL_TYPES[column.type])
+    return pa.array(values).cast(CELL_TYPES[column.type])
 
 
 def csv_types(schema: Schema) -> dict[str, pa.DataType]:
     """Return the types by which the columns of a CSV file are read."""
-    plain = ("float", "int")
-    return {
-        column.table_column: pa.float64() if column.type in plain else pa.string()
-        for column in schema.columns
-    }
+    return {column.table_column: _csv_type(column) for column in schema.columns}
+
+
+def _csv_type(column: Column) -> pa.DataType:
+    if column.type not in ("float", "int"):
+        return pa.string()
+    return NUMBER_WORDS if column.words else pa.float64()

@@ -17,6 +17,9 @@ _NUMBERS = (
 )
 EXAMPLE, WHOLE = b"vae.example", b"vae.whole"
 """Metadata of a field: a value that makes a column text; that its floats are whole numbers."""
+NUMBER_WORDS = pa.dictionary(pa.int32(), pa.string())
+"""The type by which a CSV column of words that are numbers is read: as text, with a decimal point.
+Read as numbers, one word that is none would end the job."""
 _LISTED = 8
 _NAME, _EXAMPLE = 40, 20
 """Characters of a column's name, and of its value, in a message."""
@@ -31,6 +34,13 @@ def unwrap_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return kind.field("bytes").type
     return kind
+
+
+def widen_view(kind: pa.DataType) -> pa.DataType:
+    """Return large text or bytes for views, which pyarrow can neither take nor filter."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -1,9 +1,9 @@
 """Read CSV files with a header as streams of record batches.
 
 Columns of numbers, and columns that are empty at their start, are read as floats, whatever their
-first rows contain; the fields of the schema say which are of whole numbers, and what a column of
-text holds. Raises `DataRefused` for a header that names
-no columns and for a value that is not of its column's type, and pyarrow's errors.
+first rows contain; words that are numbers are read as text with a decimal point. The fields of the
+schema say which are of whole numbers, and what a column of text holds. Raises `DataRefused` for a
+header that names no columns and for a value that is not of its column's type, and pyarrow's errors.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
-from pyarrow import csv
+from pyarrow import compute, csv
 
 from serving.cell_values import GAP_WORDS
 from serving.errors import DataRefused
@@ -41,12 +41,21 @@ def read_header(location: Location, layout: CsvFormat) -> pa.Schema:
 
 
 def read_schema(
-    location: Location, layout: CsvFormat, types: Mapping[str, pa.DataType]
+    location: Location,
+    layout: CsvFormat,
+    types: Mapping[str, pa.DataType],
+    others_as_text: bool = False,
 ) -> pa.Schema:
-    """Return the names of the columns and the types to read them as: `types`, or what is found."""
+    """Return the names of the columns and the types to read them as.
+
+    Those are `types`, and for all other columns text, or what is found.
+    """
+    found = read_header(location, layout)
+    other = pa.string() if others_as_text else None
+    kinds = [types.get(item.name, other) for item in found]
     return pa.schema(
-        pa.field(item.name, types[item.name]) if item.name in types else widen(item)
-        for item in read_header(location, layout)
+        widen(item) if kind is None else pa.field(item.name, kind)
+        for item, kind in zip(found, kinds, strict=True)
     )
 
 
@@ -65,11 +74,26 @@ def open_rows(
 def _read_all(
     location: Location, layout: CsvFormat, fields: pa.Schema, batches: csv.CSVStreamingReader
 ) -> Iterator[pa.RecordBatch]:
-    """Yield all batches, each with the fields that tell whole numbers."""
-    plain = not any(map(is_whole, fields))
+    """Yield all batches, each with the fields that tell whole numbers, and with decimal points."""
+    commas = layout.decimal != "." and any(map(pa.types.is_dictionary, fields.types))
+    plain = not commas and not any(map(is_whole, fields))
     with _explaining(location, layout):
         for batch in batches:
-            yield batch if plain else pa.RecordBatch.from_arrays(batch.columns, schema=fields)
+            if plain:
+                yield batch
+                continue
+            columns = batch.columns
+            if commas:
+                columns = [_with_points(array, layout.decimal) for array in columns]
+            yield pa.RecordBatch.from_arrays(columns, schema=fields)
+
+
+def _with_points(array: pa.Array, decimal: str) -> pa.Array:
+    """Write words that are numbers, `NUMBER_WORDS`, with a decimal point."""
+    if not pa.types.is_dictionary(array.type):
+        return array
+    words = compute.replace_substring(array.dictionary, decimal, ".")
+    return pa.DictionaryArray.from_arrays(array.indices, words)
 
 
 @contextlib.contextmanager

@@ -57,6 +57,7 @@ def open_file(
     location: Location,
     info: Any,
     types: Mapping[str, pa.DataType],
+    others_as_text: bool,
     array: str,
     delimiter: str,
 ) -> InputFile:
@@ -66,7 +67,7 @@ def open_file(
             raise DataRefused(f"{location} is empty")
         if is_csv_name(location.path):
             layout = find_format(location, delimiter)
-            schema, rows = _count_csv(location, layout, types)
+            schema, rows = _count_csv(location, layout, types, others_as_text)
             read: RowReader = partial(_read_stream, partial(csv_rows.open_rows, layout, schema))
             note = layout.describe()
         else:
@@ -147,10 +148,13 @@ def _open_ipc_stream(location: Location, columns: Sequence[str]) -> Iterator[Bat
 
 
 def _count_csv(
-    location: Location, layout: CsvFormat, types: Mapping[str, pa.DataType]
+    location: Location,
+    layout: CsvFormat,
+    types: Mapping[str, pa.DataType],
+    others_as_text: bool,
 ) -> tuple[pa.Schema, int]:
     """Read the whole file, so that a value of the wrong type is found before the work starts."""
-    schema = csv_rows.read_schema(location, layout, types)
+    schema = csv_rows.read_schema(location, layout, types, others_as_text)
     with csv_rows.open_rows(layout, schema, location, schema.names) as batches:
         return schema, sum(batch.num_rows for batch in batches)
 

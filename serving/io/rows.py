@@ -30,7 +30,9 @@ class Rows:
         array: the array of `.npz` files, see `serving.io.array_choice`; empty for the usual names.
         delimiter: the delimiter of CSV files; empty to find it.
         types: types by which columns of CSV files are read, see `arrow_cells.csv_types`; the ids
-            are read as text, and all others as their first rows look.
+            are read as text.
+        others_as_text: whether all other columns of CSV files are read as text, too, and not as
+            their first rows look.
 
     Raises:
         DataRefused: there are no rows, or a file cannot be read.
@@ -45,12 +47,13 @@ class Rows:
         array: str = "",
         delimiter: str = "",
         types: Mapping[str, pa.DataType] | None = None,
+        others_as_text: bool = False,
     ) -> None:
         self.input_path = input_path
         self.array = array
         found, note = keep_images(input_path, find_files(input_path))
         known = {**(types or {}), **dict.fromkeys(ids or (), pa.string())}
-        self.files = [open_file(*file, known, array, delimiter) for file in found]
+        self.files = [open_file(*file, known, others_as_text, array, delimiter) for file in found]
         self.total = sum(file.rows for file in self.files)
         if not self.total:
             raise DataRefused(f"{input_path} must hold at least one row, it has none")

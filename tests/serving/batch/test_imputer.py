@@ -207,6 +207,86 @@ def test_a_csv_file_is_filled(tmp_path: Path, data: pa.Table) -> None:
     assert all(datetime.date.fromisoformat(str(day)) for day in days)
 
 
+def test_columns_of_csv_that_the_model_does_not_know_stay_as_written(
+    tmp_path: Path, data: pa.Table
+) -> None:
+    written = {
+        "zip": ["01234", "NA", "9007199254740993"],
+        "flag": ["True", "FALSE", ""],
+        "day": ["2026-11-28 ", "2026-11-28", "nan"],
+    }
+    table = data.slice(0, 3)
+    for name, cells in written.items():
+        table = table.append_column(name, pa.array(cells))
+    csv.write_csv(table, tmp_path / "new.csv")
+    result = vae_impute(tmp_path / "new.csv", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    filled = read(tmp_path / "out")
+    assert {name: filled.column(name).to_pylist() for name in written} == written
+
+
+def test_words_of_csv_that_are_numbers_are_filled_as_words(tmp_path: Path, data: pa.Table) -> None:
+    grades = pa.array(["1", "3.0", "none of them", "NA", *["2"] * 16])
+    place = data.schema.get_field_index("grade")
+    csv.write_csv(data.slice(0, 20).set_column(place, "grade", grades), tmp_path / "new.csv")
+    result = vae_impute(tmp_path / "new.csv", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "grade in 1 rows" in result.stderr
+    filled = read(tmp_path / "out").column("grade").to_pylist()
+    assert filled[:3] == ["1", "3.0", "none of them"]
+    assert filled[3] in {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("colour", pa.string()),
+        ("visits", pa.int64()),
+        ("income", pa.float64()),
+        ("member", pa.bool_()),
+        ("opened", pa.date32()),
+        ("grade", pa.int64()),
+    ],
+)
+def test_a_column_of_nothing_gets_the_type_that_it_had_in_training(
+    mixed: Engine, data: pa.Table, name: str, kind: pa.DataType
+) -> None:
+    place = data.schema.get_field_index(name)
+    filled = fill(mixed, data.set_column(place, name, pa.nulls(ROWS))).column(name)
+    assert (filled.type, filled.null_count) == (kind, 0)
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_views_become_large_text_and_bytes(mixed: Engine, data: pa.Table, draws: int) -> None:
+    sizes = data.column("size").to_pylist()
+    sizes[3] = float("inf")  # a bad row, which is filtered out
+    plain = data.set_column(data.schema.get_field_index("size"), "size", pa.array(sizes))
+    views = plain
+    for name, kind in {"key": pa.binary_view(), "colour": pa.string_view()}.items():
+        place = views.schema.get_field_index(name)
+        array = views.column(name).combine_chunks()
+        views = views.set_column(place, name, array.cast(kind))
+    filled = fill(mixed, views, draws)
+    assert filled.column("key").type == pa.large_binary()
+    assert filled.column("colour").type == pa.large_string()
+    assert filled.cast(fill(mixed, plain, draws).schema).equals(fill(mixed, plain, draws))
+
+
+def test_the_message_of_a_bad_row_is_short_and_has_its_reason(
+    tmp_path: Path, data: pa.Table
+) -> None:
+    sizes = [float("inf"), *data.column("size").to_pylist()[1:]]
+    table = data.set_column(data.schema.get_field_index("size"), "size", pa.array(sizes))
+    table = table.append_column("reason", pa.array(["own"] * ROWS))
+    parquet.write_table(table.append_column("more", pa.array(range(ROWS))), tmp_path / "x.parquet")
+    failed = vae_impute(tmp_path / "x.parquet", tmp_path / "out")
+    assert str(failed.exception).startswith("bad row, key 'k5-0', size inf, ")
+    assert str(failed.exception).endswith(
+        " and 2 more: column 'size' is not finite in float32; "
+        "set such rows aside by --on-error quarantine"
+    )
+
+
 def test_bad_rows_fail_the_job_or_are_set_aside(tmp_path: Path, data: pa.Table) -> None:
     sizes = data.column("size").to_pylist()
     sizes[3] = float("inf")

@@ -205,6 +205,31 @@ def test_words_of_csv_that_mean_a_gap_are_gaps_except_in_text(tmp_path: Path, wo
     assert np.isnan(x).tolist() == [[True, True, not words, True, True, True, True]]
 
 
+@pytest.mark.parametrize(
+    ("decimal", "delimiter"), [(".", ","), (",", ";")], ids=["points", "commas"]
+)
+def test_words_of_csv_that_are_numbers_match_and_others_are_unseen(
+    tmp_path: Path, decimal: str, delimiter: str
+) -> None:
+    schema = Schema(
+        columns=(
+            Column(name="size", kind="real"),
+            Column(name="code", kind="category", type="int", words=("3", "4")),
+            Column(name="rate", kind="binary", words=("0.5", "1")),
+        )
+    )
+    rows = [("1.5", code, rate) for code, rate in (("3", "0.5"), ("3.0", "1.0"), ("x", "n"))]
+    lines = [delimiter.join(row).replace(".", decimal) for row in [("size", "code", "rate"), *rows]]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    layout = RowLayout((3,), np.dtype(np.float32), unit_range=False, encoder=TableEncoder(schema))
+    table, unknown = Rows(str(tmp_path / "x.csv"), types=csv_types(schema)), UnknownCells()
+    (batch,) = table.read(0, 3, schema.sources, 3)
+    x, codes = read_x(batch, schema.sources, layout, unknown=unknown)
+    assert not codes.any()
+    np.testing.assert_array_equal(x, np.array([[1.5, 0, 0], [1.5, 0, 1], [1.5, 2, 2]], np.float32))
+    assert unknown.take()["unseen"] == {"code": 1, "rate": 1}
+
+
 def test_a_table_comes_back_in_its_types() -> None:
     back = decode_batch(SCHEMA, EXPECTED)
     assert back.schema.types == [
