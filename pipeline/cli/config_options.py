@@ -155,9 +155,20 @@ def _without_dots(path: Path) -> Path:
 
 
 def gate_config(settings: dict[str, Any]) -> PromoteConfig:
-    """Remove the gate's settings from `settings` and return them as a config."""
+    """Remove the gate's settings from `settings` and return them as a config.
+
+    Raises:
+        click.BadParameter: what is required can be no device's name.
+    """
     names = [name for name, *_ in settings_of(PromoteConfig)]
-    return PromoteConfig(**chosen({name: settings.pop(name) for name in names}))
+    config = PromoteConfig(**chosen({name: settings.pop(name) for name in names}))
+    for name in config.require:
+        if re.fullmatch("[a-z][a-z0-9_]*", name) is None:
+            raise click.BadParameter(
+                f"{name!r} is no device: give cpu, cuda or the names of plugins, with commas",
+                param_hint="'--require'",
+            )
+    return config
 
 
 def given_beside(option: str, *allowed: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 @read_options
 @_common
 def decode(
-    input: str, reference: str, out: Path, device: str, threads: int, **reading: str
+    input: str, reference: str, out: Path, device: str, threads: int, **reading: Any
 ) -> None:
     """Decode the latents of INPUT, rows of z.
 
@@ -102,7 +102,7 @@ def interpolate(
     out: Path,
     device: str,
     threads: int,
-    **reading: str,
+    **reading: Any,
 ) -> None:
     """Decode the points on the lines between rows of INPUT.
 
@@ -162,7 +162,7 @@ def traverse(
     out: Path,
     device: str,
     threads: int,
-    **reading: str,
+    **reading: Any,
 ) -> None:
     """Change one latent at a time, and decode.
 

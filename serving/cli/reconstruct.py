@@ -3,6 +3,7 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,7 +42,7 @@ def reconstruct(
     out: Path,
     device: str,
     threads: int,
-    **reading: str,
+    **reading: Any,
 ) -> None:
     """Encode the rows of INPUT and decode their posterior means.
 

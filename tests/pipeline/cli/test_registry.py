@@ -33,8 +33,12 @@ pytestmark = pytest.mark.usefixtures("store")
 FILES = (
     "MODEL_CARD.md",
     "decoder.onnx",
+    "draw.onnx",
+    "draw_noise.onnx",
+    "draw_portable.onnx",
     "encoder.onnx",
     "golden.npz",
+    "held_out.npz",
     "manifest.json",
     "metrics.json",
     "noise.onnx",
