@@ -50,7 +50,12 @@ def load_graphs(bundle: Bundle) -> tuple[dict[str, ModelProto], list[Fault]]:
 
 def _needs_faults(proto: ModelProto, said: Mapping[str, Any], *, portable: bool) -> Iterator[str]:
     """Compare what a graph needs of a runtime with what the manifest says."""
-    for kind, where in element_types(proto):
+    try:
+        places = [*element_types(proto)]
+    except onnx.shape_inference.InferenceError as err:
+        yield f"the types of its values cannot be found: {str(err).strip()}"
+        return
+    for kind, where in places:
         if kind == "float64" and portable:
             yield f"{where} is of float64, without which a portable graph must do"
         elif kind not in said["types"]:

@@ -25,7 +25,7 @@ from pipeline.parity.quantization_loss import ELBO_SHARE, QuantizationLoss
 from pipeline.registry.promotion import promote
 from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
-from serving.bundle import GRAPHS, WEIGHTS, Bundle, open_bundle
+from serving.bundle import WEIGHTS, Bundle, open_bundle
 from serving.client import Client
 from serving.engine import Engine
 from serving.mlflow_store import connect
@@ -148,7 +148,7 @@ def test_a_range_that_cuts_activations_off_costs_more_nats_than_allowed(
     ranges = {"encoder.hidden.0": (0.0, 1.0), "decoder.x_params": (0.0, 0.3)}
     state = convert_precision(trained[0].model, "int8", ranges).state_dict()
     path = copy_of(reduced["int8"], tmp_path)
-    for graph in GRAPHS:
+    for graph in reduced["int8"].graphs:
         change_arrays(path / graph, lambda arrays: arrays.update(as_arrays(state, arrays)))
     content = json.loads((path / "manifest.json").read_text())
     seal(path, {**content, "ranges": ranges})

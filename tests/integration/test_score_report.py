@@ -118,16 +118,16 @@ def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Tr
     assert result.exit_code == 0, result.output
     page = Page(tmp_path / "report.html")
     words = page.section("Lowest ELBO").split()
-    assert words[:8] == ["who", "elbo", "log_likelihood", "kl", *names]
-    assert words[8] == "w17"
-    assert words[12:16] == [f"{value:.4g}" for value in x[17]]
-    assert words[16] == "reconstruction"
+    assert words[:9] == ["who", "elbo", "log_likelihood", "kl", "p_value", *names]
+    assert words[9] == "w17"
+    assert words[14:18] == [f"{value:.4g}" for value in x[17]]
+    assert words[18] == "reconstruction"
     expected = Engine(bundle).reconstruct(x[17:18])[0]
-    assert words[17:21] == [f"{value:.4g}" for value in expected]
+    assert words[19:23] == [f"{value:.4g}" for value in expected]
     line = re.search(r"<tr class=\"mild\">(.*?)</tr>", page.text)
     assert line
     assert line[1].startswith("<td>reconstruction</td>")  # it is no value of kl
-    assert line[1].count('<td class="n">') == 3 + len(names)
+    assert line[1].count('<td class="n">') == 4 + len(names)
     assert page.pictures == []
 
 

@@ -108,6 +108,7 @@ def test_columns_of_words_do_not_mix() -> None:
     many = [Column(name=n, kind="category", words=tuple("abcdefg"[:size])) for n, size in
             (("p", 2), ("q", 7), ("r", 1))]  # fmt: skip
     module = Words(many).double()
+    module.writable.fill_(1)  # as if training had words of no name in each
     logits = torch.randn(5, module.params_width, dtype=torch.float64)
     codes = torch.tensor([[0, 6, 1], [1, 0, 0], [2, 7, 0], [0, 3, 1], [1, 1, 1]]).double()
     found = module.log_prob(logits, codes)
