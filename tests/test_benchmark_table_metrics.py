@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as reference
 
@@ -65,13 +66,16 @@ def test_false_discoveries_keep_to_their_rate() -> None:
     assert draw_false_discoveries(1 - p_values, unusual, 0.1, RNG(3))[1] == 0
 
 
-def test_the_distance_of_p_values_is_that_of_kolmogorov() -> None:
-    values = RNG(4).random(50)
-    places = np.sort(values)
-    steps = np.arange(51) / 50
-    expected = max((steps[1:] - places).max(), (places - steps[:-1]).max())
-    assert find_ks(values)[0] == pytest.approx(expected)
-    assert find_ks(values**3)[1] < 1e-3
+def test_the_distance_of_clean_and_held_out_rows_is_that_of_their_scores() -> None:
+    clean, held_out = RNG(4).normal(size=50), RNG(5).normal(size=30)
+
+    def p_values(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (1 + (held_out[None] <= scores[:, None]).sum(1)) / 31
+
+    expected = stats.ks_2samp(clean, held_out)
+    found = find_ks(p_values(clean), 30)
+    assert found == pytest.approx((expected.statistic, expected.pvalue))
+    assert find_ks(p_values(clean - 2), 30)[1] < 1e-3
 
 
 def test_the_top_scores_are_flagged() -> None:

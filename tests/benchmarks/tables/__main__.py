@@ -120,7 +120,7 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--show", action="store_true", help="print the results, measure nothing")
     parser.add_argument("--list", action="store_true", help="print the tables and their licences")
-    parser.add_argument("--settings", default="", help="options of `vae run`, in one word")
+    parser.add_argument("--settings", default="", help="options of `vae train`, in one word")
     return parser.parse_args(words)
 
 

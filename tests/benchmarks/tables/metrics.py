@@ -56,11 +56,19 @@ def count_named(
     return len(rows), round(right)
 
 
-def find_ks(p_values: Array) -> tuple[float, float]:
-    """Return the Kolmogorov-Smirnov distance of p-values from uniform, and its own p-value."""
-    from scipy.stats import kstest
+def find_ks(p_values: Array, held_out: int) -> tuple[float, float]:
+    """Return the Kolmogorov-Smirnov distance of clean rows from held-out ones, and its p-value.
 
-    result = kstest(p_values, "uniform")
+    Conformal p-values are ranks: a row's is (1 + the number of held-out scores up to its own) /
+    (held_out + 1). They are uniform over all draws of the held-out rows, but given those of one
+    bundle they follow the ranks' own chance, which is large for few rows. So the two samples of
+    scores are compared, which needs their ranks alone: held-out score j lies between the p-values
+    j / (held_out + 1) and (j + 1) / (held_out + 1).
+    """
+    from scipy.stats import ks_2samp
+
+    ranks = (np.arange(held_out) + 1.5) / (held_out + 1)
+    result = ks_2samp(p_values, ranks)
     return float(result.statistic), float(result.pvalue)
 
 

@@ -1,6 +1,7 @@
 """Our side, by the command line alone: train and export once for each set of rows, then use it."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from serving.bundle import open_bundle
+from serving.p_values import read_held_out_scores
 from tests.benchmarks.tables.metrics import FDR
 from tests.benchmarks.tables.plugs import Scores
 from tests.benchmarks.tables.workers import PeerFailed
@@ -23,7 +26,7 @@ BY = "consistency"
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A folder for bundles and files; `settings` are options of `vae run`."""
+    """A folder for bundles and files; `settings` are options of `vae train`."""
 
     folder: Path
     settings: tuple[str, ...] = ()
@@ -50,14 +53,15 @@ class Ours:
         return pd.read_parquet(out)
 
     def bundle(self, train: pd.DataFrame, seed: int) -> Path:
-        """Return the bundle that `vae run` makes of these rows and this seed, once."""
+        """Return the bundle of these rows and this seed, which is made once."""
         rows = self.folder / "train.parquet"
         train.to_parquet(rows, index=False)
         name = hashlib.sha256(rows.read_bytes() + f"{seed} {self.settings}".encode()).hexdigest()
         bundle = self.folder / name[:16]
         if not bundle.exists():
-            options = ("--no-promote", "--seed", seed, "--out", bundle, *self.settings)
-            self._run("run", "--data", rows, *options)
+            trained = self._run("train", "--data", rows, "--seed", seed, *self.settings)
+            run_id = json.loads(trained.strip().splitlines()[-1])["run_id"]
+            self._run("export", "--run-id", run_id, "--out", bundle)
         return bundle
 
     def _score(self, bundle: Path, test: pd.DataFrame) -> Scores:
@@ -78,10 +82,18 @@ class Ours:
                 place = places[name if name in places else name.rpartition(".")[0]]
                 columns[row, place] = max(columns[row, place], -nats)
         p_values = found["p_value"].to_numpy()
-        return Scores(-found[BY].to_numpy(), columns, p_values, found["flagged"].to_numpy(bool))
+        held_out = read_held_out_scores(open_bundle(bundle))
+        assert held_out, "vae train holds rows out"
+        return Scores(
+            rows=-found[BY].to_numpy(),
+            columns=columns,
+            p_values=p_values,
+            flagged=found["flagged"].to_numpy(bool),
+            held_out=len(held_out.scores[BY]),
+        )
 
-    def _run(self, *words: object) -> None:
-        """Run `vae` with its store in the folder and one thread."""
+    def _run(self, *words: object) -> str:
+        """Run `vae` with its store in the folder and one thread; return what it prints."""
         command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
         env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
         env |= {"OMP_NUM_THREADS": "1"}
@@ -89,3 +101,4 @@ class Ours:
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise PeerFailed(f"vae {words[0]}: {reason}")
+        return done.stdout

@@ -71,7 +71,8 @@ def judge(split: Split, scores: Scores, kind: Kind, seed: int) -> Mapping[str, f
     if scores.flagged is not None:
         figures["flagged"] = float(scores.flagged.mean())
     if scores.p_values is not None:
-        figures["ks"], figures["ks_p"] = find_ks(scores.p_values[~split.unusual])
+        figures["ks"], figures["ks_p"] = find_ks(scores.p_values[~split.unusual], scores.held_out)
+        figures["held_out"] = scores.held_out
         for fdr in FDR:
             rng = np.random.default_rng(seed)
             false, power = draw_false_discoveries(scores.p_values, split.unusual, fdr, rng)

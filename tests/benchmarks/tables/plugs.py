@@ -17,13 +17,15 @@ class Scores:
 
     `rows` is (rows,). `columns` is (rows, columns) in the order of the table, where the method
     says how much each column makes a row unusual. `p_values` and `flagged` are (rows,), where the
-    method says how sure it is; `flagged` is at a false discovery rate of `metrics.FDR`.
+    method says how sure it is; `flagged` is at a false discovery rate of `metrics.FDR`, and
+    `held_out` is the number of held-out rows that the p-values compare with.
     """
 
     rows: Array
     columns: Array | None = None
     p_values: Array | None = None
     flagged: NDArray[np.bool_] | None = None
+    held_out: int = 0
 
 
 Scorer = Callable[[pd.DataFrame, Sequence[pd.DataFrame], int], Sequence[Scores]]
