@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from serving.bundle import open_bundle
-from serving.p_values import read_held_out_scores
+from serving.operations import By
+from serving.p_values import choose_score, read_held_out_scores
 from tests.benchmarks.tables.metrics import FDR
 from tests.benchmarks.tables.plugs import Scores
 from tests.benchmarks.tables.workers import PeerFailed
@@ -22,6 +24,7 @@ ROW = "benchmark_row"
 """The id that `vae score` passes through, so that its rows can be put in order."""
 BY = "consistency"
 """The column of scores to rank by; p-values tie, so that they would rank worse."""
+OUTPUTS = ("elbo", "iw_elbo", "log_likelihood", "kl", "consistency", "column_lift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,9 @@ class Ours:
     def _score(self, bundle: Path, test: pd.DataFrame) -> Scores:
         rows, out = self.folder / "rows.parquet", self.folder / "scores"
         test.assign(**{ROW: np.arange(len(test))}).to_parquet(rows, index=False)
-        options = ("--explain", test.shape[1], "--fdr", FDR[0], "--id", ROW, "--overwrite")
-        self._run("score", rows, out, "--model", bundle, *options)
+        options = ("--explain", test.shape[1], "--fdr", FDR[0], "--per-column")
+        words = ("score", rows, out, "--model", bundle, *options)
+        self._run(*words, "--id", ROW, "--overwrite")
         found = pd.read_parquet(out).sort_values(ROW)
         columns = np.full(test.shape, -np.inf)
         places = {name: place for place, name in enumerate(test.columns)}
@@ -82,6 +86,7 @@ class Ours:
                 place = places[name if name in places else name.rpartition(".")[0]]
                 columns[row, place] = max(columns[row, place], -nats)
         p_values = found["p_value"].to_numpy()
+        outputs = {name: np.stack(list(found[name])) for name in OUTPUTS}
         held_out = read_held_out_scores(open_bundle(bundle))
         assert held_out, "vae train holds rows out"
         return Scores(
@@ -90,6 +95,7 @@ class Ours:
             p_values=p_values,
             flagged=found["flagged"].to_numpy(bool),
             held_out=len(held_out.scores[BY]),
+            others={by: -choose_score(by, outputs) for by in get_args(By)},
         )
 
     def _run(self, *words: object) -> str:

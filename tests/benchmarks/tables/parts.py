@@ -59,6 +59,7 @@ def judge(split: Split, scores: Scores, kind: Kind, seed: int) -> Mapping[str, f
         "ap": find_average_precision(scores.rows, split.unusual),
         "share": float(split.unusual.mean()),
     }
+    figures |= {f"by {by}": find_auroc(rows, split.unusual) for by, rows in scores.others.items()}
     names = list(split.test.columns)
     if kind == "changed" and scores.columns is not None:
         flags = {"top": flag_top(scores.rows)}

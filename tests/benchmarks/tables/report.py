@@ -13,6 +13,8 @@ Cells = Mapping[str, Mapping[str, float]]
 OURS = "ours"
 REAL = "real rows"
 """The method whose synthetic rows are the training rows: what sampling alone leaves."""
+BY = "by "
+"""What figures of other scores of a method begin with."""
 SIGNIFICANT = 0.05
 """The level at which a KS test counts as rejected."""
 FEW = 10
@@ -31,6 +33,7 @@ def report(results: Results) -> Iterator[str]:
         for figure, title in (("auroc", "AUROC"), ("ap", "average precision")):
             cells = collect(records, "unusual", figure, kind)
             yield from show_cells(f"{title}, rows unusual by {kind!r}", cells)
+    yield from show_choices(records)
     yield from show_naming(records)
     yield from show_calibration(records)
     title = "error of filled cells, 20 % hidden"
@@ -92,6 +95,22 @@ def show_cells(title: str, cells: Cells, higher: bool = True) -> Iterator[str]:
         for other in ranked[1:]:
             wins.append(sum(sign * (row[first] - row[other]) > 0 for row in whole.values()))
         yield line(f"{first} wins", wins, digits=0, unit=f"/{len(whole)}")
+
+
+def show_choices(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the mean AUROC of all scores that one method could rank rows by."""
+    rows = [record for record in records if any(name.startswith(BY) for name in record.figures)]
+    for method in dict.fromkeys(record.method for record in rows):
+        mine = [record for record in rows if record.method == method]
+        figures = [name for name in mine[0].figures if name.startswith(BY)]
+        yield ""
+        yield f"AUROC of {method} by other scores, means over tables"
+        yield head("rows unusual by", [name.removeprefix(BY) for name in figures])
+        for kind in KINDS:
+            parts = [collect(mine, "unusual", figure, kind) for figure in figures]
+            if parts[0]:
+                means = [float(np.mean([row[method] for row in part.values()])) for part in parts]
+                yield line(kind, means)
 
 
 def show_naming(records: Sequence[Record]) -> Iterator[str]:
