@@ -59,8 +59,7 @@ class DataConfig:
         bool, Option("Leave out the rows that lack a value; otherwise they have gaps")
     ] = False
     schema: Annotated[
-        str,
-        Option("What the columns of a table are: a file that vae schema wrote; none: found"),
+        str, Option("What the columns of a table are: a file that vae schema wrote; none: found")
     ] = ""
     binarize: Annotated[
         Binarize, Option("Draw 0 or 1 from each value: never, once, or again at each training step")
@@ -137,14 +136,12 @@ class TrainConfig:
         "cosine"
     )
     objective: Annotated[
-        Literal["elbo", "iwae"],
-        Option("Bound to maximise; iwae needs several samples per row"),
+        Literal["elbo", "iwae"], Option("Bound to maximise; iwae needs several samples per row")
     ] = "elbo"
     train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
     hidden_share: Annotated[
-        float,
-        Option("Mean share of a mixed table's cells hidden from the encoder", min=0, max=0.5),
+        float, Option("Mean share of a mixed table's cells hidden from the encoder", min=0, max=0.5)
     ] = 0.25
     kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
     free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0

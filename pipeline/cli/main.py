@@ -4,6 +4,7 @@ Every command is an entry point of the same name in MLproject. Slow imports are 
 commands, so that `vae --help` loads neither torch nor mlflow nor onnxruntime.
 """
 
+import gc
 import shlex
 import time
 from pathlib import Path
@@ -48,6 +49,10 @@ from serving.cli.score import score
 from serving.cli.serve import deploy, serve
 from serving.console import finish, say
 from serving.errors import VaeError
+
+_OBJECTS = 100_000
+"""Objects that a run makes between two searches for garbage: nearly all are modules and graphs,
+which live on, and by default it would visit them again and again for two seconds."""
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -94,6 +99,7 @@ def run(
     from serving.files import check_output_folder
 
     started = time.perf_counter()
+    gc.set_threshold(_OBJECTS)
     gate = gate_config(settings)
     config = configure(preset, **chosen(settings))
     check_output_folder(out or Path("bundles", "new"))

@@ -35,16 +35,20 @@ def settle_inputs(
     rounding is that of TF32, if it is larger.
     """
     settled = dict(inputs)
-    doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
+    gaps = run_gaps(model, operation, inputs, torch.float64)
+    if gaps is None:
+        return settled, unambiguous_rows(model, operation, settled)
+    limits = _limits(model, operation, inputs, gaps, tf32=tf32)
+    doubtful = _within(gaps, limits)
     for attempt in range(_ATTEMPTS):
-        if operation.name != "draw" or not doubtful.any():
+        again = np.flatnonzero(doubtful.any(1))
+        if operation.name != "draw" or not again.size:
             break
-        noise = settled["noise"]
-        fresh = draw_noise(attempt, 0, len(noise), doubtful.shape[1])
-        settled["noise"] = np.where(
-            doubtful.reshape(noise.shape), fresh.reshape(noise.shape), noise
-        )
-        doubtful = doubtful_cells(model, operation, settled, tf32=tf32)
+        fresh = draw_noise(attempt, 0, len(gaps), gaps.shape[1])
+        noise = np.where(doubtful, fresh, settled["noise"].reshape(gaps.shape))
+        settled["noise"] = noise.reshape(settled["noise"].shape)
+        part = {name: values[again] for name, values in settled.items()}
+        doubtful[again] = _within(run_gaps(model, operation, part, torch.float64), limits)
     rows = unambiguous_rows(model, operation, settled)
     return settled, rows[~doubtful[rows].any(1)]
 
@@ -52,18 +56,30 @@ def settle_inputs(
 def doubtful_cells(
     model: VAE, operation: Operation, inputs: Mapping[str, Array], *, tf32: bool = False
 ) -> NDArray[np.bool_]:
-    """Return which cells (rows, features) are within rounding of another value.
+    """Return which cells (rows, features) are within rounding of another value."""
+    gaps = run_gaps(model, operation, inputs, torch.float64)
+    if gaps is None:
+        return np.zeros((len(next(iter(inputs.values()))), 1), bool)
+    return _within(gaps, _limits(model, operation, inputs, gaps, tf32=tf32))
+
+
+def _limits(
+    model: VAE, operation: Operation, inputs: Mapping[str, Array], gaps: Array, *, tf32: bool
+) -> Array:
+    """Return the gap of each column, (features,), up to which its cells are doubtful.
 
     That is four times the largest error of torch in the same column, and some roundings of 1.
     """
-    exact = run_gaps(model, operation, inputs, torch.float64)
-    if exact is None:
-        return np.zeros((len(next(iter(inputs.values()))), 1), bool)
-    error = np.zeros(exact.shape[1])
+    error = np.zeros(gaps.shape[1])
     for draw in range(_DRAWS):
         for rounding in (False, True)[: 1 + tf32]:
             found = run_gaps(model, operation, inputs, torch.float32, draw=draw, tf32=rounding)
-            error = np.maximum(error, np.abs(found - exact).max(0))
+            error = np.maximum(error, np.abs(found - gaps).max(0))
     limit = 4 * error + 4 * EPS
-    doubtful: NDArray[np.bool_] = np.logical_not(exact > np.where(limit < _ANY, limit, 1))
-    return doubtful
+    return np.where(limit < _ANY, limit, 1)
+
+
+def _within(gaps: Array | None, limits: Array) -> NDArray[np.bool_]:
+    """Return which gaps are not above the limits of their columns; NaN is not."""
+    within: NDArray[np.bool_] = np.logical_not(gaps > limits)
+    return within

@@ -1,9 +1,14 @@
 """The units in which the columns of a mixed table are computed, and the limits of their values."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from serving.schema import Column
 
 Values = NDArray[np.float64]
 """The values of a column that are not gaps."""
@@ -20,3 +25,18 @@ def mean_and_spread(values: Values) -> tuple[float, float]:
     if not values.size:
         return 0.0, 1.0
     return float(values.mean()), float(values.std()) or 1.0
+
+
+class TwoParameters(nn.Module):
+    """Columns with a centre and a unit each, and two parameters each from the network."""
+
+    shift: Tensor
+    unit: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        count = len(columns)
+        self.x_width, self.params_width = count, 2 * count
+        self.owners = [*range(count), *range(count)]
+        self.register_buffer("shift", torch.zeros(count))
+        self.register_buffer("unit", torch.ones(count))

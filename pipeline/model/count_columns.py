@@ -5,33 +5,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.model.column_units import LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import (
+    LOG_TWO_PI,
+    SEEN_RANGE,
+    TwoParameters,
+    Values,
+    mean_and_spread,
+)
 from pipeline.model.inversion import Drawn, draw_count
 from pipeline.model.steady_log import steady_log
-from serving.schema import Column
 
 
-class Counts(nn.Module):
+class Counts(TwoParameters):
     """Negative binomial columns: the network gives the logs of the mean m and of the size r.
 
     The variance is m + m² / r; a large r makes a Poisson distribution.
     """
 
     gap = 0.0
-    shift: Tensor
-    unit: Tensor
     log_mean_range = (-12.0, 16.0)
     log_size_range = (-5.0, 7.0)
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
-        count = len(columns)
-        self.x_width, self.params_width = count, 2 * count
-        self.owners = [*range(count), *range(count)]
-        self.register_buffer("shift", torch.zeros(count))
-        self.register_buffer("unit", torch.ones(count))
 
     def fit(self, columns: Sequence[Values]) -> None:
         """Set the units of the inputs."""

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.model.column_units import LARGEST, LOG_TWO_PI, SEEN_RANGE, Values, mean_and_spread
+from pipeline.model.column_units import (
+    LARGEST,
+    LOG_TWO_PI,
+    SEEN_RANGE,
+    TwoParameters,
+    Values,
+    mean_and_spread,
+)
 from pipeline.model.inversion import Drawn
 from pipeline.model.steady_log import steady_log
 from serving.schema import Column
@@ -20,20 +27,10 @@ MOST_GROWTH = 4.0
 """Largest log of a mean over its median: a log-normal that is wider has no mean worth a name."""
 
 
-class _Numbers(nn.Module):
+class _Numbers(TwoParameters):
     """Normal columns: the network gives the mean and the log of the standard deviation of each."""
 
     gap = 0.0
-    shift: Tensor
-    unit: Tensor
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        super().__init__()
-        count = len(columns)
-        self.x_width, self.params_width = count, 2 * count
-        self.owners = [*range(count), *range(count)]
-        self.register_buffer("shift", torch.zeros(count))
-        self.register_buffer("unit", torch.ones(count))
 
     def output_bias(self, columns: Sequence[Values]) -> Tensor:
         """Return the standard normal, which the units of each column fit."""

@@ -4,6 +4,7 @@ These are values; nothing here runs a model. `ParityReport` collects them.
 """
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,8 @@ held-out rows is that of torch (elbo) and, in reduced precision, near that of fl
 HISTOGRAM_EDGES = tuple(np.arange(-4, 1.5, 0.5).tolist())
 """Edges of log10(error / max_tolerance): 0 is the whole tolerance. One more bin on either side
 counts (almost) zero errors, and gross errors together with those that are not a number."""
+
+_LIMITS = 10.0 ** np.array(HISTOGRAM_EDGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +205,7 @@ def _share(error: float, tolerance: float) -> float:
 
 
 def _histogram(error: Array, tolerance: float) -> tuple[int, ...]:
-    error = error.ravel()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(error == 0, -np.inf, np.log10(error / tolerance))
-    shares[np.isnan(shares)] = np.inf
-    bins = np.searchsorted(HISTOGRAM_EDGES, shares, side="right")
-    return tuple(np.bincount(bins, minlength=len(HISTOGRAM_EDGES) + 1).tolist())
+    limits = np.maximum(tolerance * _LIMITS, np.nextafter(0, 1))  # an error of 0 is below all
+    beyond = [int(np.count_nonzero(~(error < limit))) for limit in limits]  # NaN is beyond all
+    counts = (error.size, *beyond, 0)
+    return tuple(more - fewer for more, fewer in pairwise(counts))

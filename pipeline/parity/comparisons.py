@@ -25,7 +25,7 @@ from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, dra
 from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle, Manifest
 from serving.engine import Engine
-from serving.operations import Operation
+from serving.operations import Operation, OperationName
 from serving.sessions import Level, has_float64, provider_of
 
 OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
@@ -224,11 +224,17 @@ def make_cases(
     # bytes are bounded, and no row stands out so far that one draw of all rows could not measure it
     draws = 1 if bundle.manifest.x_dtype == "uint8" else DRAWS
     forms = {k: v for plan in plans for k, v in checked_forms(bundle, plan.device).items()}
+    # one reference for all forms of an operation
+    references: dict[OperationName, list[tuple[Kind, dict[str, Array], Outputs]]] = {}
     for operation in forms.values():
+        if operation.name not in references:
+            cases = unambiguous_cases(model, operation, x, bundle.manifest, tf32="tf32" in rules)
+            references[operation.name] = [
+                (kind, inputs, run_reference(model, operation, inputs, torch.float64))
+                for kind, inputs in cases
+            ]
         least: Mapping[str, Tolerance] = {}
-        cases = unambiguous_cases(model, operation, x, bundle.manifest, tf32="tf32" in rules)
-        for kind, inputs in cases:
-            exact = run_reference(model, operation, inputs, torch.float64)
+        for kind, inputs, exact in references[operation.name]:
             least = least or derive_tolerances(exact, ())  # of held-out rows, the first
             rounded, tolerances = {}, {}
             for name, rule in rules.items():

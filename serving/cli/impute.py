@@ -17,14 +17,15 @@ from serving.cli.options import (
     open_engine,
     open_rows,
     option,
+    output_options,
     read_options,
     require_pyarrow,
     seed_option,
     version_of,
+    workers_option,
 )
 from serving.cli.paths import Origin, Target
 from serving.console import finish, warn
-from serving.cpu import available_cores
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -49,27 +50,10 @@ from serving.cpu import available_cores
 )
 @seed_option
 @group("Bad rows and output")
-@option(
-    "--on-error",
-    type=click.Choice(["fail", "quarantine"]),
-    default="fail",
-    help="What to do with a bad row: fail the job, or move it to OUTPUT/_quarantine",
-)
-@option(
-    "--max-bad",
-    default="10%",
-    help="With quarantine, the most bad rows before the job fails: a number, or a share",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@output_options
 @group("Computing")
 @engine_device_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=available_cores,
-    show_default="available cores",
-    help="Threads that compute, each on rows of its own",
-)
+@workers_option
 def impute(**settings: Any) -> None:
     """Fill the gaps of a table.
 

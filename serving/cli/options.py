@@ -65,6 +65,13 @@ seed_option = option(
     default=0,
     help="Seed of the noise: the same seed gives the same bytes",
 )
+workers_option = option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=available_cores,
+    show_default="available cores",
+    help="Threads that compute, each on rows of its own",
+)
 
 
 def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,6 +81,26 @@ def read_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("--array", "Array of an .npz file to read  [default: its usual names]"),
     ):
         command = click.option(name, default="", help=help)(command)
+    return command
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options on bad rows, and on a folder that has the output of another job."""
+    for add in (
+        click.option("--overwrite", is_flag=True, help="Replace the output of another job"),
+        option(
+            "--max-bad",
+            default="10%",
+            help="With quarantine, the most bad rows before the job fails: a number, or a share",
+        ),
+        option(
+            "--on-error",
+            type=click.Choice(["fail", "quarantine"]),
+            default="fail",
+            help="What to do with a bad row: fail the job, or move it to OUTPUT/_quarantine",
+        ),
+    ):
+        command = add(command)
     return command
 
 

@@ -21,16 +21,17 @@ from serving.cli.options import (
     open_engine,
     open_rows,
     option,
+    output_options,
     read_options,
     refuse_inside,
     require_pyarrow,
     seed_option,
     version_of,
+    workers_option,
     x_option,
 )
 from serving.cli.paths import Origin, Target, target
 from serving.console import finish, say, warn
-from serving.cpu import available_cores
 from serving.errors import UsageRefused
 from serving.operations import By
 
@@ -90,18 +91,7 @@ if TYPE_CHECKING:
     help="Write column_log_likelihood and column_lift as lists, with a value for each column",
 )
 @group("Bad rows and output")
-@option(
-    "--on-error",
-    type=click.Choice(["fail", "quarantine"]),
-    default="fail",
-    help="What to do with a bad row: fail the job, or move it to OUTPUT/_quarantine",
-)
-@option(
-    "--max-bad",
-    default="10%",
-    help="With quarantine, the most bad rows before the job fails: a number, or a share",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the output of another job")
+@output_options
 @click.option(
     "--report",
     type=target(),
@@ -115,13 +105,7 @@ if TYPE_CHECKING:
 )
 @group("Computing")
 @engine_device_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=available_cores,
-    show_default="available cores",
-    help="Threads that compute, each on rows of its own",
-)
+@workers_option
 @option(
     "--batch-size",
     type=click.IntRange(min=1),
