@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.model.column_units import LARGEST, Limits
 from serving.schema import Column
 
 Array = NDArray[Any]
@@ -61,6 +62,19 @@ class CellReference(nn.Module):
                 edges, found = find(column)
                 self.edges[index, : len(edges)] = torch.from_numpy(edges).float()
             self.log_density[start : start + len(found)] = torch.from_numpy(np.log(found)).float()
+
+    def limits(self) -> Limits:
+        """Return the least and the largest value of each column of numbers, both (numbers,).
+
+        A column that is constant in training has none.
+        """
+        known = self.edges < LARGEST
+        low = torch.where(known, self.edges, LARGEST).amin(-1)
+        high = torch.where(known, self.edges, -LARGEST).amax(-1)
+        none, between = low > high, torch.tensor(self.counted[: self.numbers]) * 0.5
+        return torch.where(none, -LARGEST, low + between), torch.where(
+            none, LARGEST, high - between
+        )
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the log-density of values (…, columns), both float32."""

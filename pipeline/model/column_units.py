@@ -12,6 +12,8 @@ from serving.schema import Column
 
 Values = NDArray[np.float64]
 """The values of a column that are not gaps."""
+Limits = tuple[Tensor, Tensor]
+"""The least and the largest value of each column in training, in its module's units."""
 
 LARGEST = 1e6
 """Largest distance from a column's centre, in its units: its square fits every float."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.model.column_units import Values
+from pipeline.model.column_units import Limits, Values
 from pipeline.model.inversion import Drawn
 
 
@@ -52,8 +52,9 @@ class ColumnsOfKind(Protocol):
     def draw(self, params: Tensor, noise: Tensor) -> Drawn:
         """Draw values in the data's units, which grow with the standard normal noise."""
 
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+    def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
         """Return the mean, or the mode of words, of a mixture of distributions.
 
-        `params` are (batch, num_samples, params_width), `weights` (batch, num_samples).
+        `params` are (batch, num_samples, params_width), `weights` (batch, num_samples). What stands
+        beyond the `limits` of the training rows counts as if it stood there; words have none.
         """

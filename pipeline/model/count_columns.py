@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.model.column_units import (
     LOG_TWO_PI,
     SEEN_RANGE,
+    Limits,
     TwoParameters,
     Values,
     mean_and_spread,
@@ -70,9 +71,10 @@ class Counts(TwoParameters):
         size = params.chunk(2, -1)[1].clamp(*self.log_size_range).exp()
         return draw_count(self.mean(params), size, noise)
 
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
-        """Return the mean of the mixture."""
-        x = (weights.unsqueeze(-1) * self.mean(params)).sum(1)
+    def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
+        """Return the mean of the mixture; the mean of each draw is within the limits."""
+        means = self.mean(params).maximum(limits[0]).minimum(limits[1])
+        x = (weights.unsqueeze(-1) * means).sum(1)
         return Drawn(x, torch.ones_like(x))
 
 

@@ -202,11 +202,19 @@ class Mixed(nn.Module):
     def impute(self, params: Tensor, weights: Tensor) -> Drawn:
         """Return the mean of numbers and the mode of words over weighted draws, (batch, columns).
 
+        Words that are numbers give their median, and means are within the range of training.
+
         `params` are (batch, num_samples, params_width); the `weights` (batch, num_samples) of a row
         sum to 1.
         """
-        pairs = zip(self.modules_of_kinds(), self.split_params(params), strict=True)
-        return self._join_drawn(module.impute(own, weights) for module, own in pairs)
+        words = torch.zeros(len(self.places) - self.reference.numbers)
+        low, high = (
+            self._split_columns(torch.cat([limit, words]).to(params.dtype))
+            for limit in self.reference.limits()
+        )
+        limits = zip(low, high, strict=True)
+        triples = zip(self.modules_of_kinds(), self.split_params(params), limits, strict=True)
+        return self._join_drawn(module.impute(own, weights, pair) for module, own, pair in triples)
 
     def modules_of_kinds(self) -> list[ColumnsOfKind]:
         """Return the module of each kind that the schema has."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from pipeline.model.column_units import (
     LARGEST,
     LOG_TWO_PI,
     SEEN_RANGE,
+    Limits,
     TwoParameters,
     Values,
     mean_and_spread,
@@ -23,8 +25,8 @@ HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
-MOST_GROWTH = 4.0
-"""Largest log of a mean over its median: a log-normal that is wider has no mean worth a name."""
+QUANTILES = tuple(NormalDist().inv_cdf((place + 0.5) / 8) for place in range(8))
+"""The middles of eight equally likely parts of a standard normal distribution."""
 
 
 class _Numbers(TwoParameters):
@@ -53,18 +55,22 @@ class _Numbers(TwoParameters):
         x = self._to_data(loc + log_scale.clamp(*LOG_SCALE_RANGE).exp() * noise)
         return Drawn(x, torch.ones_like(x))
 
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
-        """Return the mean of the mixture."""
+    def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
+        """Return the mean of the mixture.
+
+        That of each draw is the mean of its `QUANTILES`, each held within the limits: the mean of a
+        log-normal follows from a tail that no row may have.
+        """
         loc, log_scale = params.chunk(2, -1)
-        means = self._expect(loc, log_scale.clamp(*LOG_SCALE_RANGE).exp())
+        scale = log_scale.clamp(*LOG_SCALE_RANGE).exp()
+        points = (
+            (loc + scale * noise).maximum(limits[0]).minimum(limits[1]) for noise in QUANTILES
+        )
+        means = torch.stack([self._to_data(point) for point in points]).mean(0)
         x = (weights.unsqueeze(-1) * means).sum(1)
         return Drawn(x, torch.ones_like(x))
 
     def _to_data(self, u: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
-        """Return the mean in the data's units."""
         raise NotImplementedError
 
     def _set_unit(self, columns: Sequence[Values]) -> None:
@@ -124,12 +130,6 @@ class Reals(_Numbers):
         """Return the median."""
         return self._to_data(params.chunk(2, -1)[0])
 
-    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
-        # the mean of sinh is that of the centre times exp(variance / 2)
-        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
-        middle = self._to_data(loc) - self.centre
-        return torch.where(self.heavy > 0, middle * growth, middle) + self.centre
-
     def _to_data(self, u: Tensor) -> Tensor:
         v = self._bent(u)
         size = v.abs().clamp(max=30)
@@ -180,18 +180,14 @@ class Positives(_Numbers):
         x, gap = super().draw(params, noise)
         return Drawn(x.clamp(min=0), gap)
 
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
+    def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
         """Return the mean of the mixture, at least 0."""
-        x, gap = super().impute(params, weights)
+        x, gap = super().impute(params, weights, limits)
         return Drawn(x.clamp(min=0), gap)
 
     def _to_data(self, u: Tensor) -> Tensor:
         logs = u * self.unit + self.shift
         return logs.clamp(max=80).exp() - self.offset
-
-    def _expect(self, loc: Tensor, scale: Tensor) -> Tensor:
-        growth = ((scale * self.unit).square() / 2).clamp(max=MOST_GROWTH).exp()
-        return (self._to_data(loc) + self.offset) * growth - self.offset
 
 
 def _quartiles(values: Values) -> tuple[float, float]:

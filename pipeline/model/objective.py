@@ -7,6 +7,7 @@ Kingma et al. (2016), appendix C.8: free bits, an amount of KL per latent that c
 Mattei & Frellsen (2019), section 3.2: the weights of that bound predict what is missing.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,11 @@ from pipeline.config import TrainConfig
 from pipeline.model.inversion import Drawn
 from pipeline.model.vae import VAE, Posterior
 from serving.errors import UsageRefused
+
+LEAST_DRAWS = 32
+"""The effective number of draws by which a gap is filled, if there are twice as many."""
+LEAST_WEIGHT = math.exp(-80)
+"""A weight of 0 has no logarithm."""
 
 
 class ElboTerms(NamedTuple):
@@ -100,15 +106,31 @@ def impute(
     With z_k ~ q(z given seen), the expectation of a missing cell is approximated by
     sum_k w_k E[cell given z_k], where w_k is proportional to p(seen given z_k) p(z_k) /
     q(z_k given seen), and sums to 1 (equations 10 and 11: single imputation). To pick a z_k with
-    the probability w_k and draw the cell from p(x given z_k) is multiple imputation.
+    the probability w_k and draw the cell from p(x given z_k) is multiple imputation. Where few
+    draws would have all of the weight, they are made more even, see `even_weights`.
     """
     terms = elbo_terms(model, x, eps, dtype)
     if model.mixed is None or terms.params is None:
         raise UsageRefused("impute needs a model of a table with --likelihood mixed")
     log_weights = terms.log_weights()
     log_weights = log_weights - log_weights.amax(-1, keepdim=True)
-    log_weights = log_weights - log_weights.exp().sum(-1, keepdim=True).log()
-    return model.mixed.impute(terms.params, log_weights.exp()), log_weights, terms.z
+    weights = even_weights(log_weights.exp() / log_weights.exp().sum(-1, keepdim=True))
+    filled = model.mixed.impute(terms.params, weights)
+    return filled, weights.clamp(min=LEAST_WEIGHT).log(), terms.z
+
+
+def even_weights(weights: Tensor) -> Tensor:
+    """Mix weights (batch, num_samples) that sum to 1 with equal ones, as far as they need it.
+
+    Kish's effective number of draws, 1 / sum w², becomes at least `LEAST_DRAWS`, or half of the
+    draws if that is less. A wide row would otherwise be filled from one or two of them. Weights
+    that are even enough stay as they are, so that the limit of many draws is the same.
+    """
+    even = 1 / torch.ones_like(weights).sum(-1, keepdim=True)
+    allowed = (2 * even).clamp(min=1 / LEAST_DRAWS) - even
+    excess = (weights.square().sum(-1, keepdim=True) - even).clamp(min=1e-9)
+    share = (allowed / excess).sqrt().clamp(max=1)
+    return share * weights + (1 - share) * even
 
 
 def loss(terms: ElboTerms, settings: TrainConfig, kl_weight: float) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.column_units import LARGEST, Values
+from pipeline.model.column_units import LARGEST, Limits, Values
 from pipeline.model.inversion import Drawn, draw_code
 from serving.schema import Column
 
@@ -27,6 +27,17 @@ class Words(nn.Module):
     places: Tensor
     own: Tensor
     """Which of `places` are not repeated."""
+    number_places: Tensor
+    """Where the codes of each category of numbers stand among all columns' codes, each column's
+    repeated up to the widest one; from the smallest number on, (categories, codes)."""
+    number_steps: Tensor
+    """The next of these codes less each, (categories, codes)."""
+    number_starts: Tensor
+    """The code of the smallest number of each, (categories,)."""
+    number_owners: Tensor
+    """1 for the column of each, else 0, (categories, columns)."""
+    up_to: Tensor
+    """Ones on and above the diagonal, (codes, codes)."""
     writable: Tensor
     """1 for the codes that a draw or an imputation may give."""
 
@@ -52,7 +63,33 @@ class Words(nn.Module):
         self.register_buffer("places", torch.from_numpy(np.array(places, np.int64)))
         own = np.arange(widest) < np.array(sizes)[:, None]
         self.register_buffer("own", torch.from_numpy(own), persistent=False)
+        self._add_numbers(columns, widest)
         self.register_buffer("writable", torch.from_numpy(code != last).float())
+
+    def _add_numbers(self, columns: Sequence[Column], widest: int) -> None:
+        """Set what `_median` needs of the categories whose words are numbers."""
+        own = [
+            place
+            for place, column in enumerate(columns)
+            if column.kind == "category" and column.type in ("int", "float") and not column.part
+        ]
+        orders = [np.argsort([float(word) for word in columns[place].words]) for place in own]
+        most = max(map(len, orders), default=1)
+        steps = [np.pad(np.diff(order), (0, most - len(order) + 1)) for order in orders]
+        # a shorter column's codes end with that of other values, which has no share
+        places = [
+            np.pad(order, (0, most - len(order)), constant_values=len(order)) + place * widest
+            for place, order in zip(own, orders, strict=True)
+        ]
+        owners = np.array(own, np.int64)[:, None] == np.arange(len(columns))
+        for name, values in {
+            "number_places": np.array(places, np.int64).reshape(-1, most),
+            "number_steps": np.array(steps, np.float32).reshape(-1, most),
+            "number_starts": np.array([order[0] for order in orders], np.float32),
+            "number_owners": owners.astype(np.float32),
+            "up_to": np.triu(np.ones((most, most), np.float32)),
+        }.items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def fit(self, columns: Sequence[Values]) -> None:
         """Set which codes stand for a value that can be written.
@@ -107,14 +144,34 @@ class Words(nn.Module):
         """Draw a code by inversion, of those that can be written."""
         return draw_code(self._masses(params)[..., self.places] * self.own, noise)
 
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
-        """Return the most probable code of the mixture, of those that can be written."""
+    def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
+        """Return the most probable code of the mixture, or the median of numbers.
+
+        It is one of those that can be written.
+        """
         masses = self._masses(params)
         members = self.members.to(params.dtype)
         shares = masses / (masses @ members @ members.T)
         mixed = (weights.unsqueeze(-1) * shares).sum(1)[..., self.places]
         mixed = torch.where(self.own, mixed, -1.0)
-        return Drawn(mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed))
+        code, gap = mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed)
+        if not len(self.number_places):
+            return Drawn(code, gap)
+        owners = self.number_owners.to(params.dtype)
+        median, median_gap = self._median(mixed.clamp(min=0).flatten(-2))
+        code, gap = (part * (1 - owners.sum(0)) for part in (code, gap))
+        return Drawn(code + median @ owners, gap + median_gap @ owners)
+
+    def _median(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the median code of each category of numbers, and how far half is from a jump.
+
+        `shares` are (batch, columns * codes), both results (batch, categories).
+        """
+        dtype = shares.dtype
+        share_up_to = shares[..., self.number_places] @ self.up_to.to(dtype)
+        passed = (share_up_to < 0.5).to(dtype)
+        code = self.number_starts.to(dtype) + (passed * self.number_steps.to(dtype)).sum(-1)
+        return code, (share_up_to - 0.5).abs().amin(-1)
 
     def _of_writable(self, params: Tensor) -> Tensor:
         """Return the logits of each column's codes, those that cannot be written far below."""
