@@ -29,6 +29,8 @@ EPS = 2.0**-23
 DRAWS = 8
 """Number of draws of torch's error where one row may dominate it: with a single draw, four times
 the error of that row is too little in one of seven cases, with eight in one of some hundreds."""
+_COPIES = 1024
+"""Copies of rows that are computed at a time, of operations that make many of each row."""
 
 
 def _encode(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
@@ -190,8 +192,15 @@ def run_reference(
     Any `draw` but 0 rounds each weight in another way, so that the errors fall anew: by one
     rounding of float32 away from where it is, or to the one or other neighbour in TF32.
     """
-    model = _rounded(model, dtype, draw, tf32=tf32)
-    outputs = FUNCTIONS[operation.label](model, *_as_tensors(operation, inputs, dtype))
+    model, function = _rounded(model, dtype, draw, tf32=tf32), FUNCTIONS[operation.label]
+    tensors = tuple(_as_tensors(operation, inputs, dtype))
+    # the copies of all rows at once would fill gigabytes
+    step = max(1, _COPIES // operation.copies) if operation.copies > 1 else len(tensors[0])
+    parts = [
+        function(model, *part)
+        for part in zip(*(torch.split(t, step) for t in tensors), strict=True)
+    ]
+    outputs = (torch.cat(output) for output in zip(*parts, strict=True))
     return {t.name: y.numpy() for t, y in zip(operation.outputs, outputs, strict=True)}
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ParityFailed
+from pipeline.export import graph_export
 from pipeline.export.graph_export import SMALL_CONSTANT, save_graph
 from pipeline.model.net_spec import Nets, NetSpec
 from pipeline.model.vae import VAE
@@ -38,6 +39,16 @@ def test_every_weight_is_an_initializer_with_its_name_and_bytes(net: str, tmp_pa
         assert arrays.pop(name).tobytes() == value.numpy().tobytes()
     buffers = dict(model.named_buffers())
     assert all(name in buffers or v.size <= SMALL_CONSTANT for name, v in arrays.items())
+
+
+def test_the_exporter_reads_its_translations_once(tmp_path: Path) -> None:
+    model = make("mlp")
+    graph_export._read_operators.cache_clear()
+    for name in ("first", "second"):
+        save_graph(tmp_path / name, model, ENCODE, {})
+    found = graph_export._read_operators.cache_info()
+    assert (found.misses, found.hits) == (1, 1)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
 class Attention(nn.Module):

@@ -9,9 +9,11 @@ from pipeline.model.explanation import explain
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.mixed import Mixed, cell_scores
 from pipeline.model.objective import elbo_terms
+from pipeline.model.operations import draw_inputs, run_reference
 from pipeline.model.vae import VAE
 from pipeline.training.loop import train
 from serving.errors import DataRefused, UsageRefused
+from serving.operations import operation_table
 from tests.mixed_tables import SCHEMA, draw_rows, make_dataset
 from tests.pipeline.model.linear_gaussian import (
     COLUMNS,
@@ -185,3 +187,17 @@ def test_a_cell_that_does_not_fit_is_found_after_training() -> None:
     assert scores.consistency[changed].max() < scores.consistency[others].quantile(0.1)
     named = scores.column_lift[changed].argmin(-1)
     assert (named == 0).float().mean() > 0.9
+
+
+def test_an_explanation_of_many_rows_is_computed_a_part_at_a_time() -> None:
+    model, rows = make_model(), 400
+    operation = operation_table(model.x_shape, "float32", model.latent_dim, mixed=True)["explain"]
+    inputs = draw_inputs(operation, draw_rows(rows), num_samples=2, seed=3)
+    sizes = []
+    model.decoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    (lift,) = run_reference(model, operation, inputs, torch.float64).values()
+    assert max(sizes) <= 2 * 1024
+    assert sum(sizes) == rows * operation.copies * 2
+    x, eps = (torch.from_numpy(inputs[name]).double() for name in ("x", "eps"))
+    whole = explain(model.double(), x, eps)
+    np.testing.assert_allclose(lift, whole.numpy(), atol=1e-9)
