@@ -2,7 +2,8 @@
 
 A module reads the values of its columns, (…, columns), in the data's units, and writes them in
 units of its own, in which they are close to 1. `log_prob` is in those units, and `log_unit` what
-it takes to return to the data's. A gap holds `gap` in the module's units, and is read as zeros.
+it takes to return to the data's; both are in the precision of the values. A gap holds `gap` in the
+module's units, and is read as zeros.
 
 In: the columns of a `Schema`. Sizes follow from it, and everything else from the training rows.
 """

@@ -51,12 +51,13 @@ class Counts(TwoParameters):
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each count."""
-        log_mean, log_size = params.chunk(2, -1)
+        log_mean, log_size = params.to(u.dtype).chunk(2, -1)
         log_mean = log_mean.clamp(*self.log_mean_range)
-        size = log_size.clamp(*self.log_size_range).exp()
+        log_size = log_size.clamp(*self.log_size_range)
+        size = log_size.exp()
         log_total = (log_mean.exp() + size).log()
-        ways = log_gamma(u + size) - log_gamma(size) - log_gamma(u + 1)
-        return ways + size * (size.log() - log_total) + u * (log_mean - log_total)
+        ways = log_rising(size, u) - log_gamma(u + 1)
+        return ways + size * (log_size - log_total) + u * (log_mean - log_total)
 
     def log_unit(self, u: Tensor) -> Tensor:
         """Return 0: counts have no unit."""
@@ -80,12 +81,29 @@ class Counts(TwoParameters):
 
 def log_gamma(x: Tensor) -> Tensor:
     """Return log Γ(x) for x > 0 by Stirling's series at x + 8, which ONNX can express."""
-    first, second = x * (x + 1) * (x + 2) * (x + 3), (x + 4) * (x + 5) * (x + 6) * (x + 7)
-    y = x + 8
+    first, second = _first_factors(x)
+    return _stirling(x + 8) + LOG_TWO_PI / 2 - first.log() - second.log()
+
+
+def log_rising(x: Tensor, n: Tensor) -> Tensor:
+    """Return log Γ(x + n) - log Γ(x) for x > 0 and n >= 0, with fewer logarithms than of both."""
+    (low_first, low_second), (first, second) = _first_factors(x), _first_factors(x + n)
+    series = _stirling(x + n + 8) - _stirling(x + 8)
+    return series + (low_first / first).log() + (low_second / second).log()
+
+
+def _first_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Γ(x + 8) / Γ(x) as two factors, neither of which leaves float32."""
+    outer, further = x * (x + 3), (x + 4) * (x + 7)
+    return outer * (outer + 2), further * (further + 2)  # the inner two are 2 more than the outer
+
+
+def _stirling(y: Tensor) -> Tensor:
+    """Return log Γ(y) for y >= 8, less half of log 2π."""
     inverse = 1 / y
     square = inverse.square()
     series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
-    return (y - 0.5) * y.log() - y + LOG_TWO_PI / 2 + series - first.log() - second.log()
+    return (y - 0.5) * y.log() - y + series
 
 
 def _log_size(values: Values) -> float:

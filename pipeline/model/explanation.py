@@ -18,15 +18,12 @@ def explain(model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None
     px = model.mixed
     if px is None:
         raise UsageRefused("explain needs a model of a table with --likelihood mixed")
-    rows, columns = px.standardize(x), x.shape[1]
+    rows, columns = px.standardize(x if dtype is None else x.to(dtype)), x.shape[1]
     qz = model.infer(px.hide_each(rows).flatten(0, 1))
     loc, scale = (torch.unflatten(part, 0, (-1, columns)) for part in (qz.loc, qz.scale))
     z = loc.unsqueeze(2) + scale.unsqueeze(2) * eps.unsqueeze(1)
     params = torch.unflatten(model.decoder(z.flatten(0, 2)), 0, (-1, columns, eps.shape[1]))
-    params = px.own_params(params)
-    if dtype is not None:
-        params, rows = params.to(dtype), rows.to(dtype)
-    cells = px.cell_log_prob(params, rows.unsqueeze(1))
+    cells = px.cell_log_prob(px.own_params(params), rows.unsqueeze(1))
     top = cells.amax(1)
     given = (cells - top.unsqueeze(1)).exp().mean(1).log() + top
     lift = (given - px.cell_reference(rows)) * px.seen(rows)

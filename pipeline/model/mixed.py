@@ -86,7 +86,7 @@ class Mixed(nn.Module):
         """Set all units from the training rows, (rows, columns) with NaN for gaps."""
         for module, columns in self._training_values(train):
             module.fit(columns)
-        rows = self.standardize(torch.from_numpy(train))
+        rows = self.standardize(torch.from_numpy(train).double())  # as scores have them
         values, seen = self._split_rows(rows)
         self.reference.fit(values.numpy(), seen.numpy() > 0)
 
@@ -159,8 +159,8 @@ class Mixed(nn.Module):
             self._split_columns(values),
             strict=True,
         )
-        found = [module.log_prob(own, u) - module.log_unit(u) for module, own, u in triples]
-        return torch.cat(found, -1) * seen
+        found = [module.log_prob(own, u) for module, own, u in triples]
+        return (torch.cat(found, -1) - self._log_units(values)) * seen
 
     def cell_reference(self, rows: Tensor) -> Tensor:
         """Return the log-density of each value among all rows, in the data's units, (…, columns).
@@ -168,10 +168,12 @@ class Mixed(nn.Module):
         It is that of `CellReference`, and 0 for a gap; the columns stand as in `cell_log_prob`.
         """
         values, seen = self._split_rows(rows)
-        pairs = zip(self.modules_of_kinds(), self._split_columns(values), strict=True)
-        units = torch.cat([module.log_unit(u) for module, u in pairs], -1)
         density = cast(Tensor, self.reference(values.float())).to(values.dtype)
-        return (density - units) * seen
+        return (density - self._log_units(values)) * seen
+
+    def _log_units(self, values: Tensor) -> Tensor:
+        pairs = zip(self.modules_of_kinds(), self._split_columns(values), strict=True)
+        return torch.cat([module.log_unit(u) for module, u in pairs], -1)
 
     def mean(self, params: Tensor) -> Tensor:
         """Return the median of a number, the mean of a count and the likeliest code of a word."""
@@ -281,7 +283,9 @@ def cell_scores(px: Mixed, cells: Tensor, rows: Tensor) -> CellScores:
     seen = px.seen(rows)
     top = (-cells).amax(1)
     log_mean = (-cells - top.unsqueeze(1)).exp().mean(1).log() + top
-    lift = (-log_mean - px.cell_reference(rows)) * seen
+    # of the rows as the log-likelihood had them, so that a graph computes their units once
+    reference = px.cell_reference(rows.unsqueeze(1)).squeeze(1)
+    lift = (-log_mean - reference) * seen
     # a gap has no part in the mean; it does not enter the largest one either
     odds = torch.where(seen > 0, -lift, -LARGE)
     most = odds.amax(-1, keepdim=True)

@@ -44,7 +44,7 @@ class _Numbers(TwoParameters):
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-density of each value in the module's units."""
-        loc, log_scale = params.chunk(2, -1)
+        loc, log_scale = params.to(u.dtype).chunk(2, -1)
         log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
         error = (u - loc) * torch.exp(-log_scale)
         return -(error * error + LOG_TWO_PI) / 2 - log_scale

@@ -80,21 +80,21 @@ def elbo_terms(
 ) -> ElboTerms:
     """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim).
 
-    Everything after the networks is computed in `dtype`, by default that of their outputs. The
-    encoder does not see the cells of a mixed table that `hidden` (batch, columns) marks; the bound
-    holds for any q.
+    Everything after the networks is computed in `dtype`, by default that of their outputs, and for
+    a mixed table everything before them. The encoder does not see the cells of a mixed table that
+    `hidden` (batch, columns) marks; the bound holds for any q.
     """
-    rows = model.px.standardize(x)
+    rows = model.px.standardize(x.to(dtype) if model.mixed and dtype is not None else x)
     qz = model.infer(model.mixed.hide(rows, hidden) if model.mixed and hidden is not None else rows)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
-    params = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
+    params = given = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
     if dtype is not None:
         rows, z, eps, params = (tensor.to(dtype) for tensor in (rows, z, eps, params))
         qz = Posterior(*(tensor.to(dtype) for tensor in qz))
     if model.mixed is None:
         log_likelihood = model.px.log_prob(params, rows.unsqueeze(1))
         return ElboTerms(log_likelihood, qz.latent_kl(), eps, z, qz.log_scale)
-    cells = model.mixed.cell_log_prob(params, rows.unsqueeze(1))
+    cells = model.mixed.cell_log_prob(given, rows.unsqueeze(1))
     return ElboTerms(cells.sum(-1), qz.latent_kl(), eps, z, qz.log_scale, cells, rows, params)
 
 

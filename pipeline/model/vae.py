@@ -70,8 +70,10 @@ class VAE(nn.Module):
         return self.infer(self.px.standardize(x))
 
     def infer(self, rows: Tensor) -> Posterior:
-        """Return q(z given x) for rows in network units."""
-        loc, log_scale = self.encoder(self.mixed.inputs(rows) if self.mixed else rows)
+        """Return q(z given x) for rows in network units, of a mixed table in any precision."""
+        if self.mixed:
+            rows = self.mixed.inputs(rows).to(self.mixed.gap.dtype)
+        loc, log_scale = self.encoder(rows)
         return Posterior(loc, log_scale.clamp(*LOG_SCALE_RANGE))
 
     def decode(self, z: Tensor) -> Tensor:

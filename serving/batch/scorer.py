@@ -30,6 +30,9 @@ ScorerOperation = Literal["encode", "reconstruct", "score"]
 
 RUN_ROWS = 256
 """Rows times noise draws in one run of a graph, so that it stays in the cache of one core."""
+NARROW, NARROW_RUN_ROWS = 256, 1024
+"""The same for rows of at most so many columns: a mixed table's graph has hundreds of small nodes,
+and an eighth of its time was their start."""
 MAX_SAMPLES = 4096
 _BATCH_ROWS = 4096
 _PLAIN = ScoreChoice()
@@ -163,9 +166,9 @@ class Scorer:
         if choice.explain:
             engine.require("explain")
         self.unknown = UnknownCells()
-        self._run_rows = RUN_ROWS
+        self._run_rows = NARROW_RUN_ROWS if self.layout.size <= NARROW else RUN_ROWS
         if operation == "score":
-            self._run_rows = max(1, RUN_ROWS // provenance.num_samples)
+            self._run_rows = max(1, self._run_rows // provenance.num_samples)
 
     def describe(self) -> dict[str, Any]:
         """Return which results are written."""
