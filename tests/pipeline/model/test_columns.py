@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from pipeline.model.count_columns import Counts, log_gamma
+from pipeline.model.count_columns import Counts, log_gamma, log_rising
 from pipeline.model.number_columns import Positives, Reals
 from pipeline.model.word_columns import Words
 from serving.schema import Column
@@ -118,6 +118,21 @@ def test_columns_of_words_do_not_mix() -> None:
         assert (module.mean(logits)[:, index] == part.argmax(-1)).all()
 
 
+def test_columns_of_words_share_a_softmax_without_loss() -> None:
+    module = Words([WORDS, WORDS])
+    params = torch.tensor([[30.0, 29, 25, 20, -28, -29, -30, -31]], requires_grad=True)
+    u = torch.tensor([[1.0, 1.0]])
+    found = module.log_prob(params, u)
+    exact = params.detach().double().clamp(-30, 30)
+    expected = torch.stack([part.log_softmax(-1)[0, 1] for part in exact.chunk(2, -1)])
+    np.testing.assert_allclose(found[0].detach(), expected, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), params)
+    expected_gradient = -torch.cat([part.softmax(-1) for part in exact.chunk(2, -1)], -1)
+    expected_gradient[0, [1, 5]] += 1
+    expected_gradient[0, 7] = 0  # it is beyond the limit
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["real", "heavy", "positive"])
 def test_densities_integrate_to_one(kind: str, normal: np.ndarray, heavy: np.ndarray) -> None:
     values = {"real": normal, "heavy": heavy, "positive": np.exp(normal / 10)}[kind]
@@ -149,6 +164,15 @@ def test_log_gamma_is_that_of_scipy() -> None:
     x = np.concatenate([np.geomspace(1e-3, 1e6, 400), np.arange(1, 50)])
     found = log_gamma(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(found, special.gammaln(x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_rising_factorial_is_a_difference_of_log_gammas(dtype: torch.dtype) -> None:
+    x = torch.tensor([math.exp(-5), 0.3, 1, 40, math.exp(7)], dtype=dtype)[:, None]
+    n = torch.tensor([0, 1, 7, 3000, 2.0**24], dtype=dtype)
+    both, alone = special.gammaln((x.double() + n.double()).numpy()), special.gammaln(x.numpy())
+    error = np.abs(log_rising(x, n).numpy() - (both - alone)) / np.maximum(1, both)
+    assert error.max() < (1e-10 if dtype == torch.float64 else 4e-6)
 
 
 @pytest.mark.parametrize("kind", ["real", "heavy", "positive", "count", "words"])
