@@ -15,7 +15,7 @@ from serving.schema import Column
 REAL = Column(name="a", kind="real")
 POSITIVE = Column(name="a", kind="positive")
 COUNT = Column(name="a", kind="count")
-WORDS = Column(name="a", kind="category", words=("x", "y", "z"))
+WORDS = Column(name="a", kind="category", type="text", words=("x", "y", "z"))
 
 
 def row(*values: float) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_words_and_what_is_no_word_are_categories() -> None:
 
 
 def test_columns_of_words_do_not_mix() -> None:
-    many = [Column(name=n, kind="category", words=tuple("abcdefg"[:size])) for n, size in
+    many = [Column(name=n, kind="category", type="text", words=tuple("abcdefg"[:size])) for n, size in
             (("p", 2), ("q", 7), ("r", 1))]  # fmt: skip
     module = Words(many).double()
     module.writable.fill_(1)  # as if training had words of no name in each
