@@ -78,7 +78,7 @@ def test_completion_and_vae_config_load_nothing_heavy(tmp_path: Path) -> None:
         ("cli.serve", {"click"}),
         ("client", {"httpx"}),
         ("server.supervisor", {"granian"}),
-        ("server.worker", {"grpc", "onnxruntime"}),
+        ("server.worker", {"hpack", "onnxruntime"}),
         ("engine", {"onnxruntime"}),
         ("bundle", {"numpy"}),
         ("io.array_files", {"numpy"}),

@@ -41,6 +41,18 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 
+_LENGTH_DELIMITED = 2
+"""The wire type of protobuf for bytes and messages."""
+
+
+def _tag(message: Any, field: str) -> bytes:
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    return bytes([number << 3 | _LENGTH_DELIMITED])
+
+
+_RAW_OUTPUT = _tag(pb.ModelInferResponse, "raw_output_contents")
+_INFER_RESPONSE = _tag(pb.ModelStreamInferResponse, "infer_response")
+
 
 def decode_request(
     message: Any, operation: Operation, columns: Collection[str] = ()
@@ -102,36 +114,55 @@ def _read_column(tensor: Any, content: memoryview | None, content_type: object) 
     return read_values(name, datatype, shape, values, content_type)
 
 
-def encode_response(response: InferResponse, *, raw: bool) -> Any:
-    """Write a ModelInferResponse with raw or typed tensors."""
+def write_response(response: InferResponse, *, raw: bool) -> tuple[bytes | memoryview, ...]:
+    """Write a ModelInferResponse with raw or typed tensors, in parts.
+
+    Raw contents are the last field: they are sent from the memory that they are in.
+    """
     reply = pb.ModelInferResponse(
         model_name=response.model, model_version=response.version, id=response.id
     )
     for name, parameter in response.parameters.items():
         write_parameter(reply.parameters[name], parameter)
+    contents: list[bytes | memoryview] = []
     for name, array in response.outputs.items():
         datatype = DATATYPES.get(array.dtype)
         if datatype is None:
-            _write_column(reply, name, array, raw=raw)
+            content = _write_column(reply, name, array, raw=raw)
+            contents += [_RAW_OUTPUT + _varint(len(content)), content] if raw else []
             continue
         tensor = reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
-            reply.raw_output_contents.append(array.tobytes())
+            flat = array.reshape(-1).view("u1")  # contiguous, or a copy that is
+            contents += (_RAW_OUTPUT + _varint(flat.size), flat.data)
         else:
             getattr(tensor.contents, _CONTENTS[datatype]).extend(array.reshape(-1).tolist())
-    return reply
+    return reply.SerializeToString(), *contents
 
 
-def _write_column(reply: Any, name: str, column: Array, *, raw: bool) -> None:
+def nest_response(parts: tuple[bytes | memoryview, ...]) -> tuple[bytes | memoryview, ...]:
+    """Write a ModelStreamInferResponse around a ModelInferResponse."""
+    return _INFER_RESPONSE + _varint(sum(map(len, parts))), *parts
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _write_column(reply: Any, name: str, column: Array, *, raw: bool) -> bytes:
     datatype = datatype_of_column(column)
     tensor = reply.outputs.add(name=name, datatype=datatype, shape=(len(column), 1))
     if raw:
-        reply.raw_output_contents.append(write_bytes(column))
-        return
+        return write_bytes(column)
     values = column.tolist()
     if datatype == BYTES:
         values = [(value or "").encode() for value in values]
     getattr(tensor.contents, _CONTENTS[datatype]).extend(values)
+    return b""
 
 
 def write_parameter(field: Any, value: Parameter) -> None:

@@ -52,6 +52,10 @@ class Admission:
         """Whether no more are admitted."""
         return self.under_way >= self.most
 
+    def refusal(self) -> Overloaded:
+        """Return why a request is not admitted."""
+        return Overloaded(f"{self.most} requests are in progress: try again in a moment")
+
     def __enter__(self) -> None:
         """Admit a request.
 
@@ -59,7 +63,7 @@ class Admission:
             Overloaded: as many requests as allowed are in progress.
         """
         if self.full:
-            raise Overloaded(f"{self.most} requests are in progress: try again in a moment")
+            raise self.refusal()
         self.under_way += 1
 
     def __exit__(self, *error: object) -> None:

@@ -11,9 +11,15 @@ from typing import Any
 
 from serving.errors import NotFound, NotReady, VaeError
 from serving.protocol import open_inference_pb2 as pb
-from serving.protocol.grpc_body import decode_request, encode_response, read_parameters
+from serving.protocol.grpc_body import (
+    decode_request,
+    nest_response,
+    read_parameters,
+    write_response,
+)
 from serving.protocol.messages import refuse_to_load
 from serving.server.alias_follower import WATCH_INTERVAL_S
+from serving.server.grpc_call import Call
 from serving.server.grpc_reflection import (
     REFLECTION,
     REFLECTION_ALPHA,
@@ -21,7 +27,7 @@ from serving.server.grpc_reflection import (
     ReflectionRequest,
     whole_services,
 )
-from serving.server.grpc_server import MAX_MESSAGE, GrpcServer, Method, Methods
+from serving.server.grpc_server import MAX_MESSAGE, GrpcServer, Method, Methods, Parts, Reply
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 
@@ -30,17 +36,17 @@ HEALTH = "grpc.health.v1.Health"
 Health = pb.HealthCheckResponse
 
 
-async def server_live(server: GrpcServer, message: Any, context: Any) -> Any:
+async def server_live(server: GrpcServer, message: Any, call: Call) -> Any:
     """Answer; any answer shows that the process is alive."""
     return pb.ServerLiveResponse(live=True)
 
 
-async def server_ready(server: GrpcServer, message: Any, context: Any) -> Any:
+async def server_ready(server: GrpcServer, message: Any, call: Call) -> Any:
     """Report whether the server takes requests."""
     return pb.ServerReadyResponse(ready=server.service.ready)
 
 
-async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
+async def model_ready(server: GrpcServer, message: Any, call: Call) -> Any:
     """Report whether the operation is loaded."""
     service = server.service
     try:
@@ -50,25 +56,25 @@ async def model_ready(server: GrpcServer, message: Any, context: Any) -> Any:
     return pb.ModelReadyResponse(ready=service.ready and service.is_loaded(message.name))
 
 
-async def server_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
+async def server_metadata(server: GrpcServer, message: Any, call: Call) -> Any:
     """Report the name, version and extensions of the server."""
     return pb.ServerMetadataResponse(**server.service.server_metadata())
 
 
-async def model_metadata(server: GrpcServer, message: Any, context: Any) -> Any:
+async def model_metadata(server: GrpcServer, message: Any, call: Call) -> Any:
     """Describe the tensors: names, datatypes and shapes."""
     content = server.service.model_metadata(message.name, message.version)
     del content["parameters"]
     return pb.ModelMetadataResponse(**content)
 
 
-async def model_config(server: GrpcServer, message: Any, context: Any) -> Any:
+async def model_config(server: GrpcServer, message: Any, call: Call) -> Any:
     """Describe the operation as a Triton model configuration."""
     content = server.service.model_config(message.name, message.version)
     return pb.ModelConfigResponse(config=pb.ModelConfig(**content))
 
 
-async def model_statistics(server: GrpcServer, message: Any, context: Any) -> Any:
+async def model_statistics(server: GrpcServer, message: Any, call: Call) -> Any:
     """Report counts and times since the start."""
     content = server.service.statistics(message.name, message.version)
     for entry in content["model_stats"]:
@@ -76,25 +82,25 @@ async def model_statistics(server: GrpcServer, message: Any, context: Any) -> An
     return pb.ModelStatisticsResponse(**content)
 
 
-async def repository_index(server: GrpcServer, message: Any, context: Any) -> Any:
+async def repository_index(server: GrpcServer, message: Any, call: Call) -> Any:
     """List the operations, and whether each is loaded."""
     return pb.RepositoryIndexResponse(models=server.service.index(only_ready=message.ready))
 
 
-async def repository_load(server: GrpcServer, message: Any, context: Any) -> Any:
+async def repository_load(server: GrpcServer, message: Any, call: Call) -> Any:
     """Load an operation, on all workers, and poll the registry now."""
     refuse_to_load(read_parameters(message.parameters))
     server.service.set_loaded(message.model_name, True)
     return pb.RepositoryModelLoadResponse()
 
 
-async def repository_unload(server: GrpcServer, message: Any, context: Any) -> Any:
+async def repository_unload(server: GrpcServer, message: Any, call: Call) -> Any:
     """Unload an operation, on all workers."""
     server.service.set_loaded(message.model_name, False)
     return pb.RepositoryModelUnloadResponse()
 
 
-async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
+async def infer(server: GrpcServer, message: Any, call: Call) -> Parts:
     """Run one operation."""
     service = server.service
     started = time.perf_counter()
@@ -103,12 +109,12 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
         with service.admission:
             served, operation = service.operation(message.model_name, message.model_version)
             request = decode_request(message, operation, served.columns)
-            with server.tracer.span(context.invocation_metadata(), operation.name) as span:
-                response = await service.infer(request, context.time_remaining())
+            with server.tracer.span(call.invocation_metadata(), operation.name) as span:
+                response = await service.infer(request, call.time_remaining())
                 span.annotate(response.version, request)
             encoded = time.perf_counter()
             typed = message.inputs and not message.raw_input_contents
-            reply = encode_response(response, raw=not typed)
+            reply = write_response(response, raw=not typed)
             service.counters.observe("encode", operation.name, time.perf_counter() - encoded)
         status = 200
         return reply
@@ -123,7 +129,7 @@ async def infer(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 async def stream_infer(
-    server: GrpcServer, messages: AsyncIterator[Any], context: Any
+    server: GrpcServer, messages: AsyncIterator[Any], call: Call
 ) -> AsyncIterator[Any]:
     """Run the operations of a stream of requests, one after the other.
 
@@ -131,9 +137,7 @@ async def stream_infer(
     """
     async for message in messages:
         try:
-            reply = pb.ModelStreamInferResponse(
-                infer_response=await infer(server, message, context)
-            )
+            reply: Reply = nest_response(await infer(server, message, call))
         except VaeError as err:
             empty = pb.ModelInferResponse(model_name=message.model_name, id=message.id)
             reply = pb.ModelStreamInferResponse(
@@ -142,7 +146,7 @@ async def stream_infer(
         yield reply
 
 
-async def check_health(server: GrpcServer, message: Any, context: Any) -> Any:
+async def check_health(server: GrpcServer, message: Any, call: Call) -> Any:
     """Report the health of the server, or of the service or operation that the request names."""
     status = _health(server.service, message.service)
     if status == Health.SERVICE_UNKNOWN:
@@ -152,7 +156,7 @@ async def check_health(server: GrpcServer, message: Any, context: Any) -> Any:
 
 
 async def watch_health(
-    server: GrpcServer, messages: AsyncIterator[Any], context: Any
+    server: GrpcServer, messages: AsyncIterator[Any], call: Call
 ) -> AsyncIterator[Any]:
     """Report the health of a service or an operation now, and each time that it changes."""
     async for message in messages:
@@ -163,6 +167,7 @@ async def watch_health(
                 yield Health(status=status)
             told = status
             await asyncio.sleep(WATCH_INTERVAL_S)
+        raise NotReady("the server is stopping: call again")
 
 
 def _health(service: Service, name: str) -> Health.ServingStatus:
@@ -176,11 +181,11 @@ def _health(service: Service, name: str) -> Health.ServingStatus:
 
 
 async def reflect(
-    server: GrpcServer, messages: AsyncIterator[Any], context: Any
+    server: GrpcServer, messages: AsyncIterator[Any], call: Call
 ) -> AsyncIterator[Any]:
     """Describe the services and messages to a client that has no .proto file."""
     questions = whole_services(messages, server.methods)
-    async for reply in server.descriptions.ServerReflectionInfo(questions, context):
+    async for reply in server.descriptions.ServerReflectionInfo(questions, call):
         yield reply
 
 

@@ -12,10 +12,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME, aio
 
 REFLECTION = "grpc.reflection.v1.ServerReflection"
-REFLECTION_ALPHA: str = SERVICE_NAME
+REFLECTION_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 """The first version; the second has the same messages and another name."""
 ReflectionRequest = reflection_pb2.ServerReflectionRequest
 ReflectionReply = reflection_pb2.ServerReflectionResponse
@@ -23,6 +22,8 @@ ReflectionReply = reflection_pb2.ServerReflectionResponse
 
 def describe_services(services: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return the servicer of reflection for a table of `Method`s by service and name."""
+    from grpc_reflection.v1alpha.reflection import aio  # which imports grpc: few clients need it
+
     pool: Any = DescriptorPool()
     for name, methods in services.items():
         pool.Add(_file(name, methods))

@@ -8,17 +8,22 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import isasyncgenfunction
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import grpc
 from google.protobuf.message import DecodeError
 
-from serving.errors import DataRefused, NotReady, Unauthorized, VaeError
+from serving.errors import DataRefused, Overloaded, Unauthorized, VaeError
+from serving.http2.budget import Budget
+from serving.http2.server import Http2Server
+from serving.protocol import open_inference_pb2 as pb
 from serving.server.auth import Access
 from serving.server.batching import Admission
+from serving.server.grpc_call import BoundMethod, Call
 from serving.server.grpc_reflection import describe_services
+from serving.server.grpc_wire import CallRefused, read_head
 from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
@@ -28,11 +33,16 @@ MAX_MESSAGE = 1000
 """Characters of an error message; clients refuse metadata of more than a few kilobytes."""
 MAX_LOGGED = 128
 """Characters of a name or an id in the log: a message may hold megabytes of them."""
-LEAST_PING_INTERVAL_MS = 100
-"""Clients may ping this often to keep a connection; gRPC's default is five minutes."""
+MAX_UNSENT = 2**27
+"""Bytes of answers that clients do not take; the client that is stuck for longest is cut off."""
+MAX_RECEIVED = 16
+"""Messages of the largest size whose parts may be in memory."""
 
-UnaryCall = Callable[["GrpcServer", Any, Any], Awaitable[Any]]
-StreamCall = Callable[["GrpcServer", AsyncIterator[Any], Any], AsyncIterator[Any]]
+Parts = tuple[bytes | memoryview, ...]
+Reply = Any
+"""A message, or the `Parts` of one that has been written."""
+UnaryCall = Callable[["GrpcServer", Any, Call], Awaitable[Reply]]
+StreamCall = Callable[["GrpcServer", AsyncIterator[Any], Call], AsyncIterator[Reply]]
 
 
 class Method(NamedTuple):
@@ -55,7 +65,7 @@ Methods = Mapping[str, Method]
 
 
 class GrpcServer:
-    """Answers gRPC calls on the event loop that starts it.
+    """Answers gRPC calls on the event loop that starts it, over the HTTP/2 of `serving.http2`.
 
     Args:
         service: the inference service that all transports share.
@@ -82,156 +92,147 @@ class GrpcServer:
         self.methods = methods
         self.access = access
         self.tracer = tracer
+        self.max_bytes = max_bytes
         self.access_log = access_log
-        self._stopping = asyncio.Event()
+        self.stopping = False
+        """Whether streams must end."""
+        self.streams: set[Call] = set()
+        """Those in progress."""
+        self._calls = Admission(max_calls)
         self._streams = Admission(max(1, max_calls // 2))
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", max_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 1),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_INTERVAL_MS),
-            ],
-            maximum_concurrent_rpcs=max_calls,
-        )
-        for name, table in methods.items():
-            handlers = {call: self._handler(call, method) for call, method in table.items()}
-            self._server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(name, handlers),)
-            )
+        self._bound = {
+            f"/{service}/{name}": self._bind(name, method)
+            for service, table in methods.items()
+            for name, method in table.items()
+        }
+        budget = Budget(MAX_RECEIVED * max_bytes, MAX_UNSENT)
+        self._http2 = Http2Server(read_head, partial(Call, self), budget)
 
-    async def start(self, address: str, certificate: tuple[bytes, bytes] | None) -> None:
-        """Listen at `host:port`, over TLS if given a private key and a certificate chain."""
-        if certificate is None:
-            self._server.add_insecure_port(address)
-        else:
-            credentials = grpc.ssl_server_credentials([certificate])
-            self._server.add_secure_port(address, credentials)
-        await self._server.start()
+    async def start(self, address: str, certificate: tuple[Path, Path] | None) -> None:
+        """Listen at `host:port`, over TLS if given files of a certificate chain and its key."""
+        self.loop = asyncio.get_running_loop()
+        host, _, port = address.rpartition(":")
+        await self._http2.start(host.strip("[]"), int(port), certificate)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, end streams that wait, and give calls in progress time to end."""
-        self._stopping.set()
-        await self._server.stop(grace_s)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether streams must end."""
-        return self._stopping.is_set()
+        self.stopping = True
+        for stream in [*self.streams]:
+            stream.wake()
+        await self._http2.stop(grace_s)
 
     @cached_property
     def descriptions(self) -> Any:
         """Answers the calls of server reflection."""
         return describe_services(self.methods)
 
-    def _handler(self, name: str, method: Method) -> Any:
-        read = _reader(method.request)
-        if isasyncgenfunction(method.call):
-            return grpc.stream_stream_rpc_method_handler(self._stream(name, method), read, _write)
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, method), read, _write)
+    def find(self, path: str) -> BoundMethod:
+        """Return what answers the calls of a path."""
+        return self._bound.get(path, _UNKNOWN)
 
-    def _unary(self, name: str, method: Method) -> Any:
-        call, key_needed = method.call, bool(self.access.api_key) and not method.open
+    def refuse_at_once(self, message: bytes) -> VaeError | None:
+        """Return the refusal of an inference that would be refused for want of room.
 
-        async def answer(message: Any, context: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                if key_needed:
-                    self._check_key(context)
-                if isinstance(message, VaeError):
-                    raise message
-                return await call(self, message, context)
-            except Exception as err:  # noqa: BLE001 - every error becomes a status
-                if method.counted and isinstance(err, Unauthorized):
-                    asked = getattr(message, "model_name", "")
-                    self.service.record("grpc", asked, err.status, 0.0)
-                await _refuse(context, err)
-            finally:
-                if self.access_log:
-                    self._log(name, message, context, started)
+        It costs a fraction of a refusal that a task finds.
+        """
+        if not self.service.full or self.access.api_key or self.access_log:
+            return None
+        self.service.record("grpc", _asked(pb.ModelInferRequest, message), Overloaded.status, 0.0)
+        admission = self.service.admission
+        return admission.refusal() if admission.full else _NO_ROOM
 
-        return answer
+    def _bind(self, name: str, method: Method) -> BoundMethod:
+        streams = isasyncgenfunction(method.call)
+        answer = self._answer_stream if streams else self._answer_call
+        return BoundMethod(partial(answer, name, method), streams, method.counted)
 
-    def _stream(self, name: str, method: Method) -> Any:
-        call, key_needed = method.call, bool(self.access.api_key) and not method.open
+    async def _answer_call(self, name: str, method: Method, call: Call, content: bytes) -> None:
+        started = time.perf_counter()
+        message = None
+        try:
+            with self._calls:
+                if self.access.api_key and not method.open:
+                    self._check_key(call)
+                message = _read(method.request, content)
+                call.answer(*_write(await method.call(self, message, call)))
+        except Exception as err:  # noqa: BLE001 - every error becomes a status
+            if method.counted and isinstance(err, Unauthorized):
+                self.service.record("grpc", _asked(method.request, content), err.status, 0.0)
+            _refuse(call, err)
+        finally:
+            if self.access_log:
+                self._log(name, message, call, started)
 
-        async def answer(messages: Any, context: Any) -> AsyncIterator[Any]:
-            started = time.perf_counter()
-            try:
-                if key_needed:
-                    self._check_key(context)
-                with self._streams:
-                    async for reply in call(self, self._until_stopped(messages), context):
-                        yield reply
-            except Exception as err:  # noqa: BLE001 - as above
-                await _refuse(context, err)
-            finally:
-                if self.access_log:
-                    self._log(name, None, context, started)
+    async def _answer_stream(self, name: str, method: Method, call: Call, content: bytes) -> None:
+        started = time.perf_counter()
+        try:
+            if self.access.api_key and not method.open:
+                self._check_key(call)
+            with self._calls, self._streams:
+                messages = _read_all(method.request, call)
+                async for reply in method.call(self, messages, call):
+                    await call.reply(*_write(reply))
+                call.end()
+        except Exception as err:  # noqa: BLE001 - as above
+            _refuse(call, err)
+        finally:
+            if self.access_log:
+                self._log(name, None, call, started)
 
-        return answer
-
-    def _check_key(self, context: Any) -> None:
-        metadata = dict(context.invocation_metadata())
+    def _check_key(self, call: Call) -> None:
+        metadata = dict(call.invocation_metadata())
         self.access.check(metadata.get("authorization"), metadata.get("x-api-key"))
 
-    def _log(self, name: str, message: Any, context: Any, started: float) -> None:
-        code = context.code() or grpc.StatusCode.OK.name
-        text = f"{name} {getattr(message, 'model_name', '')[:MAX_LOGGED]} {code}"
+    def _log(self, name: str, message: Any, call: Call, started: float) -> None:
+        text = f"{name} {getattr(message, 'model_name', '')[:MAX_LOGGED]} {call.status}"
         log_answer(LOG, text, getattr(message, "id", "")[:MAX_LOGGED], started)
 
-    async def _until_stopped(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Yield the requests of a stream; the server's end must not wait for the next one."""
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        incoming = aiter(messages)
-        try:
-            while True:
-                coming = asyncio.ensure_future(anext(incoming, None))
-                await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    raise NotReady("the server is stopping: call again")
-                message = coming.result()
-                if message is None:
-                    return
-                if isinstance(message, VaeError):
-                    raise message
-                yield message
-        finally:
-            stopping.cancel()
+
+async def _refuse_unknown(call: Call, content: bytes) -> None:
+    call.refuse(CallRefused(f"no method {call.head.path[:100]!r}: reflection describes those here"))
 
 
-async def _refuse(context: Any, err: Exception) -> None:
+_NO_ROOM = Overloaded("too many rows wait: try again in a moment")
+_UNKNOWN = BoundMethod(_refuse_unknown, streams=True)  # it does not wait for a message
+
+
+def _refuse(call: Call, err: Exception) -> None:
     """End a call with the status of an error; an unexpected error shows no more than an id."""
     if isinstance(err, VaeError):
         if err.status == 500:
             LOG.error("%s", err)
-        code = getattr(grpc.StatusCode, err.grpc_status)
-        await context.abort(code, str(err)[:MAX_MESSAGE])
-    if context.cancelled():
-        raise err
+        call.refuse(err, str(err)[:MAX_MESSAGE])
+        return
     given = uuid.uuid4().hex
     LOG.error("internal error", exc_info=err, extra={"request_id": given})
-    await context.abort(grpc.StatusCode.INTERNAL, f"internal error, request {given}")
+    call.refuse(VaeError(f"internal error, request {given}"))
 
 
-def _reader(message: Any) -> Callable[[bytes], Any]:
-    """Return what reads a call's requests.
+def _read(message: Any, content: bytes) -> Any:
+    """Read a call's message.
 
-    Bytes that are no such message become the error that the call is answered with: an exception
-    here would end the call as UNKNOWN, with the names of Python's classes.
+    Raises:
+        DataRefused: it is no such message.
     """
-
-    def read(content: bytes) -> Any:
-        try:
-            return message.FromString(content)
-        except DecodeError:
-            return DataRefused("the request is not a message of this call's type")
-
-    return read
+    try:
+        return message.FromString(content)
+    except DecodeError as err:
+        raise DataRefused("the request is not a message of this call's type") from err
 
 
-def _write(reply: Any) -> bytes:
-    content: bytes = reply.SerializeToString()
-    return content
+def _asked(message: Any, content: bytes) -> str:
+    """Return the name of the model that a request asks for."""
+    try:
+        name: str = getattr(_read(message, content), "model_name", "")
+    except DataRefused:
+        return ""
+    return name
+
+
+async def _read_all(message: Any, call: Call) -> AsyncIterator[Any]:
+    async for content in call.messages():
+        yield _read(message, content)
+
+
+def _write(reply: Reply) -> Parts:
+    return reply if isinstance(reply, tuple) else (reply.SerializeToString(),)

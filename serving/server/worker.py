@@ -87,12 +87,8 @@ class Worker:
             max_calls=settings.max_connections,
             access_log=settings.access_log,
         )
-        certificate = None
-        if settings.tls is not None:
-            chain, key = (path.read_bytes() for path in settings.tls)
-            certificate = (key, chain)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        await self._grpc.start(f"{host}:{settings.grpc_port}", certificate)
+        await self._grpc.start(f"{host}:{settings.grpc_port}", settings.tls)
         self._counters.set("ready", value=1)
 
     async def _stop(self) -> None:

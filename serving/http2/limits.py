@@ -1,0 +1,31 @@
+"""What a client may do, and for how long; and the frames that announce it."""
+
+from serving.http2 import frames
+
+MAX_STREAMS = 1024
+"""Streams of a connection at a time; its client keeps further calls until others have ended."""
+LIST_SIZE = 2**14
+"""Bytes of all header fields of a request, with 32 more for each, as the protocol counts them."""
+STREAM_WINDOW = 2**20
+"""Bytes that a client may send on a stream before what it sent was taken."""
+CONNECTION_WINDOW = 2**24
+MAX_UNSENT = 2**25
+"""Bytes of answers that a connection may hold back and still open streams."""
+GREETING_S = 10.0
+"""Seconds within which a client greets, and takes the last bytes of a connection."""
+REQUEST_S = 30.0
+"""Seconds within which a request arrives."""
+PROGRESS, PROGRESS_S = 2**14, 30.0
+"""Bytes of its answers that a client takes at least, and within how many seconds."""
+TOKENS = 1000
+"""Frames without use, in a row and again each second."""
+TOKENS_OF_A_FRAME = 4
+"""Further ones for each frame of an answer: clients of gRPC open both windows, and ping."""
+
+HELLO = frames.settings_frame(
+    {
+        frames.MAX_STREAMS: MAX_STREAMS,
+        frames.INITIAL_WINDOW: STREAM_WINDOW,
+        frames.MAX_HEADER_LIST: LIST_SIZE,
+    }
+) + frames.number_frame(frames.WINDOW_UPDATE, 0, CONNECTION_WINDOW - 65_535)

@@ -1,0 +1,251 @@
+"""One call of gRPC: the stream of HTTP/2 that carries its messages, its deadline and its status."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import NamedTuple, Protocol
+
+from serving.errors import BodyTimeout, DeadlineExceeded, NotReady, Overloaded, VaeError
+from serving.http2.headers import write_block
+from serving.http2.limits import REQUEST_S
+from serving.http2.stream import Carrier, Stream
+from serving.server.grpc_wire import (
+    ANSWER,
+    OK,
+    OK_TRAILERS,
+    PREFIX,
+    CallHead,
+    CallRefused,
+    decompress,
+    prefix,
+    size_of,
+    status_fields,
+)
+
+_MOST_UNSENT = 2**20
+"""Bytes of a stream's replies that may wait for its client before the next reply is made."""
+_LONGEST_S = 10 * 365 * 86_400
+
+
+class BoundMethod(NamedTuple):
+    """A method that is ready to be called with a call and the content of its message."""
+
+    answer: "Callable[[Call, bytes], Coroutine[None, None, None]]"
+    streams: bool = False
+    counted: bool = False
+    """Whether it is an inference."""
+
+
+class CallServer(Protocol):
+    """The server of a call, as its call sees it."""
+
+    loop: asyncio.AbstractEventLoop
+    max_bytes: int
+    stopping: bool
+    streams: "set[Call]"
+
+    def find(self, path: str) -> BoundMethod:
+        """Return what answers the calls of a path."""
+
+    def refuse_at_once(self, message: bytes) -> VaeError | None:
+        """Return why an inference is refused before its message is read, if it is."""
+
+
+class Call(Stream):
+    """A call, from its header fields to its status."""
+
+    def __init__(
+        self, server: CallServer, connection: Carrier, number: int, head: CallHead
+    ) -> None:
+        super().__init__(connection, number)
+        self.head = head
+        self.status = ""
+        """The name of the status, once there is one."""
+        self._server = server
+        self._method = server.find(head.path)
+        self._loop = server.loop
+        self._content: bytes | bytearray = b""
+        self._task: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        self._waiter: asyncio.Future[None] | None = None
+        self._began = False
+
+    def opened(self) -> None:
+        """Start the deadline, and a stream's task; others wait for their message."""
+        head = self.head
+        if head.http_status != 200:
+            self.send(trailers=write_block([(b":status", b"%d" % head.http_status)]))
+            return
+        if head.timeout_s < _LONGEST_S:
+            self._due = self.since + head.timeout_s
+            self._deadline = self._loop.call_at(self._due, self._expire)
+        if self._method.streams:
+            self._server.streams.add(self)
+            self._run(b"")
+
+    def received(self, data: bytes) -> None:
+        """Keep a part of a message; refuse a message that is too large before it has arrived."""
+        budget = self.connection.budget
+        content = self._content
+        if not content:
+            self._content = data
+        elif isinstance(content, bytearray):
+            content += data
+        else:
+            self._content = bytearray(content)
+            self._content += data
+        if not budget.receive(len(data)):
+            self.refuse(Overloaded("too many bytes of requests are in memory: try again"))
+            return
+        if not self._method.streams:
+            try:
+                if len(self._content) >= PREFIX:
+                    size_of(self._content, self._server.max_bytes)
+            except VaeError as err:
+                self.refuse(err)
+                return
+            self.grant()
+        else:
+            self._wake()
+
+    def finished(self) -> None:
+        """Answer a call of one request; tell a stream that no more come."""
+        if self._method.streams:
+            self._wake()
+            return
+        try:
+            message = self._take()
+            if message is None or self._content:
+                raise CallRefused("this call takes one message")
+            if self._method.counted and (full := self._server.refuse_at_once(message)):
+                raise full
+        except VaeError as err:
+            self.refuse(err)
+        else:
+            self._run(message)
+
+    def lost(self) -> None:
+        """Stop: the client has cancelled the call, or has gone."""
+        if self._task is not None:
+            self._task.cancel()
+        self._end("CANCELLED")
+
+    def overdue(self) -> None:
+        """Refuse a request that takes too long to arrive; a stream may take its time."""
+        if not self._method.streams:
+            self.refuse(BodyTimeout(f"the request did not arrive within {REQUEST_S:g} s"))
+
+    def drained(self) -> None:
+        """Make the next reply of a stream."""
+        self._wake()
+
+    def wake(self) -> None:
+        """Look again whether there is something to wait for: the server is stopping."""
+        self._wake()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the header fields of the call."""
+        return self.head.metadata
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the deadline, or None if there is none."""
+        return None if self._due == math.inf else max(self._due - self.connection.time(), 0.0)
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """Yield the messages of a stream, each as it arrives.
+
+        Raises:
+            NotReady: the server is stopping.
+        """
+        while True:
+            message = self._take()
+            if message is not None:
+                yield message
+            elif self.ended:
+                return
+            elif self._server.stopping:
+                raise NotReady("the server is stopping: call again")
+            else:
+                await self._wait()
+
+    async def reply(self, *parts: bytes | memoryview) -> None:
+        """Send a message of a stream, and wait while the client reads more slowly than this."""
+        headers, self._began = b"" if self._began else ANSWER, True
+        self.send(prefix(sum(map(len, parts))), *parts, headers=headers)
+        while self.queued > _MOST_UNSENT and not self.closed:
+            await self._wait()
+
+    def answer(self, *parts: bytes | memoryview) -> None:
+        """Send the only message, and the status that says that all is well."""
+        if not self.closed:
+            size = sum(map(len, parts))
+            self.send(prefix(size), *parts, headers=ANSWER, trailers=OK_TRAILERS)
+            self._end(OK)
+
+    def end(self) -> None:
+        """End a stream of replies."""
+        if not self.closed:
+            self.send(headers=b"" if self._began else ANSWER, trailers=OK_TRAILERS)
+            self._end(OK)
+
+    def refuse(self, err: VaeError, message: str = "") -> None:
+        """End the call with the status of an error."""
+        if not self.closed:
+            fields = status_fields(err.grpc_status, message or str(err))
+            trailers = write_block(fields)
+            self.send(trailers=trailers if self._began else ANSWER + trailers)
+            self._end(err.grpc_status)
+
+    def _run(self, message: bytes) -> None:
+        # with a name, since asyncio would write one for each
+        self._task = asyncio.Task(self._method.answer(self, message), loop=self._loop, name="call")
+
+    def _expire(self) -> None:
+        self.refuse(DeadlineExceeded("the deadline passed"))
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, status: str) -> None:
+        self.status = self.status or status
+        self._drop(len(self._content))
+        self._content = b""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._server.streams.discard(self)
+
+    def _drop(self, size: int) -> None:
+        self.connection.budget.received -= size
+
+    def _take(self) -> bytes | None:
+        """Take the next message if it has arrived.
+
+        Raises:
+            DataRefused, TooLarge, CallRefused: it cannot be read.
+        """
+        content = self._content
+        if len(content) < PREFIX:
+            self.grant()
+            return None
+        stop = PREFIX + size_of(content, self._server.max_bytes)
+        if len(content) < stop:
+            self.grant()
+            return None
+        message = bytes(content[PREFIX:stop])
+        if len(content) == stop:
+            self._content = b""
+        else:  # a bytearray, of which a start can be cut off without a copy of the rest
+            self._content = content if isinstance(content, bytearray) else bytearray(content)
+            del self._content[:stop]
+        self._drop(stop)
+        if content[0]:
+            return decompress(message, self.head.encoding, self._server.max_bytes)
+        return message
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,167 @@
+"""What calls hold in memory, and what they give back, whichever way they end."""
+
+import asyncio
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.errors import VaeError
+from serving.http2 import frames
+from serving.http2.budget import Budget
+from serving.http2.connection import Connection
+from serving.http2.headers import write_block
+from serving.server.grpc_call import BoundMethod, Call
+from serving.server.grpc_wire import CallHead, prefix, read_head
+from tests.serving.http2.wire import GREETING, REQUEST, Transport, data, headers
+
+BLOCK = write_block([(name.encode(), value.encode()) for name, value in REQUEST])
+MOST = 50_000
+
+
+class Calls:
+    """The server of one connection, whose calls answer with the size of what they got."""
+
+    def __init__(self, *, streams: bool = False, max_received: int = 2**20) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.budget = Budget(max_received, 2**24)
+        self.connections: set[Any] = set()
+        self.max_bytes = MOST
+        self.stopping = False
+        self.streams: set[Call] = set()
+        self.calls: list[Call] = []
+        self.got: list[int] = []
+        self.time = self.loop.time
+        self._method = BoundMethod(self.stream if streams else self.one, streams)
+        self.transport = Transport()
+        self.connection = Connection(self)
+        self.connection.connection_made(cast(Any, self.transport))
+        self.connection.data_received(GREETING)
+
+    async def one(self, call: Call, message: bytes) -> None:
+        self.got.append(len(message))
+        call.answer(b"%d" % len(message))
+
+    async def stream(self, call: Call, message: bytes) -> None:
+        try:
+            async for each in call.messages():
+                self.got.append(len(each))
+                await call.reply(b"%d" % len(each))
+        except VaeError as err:
+            call.refuse(err)
+        call.end()
+
+    def find(self, path: str) -> BoundMethod:
+        return self._method
+
+    def refuse_at_once(self, message: bytes) -> VaeError | None:
+        return None
+
+    def read_head(self, fields: Any) -> CallHead:
+        return read_head(fields)
+
+    def make_stream(self, connection: Any, number: int, head: CallHead) -> Call:
+        call = Call(self, connection, number, head)
+        self.calls.append(call)
+        return call
+
+    async def send(self, *parts: bytes) -> None:
+        self.connection.data_received(b"".join(parts))
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def pieces(body: bytes, cuts: set[int]) -> list[bytes]:
+    places = [0, *sorted(cut for cut in cuts if cut < len(body)), len(body)]
+    return [data(1, body[a:b]) for a, b in pairwise(places)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=20), st.sets(st.integers(1, 3000)))
+def test_messages_of_a_stream_come_out_whole(sizes: list[int], cuts: set[int]) -> None:
+    async def run() -> None:
+        calls = Calls(streams=True)
+        body = b"".join(prefix(size) + bytes(size) for size in sizes)
+        await calls.send(headers(1, BLOCK))
+        for piece in pieces(body, cuts):
+            await calls.send(piece)
+        await calls.send(data(1, b"", end=True))
+        for _ in sizes:
+            await asyncio.sleep(0)
+        assert calls.got == sizes
+        assert [call.status for call in calls.calls] == ["OK"]
+        assert calls.budget.received == 0
+        assert calls.streams == set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["one", "stream"])
+@pytest.mark.parametrize("end", ["answer", "cancel", "lost", "too large", "overdue", "cut"])
+def test_memory_is_given_back_however_a_call_ends(streams: bool, end: str) -> None:
+    async def run() -> None:
+        calls = Calls(streams=streams)
+        await calls.send(headers(1, BLOCK), data(1, prefix(10_000) + bytes(9000)))
+        assert calls.budget.received == 9005
+        if end == "answer":
+            await calls.send(data(1, bytes(1000), end=True))
+        elif end == "cancel":
+            await calls.send(frames.number_frame(frames.RST_STREAM, 1, 8))
+        elif end == "lost":
+            calls.connection.connection_lost(None)
+        elif end == "too large":
+            await calls.send(
+                data(1, bytes(1000)), data(1, prefix(MOST + 1)), data(1, b"", end=True)
+            )
+        elif end == "overdue":
+            calls.calls[0].overdue()
+            calls.connection.connection_lost(None)
+        else:
+            await calls.send(data(1, b"", end=True))
+        await asyncio.sleep(0)
+        assert calls.budget.received == 0
+        assert calls.calls[0].status
+        assert calls.got == (
+            [10_000] if end == "answer" or (end, streams) == ("too large", True) else []
+        )
+
+    asyncio.run(run())
+
+
+def test_what_all_requests_hold_together_is_bounded() -> None:
+    async def run() -> None:
+        calls = Calls(max_received=100_000)
+        for number in range(1, 9, 2):
+            await calls.send(headers(number, BLOCK), data(number, prefix(40_000) + bytes(10_000)))
+            await calls.send(data(number, bytes(16_000)), data(number, bytes(13_000)))
+        assert [call.status for call in calls.calls] == ["", "", *["RESOURCE_EXHAUSTED"] * 2]
+        assert calls.budget.received <= 100_000 + 16_000
+        await calls.send(data(1, bytes(1000), end=True))
+        assert calls.got == [40_000]
+
+    asyncio.run(run())
+
+
+def test_a_stream_waits_for_a_client_that_does_not_read() -> None:
+    async def run() -> None:
+        calls = Calls(streams=True)
+
+        async def talk(call: Call, message: bytes) -> None:
+            for _ in range(100):
+                calls.got.append(1)
+                await call.reply(bytes(MOST))
+            call.end()
+
+        calls._method = BoundMethod(talk, streams=True)
+        await calls.send(headers(1, BLOCK, end=True))
+        assert 20 < len(calls.got) < 30
+        update = frames.number_frame(frames.WINDOW_UPDATE, 0, 2**24)
+        await calls.send(update, frames.number_frame(frames.WINDOW_UPDATE, 1, 2**24))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert calls.calls[0].status == "OK"
+        assert not calls.connection.streams
+
+    asyncio.run(run())
