@@ -105,8 +105,10 @@ def test_words_and_what_is_no_word_are_categories() -> None:
 
 
 def test_columns_of_words_do_not_mix() -> None:
-    many = [Column(name=n, kind="category", type="text", words=tuple("abcdefg"[:size])) for n, size in
-            (("p", 2), ("q", 7), ("r", 1))]  # fmt: skip
+    many = [
+        Column(name=name, kind="category", type="text", words=tuple("abcdefg"[:size]))
+        for name, size in (("p", 2), ("q", 7), ("r", 1))
+    ]
     module = Words(many).double()
     module.writable.fill_(1)  # as if training had words of no name in each
     logits = torch.randn(5, module.params_width, dtype=torch.float64)
