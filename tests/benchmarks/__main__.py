@@ -20,6 +20,7 @@ from tests.benchmarks import (  # noqa: E402  after the spin limit
     batch,
     batch_spark,
     engine,
+    mixed,
     noise,
     parity,
     precision,
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
     "runtimes": runtimes.measure,
     "batch": batch.measure,
     "batch_spark": batch_spark.measure,
+    "mixed": mixed.measure,
     "anomaly": anomaly.measure,
     "wide": wide.measure,
 }

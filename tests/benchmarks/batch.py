@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -222,11 +222,14 @@ def measure_process(folder: Path, rows: int) -> Iterator[Row]:
     yield Row(f"vae score, {rows} rows / mlflow models serve", job, served, "at most 0.05x")
 
 
-def run_command(folder: Path, source: Path) -> tuple[float, int]:
+def run_command(
+    folder: Path, source: Path, *, ids: Sequence[str] = ("id",), workers: int = WORKERS
+) -> tuple[float, int]:
     """Seconds and peak memory in bytes of one `vae score`."""
     output = folder / "out"
     command = [sys.executable, "-c", AND_SAY_PEAK, "score", str(source), str(output)]
-    command += ["--id", "id", "--model", str(folder / "bundle"), "--workers", str(WORKERS)]
+    command += ["--model", str(folder / "bundle"), "--workers", str(workers)]
+    command += [word for name in ids for word in ("--id", name)]
     started = time.perf_counter()
     said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stderr
     seconds = time.perf_counter() - started
