@@ -7,7 +7,6 @@ Kingma et al. (2016), appendix C.8: free bits, an amount of KL per latent that c
 Mattei & Frellsen (2019), section 3.2: the weights of that bound predict what is missing.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -20,8 +19,6 @@ from serving.errors import UsageRefused
 
 LEAST_DRAWS = 32
 """The effective number of draws by which a gap is filled, if there are twice as many."""
-LEAST_WEIGHT = math.exp(-80)
-"""A weight of 0 has no logarithm."""
 
 
 class ElboTerms(NamedTuple):
@@ -107,16 +104,16 @@ def impute(
     sum_k w_k E[cell given z_k], where w_k is proportional to p(seen given z_k) p(z_k) /
     q(z_k given seen), and sums to 1 (equations 10 and 11: single imputation). To pick a z_k with
     the probability w_k and draw the cell from p(x given z_k) is multiple imputation. Where few
-    draws would have all of the weight, they are made more even, see `even_weights`.
+    draws would have all of the weight, the mean is over more even ones, see `even_weights`.
     """
     terms = elbo_terms(model, x, eps, dtype)
     if model.mixed is None or terms.params is None:
         raise UsageRefused("impute needs a model of a table with --likelihood mixed")
     log_weights = terms.log_weights()
     log_weights = log_weights - log_weights.amax(-1, keepdim=True)
-    weights = even_weights(log_weights.exp() / log_weights.exp().sum(-1, keepdim=True))
-    filled = model.mixed.impute(terms.params, weights)
-    return filled, weights.clamp(min=LEAST_WEIGHT).log(), terms.z
+    log_weights = log_weights - log_weights.exp().sum(-1, keepdim=True).log()
+    filled = model.mixed.impute(terms.params, even_weights(log_weights.exp()))
+    return filled, log_weights, terms.z
 
 
 def even_weights(weights: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class CallHead(NamedTuple):
 class CallRefused(VaeError):
     """The call is not one that this server has, or breaks a rule of gRPC."""
 
-    status = 501
+    status = 404
     grpc_status = "UNIMPLEMENTED"
 
 
