@@ -14,7 +14,7 @@ class Budget:
     """Counts bytes; ends the connection that has been stuck for longest if there are too many.
 
     Args:
-        max_received: bytes of requests that have not arrived in full, or are not read yet.
+        max_received: bytes of requests that arrive, or are not answered yet.
         max_unsent: bytes of answers that clients do not take.
     """
 

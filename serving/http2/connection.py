@@ -170,6 +170,7 @@ class Connection(asyncio.Protocol):
         self.sender.frame_size = settings.get(frames.MAX_FRAME, self.sender.frame_size)
         if frames.INITIAL_WINDOW in settings:
             streams = self.streams.values()
+            self._spend(len(streams) // limits.STREAMS_OF_A_TOKEN)
             self._sent(self.sender.set_window(settings[frames.INITIAL_WINDOW], streams))
         self._write(frames.frame(frames.SETTINGS, frames.ACK))
 
@@ -185,13 +186,13 @@ class Connection(asyncio.Protocol):
 
     def _window_update(self, flags: int, number: int, payload: bytes) -> None:
         increment = frames.NUMBER.unpack(payload)[0] & NEVER
-        if increment < frames.FRAME_SIZE:
+        stream = self.streams.get(number)
+        if increment < limits.PAYING or (number and stream is None):
             self._spend()
-        if number:
+        if stream is not None:
+            self._sent(self.sender.enlarge_stream(stream, increment))
+        elif number:
             self._check_known(number)
-            stream = self.streams.get(number)
-            if stream is not None:
-                self._sent(self.sender.enlarge_stream(stream, increment))
         else:
             self._sent(self.sender.enlarge(increment))
 
@@ -202,13 +203,13 @@ class Connection(asyncio.Protocol):
         """Pay for it; the frame reader has taken its content."""
         self._spend()
 
-    def _spend(self) -> None:
+    def _spend(self, tokens: int = 1) -> None:
         """Pay for a frame that costs the server work, and its client nothing.
 
         Raises:
             ConnectionFault: there were too many.
         """
-        if not self._tokens.spend():
+        if not self._tokens.spend(tokens):
             self._tokens.earn(self.time(), self.sender.frames)
 
     @property

@@ -21,6 +21,11 @@ TOKENS = 1000
 """Frames without use, in a row and again each second."""
 TOKENS_OF_A_FRAME = 4
 """Further ones for each frame of an answer: clients of gRPC open both windows, and ping."""
+PAYING = 2**12
+"""Bytes of DATA, and of a window that opens, that pay for themselves; some clients open their
+windows by no more at a time."""
+STREAMS_OF_A_TOKEN = 16
+"""Streams whose windows change for one token."""
 
 HELLO = frames.settings_frame(
     {

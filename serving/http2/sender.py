@@ -19,6 +19,7 @@ from serving.http2.frames import (
     frame,
     frame_header,
 )
+from serving.http2.limits import PAYING
 from serving.http2.stream import Parts, Stream
 
 TURN = 2**18
@@ -42,7 +43,7 @@ class Sender:
         self.sent = 0
         """Bytes of DATA that were handed to the transport."""
         self.frames = 0
-        """Frames that carried it, or ended an answer."""
+        """Frames that carried it, or ended an answer, other than small ones that a window cut."""
         self.unsent = 0
         """Bytes of DATA that were not handed over."""
         self._waiting: dict[int, Stream] = {}
@@ -129,11 +130,12 @@ class Sender:
                     out.append(part[:left])
                     queue[0] = part[left:]
                     left = 0
-            self.frames += 1
             self._window -= size
             stream.window -= size
             stream.queued -= size
             taken += size
+            if size >= PAYING or not stream.queued:  # else the client asked for crumbs
+                self.frames += 1
         self.unsent -= taken
         self.sent += taken
         return taken

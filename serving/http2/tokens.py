@@ -17,9 +17,9 @@ class Tokens:
         self._left = TOKENS
         self._at, self._sent = now, 0
 
-    def spend(self) -> bool:
-        """Spend one; return whether there was one."""
-        self._left -= 1
+    def spend(self, tokens: int) -> bool:
+        """Spend some; return whether there were as many."""
+        self._left -= tokens
         return self._left >= 0
 
     def earn(self, now: float, sent: int) -> None:

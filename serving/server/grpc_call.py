@@ -17,6 +17,7 @@ from serving.server.grpc_wire import (
     CallHead,
     CallRefused,
     decompress,
+    most_inflated,
     prefix,
     size_of,
     status_fields,
@@ -65,6 +66,8 @@ class Call(Stream):
         self._method = server.find(head.path)
         self._loop = server.loop
         self._content: bytes | bytearray = b""
+        self._held = 0
+        """Bytes of the message that is being answered, which the budget counts, too."""
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._due = math.inf
@@ -85,7 +88,7 @@ class Call(Stream):
             self._run(b"")
 
     def received(self, data: bytes) -> None:
-        """Keep a part of a message; refuse a message that is too large before it has arrived."""
+        """Keep a part of a message; refuse one that is too large before it has arrived."""
         budget = self.connection.budget
         content = self._content
         if not content:
@@ -96,12 +99,11 @@ class Call(Stream):
             self._content = bytearray(content)
             self._content += data
         if not budget.receive(len(data)):
-            self.refuse(Overloaded("too many bytes of requests are in memory: try again"))
+            self._give_up(_no_room())
             return
         if not self._method.streams:
             try:
-                if len(self._content) >= PREFIX:
-                    size_of(self._content, self._server.max_bytes)
+                self._check_size()
             except VaeError as err:
                 self.refuse(err)
                 return
@@ -118,18 +120,18 @@ class Call(Stream):
             message = self._take()
             if message is None or self._content:
                 raise CallRefused("this call takes one message")
-            if self._method.counted and (full := self._server.refuse_at_once(message)):
-                raise full
         except VaeError as err:
             self.refuse(err)
+            return
+        if self._method.counted and (full := self._server.refuse_at_once(message)):
+            self.refuse(full)  # never raised: it is shared, and would keep this frame
         else:
             self._run(message)
 
     def lost(self) -> None:
         """Stop: the client has cancelled the call, or has gone."""
-        if self._task is not None:
-            self._task.cancel()
         self._end("CANCELLED")
+        self._stop()
 
     def overdue(self) -> None:
         """Refuse a request that takes too long to arrive; a stream may take its time."""
@@ -202,14 +204,21 @@ class Call(Stream):
         self._task = asyncio.Task(self._method.answer(self, message), loop=self._loop, name="call")
 
     def _expire(self) -> None:
-        self.refuse(DeadlineExceeded("the deadline passed"))
+        self._give_up(DeadlineExceeded("the deadline passed"))
+
+    def _give_up(self, err: VaeError) -> None:
+        """Refuse a call that may be waiting, or be answered, at the moment."""
+        self.refuse(err)
+        self._stop()
+
+    def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
     def _end(self, status: str) -> None:
         self.status = self.status or status
-        self._drop(len(self._content))
-        self._content = b""
+        self._drop(len(self._content) + self._held)
+        self._content, self._held = b"", 0
         if self._deadline is not None:
             self._deadline.cancel()
         self._server.streams.discard(self)
@@ -217,12 +226,25 @@ class Call(Stream):
     def _drop(self, size: int) -> None:
         self.connection.budget.received -= size
 
-    def _take(self) -> bytes | None:
-        """Take the next message if it has arrived.
+    def _check_size(self) -> None:
+        """Check what has arrived of the only message.
 
         Raises:
-            DataRefused, TooLarge, CallRefused: it cannot be read.
+            TooLarge, CallRefused: it will not be read.
         """
+        content = self._content
+        if len(content) >= PREFIX:
+            if len(content) > PREFIX + size_of(content, self._server.max_bytes):
+                raise CallRefused("this call takes one message")
+
+    def _take(self) -> bytes | None:
+        """Take the next message if it has arrived; the one before it is answered.
+
+        Raises:
+            DataRefused, TooLarge, CallRefused, Overloaded: it cannot be read.
+        """
+        self._drop(self._held)
+        self._held = 0
         content = self._content
         if len(content) < PREFIX:
             self.grant()
@@ -231,16 +253,24 @@ class Call(Stream):
         if len(content) < stop:
             self.grant()
             return None
-        message = bytes(content[PREFIX:stop])
+        flag, message = content[0], bytes(content[PREFIX:stop])
         if len(content) == stop:
             self._content = b""
         else:  # a bytearray, of which a start can be cut off without a copy of the rest
             self._content = content if isinstance(content, bytearray) else bytearray(content)
             del self._content[:stop]
-        self._drop(stop)
-        if content[0]:
-            return decompress(message, self.head.encoding, self._server.max_bytes)
-        return message
+        self._held = stop
+        return self._inflate(message) if flag else message
+
+    def _inflate(self, message: bytes) -> bytes:
+        """Decompress a message, unless what it may hold is more than there is room for."""
+        budget, most = self.connection.budget, self._server.max_bytes
+        if budget.received + min(most, most_inflated(message)) > budget.max_received:
+            raise _no_room()
+        whole = decompress(message, self.head.encoding, most)
+        budget.receive(len(whole))
+        self._held += len(whole)
+        return whole
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -249,3 +279,7 @@ class Call(Stream):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _no_room() -> Overloaded:
+    return Overloaded("too many bytes of requests are in memory: try again")

@@ -36,7 +36,7 @@ MAX_LOGGED = 128
 MAX_UNSENT = 2**27
 """Bytes of answers that clients do not take; the client that is stuck for longest is cut off."""
 MAX_RECEIVED = 16
-"""Messages of the largest size whose parts may be in memory."""
+"""Messages of the largest size that may be in memory, from their first byte to their answer."""
 
 Parts = tuple[bytes | memoryview, ...]
 Reply = Any

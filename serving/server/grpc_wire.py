@@ -39,6 +39,8 @@ STATUS_NUMBERS = {
 }
 ENCODINGS = {"gzip": 31, "deflate": 15}
 """Compressions that are read, and the `wbits` of zlib."""
+_MOST_INFLATED = 1032
+"""Bytes that deflate makes of one at most: 258 of two bits."""
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -109,6 +111,11 @@ def size_of(content: bytes | bytearray, most: int) -> int:
     if size > most:
         raise TooLarge(f"the message is larger than max: {size} of {most} bytes")
     return size
+
+
+def most_inflated(content: bytes) -> int:
+    """Return the most bytes that a message may hold once it is decompressed (RFC 1951)."""
+    return len(content) * _MOST_INFLATED
 
 
 def decompress(content: bytes, encoding: str, most: int) -> bytes:

@@ -58,6 +58,50 @@ def test_a_client_may_open_its_windows_and_ping_at_each_part_of_an_answer(wire: 
     assert wire.failed() is None
 
 
+@pytest.mark.parametrize("ask", ["settings", "update"])
+def test_a_client_that_asks_for_crumbs_of_an_answer_is_told_to_stop(ask: str) -> None:
+    """CVE-2019-9511: each frame would earn the tokens that pay for the next."""
+    server = answer_of(20 * limits.TOKENS)
+    wire = server.connect()
+    wire.send(GREETING, frames.settings_frame({frames.INITIAL_WINDOW: 0}))
+    wire.send(headers(1, end=True), headers(3, end=True))
+    for size in range(1, 3 * limits.TOKENS):
+        if ask == "settings":
+            wire.send(frames.settings_frame({frames.INITIAL_WINDOW: size}))
+        else:
+            wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, 1))
+    assert wire.failed() is Code.ENHANCE_YOUR_CALM
+
+
+def test_windows_of_many_streams_cost_more_to_change(server: Server) -> None:
+    server.respond = lambda stream: None
+    wire = server.connect()
+    wire.send(GREETING, *(headers(number) for number in range(1, 2000, 2)))
+    changes = [frames.settings_frame({frames.INITIAL_WINDOW: size}) for size in range(40)]
+    wire.send(*changes[:10])
+    assert wire.failed() is None
+    wire.send(*changes[10:])
+    assert wire.failed() is Code.ENHANCE_YOUR_CALM
+
+
+def test_windows_of_streams_that_have_ended_cost_a_token(wire: Wire) -> None:
+    wire.send(headers(1, end=True))
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB) * 2 * limits.TOKENS)
+    assert wire.failed() is Code.ENHANCE_YOUR_CALM
+
+
+def test_a_client_may_open_its_windows_by_4_kib_at_a_time() -> None:
+    """That is what Go's net/http does, for the connection and for the stream."""
+    server = answer_of(2**25)
+    wire = server.connect()
+    wire.send(GREETING, headers(1, end=True))
+    for _ in range(0, 2**25, 2**12):
+        wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, 2**12))
+        wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, 2**12))
+    assert wire.failed() is None
+    assert not wire.connection.streams
+
+
 def test_streams_that_are_reset_at_once_end_the_connection(server: Server) -> None:
     """CVE-2023-44487: each costs the start of a call, and its client nothing."""
     server.respond = lambda stream: None

@@ -1,6 +1,7 @@
 """What calls hold in memory, and what they give back, whichever way they end."""
 
 import asyncio
+import gzip
 from itertools import pairwise
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import VaeError
+from serving.errors import Overloaded, VaeError
 from serving.http2 import frames
 from serving.http2.budget import Budget
 from serving.http2.connection import Connection
@@ -30,6 +31,10 @@ class Calls:
         self.connections: set[Any] = set()
         self.max_bytes = MOST
         self.stopping = False
+        self.full: VaeError | None = None
+        self.tasks: list[Any] = []
+        self.go = asyncio.Event()
+        self.go.set()
         self.streams: set[Call] = set()
         self.calls: list[Call] = []
         self.got: list[int] = []
@@ -42,9 +47,11 @@ class Calls:
 
     async def one(self, call: Call, message: bytes) -> None:
         self.got.append(len(message))
+        await self.go.wait()
         call.answer(b"%d" % len(message))
 
     async def stream(self, call: Call, message: bytes) -> None:
+        self.tasks.append(asyncio.current_task())
         try:
             async for each in call.messages():
                 self.got.append(len(each))
@@ -57,7 +64,7 @@ class Calls:
         return self._method
 
     def refuse_at_once(self, message: bytes) -> VaeError | None:
-        return None
+        return self.full
 
     def read_head(self, fields: Any) -> CallHead:
         return read_head(fields)
@@ -163,5 +170,97 @@ def test_a_stream_waits_for_a_client_that_does_not_read() -> None:
             await asyncio.sleep(0)
         assert calls.calls[0].status == "OK"
         assert not calls.connection.streams
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_there_is_no_room_for_ends_its_task() -> None:
+    """A task that waited on would keep its place among the calls in progress."""
+
+    async def run() -> None:
+        calls = Calls(streams=True, max_received=20_000)
+        await calls.send(headers(1, BLOCK), data(1, prefix(40_000)))
+        assert not calls.tasks[0].done()
+        await calls.send(data(1, bytes(16_000)), data(1, bytes(16_000)))
+        assert [call.status for call in calls.calls] == ["RESOURCE_EXHAUSTED"]
+        assert calls.tasks[0].done()
+        assert calls.budget.received == 0
+
+    asyncio.run(run())
+
+
+def test_a_message_counts_until_its_call_is_answered() -> None:
+    async def run() -> None:
+        calls = Calls(max_received=100_000)
+        calls.go.clear()
+        for number in range(1, 7, 2):
+            await calls.send(headers(number, BLOCK), data(number, prefix(40_000)))
+            await calls.send(*[data(number, bytes(10_000))] * 4, data(number, b"", end=True))
+        assert calls.got == [40_000] * 2
+        assert [call.status for call in calls.calls] == ["", "", "RESOURCE_EXHAUSTED"]
+        assert calls.budget.received == 2 * 40_005
+        calls.go.set()
+        await calls.send()
+        assert [call.status for call in calls.calls[:2]] == ["OK", "OK"]
+        assert calls.budget.received == 0
+
+    asyncio.run(run())
+
+
+def test_messages_are_not_decompressed_without_room_for_what_they_may_hold() -> None:
+    """Hundreds of small ones, which end at once, would otherwise hold gigabytes."""
+
+    async def run() -> None:
+        calls = Calls(max_received=4 * MOST)
+        calls.go.clear()
+        packed = gzip.compress(bytes(MOST))
+        body = b"\1" + prefix(len(packed))[1:] + packed
+        block = BLOCK + write_block([(b"grpc-encoding", b"gzip")])
+        numbers = range(1, 41, 2)
+        await calls.send(*(headers(n, block) + data(n, body) for n in numbers))
+        await calls.send(*(data(n, b"", end=True) for n in numbers))
+        assert calls.got == [MOST] * 3
+        assert [call.status for call in calls.calls[3:]] == ["RESOURCE_EXHAUSTED"] * 17
+        calls.go.set()
+        await calls.send()
+        assert calls.budget.received == 0
+
+    asyncio.run(run())
+
+
+def test_each_message_of_a_stream_says_whether_it_is_compressed() -> None:
+    async def run() -> None:
+        calls = Calls(streams=True)
+        packed = gzip.compress(bytes(3000))
+        body = b"\1" + prefix(len(packed))[1:] + packed + prefix(7) + bytes(7)
+        block = BLOCK + write_block([(b"grpc-encoding", b"gzip")])
+        await calls.send(headers(1, block), data(1, body[:9]), data(1, body[9:], end=True))
+        assert calls.got == [3000, 7]
+
+    asyncio.run(run())
+
+
+def test_what_follows_the_only_message_is_refused_before_the_request_has_ended() -> None:
+    async def run() -> None:
+        calls = Calls()
+        await calls.send(headers(1, BLOCK), data(1, prefix(10) + bytes(10)))
+        assert calls.calls[0].status == ""
+        await calls.send(data(1, b"a"))
+        assert calls.calls[0].status == "UNIMPLEMENTED"
+        assert calls.budget.received == 0
+
+    asyncio.run(run())
+
+
+def test_the_refusal_that_calls_share_does_not_keep_them() -> None:
+    """An exception that is raised holds the frames that it passed, and so their messages."""
+
+    async def run() -> None:
+        calls = Calls()
+        calls._method = calls._method._replace(counted=True)
+        calls.full = Overloaded("full")
+        await calls.send(headers(1, BLOCK), data(1, prefix(10) + bytes(10), end=True))
+        assert calls.calls[0].status == "RESOURCE_EXHAUSTED"
+        assert calls.full.__traceback__ is None
 
     asyncio.run(run())
