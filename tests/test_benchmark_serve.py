@@ -73,10 +73,12 @@ class Machine:
         return "triton 2.51.0"
 
 
-def run(*, turns: int, halves: bool = False) -> Comparison:
+def run(
+    *, turns: int, halves: bool = False, tell: Callable[[Pair], None] | None = None
+) -> Comparison:
     rows = Inputs(Path("bundle"), np.zeros((64, 28, 28), np.uint8))
     quiet = Quiet((0, 0), budget_s=0)
-    return compare(TRITON, rows, 3, turns, quiet, halves=halves)
+    return compare(TRITON, rows, 3, turns, quiet, tell or (lambda pair: None), halves=halves)
 
 
 def make_load(requests_s: float, p99_ms: float = 1, cpu_us: float = 1) -> Load:
@@ -144,6 +146,20 @@ def test_each_is_offered_half_of_its_own_peak(monkeypatch: pytest.MonkeyPatch) -
         (OURS.name, 1500.0, 64),
         (TRITON.name, 750.0, 64),
     ]
+
+
+def test_each_pair_is_told_as_soon_as_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, fails=lambda start: start == 3)
+    told: list[tuple[int, str]] = []
+
+    def tell(pair: Pair) -> None:
+        told.extend((len(machine.started), line) for line in pairs_report.summary(pair))
+
+    found = run(turns=2, halves=True, tell=tell)
+    assert len(told) == len(found.at_peak) + len(found.at_half) + 1
+    ratios = "req/s 2.00x (2.00 to 2.00), p99 1.00x (1.00 to 1.00) of triton"
+    reason = "a turn failed: NotMeasured: exit code -11: it said nothing"
+    assert told[:2] == [(5, f"binary    1     1 {ratios}"), (5, f"binary    1     1 {reason}")]
 
 
 def test_a_cell_without_a_peak_has_no_half(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ This is a benchmark, not a test.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -22,6 +23,7 @@ NAMES = (*PEERS, "rates", "overload")
 
 def main() -> None:
     """Install the servers, measure them in turns, and print the report."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and stop the servers
     given = parse()
     server_core, load_core = two_cores()
     unknown = set(given.only) - set(NAMES)
@@ -68,7 +70,7 @@ def main() -> None:
         halves = "rates" in given.only
         try:
             beside.append(
-                pairs.compare(TRITON, bench, given.seconds, given.pairs, quiet, halves=halves)
+                pairs.compare(TRITON, bench, given.seconds, given.pairs, quiet, tell, halves=halves)
             )
         except NotMeasured as err:
             absent[TRITON.name] = str(err)
@@ -113,6 +115,12 @@ def parse() -> argparse.Namespace:
 def say(text: str) -> None:
     """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(pair: pairs.Pair) -> None:
+    """Print a pair to stderr when it is done, since all of them take minutes."""
+    for line in pairs_report.summary(pair):
+        say(f"  {line}")
 
 
 def show(title: str, lines: Iterable[str]) -> None:

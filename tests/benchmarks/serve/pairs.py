@@ -7,7 +7,7 @@ server is started anew for each turn.
 
 import json
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -153,9 +153,16 @@ class Bench:
 
 
 def compare(
-    peer: Peer, inputs: Inputs, seconds: int, turns: int, quiet: Quiet, *, halves: bool
+    peer: Peer,
+    inputs: Inputs,
+    seconds: int,
+    turns: int,
+    quiet: Quiet,
+    tell: Callable[[Pair], None],
+    *,
+    halves: bool,
 ) -> Comparison:
-    """Measure every cell in turns, and then half of each peak.
+    """Measure every cell in turns, and then half of each peak; `tell` of each when it is done.
 
     Raises:
         NotMeasured: our server, the echo, or the other server cannot be started.
@@ -168,9 +175,11 @@ def compare(
         for wire, cell in cells_of(peer):
             take = partial(bench.turn_at_peak, wire, cell, seconds)
             found.at_peak.append(repeat(cell, [take] * turns))
+            tell(found.at_peak[-1])
         for wire, pair in peaks(peer, found.at_peak) if halves else ():
             take = partial(bench.turn_at_half, wire, pair)
             found.at_half.append(repeat(pair.cell, [take] * turns))
+            tell(found.at_half[-1])
     return found
 
 

@@ -64,6 +64,16 @@ def comparison(found: Comparison) -> Iterator[str]:
         yield from _failures(pair)
 
 
+def summary(pair: Pair) -> Iterator[str]:
+    """Say in a line what one pair came to, and why turns failed."""
+    if pair.turns:
+        yield (
+            f"{_start(pair)} req/s {spread(pair.ratios)}, p99 {spread(pair.p99_ratios)}"
+            f" of {pair.cell.server}"
+        )
+    yield from _failures(pair)
+
+
 def goals(found: Comparison) -> Iterator[str]:
     """Return the goals beside the other server, and the figures that were reached."""
     for pair in found.at_peak:
