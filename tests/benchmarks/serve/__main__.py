@@ -7,12 +7,13 @@ This is a benchmark, not a test.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from functools import partial
 
-from tests.benchmarks.serve import cells, inputs, overload, rates, report
-from tests.benchmarks.serve.catalog import OURS, PEERS
+from tests.benchmarks.serve import cells, inputs, overload, pairs, pairs_report, rates, report
+from tests.benchmarks.serve.catalog import OURS, PEERS, TRITON
 from tests.benchmarks.serve.load import Load, two_cores
 from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.servers import NotMeasured, install, running
@@ -22,6 +23,7 @@ NAMES = (*PEERS, "rates", "overload")
 
 def main() -> None:
     """Install the servers, measure them in turns, and print the report."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and stop the servers
     given = parse()
     server_core, load_core = two_cores()
     unknown = set(given.only) - set(NAMES)
@@ -51,7 +53,7 @@ def main() -> None:
             load = Load(runs_s, 0, 0, others)
             floor[rows] = max(floor[rows], load, key=lambda each: each.requests_s)
         for peer in peers:
-            if peer.name in absent:
+            if peer.name in absent or peer.fragile:
                 continue
             say(f"turn {turn + 1} of {given.turns}: {peer.name}")
             try:
@@ -62,6 +64,18 @@ def main() -> None:
                     found[peer.name] = report.Footprint(*times, before, server.rss_mib())
             except NotMeasured as err:
                 absent[peer.name] = str(err)
+    beside: list[pairs.Comparison] = []
+    if TRITON in peers and TRITON.name not in absent:
+        say(f"{TRITON.name} and {OURS.name} in turns, cell by cell")
+        halves = "rates" in given.only
+        try:
+            beside.append(
+                pairs.compare(TRITON, bench, given.seconds, given.pairs, quiet, tell, halves=halves)
+            )
+        except NotMeasured as err:
+            absent[TRITON.name] = str(err)
+    for one in beside:
+        one.add_to(results)
     show("peak", report.loads(peers, results, absent, floor))
     show("readiness and memory", report.footprints(found))
 
@@ -71,7 +85,11 @@ def main() -> None:
         with running(OURS, bench, server_core) as server:
             at_half = rates.measure(OURS, server, bench, results, quiet)
         show("vae at half of its peak, one row a request, open loop", report.rates(at_half))
+    for one in beside:
+        show(f"{OURS.name} beside {one.version}", pairs_report.comparison(one))
     show("must hold", report.goals(results, floor, at_half))
+    for one in beside:
+        show("", pairs_report.goals(one))
     if OURS.name not in absent and "overload" in given.only:
         seconds = 120 if given.full else 20
         say(f"overload, {seconds} s for each flood")
@@ -83,6 +101,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Our server beside others")
     parser.add_argument("--seconds", type=int, default=3, help="of each cell  [default: 3]")
     parser.add_argument("--turns", type=int, default=2, help="of each server  [default: 2]")
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="turns of each cell beside Triton  [default: 3]"
+    )
     parser.add_argument("--preset", default="seed", help="of the model  [default: seed]")
     parser.add_argument("--full", action="store_true", help="overload for 120 s, not for 20 s")
     parser.add_argument(
@@ -94,6 +115,12 @@ def parse() -> argparse.Namespace:
 def say(text: str) -> None:
     """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def tell(pair: pairs.Pair) -> None:
+    """Print a pair to stderr when it is done, since all of them take minutes."""
+    for line in pairs_report.summary(pair):
+        say(f"  {line}")
 
 
 def show(title: str, lines: Iterable[str]) -> None:

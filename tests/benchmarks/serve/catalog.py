@@ -29,6 +29,8 @@ class Peer:
     """A command to run once before."""
     announces: bool = False
     """Whether it prints a line to stdout when it is ready."""
+    fragile: bool = False
+    """Whether it may crash when connections are closed, so that each cell has a new process."""
 
     @property
     def folder(self) -> str:
@@ -51,6 +53,16 @@ OURS = Peer(
     setting="defaults",
     announces=True,
 )
+
+ECHO = Peer(
+    name="echo",
+    requirements=(),
+    command=("{bin}/python", "-m", "tests.benchmarks.serve.transports", "{port}", "{grpc_port}"),
+    health="/0",
+    wires=(V2_BINARY, V2_GRPC),
+    setting="our transports, which answer with as many bytes",
+)
+"""Not a peer: the floor of each wire."""
 
 MLSERVER_TUNED = Peer(
     name="mlserver tuned",
@@ -129,8 +141,26 @@ FASTAPI = Peer(
     setting="async route, pydantic models, uvloop and httptools",
 )
 
+TRITON = Peer(
+    name="triton",
+    requirements=("nvidia-pytriton==0.7.0", ONNXRUNTIME),
+    prepare=("{bin}/python", "{peers}/on_triton.py", "{site}/pytriton/tritonserver", "{work}"),
+    command=(
+        *("{site}/pytriton/tritonserver/bin/tritonserver", "--model-repository", "{work}/models"),
+        *("--backend-directory", "{work}/backends"),
+        *("--http-port", "{port}", "--grpc-port", "{grpc_port}"),
+        *("--metrics-port", "{metrics_port}", "--allow-gpu-metrics=false"),
+    ),
+    health="/v2/health/ready",
+    wires=(V2_BINARY, V2_GRPC),
+    setting="Python backend around onnxruntime, dynamic batching, one instance",
+    env={"LD_LIBRARY_PATH": "{site}/nvidia_pytriton.libs"},
+    fragile=True,
+)
+
 PEERS = {
     "vae": OURS,
+    "triton": TRITON,
     "mlserver": MLSERVER,
     "mlserver-tuned": MLSERVER_TUNED,
     "bentoml": BENTOML,

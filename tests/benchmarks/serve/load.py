@@ -33,6 +33,8 @@ class Load:
     p99_ms: float
     others: float = 0.0
     """Cores that other programs used meanwhile."""
+    cpu_us: float = float("nan")
+    """Microseconds of a core that the server took for a request, if they were measured."""
 
 
 def run_wrk(port: int, request: Request, connections: int, seconds: float) -> Load:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tests.benchmarks.serve.servers import Server, stat_of
+from tests.benchmarks.serve.servers import Server
 
 QUIET = 0.1
 """Cores that other programs may use."""
@@ -57,14 +57,14 @@ class Quiet:
 
     def _others(self, server: Server | None) -> float:
         """Return the busy seconds of the cores, without the server, this process and its loads."""
-        busy = 0
+        busy = 0.0
         for line in Path("/proc/stat").read_text().splitlines():
             name, *ticks = line.split()
             if name in {f"cpu{core}" for core in self.cores}:
                 user, nice, system, _, _, _, _, steal = map(int, ticks[:8])
-                busy += user + nice + system + steal
+                busy += (user + nice + system + steal) / os.sysconf("SC_CLK_TCK")
         if server:
-            busy -= sum(sum(stat_of(pid)[11:13]) for pid in server.processes())
+            busy -= server.cpu_s()
         own = os.times()  # with its children: wrk, h2load
         spent = own.user + own.system + own.children_user + own.children_system
-        return busy / os.sysconf("SC_CLK_TCK") - spent
+        return busy - spent

@@ -111,14 +111,14 @@ def goals(results: Results, floor: Mapping[int, Load], found: Sequence[Rate]) ->
         ),
     ]
     for what, reached, goal in lines:
-        yield _goal(what, reached, f"at least {goal}x", reached >= goal)
+        yield goal_line(what, reached, f"at least {goal}x", reached >= goal)
     for ours, wire in (("JSON", "JSON"), ("binary", "JSON"), ("gRPC", "gRPC")):
         reached = rate(OURS.name, ours, 1, 32) / rate(MLSERVER_TUNED.name, wire, 1, 32)
         yield f"{f'{ours}, 1 row, 32 connections / tuned MLServer {wire}':<58} {reached:>#11.3g}x"
     for one in found:
         what = f"{one.wire}, {one.arrivals} arrivals at half peak: p99 / p50"
         if one.arrivals == "even":
-            line = _goal(what, one.spread, "at most 3x", one.spread <= 3)
+            line = goal_line(what, one.spread, "at most 3x", one.spread <= 3)
             yield f"{line}, an echo has {one.echo_spread:.3g}x"
         else:
             yield f"{what:<58} {one.spread:>#11.3g}x  an ideal queue: {ideal_spread():.3g}x"
@@ -129,7 +129,8 @@ def ratio(one: float, beside: float) -> str:
     return f"{one / beside:#.3g}x" if one == one and beside == beside else "-"
 
 
-def _goal(what: str, reached: float, goal: str, holds: bool) -> str:
+def goal_line(what: str, reached: float, goal: str, holds: bool) -> str:
+    """Return what was reached of one goal, and whether it holds."""
     if reached != reached:
         return f"{what:<58} not measured  {goal}"
     return f"{what:<58} {reached:>#11.3g}x  {goal:<14} {'holds' if holds else 'does not hold'}"

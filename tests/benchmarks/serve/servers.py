@@ -48,6 +48,11 @@ class Server:
         """Return the processes that it consists of now."""
         return list(_family(self.pid))
 
+    def cpu_s(self) -> float:
+        """Return the seconds of a core that its processes have taken, the kernel's included."""
+        ticks = sum(sum(stat_of(pid)[11:13]) for pid in self.processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def rss_mib(self) -> float:
         """Return the resident memory of all its processes."""
         return sum(_resident(pid) for pid in self.processes()) / 2**20
@@ -70,6 +75,7 @@ def running(peer: Peer, inputs: Inputs, core: int) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as work:
         port, grpc_port, metrics_port = free_ports(3)
         names = {"bin": bin_folder, "bundle": inputs.bundle, "work": work, "peers": PEERS}
+        names["site"] = bin_folder.parent / "lib" / "python3.11" / "site-packages"
         names |= {"port": port, "grpc_port": grpc_port, "metrics_port": metrics_port}
         env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "TMPDIR": work}
         env |= {"GRAPH": str(inputs.graph), "PYTHONPATH": str(PEERS), "OMP_NUM_THREADS": "1"}
