@@ -53,7 +53,14 @@ class Ours:
         out = self.folder / "drawn.parquet"
         bundle = self.bundle(train, seed)
         self._run("sample", "--model", bundle, "--count", count, "--seed", seed, "--out", out)
-        return pd.read_parquet(out)
+        drawn = pd.read_parquet(out)
+        # days are read as objects of Python, which have no unit
+        days = {
+            name: column.dtype
+            for name, column in train.items()
+            if pd.api.types.is_datetime64_any_dtype(column)
+        }
+        return drawn.astype(days)
 
     def bundle(self, train: pd.DataFrame, seed: int) -> Path:
         """Return the bundle of these rows and this seed, which is made once."""
