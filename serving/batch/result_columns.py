@@ -26,7 +26,7 @@ TEXT = pa.dictionary(pa.int32(), pa.string())
 P_VALUE = "p_value"
 _COMPUTED = ("column_max", "combined")
 """Scores that are no outputs of a graph."""
-EARLY = "this version carries no such scores of held-out rows: train and export it again"
+EARLY = "this version carries no scores of held-out rows: train and export it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
