@@ -141,7 +141,8 @@ class TrainConfig:
     train_samples: Annotated[int, Option("Noise samples per row in training", min=1, max=1000)] = 1
     kl_weight: Annotated[float, Option("Weight of the KL in the loss", min=0)] = 1.0
     hidden_share: Annotated[
-        float, Option("Mean share of a mixed table's cells hidden from the encoder", min=0, max=0.5)
+        float,
+        Option("Mean share of a mixed table's cells that training treats as gaps", min=0, max=0.5),
     ] = 0.25
     kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
     free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0

@@ -199,7 +199,8 @@ def encode_numbers(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Encode numbers (rows, columns) of any type without words; return `x` and faults, alike.
 
-    NaN stays one.
+    NaN stays one. A number below 0 in a column of positive ones is no fault: the model finds it as
+    unlikely as a number can be, and it is what people look for.
     """
     origins = np.array([column.origin for column in columns])
     kinds = np.array([column.kind for column in columns])
@@ -210,8 +211,7 @@ def encode_numbers(
         if (counts := kinds == "count").any():
             whole = np.isfinite(exact) & (exact != np.rint(exact))
             faults[whole & counts] = FRACTION
-        if (signed := counts | (kinds == "positive")).any():
-            faults[(exact < 0) & signed] = NEGATIVE
+            faults[(exact < 0) & counts] = NEGATIVE
     faults[np.isinf(x)] = INFINITE
     x[np.isnan(x) | (faults > 0)] = np.nan  # one NaN, whatever bits the file has
     return x, faults

@@ -11,9 +11,9 @@ OperationName = Literal[
     "encode", "decode", "reconstruct", "sample", "score", "draw", "impute", "explain"
 ]
 Axis = int | Literal["batch", "num_samples"]
-By = Literal["elbo", "log_likelihood", "iw_elbo", "latent", "column_max", "consistency"]
+By = Literal["elbo", "log_likelihood", "iw_elbo", "latent", "column_max", "consistency", "combined"]
 """The score by which rows are compared; the smaller, the more unusual is a row. `latent` is minus
-the KL, `column_max` the smallest `column_lift` of a row."""
+the KL, `column_max` the smallest `column_lift` of a row, `combined` a `CombinedScore`."""
 IN_FLOAT64: tuple[OperationName, ...] = ("score", "draw", "impute", "explain")
 """Operations whose graphs compute in float64, and that have a portable form without it."""
 LATER: tuple[OperationName, ...] = ("draw", "impute", "explain")

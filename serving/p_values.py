@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import HELD_OUT, Bundle
+from serving.combined_score import CombinedScore, read_combined
 from serving.drift import held_out_samples
 from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import By
 
 Array = NDArray[Any]
 
-OF_MIXED: tuple[By, ...] = ("column_max", "consistency")
+OF_MIXED: tuple[By, ...] = ("column_max", "consistency", "combined")
 """Scores that only models of mixed tables have."""
 _COUNTS = ("num_samples", "seed")
 
@@ -37,12 +38,14 @@ class HeldOutScores:
     num_samples: int
     seed: int
     scores: Mapping[str, Array]
-    """Arrays (rows,) by the names of the outputs of `score`, and `column_max`."""
+    """Arrays (rows,) by the names of the outputs of `score`, `column_max` and `combined`."""
+    combined: CombinedScore | None = None
+    """How `combined` follows from other scores, if the model has it."""
 
     def arrays(self) -> dict[str, Array]:
         """Return the content of `held_out.npz`, which `read_held_out_scores` reads."""
         counts = {name: np.array(getattr(self, name)) for name in _COUNTS}
-        return {**counts, **self.scores}
+        return {**counts, **self.scores, **(self.combined.arrays() if self.combined else {})}
 
 
 def read_held_out_scores(bundle: Bundle) -> HeldOutScores | None:
@@ -58,9 +61,10 @@ def read_held_out_scores(bundle: Bundle) -> HeldOutScores | None:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             content = dict(arrays)
         num_samples, seed = (int(content.pop(name)) for name in _COUNTS)
+        combined = read_combined(content)
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as err:
         raise VerificationFailed(f"cannot read {path}: {err!r}") from err
-    return HeldOutScores(num_samples, seed, content)
+    return HeldOutScores(num_samples, seed, content, combined)
 
 
 def default_samples(bundle: Bundle, operation: str) -> int:
@@ -73,14 +77,16 @@ def default_samples(bundle: Bundle, operation: str) -> int:
     return held_out_samples(mixed=bundle.manifest.schema is not None)
 
 
-def check_by(by: str, *, mixed: bool) -> By:
+def check_by(by: str, *, mixed: bool, combined: bool = False) -> By:
     """Return the score to compare rows by; if `by` is empty, the one that finds most.
+
+    `combined` is there if the held-out rows of a mixed table were scored with as many draws.
 
     Raises:
         UsageRefused: there is no such score, or only mixed tables have it.
     """
     allowed = [name for name in get_args(By) if mixed or name not in OF_MIXED]
-    chosen: str = by or ("consistency" if mixed else "elbo")
+    chosen: str = by or ("combined" if combined else "consistency" if mixed else "elbo")
     if chosen not in allowed:
         raise UsageRefused(f"--by must be one of {', '.join(allowed)} for this model, got {by!r}")
     return cast(By, chosen)

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.model.operations import FUNCTIONS, Array
 from pipeline.model.vae import VAE
+from serving.combined_score import fit_combined
 from serving.drift import SCORE_SEED, held_out_samples
 from serving.noise import draw_eps
 from serving.operations import Operation
@@ -37,10 +38,13 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
         for start in range(0, len(x), step)
     ]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    finite = np.isfinite([*scores.values()]).all(0)
-    return HeldOutScores(
-        num_samples, SCORE_SEED, {name: values[finite] for name, values in scores.items()}
-    )
+    finite = np.isfinite([values for values in scores.values() if values.ndim == 1]).all(0)
+    scores = {name: values[finite] for name, values in scores.items()}
+    cells, combined = scores.pop("column_log_likelihood", None), None
+    if cells is not None:
+        gaps = np.isnan(x[finite])
+        combined, scores["combined"] = fit_combined(scores["consistency"], cells, gaps)
+    return HeldOutScores(num_samples, SCORE_SEED, scores, combined)
 
 
 @torch.no_grad()
@@ -53,4 +57,6 @@ def _score(model: VAE, score: Operation, x: Array, num_samples: int) -> Mapping[
             found[tensor.name] = values.numpy()
         elif tensor.name == "column_lift":
             found["column_max"] = smallest_lift(values.numpy())
+        elif tensor.name == "column_log_likelihood":
+            found[tensor.name] = values.numpy()
     return found

@@ -121,12 +121,6 @@ class Mixed(nn.Module):
         )
         return torch.cat([*(module.inputs(u, shown) for module, u, shown in triples), seen], -1)
 
-    def hide(self, rows: Tensor, hidden: Tensor) -> Tensor:
-        """Return rows in which the cells that `hidden` (batch, columns) marks are gaps."""
-        hidden = hidden.index_select(-1, self.places)
-        values, seen = self._split_rows(rows)
-        return torch.cat([torch.where(hidden, self.gap, values), seen * (~hidden)], -1)
-
     def hide_each(self, rows: Tensor) -> Tensor:
         """Return each row once for each column, with that cell as a gap: (batch, columns, …).
 

@@ -72,17 +72,14 @@ def elbo_terms(
     x: Tensor,
     eps: Tensor,
     dtype: torch.dtype | None = None,
-    *,
-    hidden: Tensor | None = None,
 ) -> ElboTerms:
     """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim).
 
     Everything after the networks is computed in `dtype`, by default that of their outputs, and for
-    a mixed table everything before them. The encoder does not see the cells of a mixed table that
-    `hidden` (batch, columns) marks; the bound holds for any q.
+    a mixed table everything before them.
     """
     rows = model.px.standardize(x.to(dtype) if model.mixed and dtype is not None else x)
-    qz = model.infer(model.mixed.hide(rows, hidden) if model.mixed and hidden is not None else rows)
+    qz = model.infer(rows)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
     params = given = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
     if dtype is not None:

@@ -120,7 +120,7 @@ def train_step(state: TrainState, rows: Tensor, steps: int) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, settings, steps=steps)
     eps = _draw_eps(state.model, len(rows), settings.train_samples, state.generator)
-    terms = elbo_terms(state.model, rows, eps, hidden=_draw_hidden(state, rows))
+    terms = elbo_terms(state.model, _hide_cells(state, rows), eps)
     state.optimizer.zero_grad()
     value = loss(terms, settings, kl_weight_at(state.step, settings))
     value.backward()  # type: ignore[no-untyped-call]
@@ -252,16 +252,16 @@ def _draw_eps(model: VAE, rows: int, num_samples: int, generator: torch.Generato
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _draw_hidden(state: TrainState, rows: Tensor) -> Tensor | None:
-    """Draw which cells of a mixed table are hidden: of each row a share, from 0 to twice the mean.
+def _hide_cells(state: TrainState, rows: Tensor) -> Tensor:
+    """Make gaps of cells of a mixed table: of each row a share, from 0 to twice the mean.
 
-    The encoder learns to do without any of them, as it must where there are gaps.
+    The model learns to do without any of them, as it must where there are gaps.
     """
     if state.model.mixed is None or not state.settings.hidden_share:
-        return None
+        return rows
     draw = partial(torch.rand, generator=state.generator, device=rows.device)
     share = 2 * state.settings.hidden_share * draw(len(rows), 1)
-    return draw(rows.shape) < share
+    return rows.masked_fill(draw(rows.shape) < share, math.nan)
 
 
 def _sum_terms(terms: ElboTerms) -> Tensor:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
+from serving.combined_score import CombinedScore
 from serving.errors import UsageRefused
 from serving.operations import By, Tensor
 from serving.p_values import PValues, check_by, choose_score, read_held_out_scores
@@ -22,7 +23,10 @@ from serving.p_values import PValues, check_by, choose_score, read_held_out_scor
 Array = NDArray[Any]
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
-COLUMN_MAX, P_VALUE = "column_max", "p_value"
+P_VALUE = "p_value"
+_COMPUTED = ("column_max", "combined")
+"""Scores that are no outputs of a graph."""
+EARLY = "this version carries no scores of held-out rows: train and export it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class ResultColumns:
         self.choice = choice
         self.by: By | None = None
         self.p_values: PValues | None = None
+        self._combined: CombinedScore | None = None
         self.without_p_values = ""
         """Why there are none."""
         schema = bundle.manifest.schema
@@ -79,7 +84,10 @@ class ResultColumns:
         An explanation follows the `lift` (rows, columns) of cells that were hidden in turn.
         """
         found = [to_arrow(outputs[item.name], arrow_type(item)) for item in self._outputs]
-        if self.by == COLUMN_MAX:
+        if self._combined is not None and self.by == "combined":
+            cells = outputs["column_log_likelihood"], np.isnan(x)
+            outputs = {**outputs, "combined": self._combined(outputs["consistency"], *cells)}
+        if self.by in _COMPUTED:
             found.append(pa.array(choose_score(self.by, outputs)))
         if self.p_values is not None and self.by is not None:
             found.append(pa.array(self.p_values(choose_score(self.by, outputs))))
@@ -101,24 +109,29 @@ class ResultColumns:
             )
         if not self.choice.per_column:
             self._outputs = [tensor for tensor in self._outputs if not tensor.shape[1:]]
-        self.by = check_by(self.choice.by, mixed=bool(self.names))
         held_out = read_held_out_scores(bundle)
         if held_out is None:
-            self.without_p_values = (
-                "this version carries no scores of held-out rows: train and export it again"
-            )
+            self.without_p_values = EARLY
         elif held_out.num_samples != num_samples:
             self.without_p_values = (
                 f"the held-out rows were scored with --num-samples {held_out.num_samples}, "
                 f"these with {num_samples}"
             )
         else:
+            self._combined = held_out.combined
+        has_combined = self._combined is not None
+        self.by = check_by(self.choice.by, mixed=bool(self.names), combined=has_combined)
+        if self.by == "combined" and not has_combined:
+            raise UsageRefused(
+                f"--by combined compares with held-out rows: {self.without_p_values or EARLY}"
+            )
+        if held_out is not None and not self.without_p_values:
             self.p_values = PValues(choose_score(self.by, held_out.scores))
 
     def _list_fields(self) -> list[pa.Field]:
         fields = [pa.field(tensor.name, arrow_type(tensor)) for tensor in self._outputs]
-        if self.by == COLUMN_MAX:
-            fields.append(pa.field(COLUMN_MAX, pa.float32()))
+        if self.by in _COMPUTED:
+            fields.append(pa.field(self.by, pa.float32()))
         if self.p_values is not None:
             fields.append(pa.field(P_VALUE, pa.float64()))
         for place in range(1, self.choice.explain + 1):

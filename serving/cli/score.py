@@ -71,9 +71,9 @@ if TYPE_CHECKING:
 @click.option(
     "--by",
     type=click.Choice(get_args(By)),
-    show_default="consistency for tables of mixed columns, else elbo",
+    show_default="combined for tables of mixed columns, else elbo",
     help="Score that p-values and the report compare rows by; latent is minus the KL, column_max "
-    "the lowest column_lift",
+    "the lowest column_lift, combined weighs consistency and column_log_likelihood",
 )
 @click.option(
     "--fdr",

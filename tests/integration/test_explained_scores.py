@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pipeline.export.bundle_export import export_bundle
 from serving.bundle import METRICS, Bundle
 from serving.drift import MIXED_SCORE_SAMPLES
 from serving.engine import Engine
+from serving.errors import UsageRefused
 from serving.io.arrow_cells import decode_batch
 from serving.noise import draw_eps
-from serving.p_values import FlagCounter, read_held_out_scores
+from serving.p_values import FlagCounter, HeldOutScores, read_held_out_scores
 from tests.mixed_tables import SCHEMA, draw_rows, make_dataset
 from tests.serving.batch.jobs import read
 from tests.serving.batch.reports import Page
@@ -98,11 +100,16 @@ def test_held_out_rows_are_scored_with_more_draws_by_the_cells_too(
     assert held["num_samples"] == MIXED_SCORE_SAMPLES
     found = Engine(bundle).score(data.test.x, held_out.num_samples, held_out.seed)
     lift = found.pop("column_lift")
-    del found["column_log_likelihood"]
-    assert held_out.scores.keys() == {*found, "column_max"}
+    cells = found.pop("column_log_likelihood")
+    assert held_out.scores.keys() == {*found, "column_max", "combined"}
     for name, values in (found | {"column_max": lift.min(1)}).items():
         assert held_out.scores[name] == pytest.approx(values, rel=1e-3, abs=1e-2)
     assert held_out.scores["elbo"].mean() == pytest.approx(held["elbo_mean"], rel=1e-5)
+    # a row that is compared with itself too differs by little
+    assert held_out.combined is not None
+    among_all = held_out.combined(found["consistency"], cells, np.isnan(data.test.x))
+    assert held_out.scores["combined"] == pytest.approx(among_all, abs=0.8)
+    assert np.corrcoef(held_out.scores["combined"], among_all)[0, 1] > 0.99
 
 
 def test_the_column_that_was_changed_is_named_first(
@@ -134,7 +141,7 @@ def test_columns_are_in_the_order_of_their_lift_and_gaps_are_none_of_them(
         assert nats == [*lift[row["key"]][order].tolist(), *[None] * (8 - len(order))]
 
 
-@pytest.mark.parametrize("by", ["", "elbo", "latent", "column_max", "consistency"])
+@pytest.mark.parametrize("by", ["", "elbo", "latent", "column_max", "consistency", "combined"])
 def test_p_values_are_those_of_the_chosen_score(
     bundle: Bundle, rows: Path, x: Array, tmp_path: Path, by: str
 ) -> None:
@@ -147,7 +154,8 @@ def test_p_values_are_those_of_the_chosen_score(
         "elbo": (scores["elbo"], held_out.scores["elbo"]),
         "latent": (-scores["kl"], -held_out.scores["kl"]),
         "column_max": (scores["column_lift"].min(1), held_out.scores["column_max"]),
-    }.get(by, (scores["consistency"], held_out.scores["consistency"]))
+        "consistency": (scores["consistency"], held_out.scores["consistency"]),
+    }.get(by, (_combine(held_out, scores, x), held_out.scores["combined"]))
     p = np.array([(1 + (held <= value).sum()) / (len(held) + 1) for value in new])
     found = read(tmp_path / "out")
     assert np.array_equal(found["p_value"].to_numpy(), p)
@@ -155,6 +163,27 @@ def test_p_values_are_those_of_the_chosen_score(
     counter.add(found["p_value"].to_numpy())
     assert found["flagged"].to_numpy().sum() == counter.flag(0.1).flagged
     assert ("column_max" in found.column_names) == (by == "column_max")
+    assert ("combined" in found.column_names) == (by in ("", "combined"))
+
+
+def _combine(held_out: HeldOutScores, scores: Mapping[str, Array], x: Array) -> Array:
+    assert held_out.combined is not None
+    return held_out.combined(scores["consistency"], scores["column_log_likelihood"], np.isnan(x))
+
+
+def test_with_other_draws_rows_are_compared_by_consistency(
+    bundle: Bundle, rows: Path, tmp_path: Path
+) -> None:
+    said = score(bundle, rows, tmp_path / "out", "--num-samples", 3).output
+    assert "the held-out rows were scored with --num-samples 4, these with 3" in said
+    command = ["score", rows, tmp_path / "no", "--model", bundle.path, "--num-samples", 3]
+    refused = CliRunner().invoke(cli, [*map(str, command), "--by", "combined"])
+    assert isinstance(refused.exception, UsageRefused)
+    assert str(refused.exception) == (
+        "--by combined compares with held-out rows: the held-out rows were scored with "
+        "--num-samples 4, these with 3"
+    )
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_scores_of_all_columns_are_written_on_request(
@@ -179,9 +208,9 @@ def test_the_report_shows_what_each_cell_is_and_what_was_expected(
     score(bundle, rows, tmp_path / "out", *options)
     page = Page(tmp_path / "r.html")
     found = read(tmp_path / "out").to_pandas()
-    lowest = found.sort_values("consistency").iloc[0]
+    lowest = found.sort_values("combined", kind="stable").iloc[0]
     words = page.section("Flagged rows")
-    start = f"key {lowest['key']} consistency {lowest['consistency']:,.2f} , p_value"
+    start = f"key {lowest['key']} combined {lowest['combined']:,.2f} , p_value"
     assert start in words
     place = NAMES.index(lowest["column_1"])
     hidden = x[[lowest["key"]]]
@@ -193,5 +222,5 @@ def test_the_report_shows_what_each_cell_is_and_what_was_expected(
     found_cell = re.search(cell, card)
     assert found_cell, card[:300]
     assert float(found_cell[1].replace(",", "")) == pytest.approx(expected, rel=0.3)
-    assert "Lowest consistency" not in page.words
-    assert "Highest consistency" in page.words
+    assert "Lowest combined" not in page.words
+    assert "Highest combined" in page.words

@@ -145,21 +145,41 @@ def test_one_file_of_other_words_and_gaps_is_scored_and_said(
 
 def test_rows_that_cannot_be_used_name_the_column(bundle: Bundle, tmp_path: Path) -> None:
     frame = NEW.copy()
-    frame.loc[7, "amount"] = -1.0
+    frame.loc[7, "visits"] = -1
     frame.loc[9, "size"] = np.inf
     frame.to_parquet(tmp_path / "x.parquet")
     result, out = score(tmp_path / "x.parquet", bundle, "--on-error", "quarantine")
     assert result.exit_code == 0, result.output
     bad = dataset.dataset(out / "_quarantine").to_table().to_pylist()
     assert [(row["row"], row["reason"]) for row in bad] == [
-        (7, "column 'amount' is negative"),
+        (7, "column 'visits' is negative"),
         (9, "column 'size' is not finite in float32"),
     ]
     kept = encode(bundle, NEW.drop(index=[7, 9]))
     assert len(elbo(out)) == Engine(bundle).score(kept, 1, 0)["elbo"].nbytes
     result, _ = score(tmp_path / "x.parquet", bundle, "--overwrite")
     assert isinstance(result.exception, DataRefused)
-    assert "row 7: column 'amount' is negative" in str(result.exception)
+    assert "row 7: column 'visits' is negative" in str(result.exception)
+
+
+def test_what_cannot_be_in_a_positive_column_is_scored_below_all_else(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """Not set aside: it is what people look for."""
+    frame = pd.concat([NEW.iloc[:1]] * 4, ignore_index=True)
+    middle, least = NEW["amount"].median(), NEW["amount"].min()
+    frame["amount"] = [middle, least, -1.0, -1e9]
+    frame.to_parquet(tmp_path / "x.parquet")
+    result, out = score(tmp_path / "x.parquet", bundle, "--per-column")
+    assert result.exit_code == 0, result.output
+    found = dataset.dataset(out).to_table()
+    usual, rare, *impossible = found["log_likelihood"].to_pylist()
+    assert usual > rare > max(impossible)
+    schema = bundle.manifest.schema
+    assert schema is not None
+    place = [column.name for column in schema.columns].index("amount")
+    cells = [row[place] for row in found["column_log_likelihood"].to_pylist()]
+    assert max(cells[2:]) < cells[1] - 2
 
 
 def test_a_file_that_lacks_a_column_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_words_that_mean_a_gap_are_words_of_text() -> None:
     [
         (REAL, [1, np.inf, -np.inf, 1e39], [0, INFINITE, INFINITE, INFINITE]),
         (COUNT, [0, -1, 0.5, -0.5, np.inf], [0, NEGATIVE, FRACTION, NEGATIVE, INFINITE]),
-        (POSITIVE, [0, 0.5, -0.5], [0, 0, NEGATIVE]),
+        (POSITIVE, [0, 0.5, -0.5], [0, 0, 0]),
         (REAL, ["1", "one", "2020-01-01"], [0, TYPE, TYPE]),
         (REAL, np.array(["2020-01-01"], "M8[D]"), [TYPE]),
         (date_columns("day")[0], [1.5], [TYPE]),

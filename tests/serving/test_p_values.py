@@ -97,6 +97,7 @@ def test_no_row_that_is_flagged_is_told_with_the_numbers() -> None:
 def test_the_default_score_is_that_which_finds_most() -> None:
     assert check_by("", mixed=False) == "elbo"
     assert check_by("", mixed=True) == "consistency"
+    assert check_by("", mixed=True, combined=True) == "combined"
     assert [check_by(name, mixed=True) for name in get_args(By)] == list(get_args(By))
     with pytest.raises(
         UsageRefused, match="one of elbo, log_likelihood, iw_elbo, latent for this model, got 'col"

@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "beyond float32": (
         {"income": 1e300},
-        "column 'income' is not finite in float32 in row 0: it takes numbers from 0, got inf",
+        "column 'income' is not finite in float32 in row 0: it takes numbers, got inf",
     ),
 }
 
