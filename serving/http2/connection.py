@@ -39,6 +39,7 @@ class Connection(asyncio.Protocol):
         self._last_taken = NEVER
         self._uncredited = 0
         self._tokens = Tokens(self._since)
+        self._pinged = self._since
         self._stuck = False
         self._draining = self._closing = False
 
@@ -54,6 +55,10 @@ class Connection(asyncio.Protocol):
         """Tell the streams."""
         self._end_all()
         self._server.connections.discard(self)
+
+    def eof_received(self) -> None:
+        """End: a client that says no more does not read for long, either."""
+        self.close(Code.NO_ERROR)
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived."""
@@ -100,6 +105,9 @@ class Connection(asyncio.Protocol):
             self._uncredited = 0
         if flags & frames.PADDED:
             payload = frames.strip_padding(flags & ~frames.WITH_PRIORITY, payload)
+        if size >= limits.PAYING and number not in self.streams:
+            self._check_known(number)  # it was on its way when the stream was refused
+            return
         stream = self._open_stream(number)
         if not payload and not flags & frames.END_STREAM:
             self._spend()
@@ -240,7 +248,8 @@ class Connection(asyncio.Protocol):
             self._count_unsent()
 
     def _answered(self, stream: Stream) -> None:
-        del self.streams[stream.number]
+        if self.streams.pop(stream.number, None) is None:
+            return  # what it sent was too much, and ended the connection
         if not stream.ended:
             self._write(frames.number_frame(frames.RST_STREAM, stream.number, Code.NO_ERROR))
         if self._last_taken != NEVER and not self.streams:
@@ -296,6 +305,7 @@ class Connection(asyncio.Protocol):
             self._end_all()
             last = min(self._last, self._last_taken)
             self._write(frames.goaway_frame(last, code, message))
+            self.budget.set_unsent(self, self._transport.get_write_buffer_size())
             self._transport.close()
 
     def abort(self) -> None:
@@ -308,6 +318,9 @@ class Connection(asyncio.Protocol):
         if (self._closing or not self._reader.greeted) and now - self._since > limits.GREETING_S:
             self.abort()
             return
+        if now - self._pinged > limits.PING_S:
+            self._pinged = now
+            self._write(frames.frame(frames.PING, payload=bytes(8)))
         left = self.sender.sent - self._transport.get_write_buffer_size()
         if not self._stuck or left - self._moved[0] >= limits.PROGRESS:
             self._moved = (left, now)

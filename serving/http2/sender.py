@@ -79,6 +79,7 @@ class Sender:
         stream.queued += size
         stream.trailers = trailers
         self.unsent += size
+        self._waiting.pop(stream.number, None)  # others go first if it sends again and again
         self._waiting[stream.number] = stream
         return bool(self._send_queued([stream]))
 

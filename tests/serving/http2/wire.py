@@ -31,12 +31,14 @@ class Transport:
         self.written: list[bytes] = []
         self.closed = self.aborted = False
         self.buffered = 0
+        self.on_write: Callable[[], None] = lambda: None
 
     def write(self, data: bytes) -> None:
         self.written.append(bytes(data))
+        self.on_write()
 
     def writelines(self, parts: list[bytes]) -> None:
-        self.written.append(b"".join(parts))
+        self.write(b"".join(parts))
 
     def get_write_buffer_size(self) -> int:
         return self.buffered
