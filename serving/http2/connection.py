@@ -41,6 +41,8 @@ class Connection(asyncio.Protocol):
         self._tokens = Tokens(self._since)
         self._pinged = self._since
         self._stuck = False
+        self.idle, self._seen = False, -1
+        """Whether it has had no stream for a second; the last stream at the last look."""
         self._draining = self._closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -48,7 +50,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._write = self._transport.write
         self.sender = Sender(self._transport)
-        self._server.connections.add(self)
+        self._server.admit(self)
         self._write(limits.HELLO)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -276,7 +278,7 @@ class Connection(asyncio.Protocol):
         stream.lost()
 
     def _end_all(self) -> None:
-        self._closing = True
+        self._closing, self.idle = True, False
         self.budget.set_unsent(self, 0)
         streams, self.streams = self.streams, {}
         for stream in streams.values():
@@ -318,6 +320,7 @@ class Connection(asyncio.Protocol):
         if (self._closing or not self._reader.greeted) and now - self._since > limits.GREETING_S:
             self.abort()
             return
+        self.idle, self._seen = not self.streams and self._seen == self._last, self._last
         if now - self._pinged > limits.PING_S:
             self._pinged = now
             self._write(frames.frame(frames.PING, payload=bytes(8)))

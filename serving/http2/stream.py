@@ -120,6 +120,9 @@ class Owner(Protocol):
     def time(self) -> float:
         """Return the time of the event loop."""
 
+    def admit(self, connection: Any, /) -> None:
+        """Take a connection, or end it if there are too many."""
+
     def read_head(self, fields: Fields, /) -> Any:
         """Make of header fields what a stream needs of them."""
 

@@ -88,6 +88,9 @@ class Server:
     def time(self) -> float:
         return self.now
 
+    def admit(self, connection: Connection) -> None:
+        self.connections.add(connection)
+
     def read_head(self, fields: Fields) -> Fields:
         return fields
 
