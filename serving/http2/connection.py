@@ -40,10 +40,9 @@ class Connection(asyncio.Protocol):
         self._uncredited = 0
         self._tokens = Tokens(self._since)
         self._pinged = self._since
-        self._stuck = False
+        self._stuck = self._draining = self._closing = False
         self.idle, self._seen = False, -1
-        """Whether it has had no stream for a second; the last stream at the last look."""
-        self._draining = self._closing = False
+        """Whether it has had no stream, or taken nothing, for a second; its last stream then."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
@@ -260,7 +259,7 @@ class Connection(asyncio.Protocol):
     def _count_unsent(self) -> None:
         if self._closing:
             return
-        size = self.sender.unsent
+        size = self.sender.unsent + self.sender.cut
         if self.sender.paused:
             size += self._transport.get_write_buffer_size()
         self._stuck = size > 0
@@ -320,7 +319,6 @@ class Connection(asyncio.Protocol):
         if (self._closing or not self._reader.greeted) and now - self._since > limits.GREETING_S:
             self.abort()
             return
-        self.idle, self._seen = not self.streams and self._seen == self._last, self._last
         if now - self._pinged > limits.PING_S:
             self._pinged = now
             self._write(frames.frame(frames.PING, payload=bytes(8)))
@@ -330,6 +328,8 @@ class Connection(asyncio.Protocol):
         elif now - self._moved[1] > limits.PROGRESS_S:
             self.abort()
             return
+        stopped = not self.streams or now - self._moved[1] >= limits.IDLE_S
+        self.idle, self._seen = stopped and self._seen == self._last, self._last
         for stream in [*self.streams.values()]:
             if not stream.ended and now - stream.since > limits.REQUEST_S:
                 stream.overdue()

@@ -69,13 +69,19 @@ class Http2Server(Generic[Head]):
         self._checking = loop.call_later(CHECK_S, self._check)
 
     def admit(self, connection: Connection) -> None:
-        """Take a connection; if there are too many, in place of an idle one, or not at all."""
+        """Take a connection; if there are too many, in place of an idle one, or not at all.
+
+        One whose client reads nothing counts as idle.
+        """
         if len(self.connections) >= self.max_connections:
             idle = next((each for each in self.connections if each.idle), None)
             if idle is None:
                 connection.abort()
                 return
-            idle.close(Code.NO_ERROR)
+            if idle.streams:  # its client does not read
+                idle.abort()
+            else:
+                idle.close(Code.NO_ERROR)
         self.connections.add(connection)
 
     def _check(self) -> None:

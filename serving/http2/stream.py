@@ -58,7 +58,8 @@ class Stream:
         """Bytes that the client is ready to receive."""
         self.queue: deque[bytes | memoryview] = deque()
         """What the client is not ready to receive yet."""
-        self.queued = 0
+        self.queued = self.cut = 0
+        """Bytes of the queue, and those before them of its first part."""
         self.trailers = b""
         """The header block that follows the queue."""
         self._credit = STREAM_WINDOW

@@ -151,7 +151,7 @@ def test_an_answer_waits_for_the_window_and_is_forgotten_with_its_stream() -> No
     wire = server.connect()
     wire.send(GREETING, headers(1, end=True))
     assert sum(len(payload) for kind, *_, payload in wire.frames() if kind == 0) == 65_535
-    assert server.budget.unsent == 100_000 - 65_535
+    assert server.budget.unsent == 100_000
     wire.send(frames.number_frame(frames.RST_STREAM, 1, Code.CANCEL))
     wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, MIB))
     assert wire.take() == b""
@@ -303,3 +303,17 @@ def test_a_stream_of_answers_lets_others_go_first(server: Server) -> None:
     wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB))
     wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, 10))
     assert [number for kind, _, number, _ in wire.frames() if kind == frames.DATA] == [3]
+
+
+def test_a_part_that_was_sent_by_half_counts_as_a_whole(server: Server) -> None:
+    """It stays in memory as a whole."""
+    server.respond = lambda stream: None
+    wire = server.connect()
+    wire.send(GREETING, headers(1, end=True))
+    server.streams[0].send(bytes(MIB), headers=ANSWER, trailers=TRAILERS)
+    assert server.budget.unsent == MIB
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, MIB))
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB // 2))
+    assert server.budget.unsent == MIB
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB))
+    assert server.budget.unsent == 0

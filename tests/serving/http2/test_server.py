@@ -79,3 +79,14 @@ def test_a_connection_is_not_idle_in_its_first_second(peers: Peers) -> None:
     peers.look()
     _, transport = peers.connect()
     assert transport.aborted
+
+
+def test_a_client_that_reads_nothing_gives_way(peers: Peers) -> None:
+    _, busy = peers.connect(GREETING, headers(1))
+    stuck, ended = peers.connect(GREETING, headers(1))
+    ended.buffered = 2**20
+    stuck.pause_writing()
+    for _ in range(2):
+        peers.look()
+    _, taken = peers.connect(GREETING)
+    assert (busy.aborted, ended.aborted, taken.aborted) == (False, True, False)
