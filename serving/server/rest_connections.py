@@ -20,7 +20,7 @@ from serving.errors import Overloaded
 
 MAX_UNSENT = 2**25
 """Bytes of answers in this process that clients do not take, before stuck ones are ended."""
-MAX_HELD = 5 * 2**24
+MAX_HELD = 3 * 2**24
 """Bytes of answers in this process, before further ones are refused."""
 SMALL = 2**16
 """Bytes of answers that are not refused, since few clients at a time keep many of them."""
