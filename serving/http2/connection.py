@@ -39,21 +39,27 @@ class Connection(asyncio.Protocol):
         self._last_taken = NEVER
         self._uncredited = 0
         self._tokens = Tokens(self._since)
-        self._stuck = False
-        self._draining = self._closing = False
+        self._pinged = self._since
+        self._stuck = self._draining = self._closing = False
+        self.idle, self._seen = False, -1
+        """Whether it has had no stream, or taken nothing, for a second; its last stream then."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
         self._transport = cast(asyncio.Transport, transport)
         self._write = self._transport.write
         self.sender = Sender(self._transport)
-        self._server.connections.add(self)
+        self._server.admit(self)
         self._write(limits.HELLO)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell the streams."""
         self._end_all()
         self._server.connections.discard(self)
+
+    def eof_received(self) -> None:
+        """End: a client that says no more does not read for long, either."""
+        self.close(Code.NO_ERROR)
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived."""
@@ -100,6 +106,9 @@ class Connection(asyncio.Protocol):
             self._uncredited = 0
         if flags & frames.PADDED:
             payload = frames.strip_padding(flags & ~frames.WITH_PRIORITY, payload)
+        if size >= limits.PAYING and number not in self.streams:
+            self._check_known(number)  # it was on its way when the stream was refused
+            return
         stream = self._open_stream(number)
         if not payload and not flags & frames.END_STREAM:
             self._spend()
@@ -240,7 +249,8 @@ class Connection(asyncio.Protocol):
             self._count_unsent()
 
     def _answered(self, stream: Stream) -> None:
-        del self.streams[stream.number]
+        if self.streams.pop(stream.number, None) is None:
+            return  # what it sent was too much, and ended the connection
         if not stream.ended:
             self._write(frames.number_frame(frames.RST_STREAM, stream.number, Code.NO_ERROR))
         if self._last_taken != NEVER and not self.streams:
@@ -249,7 +259,7 @@ class Connection(asyncio.Protocol):
     def _count_unsent(self) -> None:
         if self._closing:
             return
-        size = self.sender.unsent
+        size = self.sender.unsent + self.sender.cut
         if self.sender.paused:
             size += self._transport.get_write_buffer_size()
         self._stuck = size > 0
@@ -267,7 +277,7 @@ class Connection(asyncio.Protocol):
         stream.lost()
 
     def _end_all(self) -> None:
-        self._closing = True
+        self._closing, self.idle = True, False
         self.budget.set_unsent(self, 0)
         streams, self.streams = self.streams, {}
         for stream in streams.values():
@@ -296,6 +306,7 @@ class Connection(asyncio.Protocol):
             self._end_all()
             last = min(self._last, self._last_taken)
             self._write(frames.goaway_frame(last, code, message))
+            self.budget.set_unsent(self, self._transport.get_write_buffer_size())
             self._transport.close()
 
     def abort(self) -> None:
@@ -308,12 +319,17 @@ class Connection(asyncio.Protocol):
         if (self._closing or not self._reader.greeted) and now - self._since > limits.GREETING_S:
             self.abort()
             return
+        if now - self._pinged > limits.PING_S:
+            self._pinged = now
+            self._write(frames.frame(frames.PING, payload=bytes(8)))
         left = self.sender.sent - self._transport.get_write_buffer_size()
         if not self._stuck or left - self._moved[0] >= limits.PROGRESS:
             self._moved = (left, now)
         elif now - self._moved[1] > limits.PROGRESS_S:
             self.abort()
             return
+        stopped = not self.streams or now - self._moved[1] >= limits.IDLE_S
+        self.idle, self._seen = stopped and self._seen == self._last, self._last
         for stream in [*self.streams.values()]:
             if not stream.ended and now - stream.since > limits.REQUEST_S:
                 stream.overdue()

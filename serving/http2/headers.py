@@ -19,6 +19,8 @@ _KNOWN_BLOCKS = 32
 _KNOWN_SIZE = 1024
 _SIZE_UPDATE = 0b001
 """The first three bits of a block that changes the size of the table."""
+_UPDATES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){3}")
+"""More changes of the size than a block may begin with (RFC 7541, section 4.2)."""
 _INDEXED_NAMES = {b":status": 8, b"content-type": 31}
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$")
@@ -77,6 +79,8 @@ class HeadReader(Generic[Head]):
     def decode(self, block: bytes) -> Fields:
         """Return the fields of any block, and follow what it does to the table."""
         added = self._table.added
+        if _UPDATES.match(block):
+            raise ConnectionFault(Code.COMPRESSION_ERROR, "header block: its table changes often")
         try:
             fields = [(name, value) for name, value in self._decoder.decode(block, raw=True)]
         except (HPACKError, IndexError) as err:

@@ -17,6 +17,10 @@ REQUEST_S = 30.0
 """Seconds within which a request arrives."""
 PROGRESS, PROGRESS_S = 2**14, 30.0
 """Bytes of its answers that a client takes at least, and within how many seconds."""
+IDLE_S = 1.0
+"""Seconds in which a client takes nothing, after which it gives way to a new connection."""
+PING_S = 600.0
+"""Seconds between two pings of the server: TCP then finds out that a client is gone."""
 TOKENS = 1000
 """Frames without use, in a row and again each second."""
 TOKENS_OF_A_FRAME = 4

@@ -46,6 +46,8 @@ class Sender:
         """Frames that carried it, or ended an answer, other than small ones that a window cut."""
         self.unsent = 0
         """Bytes of DATA that were not handed over."""
+        self.cut = 0
+        """Bytes of DATA that were, but are in memory since the rest of their part is."""
         self._waiting: dict[int, Stream] = {}
 
     def send(self, stream: Stream, parts: Parts, headers: bytes, trailers: bytes) -> bool:
@@ -79,6 +81,7 @@ class Sender:
         stream.queued += size
         stream.trailers = trailers
         self.unsent += size
+        self._waiting.pop(stream.number, None)  # others go first if it sends again and again
         self._waiting[stream.number] = stream
         return bool(self._send_queued([stream]))
 
@@ -125,10 +128,14 @@ class Sender:
                 if len(part) <= left:
                     left -= len(part)
                     out.append(queue.popleft())
+                    self.cut -= stream.cut
+                    stream.cut = 0
                 else:
                     part = memoryview(part)
                     out.append(part[:left])
                     queue[0] = part[left:]
+                    self.cut += left
+                    stream.cut += left
                     left = 0
             self._window -= size
             stream.window -= size
@@ -144,6 +151,8 @@ class Sender:
         """Drop what a stream has not sent."""
         self._waiting.pop(stream.number, None)
         self.unsent -= stream.queued
+        self.cut -= stream.cut
+        stream.cut = 0
         stream.queue.clear()
         stream.queued = 0
 

@@ -10,7 +10,9 @@ from typing import Generic, TypeVar
 
 from serving.http2.budget import Budget
 from serving.http2.connection import Connection
+from serving.http2.frames import Code
 from serving.http2.headers import Fields
+from serving.http2.limits import GREETING_S
 from serving.http2.stream import Carrier, Stream
 
 BACKLOG = 1024
@@ -30,6 +32,7 @@ class Http2Server(Generic[Head]):
             called again for the same fields, so its result must not change.
         make_stream: makes the stream of a request.
         budget: what connections may hold in memory.
+        max_connections: connections at a time.
     """
 
     def __init__(
@@ -37,10 +40,12 @@ class Http2Server(Generic[Head]):
         read_head: Callable[[Fields], Head],
         make_stream: Callable[[Carrier, int, Head], Stream],
         budget: Budget,
+        max_connections: int,
     ) -> None:
         self.read_head = read_head
         self.make_stream = make_stream
         self.budget = budget
+        self.max_connections = max_connections
         self.time: Callable[[], float] = time.monotonic
         """The time of the event loop, once it listens."""
         self.connections: set[Connection] = set()
@@ -58,9 +63,26 @@ class Http2Server(Generic[Head]):
             port,
             ssl=context,
             backlog=BACKLOG,
+            ssl_handshake_timeout=None if context is None else GREETING_S,
             reuse_port=hasattr(socket, "SO_REUSEPORT") or None,  # workers share the port
         )
         self._checking = loop.call_later(CHECK_S, self._check)
+
+    def admit(self, connection: Connection) -> None:
+        """Take a connection; if there are too many, in place of an idle one, or not at all.
+
+        One whose client reads nothing counts as idle.
+        """
+        if len(self.connections) >= self.max_connections:
+            idle = next((each for each in self.connections if each.idle), None)
+            if idle is None:
+                connection.abort()
+                return
+            if idle.streams:  # its client does not read
+                idle.abort()
+            else:
+                idle.close(Code.NO_ERROR)
+        self.connections.add(connection)
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()

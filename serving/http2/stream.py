@@ -58,7 +58,8 @@ class Stream:
         """Bytes that the client is ready to receive."""
         self.queue: deque[bytes | memoryview] = deque()
         """What the client is not ready to receive yet."""
-        self.queued = 0
+        self.queued = self.cut = 0
+        """Bytes of the queue, and those before them of its first part."""
         self.trailers = b""
         """The header block that follows the queue."""
         self._credit = STREAM_WINDOW
@@ -119,6 +120,9 @@ class Owner(Protocol):
 
     def time(self) -> float:
         """Return the time of the event loop."""
+
+    def admit(self, connection: Any, /) -> None:
+        """Take a connection, or end it if there are too many."""
 
     def read_head(self, fields: Fields, /) -> Any:
         """Make of header fields what a stream needs of them."""

@@ -1,6 +1,7 @@
 """One call of gRPC: the stream of HTTP/2 that carries its messages, its deadline and its status."""
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import NamedTuple, Protocol
@@ -26,6 +27,8 @@ from serving.server.grpc_wire import (
 _MOST_UNSENT = 2**20
 """Bytes of a stream's replies that may wait for its client before the next reply is made."""
 _LONGEST_S = 10 * 365 * 86_400
+_TURN = 64
+"""Messages of a stream that are answered before others get their turn on the event loop."""
 
 
 class BoundMethod(NamedTuple):
@@ -160,10 +163,12 @@ class Call(Stream):
         Raises:
             NotReady: the server is stopping.
         """
-        while True:
+        for count in itertools.count(1):
             message = self._take()
             if message is not None:
                 yield message
+                if count % _TURN == 0:
+                    await asyncio.sleep(0)
             elif self.ended:
                 return
             elif self._server.stopping:

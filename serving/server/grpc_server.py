@@ -73,7 +73,8 @@ class GrpcServer:
         access: the API key, if there is one.
         tracer: makes the spans.
         max_bytes: largest message that is read, after it was decompressed.
-        max_calls: calls in progress at a time, half of them streams; more are refused.
+        max_calls: connections at a time, and calls in progress, half of them streams; more are
+            refused.
         access_log: whether to log every call.
     """
 
@@ -106,7 +107,7 @@ class GrpcServer:
             for name, method in table.items()
         }
         budget = Budget(MAX_RECEIVED * max_bytes, MAX_UNSENT)
-        self._http2 = Http2Server(read_head, partial(Call, self), budget)
+        self._http2 = Http2Server(read_head, partial(Call, self), budget, max_calls)
 
     async def start(self, address: str, certificate: tuple[Path, Path] | None) -> None:
         """Listen at `host:port`, over TLS if given files of a certificate chain and its key."""

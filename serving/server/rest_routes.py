@@ -40,6 +40,8 @@ async def infer(server: RestServer, request: Request) -> Answer:
             response = await server.infer(decoded, request.protocol)
             span.annotate(response.version, decoded)
         started = time.perf_counter()
+        size = sum(each.nbytes for each in response.outputs.values())
+        server.connections.check(size, time.monotonic())
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
         kind = JSON if length is None else BINARY

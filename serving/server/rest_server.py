@@ -21,6 +21,7 @@ from serving.server.auth import Access
 from serving.server.cors import Cors
 from serving.server.logging_config import log_answer
 from serving.server.request_body import BodyReader
+from serving.server.rest_connections import RestConnections
 from serving.server.rest_messages import Answer, Headers, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
@@ -31,6 +32,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
 _KNOWN_PATHS = 64  # whose routes are not looked for again
+LARGE = 2**12
+"""Bytes of an answer that are counted until they have left; the kernel takes smaller ones."""
 _MAX_MESSAGE = 300
 """Characters of an error; some tell what was sent, which may be long."""
 _REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
@@ -53,6 +56,7 @@ class Scope(Protocol):
     method: str
     path: str
     headers: Any
+    client: str
 
 
 class RestServer:
@@ -67,6 +71,7 @@ class RestServer:
         cors: the origins whose pages may use the server.
         host: the name or address that the server listens on.
         access_log: whether to log every request.
+        connections: the connections that requests arrive on.
     """
 
     def __init__(
@@ -80,12 +85,14 @@ class RestServer:
         cors: Cors | None = None,
         host: str = "",
         access_log: bool = False,
+        connections: RestConnections | None = None,
     ) -> None:
         self.service = service
         self.access = access
         self.cors = cors or Cors()
         self.host = host
         self.bodies = BodyReader(limits)
+        self.connections = connections or RestConnections(0, 0)
         self._routes = [(route, _pattern(route.path)) for route in routes]
         self._find = lru_cache(_KNOWN_PATHS)(self._find_route)
         self._counted = [pattern for route, pattern in self._routes if route.counted]
@@ -139,6 +146,8 @@ class RestServer:
             text = f"{scope.method} {scope.path} {answer.status}"
             log_answer(LOG, text, request.id, request.started)
         protocol.response_bytes(answer.status, self._headers(request, answer), answer.body)
+        if (size := len(answer.body)) >= LARGE:
+            self.connections.answered(scope.client, size, time.monotonic())
 
     def _preflight(self, scope: Scope) -> Answer:
         methods = [route.method for route, pattern in self._routes if pattern.fullmatch(scope.path)]

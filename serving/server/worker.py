@@ -16,6 +16,7 @@ from serving.server import logging_config
 from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
+from serving.server.rest_connections import RestConnections
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.service import LoadedVersion, Service
@@ -51,6 +52,7 @@ class Worker:
         self._stopping_grpc: asyncio.Future[None] | None = None
         self._version = self._read_version()
         self._service.serve(self._load(self._version))
+        self._connections = RestConnections(settings.port, settings.max_connections)
         self._rest = RestServer(
             self._service,
             ROUTES,
@@ -60,6 +62,7 @@ class Worker:
             cors=settings.cors,
             host=settings.host,
             access_log=settings.access_log,
+            connections=self._connections,
         )
         self.__rsgi__ = self._rest.__rsgi__
         self._grpc: GrpcServer | None = None
@@ -119,6 +122,7 @@ class Worker:
             self._counters.set("queued_rows", value=self._service.served.batcher.queued)
             self._counters.set("queued_bytes", value=self._rest.bodies.held)
             try:
+                self._connections.watch(time.monotonic())
                 await self._take_up_new_version()
             except Exception:
                 LOG.exception(

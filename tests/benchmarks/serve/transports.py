@@ -56,7 +56,7 @@ class Application:
 
     def __init__(self, grpc_port: int, index: int) -> None:
         self._grpc_port = grpc_port
-        self._http2 = Http2Server(message_of, Echo, Budget(2**28, 2**27))
+        self._http2 = Http2Server(message_of, Echo, Budget(2**28, 2**27), 1024)
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self._http2.start("127.0.0.1", self._grpc_port, None))

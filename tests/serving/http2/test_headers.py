@@ -111,6 +111,7 @@ def test_a_malformed_request_is_told(fields: Fields) -> None:
         b"\x00\x05ab",
         b"\x40\x01a\xff",
         b"\x3f\xe1\xff\x03",
+        b"\x20\x3f\xe1\x1f\x20" + write_block(REQUEST),
         b"\x00\x81\xff\x01a",
         write_block([(b"a", b"b" * 2**14)]),
         write_block([(b"a", b"b")] * 600),

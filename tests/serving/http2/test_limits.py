@@ -151,7 +151,7 @@ def test_an_answer_waits_for_the_window_and_is_forgotten_with_its_stream() -> No
     wire = server.connect()
     wire.send(GREETING, headers(1, end=True))
     assert sum(len(payload) for kind, *_, payload in wire.frames() if kind == 0) == 65_535
-    assert server.budget.unsent == 100_000 - 65_535
+    assert server.budget.unsent == 100_000
     wire.send(frames.number_frame(frames.RST_STREAM, 1, Code.CANCEL))
     wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, MIB))
     assert wire.take() == b""
@@ -234,3 +234,86 @@ def test_a_request_that_does_not_arrive_is_overdue(wire: Wire, server: Server) -
     wire.send(data(3, b"", end=True))
     wire.connection.check(limits.REQUEST_S + 1)
     assert late == [1]
+
+
+def test_data_on_its_way_to_a_stream_that_was_refused_costs_nothing(wire: Wire) -> None:
+    """Twenty refused uploads at once would otherwise end the connection, and its other calls."""
+    wire.send(headers(1))
+    wire.server.streams[0].send(headers=ANSWER, trailers=TRAILERS)
+    wire.take()
+    for _ in range(2 * limits.TOKENS):
+        wire.send(data(1, bytes(2**14)))
+    found = wire.frames()
+    assert {(kind, number) for kind, _, number, _ in found} == {(frames.WINDOW_UPDATE, 0)}
+    sent = 2 * limits.TOKENS * 2**14
+    credited = sum(int.from_bytes(payload) for *_, payload in found)
+    assert sent - limits.CONNECTION_WINDOW // 2 < credited <= sent
+    wire.send(data(3, bytes(2**14)))
+    assert wire.failed() is Code.PROTOCOL_ERROR
+
+
+def test_what_a_closed_connection_has_not_sent_counts_until_it_is_lost(wire: Wire) -> None:
+    wire.transport.buffered = MIB
+    wire.send(frames.frame(frames.PING, stream=1, payload=bytes(8)))
+    assert wire.transport.closed
+    assert wire.server.budget.unsent == MIB
+    wire.connection.connection_lost(None)
+    assert wire.server.budget.unsent == 0
+
+
+def test_an_answer_that_is_too_much_for_the_budget_ends_its_connection() -> None:
+    """Its last bytes make the transport full, so that it ends while it is being sent."""
+    server = answer_of(1000)
+    wire = server.connect()
+    wire.send(GREETING, frames.settings_frame({frames.INITIAL_WINDOW: 0}), headers(1, end=True))
+    wire.send(frames.settings_frame({frames.INITIAL_WINDOW: 1000}), headers(3))
+    server.budget._max_unsent = MIB
+    wire.transport.buffered = 2 * MIB
+    wire.transport.on_write = wire.connection.pause_writing
+    server.streams[1].send(bytes(10), headers=ANSWER, trailers=TRAILERS)
+    assert wire.transport.aborted
+    assert server.budget.unsent == 0
+
+
+def test_a_client_that_says_no_more_is_closed_in_time(wire: Wire, server: Server) -> None:
+    server.respond = lambda stream: None
+    wire.send(headers(1, end=True))
+    wire.connection.eof_received()
+    assert server.streams[0].was_lost
+    assert wire.transport.closed
+    wire.connection.check(limits.GREETING_S + 1)
+    assert wire.transport.aborted
+
+
+def test_a_client_is_pinged_now_and_then(wire: Wire) -> None:
+    for now in (limits.PING_S, limits.PING_S + 1, limits.PING_S + 2):
+        wire.connection.check(now)
+    assert [kind for kind, *_ in wire.frames()] == [frames.PING]
+
+
+def test_a_stream_of_answers_lets_others_go_first(server: Server) -> None:
+    server.respond = lambda stream: None
+    wire = server.connect()
+    wire.send(GREETING, headers(1, end=True), headers(3, end=True))
+    first, second = server.streams
+    first.send(bytes(65_535 + 10), headers=ANSWER)
+    second.send(bytes(10), headers=ANSWER, trailers=TRAILERS)
+    first.send(bytes(10))
+    wire.take()
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB))
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, 10))
+    assert [number for kind, _, number, _ in wire.frames() if kind == frames.DATA] == [3]
+
+
+def test_a_part_that_was_sent_by_half_counts_as_a_whole(server: Server) -> None:
+    """It stays in memory as a whole."""
+    server.respond = lambda stream: None
+    wire = server.connect()
+    wire.send(GREETING, headers(1, end=True))
+    server.streams[0].send(bytes(MIB), headers=ANSWER, trailers=TRAILERS)
+    assert server.budget.unsent == MIB
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 0, MIB))
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB // 2))
+    assert server.budget.unsent == MIB
+    wire.send(frames.number_frame(frames.WINDOW_UPDATE, 1, MIB))
+    assert server.budget.unsent == 0

@@ -31,12 +31,14 @@ class Transport:
         self.written: list[bytes] = []
         self.closed = self.aborted = False
         self.buffered = 0
+        self.on_write: Callable[[], None] = lambda: None
 
     def write(self, data: bytes) -> None:
         self.written.append(bytes(data))
+        self.on_write()
 
     def writelines(self, parts: list[bytes]) -> None:
-        self.written.append(b"".join(parts))
+        self.write(b"".join(parts))
 
     def get_write_buffer_size(self) -> int:
         return self.buffered
@@ -85,6 +87,9 @@ class Server:
 
     def time(self) -> float:
         return self.now
+
+    def admit(self, connection: Connection) -> None:
+        self.connections.add(connection)
 
     def read_head(self, fields: Fields) -> Fields:
         return fields

@@ -264,3 +264,19 @@ def test_the_refusal_that_calls_share_does_not_keep_them() -> None:
         assert calls.full.__traceback__ is None
 
     asyncio.run(run())
+
+
+def test_a_stream_of_tiny_messages_lets_others_have_their_turn() -> None:
+    """A mebibyte of them, which are answered without a wait, took seconds in one turn."""
+
+    async def run() -> None:
+        calls = Calls(streams=True)
+        await calls.send(headers(1, BLOCK))
+        await calls.send(data(1, prefix(0) * 1000, end=True))
+        assert 64 <= len(calls.got) < 1000
+        for _ in range(20):
+            await calls.send()
+        assert len(calls.got) == 1000
+        assert calls.calls[0].status == "OK"
+
+    asyncio.run(run())
