@@ -45,6 +45,9 @@ class Calls:
         self.connection.connection_made(cast(Any, self.transport))
         self.connection.data_received(GREETING)
 
+    def admit(self, connection: Connection) -> None:
+        self.connections.add(connection)
+
     async def one(self, call: Call, message: bytes) -> None:
         self.got.append(len(message))
         await self.go.wait()

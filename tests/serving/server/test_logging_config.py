@@ -168,6 +168,7 @@ class Exchange:
     method: str
     path: str
     headers: Mapping[str, str]
+    client: str = "127.0.0.1:5000"
     answers: list[tuple[int, Mapping[str, str], bytes]] = field(default_factory=list)
 
     async def __call__(self) -> bytes:
