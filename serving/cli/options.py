@@ -158,6 +158,8 @@ def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source,
 
 def engine_device(device: str) -> str:
     """Load a device; `auto` is CUDA if it loads, else the CPU, and then it prints why."""
+    if device == "cpu":
+        return device  # nothing to load, and the parent of a server has no use for onnxruntime
     from serving.sessions import require_device
 
     try:

@@ -40,6 +40,8 @@ from serving.protocol.messages import (
 JSON = "application/json"
 BINARY = "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
+_BEFORE_NUMBERS = 512
+"""Bytes at the start of a request, within which most have the names of their JSON."""
 
 
 class BinaryOutputs(NamedTuple):
@@ -83,7 +85,7 @@ def decode_request(
     if columns:
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         columns = columns_sent(operation, columns, names, parameters)
-    booleans = b"true" in head or b"false" in head
+    booleans = _holds(head, b"true", b"u") or _holds(head, b"false", b"l")
     inputs = _decode_tensors(entries, tail, columns, booleans=booleans, gaps=gaps)
     request = InferRequest(
         model=operation.name,
@@ -171,6 +173,17 @@ def decode_response(body: bytes, header_length: str | None) -> InferResponse:
         outputs=_decode_tensors(entries, tail, columns, booleans=True),
         parameters=parameters_of(content, "the answer"),
     )
+
+
+def _holds(head: bytes, word: bytes, letter: bytes) -> bool:
+    """Whether a word is in a text; `letter` is the third of the word.
+
+    A letter is found many times faster than a word, and hardly any follows where numbers begin.
+    """
+    if word in head[:_BEFORE_NUMBERS]:
+        return True
+    place = head.find(letter, _BEFORE_NUMBERS - len(word) + 3)
+    return place >= 0 and head.find(word, place - 2) >= 0
 
 
 def _header_length(text: str, length: int) -> int:

@@ -19,8 +19,9 @@ from serving.errors import DeadlineExceeded, Overloaded
 from serving.protocol.messages import Array
 from serving.server.shared_counters import SharedCounters
 
-MAX_BATCH_ROWS = 128
-"""Rows times draws of one batch; larger runs do not fit the cache and take longer for each row."""
+MAX_BATCH_ROWS = 256
+"""Rows times draws of one batch: enough that what each run costs besides hardly counts, and few
+enough that a small model's run stays on the event loop."""
 INLINE_S = 0.001
 """Shorter runs take place on the event loop, since a change of threads would cost more. During a
 longer run, in a thread, the loop reads and refuses other requests."""

@@ -83,11 +83,11 @@ class GranianServer(MPServer):  # type: ignore[misc]
         self.signal_handler_interrupt()
 
     def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
-        with _block_signals():
+        with block_signals():
             super()._spawn_workers(spawn_target, target_loader)
 
     def _respawn_workers(self, *args: Any, **kwargs: Any) -> None:
-        with _block_signals():
+        with block_signals():
             super()._respawn_workers(*args, **kwargs)
 
     def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> Any:
@@ -99,7 +99,7 @@ class GranianServer(MPServer):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _block_signals() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Start processes with these signals blocked: their parent decides when they end."""
     resource_tracker.ensure_running()  # starting it inside would unblock SIGINT and SIGTERM
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}

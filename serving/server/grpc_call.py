@@ -17,6 +17,7 @@ from serving.server.grpc_wire import (
     PREFIX,
     CallHead,
     CallRefused,
+    Content,
     decompress,
     most_inflated,
     prefix,
@@ -34,7 +35,7 @@ _TURN = 64
 class BoundMethod(NamedTuple):
     """A method that is ready to be called with a call and the content of its message."""
 
-    answer: "Callable[[Call, bytes], Coroutine[None, None, None]]"
+    answer: "Callable[[Call, Content], Coroutine[None, None, None]]"
     streams: bool = False
     counted: bool = False
     """Whether it is an inference."""
@@ -51,7 +52,7 @@ class CallServer(Protocol):
     def find(self, path: str) -> BoundMethod:
         """Return what answers the calls of a path."""
 
-    def refuse_at_once(self, message: bytes) -> VaeError | None:
+    def refuse_at_once(self, message: Content) -> VaeError | None:
         """Return why an inference is refused before its message is read, if it is."""
 
 
@@ -68,7 +69,7 @@ class Call(Stream):
         self._server = server
         self._method = server.find(head.path)
         self._loop = server.loop
-        self._content: bytes | bytearray = b""
+        self._content: Content = b""
         self._held = 0
         """Bytes of the message that is being answered, which the budget counts, too."""
         self._task: asyncio.Task[None] | None = None
@@ -157,7 +158,7 @@ class Call(Stream):
         """Return the seconds until the deadline, or None if there is none."""
         return None if self._due == math.inf else max(self._due - self.connection.time(), 0.0)
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncIterator[Content]:
         """Yield the messages of a stream, each as it arrives.
 
         Raises:
@@ -204,7 +205,7 @@ class Call(Stream):
             self.send(trailers=trailers if self._began else ANSWER + trailers)
             self._end(err.grpc_status)
 
-    def _run(self, message: bytes) -> None:
+    def _run(self, message: Content) -> None:
         # with a name, since asyncio would write one for each
         self._task = asyncio.Task(self._method.answer(self, message), loop=self._loop, name="call")
 
@@ -242,7 +243,7 @@ class Call(Stream):
             if len(content) > PREFIX + size_of(content, self._server.max_bytes):
                 raise CallRefused("this call takes one message")
 
-    def _take(self) -> bytes | None:
+    def _take(self) -> Content | None:
         """Take the next message if it has arrived; the one before it is answered.
 
         Raises:
@@ -258,16 +259,23 @@ class Call(Stream):
         if len(content) < stop:
             self.grant()
             return None
-        flag, message = content[0], bytes(content[PREFIX:stop])
+        flag = content[0]
+        message: Content
         if len(content) == stop:
             self._content = b""
-        else:  # a bytearray, of which a start can be cut off without a copy of the rest
+            if isinstance(content, bytearray):  # a large message, whose start is cut without a copy
+                del content[:PREFIX]
+                message = content
+            else:
+                message = content[PREFIX:]
+        else:
+            message = bytes(content[PREFIX:stop])
             self._content = content if isinstance(content, bytearray) else bytearray(content)
             del self._content[:stop]
         self._held = stop
         return self._inflate(message) if flag else message
 
-    def _inflate(self, message: bytes) -> bytes:
+    def _inflate(self, message: Content) -> bytes:
         """Decompress a message, unless what it may hold is more than there is room for."""
         budget, most = self.connection.budget, self._server.max_bytes
         if budget.received + min(most, most_inflated(message)) > budget.max_received:

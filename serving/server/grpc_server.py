@@ -23,7 +23,7 @@ from serving.server.auth import Access
 from serving.server.batching import Admission
 from serving.server.grpc_call import BoundMethod, Call
 from serving.server.grpc_reflection import describe_services
-from serving.server.grpc_wire import CallRefused, read_head
+from serving.server.grpc_wire import CallRefused, Content, read_head
 from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
@@ -131,7 +131,7 @@ class GrpcServer:
         """Return what answers the calls of a path."""
         return self._bound.get(path, _UNKNOWN)
 
-    def refuse_at_once(self, message: bytes) -> VaeError | None:
+    def refuse_at_once(self, message: Content) -> VaeError | None:
         """Return the refusal of an inference that would be refused for want of room.
 
         It costs a fraction of a refusal that a task finds.
@@ -147,7 +147,7 @@ class GrpcServer:
         answer = self._answer_stream if streams else self._answer_call
         return BoundMethod(partial(answer, name, method), streams, method.counted)
 
-    async def _answer_call(self, name: str, method: Method, call: Call, content: bytes) -> None:
+    async def _answer_call(self, name: str, method: Method, call: Call, content: Content) -> None:
         started = time.perf_counter()
         message = None
         try:
@@ -164,7 +164,7 @@ class GrpcServer:
             if self.access_log:
                 self._log(name, message, call, started)
 
-    async def _answer_stream(self, name: str, method: Method, call: Call, content: bytes) -> None:
+    async def _answer_stream(self, name: str, method: Method, call: Call, content: Content) -> None:
         started = time.perf_counter()
         try:
             if self.access.api_key and not method.open:
@@ -189,7 +189,7 @@ class GrpcServer:
         log_answer(LOG, text, getattr(message, "id", "")[:MAX_LOGGED], started)
 
 
-async def _refuse_unknown(call: Call, content: bytes) -> None:
+async def _refuse_unknown(call: Call, content: Content) -> None:
     call.refuse(CallRefused(f"no method {call.head.path[:100]!r}: reflection describes those here"))
 
 
@@ -209,7 +209,7 @@ def _refuse(call: Call, err: Exception) -> None:
     call.refuse(VaeError(f"internal error, request {given}"))
 
 
-def _read(message: Any, content: bytes) -> Any:
+def _read(message: Any, content: Content) -> Any:
     """Read a call's message.
 
     Raises:
@@ -221,7 +221,7 @@ def _read(message: Any, content: bytes) -> Any:
         raise DataRefused("the request is not a message of this call's type") from err
 
 
-def _asked(message: Any, content: bytes) -> str:
+def _asked(message: Any, content: Content) -> str:
     """Return the name of the model that a request asks for."""
     try:
         name: str = getattr(_read(message, content), "model_name", "")

@@ -57,6 +57,9 @@ ANSWER = write_block(
 """The header fields of an answer."""
 OK_TRAILERS = write_block([(b"grpc-status", b"0")])
 
+Content = bytes | bytearray
+"""What has arrived: a large message is left where its parts were put together."""
+
 
 class CallHead(NamedTuple):
     """The header fields of a call."""
@@ -101,7 +104,7 @@ def prefix(size: int) -> bytes:
     return b"\0" + size.to_bytes(4)
 
 
-def size_of(content: bytes | bytearray, most: int) -> int:
+def size_of(content: Content, most: int) -> int:
     """Read the size of the message that begins here.
 
     Raises:
@@ -113,12 +116,12 @@ def size_of(content: bytes | bytearray, most: int) -> int:
     return size
 
 
-def most_inflated(content: bytes) -> int:
+def most_inflated(content: Content) -> int:
     """Return the most bytes that a message may hold once it is decompressed (RFC 1951)."""
     return len(content) * _MOST_INFLATED
 
 
-def decompress(content: bytes, encoding: str, most: int) -> bytes:
+def decompress(content: Content, encoding: str, most: int) -> bytes:
     """Decompress a message.
 
     Raises:

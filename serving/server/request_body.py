@@ -12,7 +12,9 @@ from serving.protocol.http_body import HEADER_LENGTH
 from serving.server.compression import Inflater, coding_of
 from serving.server.rest_messages import Limits, Request, header_of
 
-_SMALL_BODY = 2**16
+_SMALL_BODY = 2**18
+"""Bytes of a body that is read at once, and counted as it was declared. By default, as many as
+there may be connections fit in the limit of all bodies."""
 
 
 class BodyReader:

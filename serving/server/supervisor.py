@@ -1,4 +1,7 @@
-"""The parent process of `vae serve`: open the model, start workers, follow the alias, drain."""
+"""The parent process of `vae serve`: open the model, start workers, follow the alias, drain.
+
+It runs no graph itself, and does not import onnxruntime: it would keep that memory for good.
+"""
 
 import errno
 import logging
@@ -9,16 +12,20 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from serving.engine import Engine
-from serving.errors import UsageRefused, VaeError
+from serving.bundle import Bundle
+from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.server import logging_config
 from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
-from serving.server.granian_adapter import GranianServer
+from serving.server.granian_adapter import GranianServer, block_signals
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
-from serving.server.worker import Worker
 from serving.source import Source, open_cached, open_source, parse_reference, remember
+
+if TYPE_CHECKING:
+    from serving.server.worker import Worker
 
 LOG = logging.getLogger(__name__)
 START_S = 60.0
@@ -50,7 +57,7 @@ def run_server(
     threading.Thread(
         target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
-    server.run_workers(partial(Worker, settings))
+    server.run_workers(partial(_make_worker, settings))
 
 
 def open_first(reference: str) -> Source:
@@ -66,8 +73,45 @@ def open_first(reference: str) -> Source:
 
 
 def self_check(settings: Settings, source: Source) -> None:
-    """Open every graph on the device, and compare its outputs with torch's."""
-    Engine(source.bundle, device=settings.device, threads=settings.threads).self_check()
+    """Open every graph on the device, and compare its outputs with torch's, in another process.
+
+    Raises:
+        VerificationFailed, DeviceUnavailable: the model cannot be served.
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_self_check, args=(sender, source.bundle, settings.device, settings.threads)
+    )
+    with block_signals():  # this process decides what a signal ends
+        process.start()
+    sender.close()
+    try:
+        err: Exception | None = receiver.recv()
+    except EOFError:
+        process.join()
+        err = VerificationFailed(
+            f"the self-check of {source.bundle.path} ended with exit code {process.exitcode}"
+        )
+    process.join()
+    if err is not None:
+        raise err
+
+
+def _self_check(sender: Connection, bundle: Bundle, device: str, threads: int) -> None:
+    from serving.engine import Engine
+
+    try:
+        Engine(bundle, device=device, threads=threads).self_check()
+    except Exception as err:  # noqa: BLE001 - raised in the parent
+        sender.send(err)
+    else:
+        sender.send(None)
+
+
+def _make_worker(settings: Settings, index: int) -> "Worker":
+    from serving.server.worker import Worker
+
+    return Worker(settings, index)
 
 
 def resolve_host(host: str) -> str:

@@ -55,7 +55,11 @@ class Server:
 
     def rss_mib(self) -> float:
         """Return the resident memory of all its processes."""
-        return sum(_resident(pid) for pid in self.processes()) / 2**20
+        return sum(self.rss_mib_of_each())
+
+    def rss_mib_of_each(self) -> list[float]:
+        """Return the resident memory of each of its processes."""
+        return [_resident(pid) / 2**20 for pid in self.processes()]
 
 
 def install(peer: Peer) -> Path:

@@ -92,6 +92,17 @@ BODIES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_boolean_among_numbers_is_refused_wherever_it_is(wrong: bool) -> None:
+    for place in range(300):
+        values: list[int | bool] = [1] * 300
+        values[place] = wrong
+        tensor = {"name": "x", "datatype": "UINT8", "shape": [10, 6, 5], "data": values}
+        body = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+        with pytest.raises(DataRefused, match="data of x must be numbers"):
+            decode_request(TABLE["encode"], "", body, None)
+
+
 @st.composite
 def requests(draw: Any) -> tuple[str, bytes, str | None]:
     """An operation, a body and a header: often a whole message, sometimes cut or extended."""

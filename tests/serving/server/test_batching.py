@@ -108,7 +108,7 @@ def test_operations_take_turns(make_batcher: MakeBatcher, recorder: Recorder) ->
     ("draws", "sizes", "expected"),
     [
         (1, [MAX_BATCH_ROWS - 1, 1, 1], [MAX_BATCH_ROWS, 1]),
-        (1, [75, 75, 50], [75, 125]),
+        (1, [150, 150, 50], [150, 200]),
         (1, [3000, 1], [3000, 1]),
         (MAX_BATCH_ROWS // 8, [5, 3, 1], [8, 1]),
         (MAX_BATCH_ROWS, [1, 1], [1, 1]),

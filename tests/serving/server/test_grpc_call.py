@@ -15,7 +15,7 @@ from serving.http2.budget import Budget
 from serving.http2.connection import Connection
 from serving.http2.headers import write_block
 from serving.server.grpc_call import BoundMethod, Call
-from serving.server.grpc_wire import CallHead, prefix, read_head
+from serving.server.grpc_wire import CallHead, Content, prefix, read_head
 from tests.serving.http2.wire import GREETING, REQUEST, Transport, data, headers
 
 BLOCK = write_block([(name.encode(), value.encode()) for name, value in REQUEST])
@@ -48,12 +48,12 @@ class Calls:
     def admit(self, connection: Connection) -> None:
         self.connections.add(connection)
 
-    async def one(self, call: Call, message: bytes) -> None:
+    async def one(self, call: Call, message: Content) -> None:
         self.got.append(len(message))
         await self.go.wait()
         call.answer(b"%d" % len(message))
 
-    async def stream(self, call: Call, message: bytes) -> None:
+    async def stream(self, call: Call, message: Content) -> None:
         self.tasks.append(asyncio.current_task())
         try:
             async for each in call.messages():
@@ -66,7 +66,7 @@ class Calls:
     def find(self, path: str) -> BoundMethod:
         return self._method
 
-    def refuse_at_once(self, message: bytes) -> VaeError | None:
+    def refuse_at_once(self, message: Content) -> VaeError | None:
         return self.full
 
     def read_head(self, fields: Any) -> CallHead:
@@ -158,7 +158,7 @@ def test_a_stream_waits_for_a_client_that_does_not_read() -> None:
     async def run() -> None:
         calls = Calls(streams=True)
 
-        async def talk(call: Call, message: bytes) -> None:
+        async def talk(call: Call, message: Content) -> None:
             for _ in range(100):
                 calls.got.append(1)
                 await call.reply(bytes(MOST))

@@ -1,5 +1,6 @@
 """The parent process refuses a bad start before it starts workers, and resolves its host."""
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ import httpx
 import pytest
 
 from serving.errors import DeviceUnavailable, UsageRefused, VerificationFailed
+from serving.server import supervisor
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, serve
+from tests.serving.server.settings import make_settings
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +115,17 @@ def test_a_host_name_is_resolved(tmp_path: Path) -> None:
     with serve(tmp_path, SEALED, "--host", "localhost", "--drain", "0.2") as running:
         assert running.rest.removeprefix("http://").rsplit(":", 1)[0] in ("127.0.0.1", "[::1]")
         assert httpx.get(f"{running.rest}/v2/health/ready").status_code == 200
+
+
+def end_at_once(*arguments: object) -> None:
+    """Stand for a process that the system kills."""
+    os._exit(7)
+
+
+def test_a_self_check_that_is_killed_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_self_check", end_at_once)
+    source = supervisor.open_first(str(SEALED))
+    with pytest.raises(VerificationFailed, match="ended with exit code 7"):
+        supervisor.self_check(make_settings(tmp_path), source)
