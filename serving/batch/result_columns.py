@@ -62,6 +62,7 @@ class ResultColumns:
         self.by: By | None = None
         self.p_values: PValues | None = None
         self._combined: CombinedScore | None = None
+        """Makes the score that rows are compared by, if it is that one."""
         self.without_p_values = ""
         """Why there are none."""
         schema = bundle.manifest.schema
@@ -84,7 +85,7 @@ class ResultColumns:
         An explanation follows the `lift` (rows, columns) of cells that were hidden in turn.
         """
         found = [to_arrow(outputs[item.name], arrow_type(item)) for item in self._outputs]
-        if self._combined is not None and self.by == "combined":
+        if self._combined is not None:
             cells = outputs["column_log_likelihood"], np.isnan(x)
             outputs = {**outputs, "combined": self._combined(outputs["consistency"], *cells)}
         if self.by in _COMPUTED:
@@ -117,15 +118,15 @@ class ResultColumns:
                 f"the held-out rows were scored with --num-samples {held_out.num_samples}, "
                 f"these with {num_samples}"
             )
-        else:
-            self._combined = held_out.combined
-        has_combined = self._combined is not None
-        self.by = check_by(self.choice.by, mixed=bool(self.names), combined=has_combined)
-        if self.by == "combined" and not has_combined:
-            raise UsageRefused(
-                f"--by combined compares with held-out rows: {self.without_p_values or EARLY}"
-            )
-        if held_out is not None and not self.without_p_values:
+            held_out = None
+        combined = held_out.combined if held_out else None
+        self.by = check_by(self.choice.by, mixed=bool(self.names), combined=combined is not None)
+        if self.by == "combined":
+            if combined is None:
+                reason = self.without_p_values or EARLY
+                raise UsageRefused(f"--by combined compares with held-out rows: {reason}")
+            self._combined = combined
+        if held_out is not None:
             self.p_values = PValues(choose_score(self.by, held_out.scores))
 
     def _list_fields(self) -> list[pa.Field]:
