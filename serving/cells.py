@@ -29,11 +29,10 @@ from .schema import Column
 
 Array = NDArray[Any]
 
-INFINITE, NEGATIVE, FRACTION, TYPE = range(1, 5)
+INFINITE, NEGATIVE, TYPE = range(1, 4)
 FAULTS: Mapping[int, str] = {
     INFINITE: "is not finite in float32",
     NEGATIVE: "is negative",
-    FRACTION: "is not a whole number",
     TYPE: "is not of the column's type",
 }
 """Why a cell cannot be used; a good one has code 0."""
@@ -199,8 +198,9 @@ def encode_numbers(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Encode numbers (rows, columns) of any type without words; return `x` and faults, alike.
 
-    NaN stays one. A number below 0 in a column of positive ones is no fault: the model finds it as
-    unlikely as a number can be, and it is what people look for.
+    NaN stays one. Numbers that training had not are no fault, since people look for them. The model
+    finds one below 0 in a column of positive ones as unlikely as a number can be; in a column of
+    counts it takes a fraction for the nearest count.
     """
     origins = np.array([column.origin for column in columns])
     kinds = np.array([column.kind for column in columns])
@@ -208,10 +208,7 @@ def encode_numbers(
     with np.errstate(over="ignore", invalid="ignore"):
         x = (exact - origins + 0.0).astype(np.float32)  # no negative zero
         faults = np.zeros(x.shape, np.uint8)
-        if (counts := kinds == "count").any():
-            whole = np.isfinite(exact) & (exact != np.rint(exact))
-            faults[whole & counts] = FRACTION
-            faults[(exact < 0) & counts] = NEGATIVE
+        faults[(exact < 0) & (kinds == "count")] = NEGATIVE
     faults[np.isinf(x)] = INFINITE
     x[np.isnan(x) | (faults > 0)] = np.nan  # one NaN, whatever bits the file has
     return x, faults

@@ -97,7 +97,7 @@ def _allowed(column: Column) -> str:
     """Say what a column of numbers or dates takes; one of words takes all."""
     if column.part:
         return "dates, or text such as 2026-12-31 or 2026-12-31T23:59:00"
-    return "whole numbers from 0" if column.kind == "count" else "numbers"
+    return "numbers from 0" if column.kind == "count" else "numbers"
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from serving.cell_values import find_gaps, number_text, parse_instants, parse_numbers
 from serving.cells import (
-    FRACTION,
     INFINITE,
     NEGATIVE,
     OTHER,
@@ -162,7 +161,7 @@ def test_words_that_mean_a_gap_are_words_of_text() -> None:
     ("column", "values", "expected"),
     [
         (REAL, [1, np.inf, -np.inf, 1e39], [0, INFINITE, INFINITE, INFINITE]),
-        (COUNT, [0, -1, 0.5, -0.5, np.inf], [0, NEGATIVE, FRACTION, NEGATIVE, INFINITE]),
+        (COUNT, [0, -1, 0.5, -0.5, np.inf], [0, NEGATIVE, 0, NEGATIVE, INFINITE]),
         (POSITIVE, [0, 0.5, -0.5], [0, 0, 0]),
         (REAL, ["1", "one", "2020-01-01"], [0, TYPE, TYPE]),
         (REAL, np.array(["2020-01-01"], "M8[D]"), [TYPE]),

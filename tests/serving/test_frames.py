@@ -98,10 +98,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "durations": ({"size": np.array([1, 2], "m8[s]")}, "'size' must be numbers, .* timedelta64"),
     "text in numbers": (
         {"visits": [3, "many"]},
-        "column 'visits' is not of the column's type in row 1: it takes whole numbers from 0, "
-        "got 'many'",
+        "column 'visits' is not of the column's type in row 1: it takes numbers from 0, got 'many'",
     ),
-    "two bad rows": ({"visits": [-1, 0.5]}, "'visits' is negative in row 0.*; 2 of 2 rows"),
+    "two bad rows": ({"visits": [-1, -0.5]}, "'visits' is negative in row 0.*; 2 of 2 rows"),
     "numbers as dates": ({"opened": [19850, 19851]}, "in row 0: it takes dates, or text such as"),
 }
 

@@ -32,3 +32,20 @@ def test_a_row_has_the_same_bytes_in_every_batch(mixed: Engine, operation: str, 
         parts = [mixed.run(operation, {"x": x[start : start + step]}) for start in starts]
     for name, values in whole.items():
         assert np.concatenate([part[name] for part in parts]).tobytes() == values.tobytes(), name
+
+
+def test_a_fraction_in_a_column_of_counts_is_as_likely_as_the_nearest_count(mixed: Engine) -> None:
+    schema = mixed.bundle.manifest.schema
+    assert schema is not None
+    places = [place for place, column in enumerate(schema.columns) if column.kind == "count"]
+    assert places
+    x = mixed.bundle.golden()["score.x"][:4]
+    whole, fraction = x.copy(), x.copy()
+    whole[:, places], fraction[:, places] = 3, 2.75
+    eps = mixed.bundle.golden()["score.eps"][:4]
+    expected = mixed.run("score", {"x": whole, "eps": eps})
+    for name, values in mixed.run("score", {"x": fraction, "eps": eps}).items():
+        assert values.tobytes() == expected[name].tobytes(), name
+    whole[:, places] = 2
+    other = mixed.run("score", {"x": whole, "eps": eps})["column_log_likelihood"]
+    assert (other[:, places] != expected["column_log_likelihood"][:, places]).all()

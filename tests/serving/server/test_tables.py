@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "less than nothing": (
         {"visits": -1},
-        "column 'visits' is negative in row 0: it takes whole numbers from 0, got -1",
+        "column 'visits' is negative in row 0: it takes numbers from 0, got -1",
     ),
     "beyond float32": (
         {"income": 1e300},
