@@ -102,7 +102,7 @@ test-serving: $(VENV)-serving/ready ## the serving tests alone, where torch and 
 		tests/serving
 
 $(VENV)-serving/ready: conda.yaml pyproject.toml
-	@echo "setting up $(VENV)-serving, without torch and mlflow: about 90 packages"
+	@echo "setting up $(VENV)-serving, without torch and mlflow: about 120 packages"
 	@$(PYTHON) -m venv $(VENV)-serving
 	$(call install,$(VENV)-serving,serving-test)
 	$(call perf_analyzer,$(VENV)-serving)

@@ -24,6 +24,8 @@ SCHEMA_VERSION = 2
 """Of bundles that are written. Those of schema 1 are read too: they lack `MORE_GRAPHS`, and do not
 say what each graph needs."""
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
+"""Optional, and the only file that the manifest does not list; see `serving.signatures`."""
 PARITY = "parity.json"
 CARD = "MODEL_CARD.md"
 GOLDEN = "golden.npz"
@@ -50,7 +52,7 @@ class Manifest:
     schema_version: int
     digest: str
     files: Mapping[str, Mapping[str, Any]]
-    """The `sha256` and `bytes` of every file but the manifest."""
+    """The `sha256` and `bytes` of every file but the manifest and the signature."""
     x_shape: tuple[int, ...]
     x_dtype: str
     latent_dim: int
@@ -193,7 +195,7 @@ def open_bundle(path: Path, *, unsealed: tuple[str, ...] = ()) -> Bundle:
         if name not in unsealed:
             _verify_file(path / name, entry)
     present = {file.name for file in path.iterdir()}
-    for name in sorted(present - {*manifest.files, MANIFEST, *unsealed}):
+    for name in sorted(present - {*manifest.files, MANIFEST, SIGNATURE, *unsealed}):
         raise VerificationFailed(f"{path / name} is not in the manifest: remove it")
     if manifest.operations != describe_operations(bundle.operations):
         raise VerificationFailed(f"{path / MANIFEST}: the operation table does not fit x_shape")

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from serving.bundle import MANIFEST
+from serving.bundle import MANIFEST, SIGNATURE
 from serving.errors import UsageRefused
 from serving.files import refuse_in_bundle, staged_folder
 from serving.operations import Operation, Tensor
@@ -209,7 +209,8 @@ def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -
         extra, ignored = "", f"{ignored}!bundle\n"
         copy = f"COPY --chown={USER_ID}:{USER_ID} bundle/ {BUNDLE_IN_IMAGE}/"
         (folder / "bundle").mkdir()
-        for name in (*source.bundle.manifest.files, MANIFEST):
+        signature = (SIGNATURE,) if (source.bundle.path / SIGNATURE).exists() else ()
+        for name in (*source.bundle.manifest.files, MANIFEST, *signature):
             shutil.copyfile(source.bundle.path / name, folder / "bundle" / name)
     text = f"""\
 # The package is a wheel beside this file. Build it in a checkout of vae-pipeline with

@@ -12,11 +12,14 @@ that read data frames (`serving.frames`) among its artifacts, so that their rows
 other door.
 """
 
+import base64
 import hashlib
 import importlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,9 +49,14 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """
 
     def load_context(self, context: Any) -> None:
-        """Verify the files; a graph is opened when it is first used."""
+        """Verify the files; a graph is opened, and verified again, when it is first used.
+
+        If VAE_VERIFY_KEY names the file of a public key, its holder must have signed the bundle.
+        """
         self._folder = Path(context.artifacts["bundle"])
         self._manifest = _verified_manifest(self._folder)
+        if key := os.environ.get("VAE_VERIFY_KEY"):
+            _check_signature(self._folder, self._manifest, Path(key))
         self._sessions: dict[str, Any] = {}
         schema = self._manifest["data"].get("schema")
         self._table = _Table(Path(context.artifacts["frames"]), schema) if schema else None
@@ -167,8 +175,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             # without it int8 products overflow on some processors
             options.add_session_config_entry("session.x64quantprecision", "1")
+            content = _verified_file(self._folder / graph, self._manifest)
             self._sessions[graph] = onnxruntime.InferenceSession(
-                self._folder / graph, options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[graph]
 
@@ -222,10 +231,61 @@ def _verified_manifest(folder: Path) -> Any:
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     if content.get("digest") != hashlib.sha256(canonical.encode()).hexdigest():
         raise ValueError(f"{folder / 'manifest.json'} was changed after it was sealed")
-    for name, entry in content["files"].items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{folder / name} is not the file that was sealed")
+    for name in content["files"]:
+        _verified_file(folder / name, content)
     return content
+
+
+def _verified_file(path: Path, manifest: Any) -> bytes:
+    """Read a file of the bundle; it may lie in a store, where others can change it."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["files"][path.name]["sha256"]:
+        raise ValueError(f"{path} is not the file that was sealed")
+    return content
+
+
+def _check_signature(folder: Path, manifest: Any, key: Path) -> None:
+    """Check that the holder of a key signed the manifest and so all files, and that none was added.
+
+    `serving.signatures` does the same, with more to say about what is wrong.
+    """
+    try:
+        from model_signing import hashing, verifying
+    except ImportError as err:
+        raise ValueError(
+            "VAE_VERIFY_KEY needs model-signing: pip install 'vae-pipeline[sign]'"
+        ) from err
+    try:
+        verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except Exception as err:
+        raise ValueError(f"VAE_VERIFY_KEY must name an EC public key, PEM, got {key}") from err
+    path = folder / "model.sig"
+    if not path.exists():
+        raise ValueError(f"{folder} has no signature: register it with vae register --sign KEY")
+    hashed = hashing.Config().set_ignored_paths(paths=[path.name], ignore_git_paths=False)
+    hashed.set_allow_symlinks(True)
+    with tempfile.TemporaryDirectory() as temporary:  # the bytes that are verified are parsed
+        copy = Path(shutil.copy(path, temporary))
+        try:
+            verifier.set_hashing_config(hashed).verify(folder.resolve(), copy)
+            envelope = json.loads(copy.read_bytes())["dsseEnvelope"]
+            resources = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["resources"]
+            signed = {row["name"]: row["digest"] for row in resources}
+            content = (folder / "manifest.json").read_bytes()
+            if signed.get("manifest.json") != hashlib.sha256(content).hexdigest():
+                raise ValueError("it is not of manifest.json")
+        except Exception as err:  # a forged signature may break the library anywhere
+            raise ValueError(
+                f"{folder} is not signed by the holder of {key}: {err}; fetch what was signed, or "
+                "register it with vae register --sign KEY"
+            ) from err
+    added = {file.name for file in folder.iterdir()} - {
+        *manifest["files"],
+        "manifest.json",
+        path.name,
+    }
+    if added or json.loads(content) != manifest:
+        raise ValueError(f"{folder} was changed after it was signed: {', '.join(sorted(added))}")
 
 
 def _checked(rows: Any) -> Any:

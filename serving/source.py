@@ -2,8 +2,9 @@
 
 `models:/vae@champion` and `models:/vae/3` are fetched into a cache, where the bundle's digest names
 the folder. A download is moved there once it is complete, and the files are verified at every
-opening. Raises `VerificationFailed` if the files are not those that were registered, and `VaeError`
-if the store cannot be reached.
+opening; with a public key, also that its holder signed them (`serving.signatures`). Raises
+`VerificationFailed` if the files are not those that were registered or signed, and `VaeError` if
+the store cannot be reached.
 """
 
 import contextlib
@@ -11,12 +12,13 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.bundle import Bundle, open_bundle
+from serving.bundle import SIGNATURE, Bundle, open_bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.files import staged_file
 from serving.mlflow_store import (
@@ -28,6 +30,7 @@ from serving.mlflow_store import (
     store_name,
     tracking_uri,
 )
+from serving.signatures import check_signature
 from serving.user_folders import cache_folder
 
 if TYPE_CHECKING:
@@ -68,11 +71,14 @@ def parse_reference(reference: str) -> Registered | None:
     return Registered(match["name"], match["alias"], match["version"])
 
 
-def open_source(reference: str) -> Source:
-    """Open the bundle at a path or a `models:/` reference; an alias is resolved once."""
+def open_source(reference: str, verify_key: Path | None = None) -> Source:
+    """Open the bundle at a path or a `models:/` reference; an alias is resolved once.
+
+    With the file of a public key, the bundle must be signed by its holder.
+    """
     registered = parse_reference(reference)
     if registered is None:
-        return Source(open_bundle(Path(reference)))
+        return Source(_checked(open_bundle(Path(reference)), verify_key))
     client = connect()
     name, version = registered.name, registered.version
     if registered.alias is not None:
@@ -81,13 +87,13 @@ def open_source(reference: str) -> Source:
         aliases = ", ".join(list_aliases(client, name))
         hint = f"it has {aliases}" if aliases else "run vae run, or promote a version"
         raise UsageRefused(f"{name} has no {registered.alias} in {store_name()}: {hint}")
-    return open_version(client, name, version)
+    return open_version(client, name, version, verify_key)
 
 
-def open_cached(reference: str) -> Source | None:
+def open_cached(reference: str, verify_key: Path | None = None) -> Source | None:
     """Open the version that `remember` stored for a reference, without asking the registry.
 
-    Return None if there is none, or if its files are damaged.
+    Return None if there is none, if its files are damaged, or not signed by the holder of the key.
     """
     registered = parse_reference(reference)
     if registered is None:
@@ -96,7 +102,7 @@ def open_cached(reference: str) -> Source | None:
         entry = json.loads(_entry_file(reference).read_bytes())
         digest = str(entry["digest"])
         if re.fullmatch("[0-9a-f]{64}", digest):
-            bundle = _open_sealed(cache_folder() / digest, digest)
+            bundle = _checked(_open_sealed(cache_folder() / digest, digest), verify_key)
             return Source(bundle, registered.name, str(entry["version"]))
     return None
 
@@ -115,18 +121,44 @@ def _entry_file(reference: str) -> Path:
     return folder / f"{key}.json"
 
 
-def open_version(client: "MlflowClient", name: str, version: str) -> Source:
+def open_version(
+    client: "MlflowClient", name: str, version: str, verify_key: Path | None = None
+) -> Source:
     """Open a version's bundle from the cache, or fetch it into the cache; verify it either way."""
     digest, model_uri = registered_version(client, name, version)
     import filelock
 
     folder = cache_folder() / digest
     with version_errors(name, version, folder), filelock.FileLock(f"{folder}.lock"):
+        subject = f"{name} version {version}"
+        try:
+            bundle = _open_sealed(folder, digest)
+        except VerificationFailed:
+            shutil.rmtree(folder, ignore_errors=True)  # it is absent or damaged
+            download_bundle(subject, model_uri, folder)
+            bundle = _open_sealed(folder, digest)
         with contextlib.suppress(VerificationFailed):
-            return Source(_open_sealed(folder, digest), name, version)
-        shutil.rmtree(folder, ignore_errors=True)  # it is absent or damaged
-        download_bundle(f"{name} version {version}", model_uri, folder)
-        return Source(_open_sealed(folder, digest), name, version)
+            return Source(_checked(bundle, verify_key), name, version)
+        _fetch_signature(subject, model_uri, folder)
+        return Source(_checked(bundle, verify_key), name, version)
+
+
+def _fetch_signature(subject: str, model_uri: str, folder: Path) -> None:
+    """Put the signature of a version beside its files in the cache, which another may have filled.
+
+    Versions of the same files have the same folder, also if one is signed and the other is not.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        fetched = Path(temporary, folder.name)
+        download_bundle(subject, model_uri, fetched)
+        with contextlib.suppress(FileNotFoundError):
+            (fetched / SIGNATURE).replace(folder / SIGNATURE)
+
+
+def _checked(bundle: Bundle, verify_key: Path | None) -> Bundle:
+    if verify_key is not None:
+        check_signature(bundle, verify_key)
+    return bundle
 
 
 @contextlib.contextmanager
@@ -140,12 +172,18 @@ def version_errors(name: str | None, version: str | None, folder: Path) -> Itera
         raise type(err)(message) from err
 
 
-def fetch_version(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
+def fetch_version(
+    client: "MlflowClient",
+    name: str,
+    version: str,
+    folder: Path,
+    verify_key: Path | None = None,
+) -> Source:
     """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     digest, model_uri = registered_version(client, name, version)
     fetched = folder / f"{name}-{version}"
     download_bundle(f"{name} version {version}", model_uri, fetched)
-    return Source(_open_sealed(fetched, digest), name, version)
+    return Source(_checked(_open_sealed(fetched, digest), verify_key), name, version)
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:

@@ -21,7 +21,7 @@ CONDA: dict[str, Any] = yaml.safe_load((ROOT / "conda.yaml").read_text())
 MLPROJECT: dict[str, Any] = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS: dict[str, Any] = MLPROJECT["entry_points"]
 
-RUNTIME = ("client", "files", "otel", "registry", "train")
+RUNTIME = ("client", "files", "otel", "registry", "sign", "train")
 
 
 def by_name(lines: list[str]) -> dict[str, Requirement]:

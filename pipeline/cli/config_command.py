@@ -12,6 +12,7 @@ from pipeline.cli.config_options import chosen
 from pipeline.config import PRESETS, SECTIONS, configure, setting_names, settings_of
 from serving.cli.command import CONTEXT, Command
 from serving.cli.config_file import Setting, config_place
+from serving.cli.options import verify_key
 from serving.cli.paths import target
 from serving.console import finish, say
 
@@ -102,7 +103,8 @@ def _values_of(ctx: click.Context) -> Iterator[_Value]:
         name, flag = str(option.name), option.opts[0][2:]
         if not isinstance(option, Setting):
             if name != "config":
-                yield _Value("", flag, ctx.params[name], _source(ctx, option))
+                value = verify_key() if name == "verify_key" else ctx.params.get(name)
+                yield _Value("", flag, value, _source(ctx, option))
         elif name in given:
             yield _Value(option.section, flag, given[name], _source(ctx, option))
         elif name in PRESETS[preset]:

@@ -72,6 +72,7 @@ def cli() -> None:
 @group("Bundle and registry")
 @click.option("--out", type=target(), help="Folder for the bundle  [default: bundles/RUN_ID]")
 @registry.name_option
+@registry.signature_options
 @click.option("--no-promote", is_flag=True, help="Stop after registering the version")
 @experiment_option
 @run_name_option
@@ -114,7 +115,7 @@ def run(
         stages.log_report(tracked.run_id, report, f"bundle {out.name}")
         results.raise_unless_parity_passed(report)
         say(f"registering the bundle as a version of {name}")
-        version = register_bundle(tracked, bundle, name)
+        version = register_bundle(tracked, bundle, name, registry.signing_key())
         tracked.set_tags({"model.name": name, "model.version": version})
         decision = (
             None if no_promote else stages.promote(name, version, gate, threads, dataset.test)

@@ -1,11 +1,13 @@
 """The commands of the registry: register, promote, rollback, history, verify and delete."""
 
+import os
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +18,14 @@ from pipeline.cli.run_options import experiment_option, project_run
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
 from serving.cli.help_page import group
-from serving.cli.options import threads_option
+from serving.cli.options import threads_option, verify_key, verify_key_option
 from serving.cli.paths import Origin
 from serving.console import finish, say, screen_width
 from serving.errors import UsageRefused
+
+if TYPE_CHECKING:
+    from serving.signatures import SigningKey
+    from serving.source import Source
 
 
 def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
@@ -27,6 +33,40 @@ def _check_name(ctx: click.Context, option: click.Parameter, name: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]+", name):
         raise click.BadParameter(f"must consist of letters, digits, _ and -, got {name!r}")
     return name
+
+
+_SIGNING_KEY = f"{__name__}.signing_key"
+"""Where a click context keeps the key to sign with."""
+
+
+def _keep_signing_key(ctx: click.Context, option: click.Parameter, path: Path | None) -> None:
+    if path is None or ctx.resilient_parsing:
+        return
+    from serving.signatures import SigningKey, check_signing_key
+
+    key = SigningKey(path, os.environ.get("VAE_SIGN_PASSWORD") or None)
+    check_signing_key(key)  # before a training, and not after it
+    ctx.meta[_SIGNING_KEY] = key
+
+
+def signing_key() -> "SigningKey | None":
+    """Return the key that `--sign` named, None if the version is not to be signed."""
+    key: SigningKey | None = click.get_current_context().meta.get(_SIGNING_KEY)
+    return key
+
+
+sign_option = click.option(
+    "--sign",
+    type=Origin(path_type=Path),
+    expose_value=False,
+    callback=_keep_signing_key,
+    help="Private key to sign the version with, PEM; VAE_SIGN_PASSWORD holds its password, if any",
+)
+
+
+def signature_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that both registers and promotes."""
+    return sign_option(verify_key_option(command))
 
 
 name_option = click.option(
@@ -42,8 +82,12 @@ name_option = click.option(
 @click.argument("bundle", type=Origin(path_type=Path))
 @name_option
 @experiment_option
+@sign_option
 def register(bundle: Path, name: str, experiment: str | None) -> None:
     """Register a checked bundle as a version, the new candidate.
+
+    With --sign, the version carries a signature, which --verify-key of other commands asks for. A
+    bundle that is registered without the signature of this key becomes a new version.
 
     Example: vae register bundle
     """
@@ -55,7 +99,7 @@ def register(bundle: Path, name: str, experiment: str | None) -> None:
     run_id, label = project_run(), f"register {bundle.name}"
     with tracked_run(experiment, run_id=run_id, default_name=label) as tracked:
         tracked.set_tags({"training.run_id": opened.manifest.run_id})
-        version = register_bundle(tracked, opened, name)
+        version = register_bundle(tracked, opened, name, signing_key())
         tracked.set_tags({"model.name": name, "model.version": version})
     say(f"version {version} of {name} is candidate; next: vae promote {version} --name {name}")
     finish({"name": name, "version": version, "digest": opened.manifest.digest})
@@ -68,6 +112,7 @@ def register(bundle: Path, name: str, experiment: str | None) -> None:
 @name_option
 @data_option
 @threads_option
+@verify_key_option
 @settings_options(PromoteConfig)
 @group("Decision")
 @click.option("--dry-run", is_flag=True, help="Decide, but do not move or record anything")
@@ -88,7 +133,8 @@ def promote(
     VERSION is a number, an alias, models:/NAME/VERSION or models:/NAME@ALIAS. It and the champion
     are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
     unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
-    the limits, but no failed verification, parity or data check.
+    the limits, but no failed verification, parity or data check. With --verify-key, both must be
+    signed with that key.
 
     Example: vae promote @candidate --margin 0.1
     """
@@ -104,6 +150,7 @@ def promote(
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @name_option
+@verify_key_option
 @threads_option
 def rollback(name: str, threads: int) -> None:
     """Make the previous champion the champion again.
@@ -114,7 +161,7 @@ def rollback(name: str, threads: int) -> None:
     """
     from pipeline.registry import promotion
 
-    decision = promotion.rollback(name, threads=threads)
+    decision = promotion.rollback(name, threads=threads, key=verify_key())
     if decision.decision == "promoted":
         say(f"version {decision.version} is champion of {name} again")
     _finish(decision)
@@ -174,8 +221,9 @@ def _show_champion(name: str, when: datetime) -> None:
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("version", default="@champion", type=Origin())
 @name_option
+@verify_key_option
 def verify(version: str, name: str) -> None:
-    """Compare the files of a version or a bundle with their digests.
+    """Compare the files of a version or a bundle with their digests, and with their signature.
 
     VERSION is a number, an alias such as @champion, models:/NAME/VERSION, models:/NAME@ALIAS or a
     bundle folder. The files of a version are fetched from the registry.
@@ -190,23 +238,26 @@ def verify(version: str, name: str) -> None:
         return
     name, number = _resolve(name, version)
     with tempfile.TemporaryDirectory() as folder:
-        source = fetch_verified(connect(), name, number, Path(folder))
-    digest = source.bundle.manifest.digest
-    say(f"version {number} of {name} is intact: {digest}")
-    finish({"name": name, "version": number, "digest": digest, "verified": True})
+        source = fetch_verified(connect(), name, number, Path(folder), verify_key())
+    _finish_verified(f"version {number} of {name}", {"name": name, "version": number}, source)
 
 
 def _verify_folder(folder: Path) -> None:
-    from serving.bundle import open_bundle
+    from serving.source import open_source
 
     if not folder.is_dir():
         raise UsageRefused(
             f"{str(folder)!r} is neither a bundle folder nor a version: a version is a number, an "
             "alias such as @champion, models:/NAME/VERSION or models:/NAME@ALIAS"
         )
-    digest = open_bundle(folder).manifest.digest
-    say(f"bundle {folder} is intact: {digest}")
-    finish({"bundle": str(folder), "digest": digest, "verified": True})
+    source = open_source(str(folder), verify_key())
+    _finish_verified(f"bundle {folder}", {"bundle": str(folder)}, source)
+
+
+def _finish_verified(subject: str, names: Mapping[str, str], source: "Source") -> None:
+    digest, key = source.bundle.manifest.digest, verify_key()
+    say(f"{subject} is intact{f' and signed with {key}' if key else ''}: {digest}")
+    finish({**names, "digest": digest, "verified": True, **({"signed": True} if key else {})})
 
 
 @click.command(cls=Command, context_settings=CONTEXT)

@@ -13,6 +13,7 @@ from pipeline.cli.data_loading import load_data
 from pipeline.cli.devices import missing_cuda, torch_device
 from pipeline.cli.run_options import project_run
 from pipeline.config import Config, Precision, PromoteConfig
+from serving.cli.options import verify_key
 from serving.console import progress, say, warn
 from serving.errors import DeviceUnavailable, UsageRefused
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
     from serving.source import Source
-
 
 EVALUATION_SEED = 0
 """The same for every training, so that models are compared on the same noise."""
@@ -326,12 +326,12 @@ def promote(
     """Put a version through the gate; `test` holds its held-out rows if they are loaded already."""
     from pipeline.registry import promotion
 
-    def load_test(manifest: "Manifest") -> "Split":
+    def rows(manifest: "Manifest") -> "Split":
         return test or load_data(Config.from_json(manifest.config), manifest, source).test
 
     say(f"deciding on {name} version {version}")
     decision = promotion.promote(
-        name, version, load_test, gate, threads=threads, force=force, dry_run=dry_run
+        name, version, rows, gate, threads=threads, force=force, dry_run=dry_run, key=verify_key()
     )
     if decision.decision in ("promoted", "accepted"):  # otherwise the error gives the reasons
         say(f"{decision.decision}: {'; '.join(decision.reasons)}")

@@ -9,6 +9,7 @@ from typing import Any
 from serving.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
+    SIGNATURE,
     Bundle,
     Manifest,
     file_entry,
@@ -19,7 +20,11 @@ from serving.files import staged_file
 
 
 def seal(folder: Path, content: Mapping[str, Any]) -> Manifest:
-    """Write the manifest: every file of `folder` with its digest, and one digest of everything."""
+    """Write the manifest: every file of `folder` with its digest, and one digest of everything.
+
+    A signature is removed: it was of other files.
+    """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     entries = {name: file_entry(folder / name) for name in names}
     content = {"schema_version": SCHEMA_VERSION, **content, "files": entries}

@@ -62,12 +62,14 @@ def promote(
     threads: int,
     force: str | None = None,
     dry_run: bool = False,
+    key: Path | None = None,
 ) -> Decision:
     """Make `version` champion if it is sound, and no worse than the champion is now.
 
     `load_test` loads the held-out rows of a version; they must be those it was evaluated on.
     `force` gives a reason to override a judgement against the version; it is recorded. A dry run
     ends with the decision `accepted` or `refused`, and writes nothing, not even a record.
+    With the file of a public key, the version and the champion must be signed by its holder.
     """
     client = connect()
     with suppress(VerificationFailed):  # raised again, and recorded, when the files are fetched
@@ -75,10 +77,13 @@ def promote(
     after = 0 if dry_run else finish_last_move(client, name)[0]
     decision = replace(_new_decision(client, "promote", name, version), gate=config, force=force)
     if version == decision.previous:  # there is nothing to decide or to record
+        if key is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                fetch_verified(client, name, version, Path(folder), key)
         return _decided(decision, "promoted", f"version {version} is the champion already")
 
     def decide(folder: Path) -> Decision:
-        return _pass_gate(client, decision, load_test, config, threads, folder)
+        return _pass_gate(client, decision, load_test, config, threads, folder, key)
 
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +91,7 @@ def promote(
     return _decide_on_record(client, decision, decide, after)
 
 
-def rollback(name: str, *, threads: int) -> Decision:
+def rollback(name: str, *, threads: int, key: Path | None = None) -> Decision:
     """Make the previous champion the champion again, after verifying its files and outputs."""
     client = connect()
     after, finished = finish_last_move(client, name)
@@ -100,7 +105,7 @@ def rollback(name: str, *, threads: int) -> Decision:
         raise UsageRefused(_no_previous_version(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
-        open_engine(fetch_verified(client, name, version, folder), threads)
+        open_engine(fetch_verified(client, name, version, folder, key), threads)
         return _decided(decision, "accepted", f"rolled back from version {decision.previous}")
 
     return _decide_on_record(client, decision, decide, after)
@@ -141,9 +146,10 @@ def _pass_gate(
     config: PromoteConfig,
     threads: int,
     folder: Path,
+    key: Path | None,
 ) -> Decision:
-    candidate = fetch_verified(client, decision.name, decision.version, folder)
-    champion, missing = _fetch_champion(client, decision, folder)
+    candidate = fetch_verified(client, decision.name, decision.version, folder, key)
+    champion, missing = _fetch_champion(client, decision, candidate, folder, key)
     test = load_test(candidate.bundle.manifest)
     decision = replace(decision, test_sha256=test.sha256)
     if faults := [*eligibility_faults(candidate, champion, test.sha256, config)]:
@@ -165,13 +171,16 @@ def _pass_gate(
 
 
 def _fetch_champion(
-    client: "MlflowClient", decision: Decision, folder: Path
+    client: "MlflowClient", decision: Decision, candidate: Source, folder: Path, key: Path | None
 ) -> tuple[Source | None, tuple[str, ...]]:
     """Fetch the champion; if `--force` goes on without it, return None and why it is missing."""
     if decision.previous is None:
         return None, ()
     try:
-        return fetch_verified(client, decision.name, decision.previous, folder), ()
+        digest, _ = registered_version(client, decision.name, decision.previous)
+        if digest == candidate.bundle.manifest.digest:
+            key = None  # the candidate's signature is of the very same files
+        return fetch_verified(client, decision.name, decision.previous, folder, key), ()
     except VerificationFailed as err:
         fault = f"champion {decision.previous} cannot be compared with: {err}"
         if decision.force is not None:

@@ -7,6 +7,7 @@ not passed, raises `ParityFailed` and registers nothing.
 
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from pipeline.errors import ParityFailed
 from pipeline.export.model_card import address_card, render_figures
 from pipeline.parity.check import parity_faults
 from pipeline.tracking import TrackedRun
-from serving.bundle import CARD, METRICS, SCHEMA_VERSION, Bundle, manifest_digest
-from serving.errors import UsageRefused
+from serving.bundle import CARD, METRICS, SCHEMA_VERSION, Bundle, manifest_digest, open_bundle
+from serving.errors import UsageRefused, VerificationFailed
 from serving.frames import SOURCES
 from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
 from serving.schema import Schema
+from serving.signatures import SigningKey, find_signer, sign_bundle
 from serving.source import Source, fetch_version, version_errors
 from serving.table_cells import decode_table
 
@@ -33,15 +35,24 @@ CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 _FIGURES = ("elbo", "nll", "active_units")
 """Metrics that `vae list` shows."""
 
+SIGNER_TAG = "signature.key"
+"""The fingerprint of the key that a version says to be signed with, if it has a signature."""
+
 FRAMES = "frames"
 """The artifact of a version with the modules that read data frames."""
 PYFUNC_MODEL = Path(serving.__file__).parent / "pyfunc_model.py"
+_VERIFYING = ("model-signing", "pyopenssl")
+"""The packages of the extra `sign`, with which a version verifies its own signature."""
 
 
-def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
+def register_bundle(
+    run: TrackedRun, bundle: Bundle, name: str, key: SigningKey | None = None
+) -> str:
     """Register a bundle as a version of `name` and make it the candidate.
 
-    A bundle that is registered already keeps its version.
+    With a key, the version is signed; otherwise it has the signature of the folder, if there is
+    one. A bundle that is registered already keeps its version, unless it is to have the signature
+    of a key that the version does not have: versions never change, so that it becomes a new one.
     """
     if bundle.manifest.schema_version < SCHEMA_VERSION:
         raise UsageRefused(
@@ -50,20 +61,39 @@ def register_bundle(run: TrackedRun, bundle: Bundle, name: str) -> str:
         )
     if faults := parity_faults(bundle, on_this_machine=True):
         raise ParityFailed(f"{bundle.path} cannot be registered: {faults[0]}")
-    with store_errors():
+    with tempfile.TemporaryDirectory() as temporary, store_errors():
+        copy = _copy_bundle(bundle, Path(temporary))
+        if key is not None:
+            sign_bundle(copy, key)
+        signer = find_signer(bundle if key is None else copy)
         with ignoring(EXISTS):
             run.client.create_registered_model(name)
-        version = _find_version(run, name, bundle.manifest.digest)
+        version = _find_version(run, name, bundle.manifest.digest, signer)
         if version is None:
-            version = _create_version(run, bundle, name)
+            version = _create_version(run, copy, name, signer)
         run.client.set_registered_model_alias(name, CANDIDATE, version)
     return version
 
 
-def fetch_verified(client: "MlflowClient", name: str, version: str, folder: Path) -> Source:
+def _copy_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """Copy a bundle to where nothing else writes, so that only what was checked is signed."""
+    # mlflow stores an artifact under the name of its folder
+    copy = open_bundle(shutil.copytree(bundle.path, folder / ARTIFACT))
+    if copy.manifest.digest != bundle.manifest.digest:
+        raise VerificationFailed(f"{bundle.path} was changed while it was registered: try again")
+    return copy
+
+
+def fetch_verified(
+    client: "MlflowClient",
+    name: str,
+    version: str,
+    folder: Path,
+    verify_key: Path | None = None,
+) -> Source:
     """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     with version_errors(name, version, folder / f"{name}-{version}"):
-        return fetch_version(client, name, version, folder)
+        return fetch_version(client, name, version, folder, verify_key)
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
@@ -88,36 +118,35 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _find_version(run: TrackedRun, name: str, digest: str) -> str | None:
+def _find_version(run: TrackedRun, name: str, digest: str, signer: str | None) -> str | None:
     query = f"name='{name}' and tags.`{DIGEST_TAG}`='{digest}'"
+    if signer is not None:
+        query += f" and tags.`{SIGNER_TAG}`='{signer}'"
     found = run.client.search_model_versions(query)
     return str(found[0].version) if found else None
 
 
-def _create_version(run: TrackedRun, bundle: Bundle, name: str) -> str:
+def _create_version(run: TrackedRun, bundle: Bundle, name: str, signer: str | None) -> str:
     import mlflow
 
-    with tempfile.TemporaryDirectory() as temporary:
-        # mlflow stores an artifact under the name of its folder
-        folder = shutil.copytree(bundle.path, Path(temporary) / ARTIFACT)
-        schema = bundle.manifest.schema
-        artifacts = {ARTIFACT: str(folder)}
-        if schema:
-            artifacts[FRAMES] = str(copy_frame_reader(Path(temporary)))
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(PYFUNC_MODEL),
-            artifacts=artifacts,
-            signature=predict_signature(schema),
-            input_example=_input_example(bundle),
-            pip_requirements=_requirements(),
-            metadata={DIGEST_TAG: bundle.manifest.digest},
-        )
+    schema = bundle.manifest.schema
+    artifacts = {ARTIFACT: str(bundle.path)}
+    if schema:
+        artifacts[FRAMES] = str(copy_frame_reader(bundle.path.parent))
+    info = mlflow.pyfunc.log_model(
+        name=name,
+        python_model=str(PYFUNC_MODEL),
+        artifacts=artifacts,
+        signature=predict_signature(schema),
+        input_example=_input_example(bundle),
+        pip_requirements=_requirements(signed=signer is not None),
+        metadata={DIGEST_TAG: bundle.manifest.digest},
+    )
     version = run.client.create_model_version(
         name,
         f"models:/{info.model_id}",
         run_id=run.run_id,
-        tags=lineage_tags(bundle),
+        tags=lineage_tags(bundle) | ({SIGNER_TAG: signer} if signer else {}),
         model_id=info.model_id,
     )
     number = str(version.version)
@@ -187,11 +216,21 @@ def predict_signature(schema: Schema | None = None) -> Any:
     return ModelSignature(Inputs(columns) if columns else None, params=ParamSchema(params))
 
 
-def _requirements() -> list[str]:
+def _requirements(*, signed: bool) -> list[str]:
+    """Return what a version needs where MLflow loads it; a signed one can be verified there."""
     import mlflow
     import onnxruntime
 
     gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     runtime = "onnxruntime-gpu" if gpu else "onnxruntime"
     packages = {"mlflow": mlflow, "numpy": np, runtime: onnxruntime}
-    return [f"{package}=={module.__version__}" for package, module in packages.items()]
+    found = [f"{package}=={module.__version__}" for package, module in packages.items()]
+    return [*found, *(map(_pinned, _VERIFYING) if signed else ())]
+
+
+def _pinned(package: str) -> str:
+    """Pin a package to its version here; a folder that is signed already needs none here."""
+    try:
+        return f"{package}=={metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return package

@@ -6,6 +6,7 @@ The result of a row has the same bytes for any partitions and batches. Raises th
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ def score_frame(
     num_samples: int | None = None,
     seed: int = 0,
     choice: ScoreChoice = _PLAIN,
+    verify_key: Path | None = None,
 ) -> "DataFrame":
     """Score the rows of a DataFrame; return ids, results, what made them, and `reason`.
 
@@ -57,11 +59,13 @@ def score_frame(
         num_samples: noise draws per row; if None, as many as the held-out rows have.
         seed: seed of the noise.
         choice: what is wanted of scores, such as the columns that explain them.
+        verify_key: file on the driver of the public key that the model must be signed with.
+            Executors open just the bundle of the digest that the driver verified.
     """
     from pyspark.sql import functions
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    source = open_source(model)
+    source = open_source(model, verify_key)
     engine = Engine(source.bundle)
     schema = _arrow_schema(frame, (*x, *ids))
     columns = choose_columns(schema, x, ids, layout_of(engine))

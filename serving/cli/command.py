@@ -111,6 +111,7 @@ _EXTRAS: Mapping[str, str] = {
     **dict.fromkeys(("filelock", "mlflow"), "registry"),
     **dict.fromkeys(("matplotlib", "onnx", "onnx_ir", "onnxscript", "packaging", "torch"), "train"),
     "httpx": "client",
+    "model_signing": "sign",
     "opentelemetry": "otel",
     "pyspark": "spark",
 }

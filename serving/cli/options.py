@@ -28,13 +28,51 @@ if TYPE_CHECKING:
 
 option = partial(click.option, show_default=True)
 
-model_option = option(
-    "--model",
-    "reference",
-    type=Origin(),
-    default="models:/vae@champion",
-    help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
+_VERIFY_KEY = f"{__name__}.verify_key"
+"""Where a click context keeps the key that a model must be signed with."""
+
+
+def _keep_verify_key(ctx: click.Context, option: click.Parameter, key: Path | None) -> None:
+    if key is None or ctx.resilient_parsing:
+        return
+    from serving.signatures import fingerprint
+
+    fingerprint(key)  # refuse it now, and not when the model is fetched
+    ctx.meta[_VERIFY_KEY] = key.absolute()
+
+
+def verify_key() -> Path | None:
+    """Return the public key that `--verify-key` named, None if no signature is asked for."""
+    key: Path | None = click.get_current_context().meta.get(_VERIFY_KEY)
+    return key
+
+
+verify_key_option = click.option(
+    "--verify-key",
+    type=Origin(path_type=Path),
+    envvar="VAE_VERIFY_KEY",
+    show_envvar=True,
+    expose_value=False,
+    callback=_keep_verify_key,
+    help="Public key, PEM: use only what is signed with its private key, by vae register --sign",
 )
+
+
+def model_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name a model and the key that it must be signed with.
+
+    `open_engine` heeds both.
+    """
+    add = option(
+        "--model",
+        "reference",
+        type=Origin(),
+        default="models:/vae@champion",
+        help="A bundle folder, models:/NAME@ALIAS or models:/NAME/VERSION",
+    )
+    return add(verify_key_option(command))
+
+
 device_option = option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
@@ -152,7 +190,7 @@ def open_engine(reference: str, device: str, threads: int = 1) -> "tuple[Source,
     from serving.engine import Engine
     from serving.source import open_source
 
-    source = open_source(reference)
+    source = open_source(reference, verify_key())
     return source, Engine(source.bundle, device=engine_device(device), threads=threads)
 
 

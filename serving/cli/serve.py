@@ -16,6 +16,7 @@ from serving.cli.options import (
     engine_device_option,
     model_option,
     option,
+    verify_key,
     version_of,
 )
 from serving.cli.paths import Origin, target
@@ -139,8 +140,9 @@ def serve(**options: Any) -> None:
     """Serve a model over the Open Inference Protocol: REST and gRPC.
 
     With models:/NAME@ALIAS, the server follows the alias: it fetches and verifies a new version and
-    switches to it without dropping a request. A bad version never replaces a good one. The page at
-    /docs shows how to send requests.
+    switches to it without dropping a request. A bad version never replaces a good one. With
+    --verify-key, a version that is not signed with that key is a bad one. The page at /docs shows
+    how to send requests.
 
     Example: vae serve --model models:/vae@champion --port 8080
     """
@@ -199,6 +201,7 @@ def _settings(
         access=access,
         cors=cors,
         tls=tls,
+        verify_key=verify_key(),
         **{name: options[name] for name in _PASSED_ON},
     )
 
@@ -238,7 +241,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     from serving.source import open_source, parse_reference
 
     registered = parse_reference(reference)
-    source = open_source(reference)
+    source = open_source(reference, verify_key())
     alias = registered.alias if registered else None
     files = write_deployment(source, target, out, alias=alias)
     store = tracking_uri() if registered else ""

@@ -76,6 +76,8 @@ class AliasFollower:
     """Holds the requests to poll, and counts failures."""
     poll_s: float
     """Mean seconds between two polls."""
+    verify_key: Path | None = None
+    """File of the public key that a version must be signed with."""
     _client: Any = field(default=None, init=False)
     _refused: str | None = field(default=None, init=False)
     _retry_at: float = field(default=0.0, init=False)
@@ -120,7 +122,7 @@ class AliasFollower:
         return version
 
     def _take_up(self, version: str) -> None:
-        source = open_version(self._client, self.registered.name, version)
+        source = open_version(self._client, self.registered.name, version, self.verify_key)
         self.check(source)
         ServedVersion.of(source).write(self.file)
         self.source, self._refused = source, None

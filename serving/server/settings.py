@@ -36,6 +36,9 @@ class Settings:
     """Files of the certificate chain and the key."""
     log_format: LogFormat
     access_log: bool
+    verify_key: Path | None = None
+    """File of the public key that a version must be signed with. Only the parent uses it: workers
+    open just the bundle of the digest that the parent verified."""
 
     @property
     def version_file(self) -> Path:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle
@@ -42,7 +43,7 @@ def run_server(
     """
     logging_config.configure(settings.log_format)
     multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe if threads run
-    source = open_first(reference)
+    source = open_first(reference, settings.verify_key)
     check = partial(self_check, settings)
     check(source)
     ServedVersion.of(source).write(settings.version_file)
@@ -50,7 +51,14 @@ def run_server(
     registered = parse_reference(reference)
     if registered is not None and registered.alias is not None:
         follower = AliasFollower(
-            reference, registered, source, settings.version_file, check, counters, poll_s
+            reference,
+            registered,
+            source,
+            settings.version_file,
+            check,
+            counters,
+            poll_s,
+            settings.verify_key,
         )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
     server = GranianServer(settings, counters)
@@ -60,13 +68,13 @@ def run_server(
     server.run_workers(partial(_make_worker, settings))
 
 
-def open_first(reference: str) -> Source:
+def open_first(reference: str, verify_key: Path | None = None) -> Source:
     """Open the cached version if there is one, so that a start needs no registry."""
-    source = open_cached(reference)
+    source = open_cached(reference, verify_key)
     if source is not None:
         LOG.info("starting with version %s from the cache", source.version)
         return source
-    source = open_source(reference)
+    source = open_source(reference, verify_key)
     if source.version is not None:
         remember(reference, source)
     return source
