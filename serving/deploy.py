@@ -26,6 +26,8 @@ MAX_BATCH_SIZE = 1024  # rows that Triton puts into one run
 REST_PORT = 8080
 GRPC_PORT = 8081
 BUNDLE_IN_IMAGE = "/srv/bundle"
+KEY_FILE = "verify_key.pub"
+KEY_IN_IMAGE = f"/srv/{KEY_FILE}"
 USER_ID = 10001  # a number, so that Kubernetes can see that it is not root
 
 _EXAMPLE_STORE = "http://mlflow.example.com:5000"
@@ -44,11 +46,13 @@ def write_deployment(
     *,
     alias: str | None = None,
     image: str | None = None,
+    verify_key: Path | None = None,
 ) -> tuple[str, ...]:
     """Write the files of `target` to the new or empty folder `out`; return their relative names.
 
     `alias` is the alias that a container follows, if any; Triton always gets the version itself.
     `image` is the image that KServe runs, by default `vae-serve:TAG`; the others do not use it.
+    With the file of a public key, a Docker image asks for signatures by its holder too.
     """
     image = default_image(source) if image is None else image
     if _IMAGE.fullmatch(image) is None:
@@ -56,7 +60,7 @@ def write_deployment(
     refuse_in_bundle(out, "--out")
     _check_place(out.resolve())
     with staged_folder(out) as folder:
-        TARGETS[target](source, folder, image, alias)
+        TARGETS[target](source, folder, image, alias, verify_key)
         files = (path for path in folder.rglob("*") if path.is_file())
         return tuple(sorted(path.relative_to(folder).as_posix() for path in files))
 
@@ -108,7 +112,9 @@ def _check_place(place: Path) -> None:
         raise UsageRefused(f"--out {place} exists and is not an empty folder: name a new folder")
 
 
-def _write_triton(source: Source, folder: Path, image: str, alias: str | None) -> None:
+def _write_triton(
+    source: Source, folder: Path, image: str, alias: str | None, key: Path | None
+) -> None:
     number = _version_number(source)
     for operation in source.bundle.operations.values():
         version_folder = folder / operation.name / str(number)
@@ -150,7 +156,9 @@ def _triton_tensor(side: str, name: str, tensor: Tensor) -> str:
     return f'{side} {{ name: "{name}" data_type: {_TRITON_TYPES[tensor.dtype]} {shape} }}'
 
 
-def _write_kserve(source: Source, folder: Path, image: str, alias: str | None) -> None:
+def _write_kserve(
+    source: Source, folder: Path, image: str, alias: str | None, key: Path | None
+) -> None:
     # Kubernetes replaces $(NAME) in arguments; $$ stands for one $
     command = [_yaml(argument.replace("$", "$$")) for argument in _serve_command(source, alias)]
     store = f"""\
@@ -200,18 +208,26 @@ spec:
     (folder / "inferenceservice.yaml").write_text(text, encoding="ascii")
 
 
-def _write_docker(source: Source, folder: Path, image: str, alias: str | None) -> None:
+def _write_docker(
+    source: Source, folder: Path, image: str, alias: str | None, key: Path | None
+) -> None:
     ignored = "*\n!vae_pipeline-*.whl\n"  # ignore all but what the image needs
     if source.name is not None:
-        extra = "[registry]"
         copy = "# Start it with -e MLFLOW_TRACKING_URI=...: the model is fetched from there."
     else:
-        extra, ignored = "", f"{ignored}!bundle\n"
+        ignored += "!bundle\n"
         copy = f"COPY --chown={USER_ID}:{USER_ID} bundle/ {BUNDLE_IN_IMAGE}/"
         (folder / "bundle").mkdir()
         signature = (SIGNATURE,) if (source.bundle.path / SIGNATURE).exists() else ()
         for name in (*source.bundle.manifest.files, MANIFEST, *signature):
             shutil.copyfile(source.bundle.path / name, folder / "bundle" / name)
+    if key is not None:
+        shutil.copyfile(key, folder / KEY_FILE)
+        ignored += f"!{KEY_FILE}\n"
+        copy += f"\nCOPY --chown={USER_ID}:{USER_ID} {KEY_FILE} {KEY_IN_IMAGE}"
+        copy += f"\nENV VAE_VERIFY_KEY={KEY_IN_IMAGE}"
+    extras = [*(["registry"] if source.name else []), *(["sign"] if key else [])]
+    extra = f"[{','.join(extras)}]" if extras else ""
     text = f"""\
 # The package is a wheel beside this file. Build it in a checkout of vae-pipeline with
 #   pip wheel --no-deps -w DIR .
@@ -234,12 +250,12 @@ CMD {json.dumps(_serve_command(source, alias))}
     (folder / ".dockerignore").write_text(ignored, encoding="ascii")
 
 
-TARGETS: Mapping[DeployTarget, Callable[[Source, Path, str, str | None], None]] = {
+TARGETS: Mapping[DeployTarget, Callable[[Source, Path, str, str | None, Path | None], None]] = {
     "triton": _write_triton,
     "kserve": _write_kserve,
     "docker": _write_docker,
 }
-"""The function that writes each target's files: its arguments are source, folder, image, alias."""
+"""The function that writes each target's files: its arguments are source, folder, image, alias, key."""
 
 
 def _serve_command(source: Source, alias: str | None) -> list[str]:

@@ -86,7 +86,7 @@ def remove_signature(folder: Path, other: KeyPair) -> None:
 
 
 FAULTS: Mapping[str, tuple[Callable[[Path, KeyPair], None], str]] = {
-    "changed": (change_file, r"MODEL_CARD\.md was changed|Hash mismatch for 'MODEL_CARD\.md'"),
+    "changed": (change_file, r"MODEL_CARD\.md was changed|Hash mismatch for \W*MODEL_CARD\.md"),
     "added": (add_file, r"more\.txt was added|Extra files .*more\.txt"),
     "missing": (remove_file, r"samples\.png is missing|Missing files .*samples\.png"),
     "another key": (sign_with_another_key, "signed with the key|Key mismatch"),

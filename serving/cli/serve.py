@@ -232,7 +232,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     """Write the files to deploy a model on other servers.
 
     With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that the
-    alias names now.
+    alias names now. With --verify-key, the Docker image has the key, and serves only what is signed.
 
     Example: vae deploy --target triton --out repository
     """
@@ -243,7 +243,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     registered = parse_reference(reference)
     source = open_source(reference, verify_key())
     alias = registered.alias if registered else None
-    files = write_deployment(source, target, out, alias=alias)
+    files = write_deployment(source, target, out, alias=alias, verify_key=verify_key())
     store = tracking_uri() if registered else ""
     for step in next_steps(source, target, out, store):
         say(f"next: {step}")

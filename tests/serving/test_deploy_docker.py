@@ -14,8 +14,9 @@ import pytest
 
 from serving.bundle import Bundle, open_bundle
 from serving.deploy import next_steps, write_deployment
-from serving.source import Source
+from serving.source import Source, open_source
 from tests.serving.deployments import HOSTILE, argument, instructions
+from tests.signing import make_key, signed
 
 INSTRUCTIONS = {
     "FROM", "COPY", "RUN", "USER", "WORKDIR", "ENV", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "CMD",
@@ -65,6 +66,21 @@ def test_docker_context_of_a_bundle_holds_the_bundle(bundle: Bundle, tmp_path: P
     assert json.loads(argument(out, "CMD"))[:4] == ["vae", "serve", "--model", "/srv/bundle"]
     assert (out / ".dockerignore").read_text() == "*\n!vae_pipeline-*.whl\n!bundle\n"
     assert "[registry]" not in (out / "Dockerfile").read_text()
+
+
+def test_an_image_with_a_key_serves_only_what_is_signed(bundle: Bundle, tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    for source in (Source(signed(bundle, key)), Source(bundle, "vae", "7")):
+        out = tmp_path / str(source.name)
+        write_deployment(source, "docker", out, verify_key=key.public)
+        lines = instructions(out)
+        assert ("COPY", "--chown=10001:10001 verify_key.pub /srv/verify_key.pub") in lines
+        assert ("ENV", "VAE_VERIFY_KEY=/srv/verify_key.pub") in lines
+        assert "!verify_key.pub\n" in (out / ".dockerignore").read_text()
+        extras = "[registry,sign]" if source.name else "[sign]"
+        assert f"whl){extras}" in (out / "Dockerfile").read_text()
+        assert (out / "verify_key.pub").read_bytes() == key.public.read_bytes()
+    open_source(str(tmp_path / "None" / "bundle"), key.public)
 
 
 def test_the_extras_of_the_wheel_exist() -> None:
