@@ -255,7 +255,7 @@ TARGETS: Mapping[DeployTarget, Callable[[Source, Path, str, str | None, Path | N
     "kserve": _write_kserve,
     "docker": _write_docker,
 }
-"""The function that writes each target's files: its arguments are source, folder, image, alias, key."""
+"""The functions that write each target's files, given source, folder, image, alias and key."""
 
 
 def _serve_command(source: Source, alias: str | None) -> list[str]:

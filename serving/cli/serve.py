@@ -232,7 +232,7 @@ def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     """Write the files to deploy a model on other servers.
 
     With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that the
-    alias names now. With --verify-key, the Docker image has the key, and serves only what is signed.
+    alias names now. With --verify-key, a Docker image has the key, and serves only what is signed.
 
     Example: vae deploy --target triton --out repository
     """

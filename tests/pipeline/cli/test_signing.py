@@ -136,6 +136,23 @@ def test_the_variable_asks_for_a_signature_as_the_option_does(
     }
 
 
+def test_a_file_of_options_can_ask_for_a_signature(
+    vae: Any, sealed: Bundle, key: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(sealed)
+    monkeypatch.chdir(tmp_path)
+    for command in ("score", "serve"):
+        vae("config", command, "--verify-key", "key.pub", "--write", "options.toml")
+        assert f'verify-key = "{key.public}"' in Path("options.toml").read_text()
+        shown = vae("config", command, "--config", "options.toml")["options"]["verify-key"]
+        assert shown == {"value": str(key.public), "source": "options.toml"}
+    model = ("--model", "models:/vae/1", "--config", "options.toml")
+    np.save("rows.npy", np.zeros((3, 6, 5), np.uint8))
+    Path("options.toml").write_text('verify-key = "key.pub"\n')
+    with pytest.raises(VerificationFailed, match="has no signature"):
+        vae("score", "rows.npy", "scores", *model)
+
+
 def test_a_version_never_changes_so_that_its_bundle_with_another_signature_is_a_new_one(
     vae: Any, sealed: Bundle, key: KeyPair, tmp_path: Path
 ) -> None:
