@@ -141,10 +141,10 @@ def test_a_file_of_options_can_ask_for_a_signature(
 ) -> None:
     register(sealed)
     monkeypatch.chdir(tmp_path)
-    for command in ("score", "serve"):
-        vae("config", command, "--verify-key", "key.pub", "--write", "options.toml")
+    for command in (("score", "in", "out"), ("serve",), ("promote",)):
+        vae("config", *command, "--verify-key", "key.pub", "--write", "options.toml")
         assert f'verify-key = "{key.public}"' in Path("options.toml").read_text()
-        shown = vae("config", command, "--config", "options.toml")["options"]["verify-key"]
+        shown = vae("config", *command, "--config", "options.toml")["options"]["verify-key"]
         assert shown == {"value": str(key.public), "source": "options.toml"}
     model = ("--model", "models:/vae/1", "--config", "options.toml")
     np.save("rows.npy", np.zeros((3, 6, 5), np.uint8))
