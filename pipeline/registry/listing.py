@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.registry.audit_log import iso_time
 from pipeline.registry.references import find_model
+from serving.ledger import iso_time
 from serving.mlflow_store import connect, store_errors
 
 _MAX_RESULTS = 200_000

@@ -1,8 +1,9 @@
-"""Follow an alias of the registry: name the version that the workers of a server should serve.
+"""Follow the registry: name the version that the workers of a server should serve.
 
-`AliasFollower` runs in the parent process. It asks which version the alias names, fetches and
-verifies a new one, and only then writes it to the file that the workers watch, as a
-`ServedVersion`. A version that fails is reported as refused and is never served.
+`AliasFollower` runs in the parent process. It asks which version the ledger or an alias names,
+fetches and verifies a new one, and only then writes it to the file that the workers watch, as a
+`ServedVersion`. A version that fails, or that passed no gate, is reported as refused and is never
+served.
 """
 
 import contextlib
@@ -17,11 +18,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serving.champion import Follow, Named, Refusal, named_version, open_named
 from serving.errors import VaeError
 from serving.files import staged_file
-from serving.mlflow_store import alias_version, connect, store_errors
+from serving.mlflow_store import connect
 from serving.server.shared_counters import SharedCounters
-from serving.source import Registered, Source, open_version, remember
+from serving.source import Registered, Source, remember
 
 LOG = logging.getLogger(__name__)
 WATCH_INTERVAL_S = 0.2
@@ -32,20 +34,29 @@ RETRY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A version to serve; `refused` holds the `version` that was refused, and the `reason`."""
+    """A version to serve."""
 
     path: str
     name: str | None
     version: str | None
     digest: str
     refused: Mapping[str, str] | None = None
+    """The `version` that was refused, and the `reason`."""
+    decision: Mapping[str, str] | None = None
+    """Why it is served: `action`, `time`, `operator`, `reasons` and `run_id` of the record; None if
+    the ledger is not followed, or could not be asked yet."""
 
     @classmethod
-    def of(cls, source: Source, refused: Mapping[str, str] | None = None) -> "ServedVersion":
+    def of(
+        cls,
+        source: Source,
+        refused: Mapping[str, str] | None = None,
+        decision: Mapping[str, str] | None = None,
+    ) -> "ServedVersion":
         """Name the version of an open source."""
         bundle = source.bundle
         path, digest = str(bundle.path.absolute()), bundle.manifest.digest
-        return cls(path, source.name, source.version, digest, refused)
+        return cls(path, source.name, source.version, digest, refused, decision)
 
     def write(self, file: Path) -> None:
         """Replace the file in one step."""
@@ -60,12 +71,14 @@ class ServedVersion:
 
 @dataclass(slots=True)
 class AliasFollower:
-    """Keeps a server at the version that an alias names."""
+    """Keeps a server at the version that the ledger or an alias names."""
 
     reference: str
     """The reference as the user gave it, under which versions are remembered."""
     registered: Registered
     """The parsed reference."""
+    follow: Follow
+    """What names the version."""
     source: Source
     """The version that is served now."""
     file: Path
@@ -77,7 +90,9 @@ class AliasFollower:
     poll_s: float
     """Mean seconds between two polls."""
     _client: Any = field(default=None, init=False)
-    _refused: str | None = field(default=None, init=False)
+    _served: Named | None = field(default=None, init=False)
+    """What the registry said of the version served."""
+    _refused: Refusal | None = field(default=None, init=False)
     _retry_at: float = field(default=0.0, init=False)
     _reachable: bool = field(default=True, init=False)
 
@@ -92,61 +107,103 @@ class AliasFollower:
             self._wait(requests)
 
     def poll(self) -> None:
-        """Ask once which version the alias names, and switch to a new one."""
+        """Ask once which version to serve, and switch to a new one."""
         try:
-            version = self._resolve()
+            found = self._resolve()
         except Exception as err:  # noqa: BLE001 - whatever fails, the old version is still served
             self._count_registry_failure(err)
             return
         try:
-            if version is None or version == self.source.version:
-                self._accept_current()
-            elif version != self._refused or time.monotonic() >= self._retry_at:
-                LOG.info("%s now names version %s", self.reference, version)
-                self._take_up(version)
+            if isinstance(found, Refusal):
+                self._retry_at = 0.0
+                if found != self._refused:
+                    self._refuse(found)
+            elif found is None or found.version == self.source.version:
+                self._accept_current(found)
+            elif not self._is_refused(found) or time.monotonic() >= self._retry_at:
+                LOG.info("%s now names version %s", self.reference, found.version)
+                self._take_up(found)
         except Exception as err:  # noqa: BLE001 - as above
-            self._refuse(str(version), err)
+            self._retry_at = time.monotonic() + RETRY_S
+            self._refuse(Refusal(version=found.version if found else "", reason=str(err)))
 
-    def _resolve(self) -> str | None:
+    def _resolve(self) -> Named | Refusal | None:
         if self._client is None:
             self._client = connect()
-        alias = self.registered.alias
-        assert alias is not None
-        with store_errors():
-            version = alias_version(self._client, self.registered.name, alias)
+        found = named_version(self._client, self.registered, self.follow)
         if not self._reachable:
             LOG.info("the registry can be reached again")
             self._reachable = True
-        return version
+        return self._compare(found) if isinstance(found, Named) else found
 
-    def _take_up(self, version: str) -> None:
-        source = open_version(self._client, self.registered.name, version)
+    def _compare(self, found: Named) -> Named | Refusal:
+        """Refuse what a ledger cannot have come to since the last poll."""
+        digest = self.source.bundle.manifest.digest
+        if found.version == self.source.version and found.digest not in (None, digest):
+            return Refusal(
+                version=found.version,
+                reason=f"version {found.version} names bundle {str(found.digest)[:12]} now, but "
+                f"{digest[:12]} is served: register the new bundle as a version of its own",
+            )
+        if self._served is not None and found.move < self._served.move:
+            return Refusal(
+                version=found.version,
+                reason=f"the ledger has lost the move of version {self._served.version}: run vae "
+                "promote for the version that should be served",
+            )
+        return found
+
+    @property
+    def _decision(self) -> Mapping[str, str] | None:
+        return None if self._served is None else self._served.decision
+
+    def _is_refused(self, found: Named) -> bool:
+        return self._refused is not None and self._refused.version == found.version
+
+    def _take_up(self, found: Named) -> None:
+        source = open_named(self._client, self.registered.name, found)
         self.check(source)
-        ServedVersion.of(source).write(self.file)
-        self.source, self._refused = source, None
+        ServedVersion.of(source, decision=found.decision).write(self.file)
+        self.source = source
+        self._settle(found)
         self._remember()
+
+    def _settle(self, found: Named | None) -> None:
+        """Note what the registry says of the version served, which is not refused."""
+        if found is not None and found != self._served:
+            if found.warning is not None:
+                LOG.warning("%s", found.warning)
+            self._served = found
+        self._refused = None
+        self.counters.set("version_refused", value=0)
 
     def _remember(self) -> None:
         try:
-            remember(self.reference, self.source)
+            remember(self.reference, self.source, self.follow)
         except (VaeError, OSError) as err:
             LOG.warning("cannot cache the version, so a restart will need the registry: %s", err)
 
-    def _accept_current(self) -> None:
-        if self._refused is not None:
-            self._refused = None
-            self._report(None)
+    def _accept_current(self, found: Named | None) -> None:
+        before = self._refused, self._decision
+        self._settle(found)
+        if before != (None, self._decision):
+            self._report()
 
-    def _refuse(self, version: str, err: Exception) -> None:
-        LOG.error("version %s is refused, still serving %s: %s", version, self.source.version, err)
+    def _refuse(self, refusal: Refusal) -> None:
+        said = "version %s is refused, still serving %s: %s"
+        LOG.error(said, refusal.version, self.source.version, refusal.reason)
         self.counters.add("reload_failures")
-        self._refused, self._retry_at = version, time.monotonic() + RETRY_S
-        self._report({"version": version, "reason": str(err)})
+        self.counters.set("version_refused", value=1)
+        self._refused = refusal
+        self._report()
 
-    def _report(self, refused: Mapping[str, str] | None) -> None:
-        """Tell the workers which version was refused; a full disk must not end the follower."""
+    def _report(self) -> None:
+        """Tell the workers what was refused and decided; a full disk must not end the follower."""
+        refused = None
+        if self._refused is not None:
+            refused = {"version": self._refused.version, "reason": self._refused.reason}
         try:
-            ServedVersion.of(self.source, refused).write(self.file)
+            ServedVersion.of(self.source, refused, self._decision).write(self.file)
         except VaeError as err:
             LOG.warning("%s", err)
 
