@@ -20,10 +20,10 @@ from serving.champion import Follow, Refusal, choose_follow, named_version, open
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import connect
 from serving.server import logging_config
-from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
 from serving.server.granian_adapter import GranianServer, block_signals
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
+from serving.server.version_follower import WATCH_INTERVAL_S, ServedVersion, VersionFollower
 from serving.source import Source, open_cached, open_source, parse_reference, remember
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_server(
     counters = settings.open_counters(0)
     if registered is not None and registered.alias is not None:
         file = settings.version_file
-        follower = AliasFollower(
+        follower = VersionFollower(
             reference, registered, follow, source, file, check, counters, poll_s
         )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()

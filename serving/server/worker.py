@@ -13,7 +13,6 @@ from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
-from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.rest_connections import RestConnections
@@ -23,6 +22,7 @@ from serving.server.service import LoadedVersion, Service
 from serving.server.settings import Settings
 from serving.server.shared_counters import GAUGES
 from serving.server.tracing import open_tracer
+from serving.server.version_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 
 LOG = logging.getLogger(__name__)
 

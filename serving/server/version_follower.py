@@ -1,6 +1,6 @@
 """Follow the registry: name the version that the workers of a server should serve.
 
-`AliasFollower` runs in the parent process. It asks which version the ledger or an alias names,
+`VersionFollower` runs in the parent process. It asks which version the ledger or an alias names,
 fetches and verifies a new one, and only then writes it to the file that the workers watch, as a
 `ServedVersion`. A version that fails, or that passed no gate, is reported as refused and is never
 served.
@@ -70,7 +70,7 @@ class ServedVersion:
 
 
 @dataclass(slots=True)
-class AliasFollower:
+class VersionFollower:
     """Keeps a server at the version that the ledger or an alias names."""
 
     reference: str
