@@ -44,8 +44,8 @@ class Named:
     """Digest of the bundle that was promoted; None: whatever the version's tag says."""
     decision: Mapping[str, str] | None = None
     """Why it is served: `action`, `time`, `operator`, `reasons` and `run_id` of its record."""
-    move: int = 0
-    """Number of its move in the ledger."""
+    move: tuple[int, int] = (0, 0)
+    """Number of its move in the ledger, and its time in milliseconds."""
     warning: str | None = None
     """What could not be checked of it."""
 
@@ -118,18 +118,26 @@ def named_by_ledger(client: "MlflowClient", name: str) -> Named | Refusal | None
     if version is None:
         return None
     made = champion_moves(moves)
-    if not made or made[-1].version != version:
-        return _moved_by_hand(name, version, moves)
-    return judge_move(client, name, made[-1])
-
-
-def judge_move(client: "MlflowClient", name: str, move: Move) -> Named | Refusal:
-    """Compare a move that was carried out with its record and with the version as it is now."""
-    version, again = move.version, _advise_promote(name, move.version)
+    if not made:
+        return _set_by_hand(name, version, None, moves)
+    move = made[-1]
     record = read_record(client, name, move.run_id)
     if fault := _promotion_fault(move, record):
-        subject = f"the ledger names version {version}, but its record, run {move.run_id},"
-        return Refusal(version=version, reason=f"{subject} {fault}: {again}")
+        return Refusal(
+            version=move.version,
+            reason=f"the ledger names version {move.version}, but its record, run {move.run_id}, "
+            f"{fault}: {_advise_promote(name, 'VERSION')}, for the version that should be served",
+        )
+    if move.version != version:
+        return _set_by_hand(name, version, move.version, moves)
+    return _compare_bundle(client, name, move, record)
+
+
+def _compare_bundle(
+    client: "MlflowClient", name: str, move: Move, record: Mapping[str, str]
+) -> Named | Refusal:
+    """Compare what was promoted with the version as it is now."""
+    version = move.version
     try:
         digest, _ = registered_version(client, name, version)
     except (UsageRefused, VerificationFailed) as err:
@@ -145,12 +153,16 @@ def judge_move(client: "MlflowClient", name: str, move: Move) -> Named | Refusal
     if move.digest is None:
         warning = (
             f"the record of version {version} is from before digests were recorded, so its bundle "
-            f"cannot be compared with what was promoted: {again}"
+            f"cannot be compared with what was promoted: {_advise_promote(name, version)}"
         )
     decision = {tag: record.get(tag, "") for tag in ("action", "operator", "reasons")}
     decision |= {"time": record["moved_at"], "run_id": move.run_id}
     return Named(
-        version=version, digest=digest, decision=decision, move=move.number, warning=warning
+        version=version,
+        digest=digest,
+        decision=decision,
+        move=(move.number, move.time_ms),
+        warning=warning,
     )
 
 
@@ -193,16 +205,16 @@ def _promotion_fault(move: Move, record: Mapping[str, str]) -> str | None:
     return fault
 
 
-def _moved_by_hand(name: str, version: str, moves: list[Move]) -> Refusal:
-    made, advice = champion_moves(moves), _advise_promote(name, version)
-    reason = f"version {version} is {name}@{CHAMPION} by its alias alone, and passed no gate:"
-    back = f", or set the alias back to {made[-1].version}, the ledger's champion" if made else ""
+def _set_by_hand(name: str, version: str, champion: str | None, moves: list[Move]) -> Refusal:
+    """Refuse the version that the alias names; `champion` is what the ledger names, if it does."""
+    back = f", or set the alias back to {champion}, the champion by the ledger" if champion else ""
     last = moves[-1] if moves else None
-    unfinished = last is not None and not last.done and last.version == version
     return Refusal(
         version=version,
-        reason=f"{reason} {advice}{back}; vae serve --follow alias serves whatever the alias names",
-        unfinished=unfinished,
+        reason=f"version {version} is {name}@{CHAMPION} by its alias alone, without vae promote: "
+        f"{_advise_promote(name, version)}{back}; vae serve --follow alias serves whatever the "
+        "alias names",
+        unfinished=last is not None and not last.done and last.version == version,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.registry.audit_log import Decision
-from serving.champion import proven_moves
+from serving.champion import Named, named_by_ledger, proven_moves
 from serving.errors import VerificationFailed
 from serving.mlflow_store import find_in_store
 from serving.source import Source
@@ -25,8 +25,8 @@ def is_champion(client: "MlflowClient", decision: Decision) -> bool:
     """Whether alias and ledger agree that this version is champion, with the bundle it has now."""
     if decision.version != decision.previous:
         return False
-    move = next(proven_moves(client, decision.name), None)
-    return move is not None and (move.version, move.digest) == (decision.version, decision.digest)
+    found = named_by_ledger(client, decision.name)
+    return isinstance(found, Named) and found.warning is None
 
 
 def rival_of(client: "MlflowClient", decision: Decision) -> str | None:

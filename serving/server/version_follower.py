@@ -145,11 +145,13 @@ class VersionFollower:
                 reason=f"version {found.version} names bundle {str(found.digest)[:12]} now, but "
                 f"{digest[:12]} is served: register the new bundle as a version of its own",
             )
-        if self._served is not None and found.move < self._served.move:
+        # a ledger that was deleted begins again at 1, but later
+        served = (0, 0) if self._served is None else self._served.move
+        if found.move[0] < served[0] and found.move[1] < served[1]:
             return Refusal(
                 version=found.version,
-                reason=f"the ledger has lost the move of version {self._served.version}: run vae "
-                "promote for the version that should be served",
+                reason=f"the ledger has lost the move of version {self.source.version}: run vae "
+                "promote VERSION, for the version that should be served",
             )
         return found
 

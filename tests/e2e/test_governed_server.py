@@ -119,9 +119,9 @@ def test_a_start_with_a_champion_that_passed_no_gate_ends(
         code, line = start_alone(registry, tmp_path)
     assert code == 7
     assert line == (
-        f"error: version {WANTED} is vae@champion by its alias alone, and passed no gate: run vae "
-        f"promote {WANTED}, or set the alias back to {SERVED}, the ledger's champion; vae serve "
-        "--follow alias serves whatever the alias names"
+        f"error: version {WANTED} is vae@champion by its alias alone, without vae promote: run vae "
+        f"promote {WANTED}, or set the alias back to {SERVED}, the champion by the ledger; vae "
+        "serve --follow alias serves whatever the alias names"
     )
 
 

@@ -66,7 +66,7 @@ def test_a_candidate_that_a_person_made_champion_is_not_compared_with_itself(
     assert refused.reasons[0].startswith("not shown to be as good: ")
     found = named_by_ledger(connect(), "vae")
     assert isinstance(found, Refusal)
-    assert "run vae promote 2, or set the alias back to 1, the ledger's" in found.reason
+    assert "run vae promote 2, or set the alias back to 1, the champion by" in found.reason
     forced = promote_with(trained, "2", force="a person wants it")
     assert (forced.decision, champion(), alias("previous")) == ("promoted", "2", "1")
     assert isinstance(named_by_ledger(connect(), "vae"), Named)
@@ -81,7 +81,7 @@ def test_a_first_champion_that_a_person_made_goes_through_the_gate(
     found = named_by_ledger(connect(), "vae")
     assert isinstance(found, Refusal)
     assert found.reason == (
-        "version 1 is vae@champion by its alias alone, and passed no gate: run vae promote 1; "
+        "version 1 is vae@champion by its alias alone, without vae promote: run vae promote 1; "
         "vae serve --follow alias serves whatever the alias names"
     )
     decision = promote_with(trained, "1")
@@ -214,7 +214,7 @@ def test_a_record_from_before_digests_counts_until_its_version_is_promoted_again
     assert "without a champion to compare with" in decision.reasons[0]
     found = named_by_ledger(connect(), "vae")
     assert isinstance(found, Named)
-    assert (found.warning, found.move) == (None, 2)
+    assert (found.warning, found.move[0]) == (None, 2)
 
 
 def spoil_record(tag: str, value: str | None) -> Any:
@@ -224,8 +224,15 @@ def spoil_record(tag: str, value: str | None) -> Any:
     return spoil
 
 
+def delete_record(client: Any, run_id: str) -> None:
+    client.delete_run(run_id)
+
+
 RECORDS = {
-    "deleted": (lambda client, run_id: client.delete_run(run_id), "was deleted: run vae promote 1"),
+    "deleted": (
+        lambda client, run_id: client.delete_run(run_id),
+        "was deleted: run vae promote VERSION,",
+    ),
     "refused": (spoil_record("decision", "refused"), "says refused"),
     "accepted": (spoil_record("decision", "accepted"), "says accepted"),
     "of another version": (spoil_record("version", "2"), "is of a promote of version 2"),
@@ -306,3 +313,18 @@ def test_an_entry_without_a_run_does_not_count() -> None:
     before = list_moves(client, "vae")
     client.create_model_version(ledger_name("vae"), "nowhere", tags=WHOLE, await_creation_for=0)
     assert list_moves(client, "vae") == before
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_the_champion_is_promoted_again_after_an_entry_that_nobody_decided(
+    trained: Trained,
+) -> None:
+    forge(WHOLE)
+    found = named_by_ledger(connect(), "vae")
+    assert isinstance(found, Refusal)
+    assert (found.version, champion()) == ("2", "1")
+    assert found.reason.endswith("run vae promote VERSION, for the version that should be served")
+    assert promote_with(trained, "1").decision == "promoted"
+    found = named_by_ledger(connect(), "vae")
+    assert isinstance(found, Named)
+    assert (found.version, found.move[0]) == ("1", 3)
