@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from serving import champion
 from serving.bundle import GOLDEN, open_bundle
 from serving.errors import VaeError, VerificationFailed
 from serving.mlflow_store import DIGEST_TAG, connect
-from serving.server import alias_follower
-from serving.server.alias_follower import AliasFollower, ServedVersion
+from serving.server import version_follower
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import open_first, self_check
+from serving.server.version_follower import ServedVersion, VersionFollower
 from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
@@ -59,14 +60,15 @@ class Place:
 
     def follower(
         self, *, poll_s: float = 600, check: Callable[[Source], None] | None = None
-    ) -> AliasFollower:
+    ) -> VersionFollower:
         """A follower of a server that has just started."""
         registered = parse_reference(REFERENCE)
         assert registered is not None
-        source = open_first(REFERENCE)
+        source = open_first(REFERENCE, "alias")
         ServedVersion.of(source).write(self.settings.version_file)
         file, given = self.settings.version_file, check or self.check
-        return AliasFollower(REFERENCE, registered, source, file, given, self.counters, poll_s)
+        common = file, given, self.counters, poll_s
+        return VersionFollower(REFERENCE, registered, "alias", source, *common)
 
     def check(self, source: Source) -> None:
         self.checked.append(str(source.version))
@@ -192,7 +194,7 @@ def test_a_refused_version_is_tried_again_after_a_while(
         follower.poll()
     assert place.checked == ["2"]
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + version_follower.RETRY_S + 1)
     faults.clear()
     follower.poll()
     assert place.checked == ["2", "2"]
@@ -215,7 +217,7 @@ def test_a_store_that_fails_is_counted_and_said_once(
 ) -> None:
     caplog.set_level("INFO", "serving")
     follower = place.follower()
-    monkeypatch.setattr(alias_follower, "alias_version", fail)
+    monkeypatch.setattr(champion, "alias_version", fail)
     for _ in range(3):
         follower.poll()
     assert place.counters.get("registry_failures") == 3
@@ -242,7 +244,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_following(
 
     follower = place.follower()
     with monkeypatch.context() as patch:
-        patch.setattr(alias_follower, "remember", full)
+        patch.setattr(version_follower, "remember", full)
         place.point("2")
         follower.poll()
     follower.poll()
@@ -266,7 +268,7 @@ def test_a_full_disk_does_not_end_the_following(
     assert follower.source.version == "1"
     assert any("version 2 is refused, still serving 1" in said for said in caplog.messages)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + version_follower.RETRY_S + 1)
     follower.poll()
     assert (place.served.version, place.served.refused) == ("2", None)
 
@@ -287,15 +289,17 @@ def test_a_request_to_poll_during_a_poll_is_not_lost(place: Place) -> None:
 
 
 def test_a_start_needs_no_registry_once_the_version_was_served(place: Place) -> None:
-    sources = {reference: open_first(reference) for reference in (REFERENCE, "models:/vae/2")}
+    sources = {
+        reference: open_first(reference, "alias") for reference in (REFERENCE, "models:/vae/2")
+    }
     assert [source.version for source in sources.values()] == ["1", "2"]
     (place.folder / "mlflow.db").write_bytes(b"no store")
     for reference, source in sources.items():
-        assert open_first(reference) == source
+        assert open_first(reference, "alias") == source
     with pytest.raises(VaeError):
         open_source(REFERENCE)
     with pytest.raises(VaeError):
-        open_first("models:/vae/1")  # not asked for in this form before
+        open_first("models:/vae/1", "alias")  # not asked for in this form before
 
 
 def test_a_start_serves_the_version_that_the_last_poll_found(place: Place) -> None:
@@ -303,7 +307,7 @@ def test_a_start_serves_the_version_that_the_last_poll_found(place: Place) -> No
     place.point("2")
     follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
-    assert open_first(REFERENCE).version == "2"
+    assert open_first(REFERENCE, "alias").version == "2"
 
 
 def test_a_refused_version_is_not_remembered(place: Place) -> None:
@@ -312,7 +316,7 @@ def test_a_refused_version_is_not_remembered(place: Place) -> None:
     place.point(place.add("bad", golden_that_is_no_archive))
     follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
-    assert open_first(REFERENCE).version == "1"
+    assert open_first(REFERENCE, "alias").version == "1"
 
 
 def fail_verification(_: Source) -> None:
@@ -320,12 +324,12 @@ def fail_verification(_: Source) -> None:
 
 
 def test_a_damaged_cache_is_not_served(place: Place) -> None:
-    bundle = open_first("models:/vae/1").bundle
+    bundle = open_first("models:/vae/1", "alias").bundle
     (bundle.path / "encoder.onnx").write_bytes(b"changed on this disk")
-    again = open_first("models:/vae/1")  # fetched anew
+    again = open_first("models:/vae/1", "alias")  # fetched anew
     assert again.bundle == bundle
     assert open_bundle(again.bundle.path).manifest.seed == 1
     (bundle.path / "encoder.onnx").write_bytes(b"changed on this disk")
     (place.folder / "mlflow.db").write_bytes(b"no store")
     with pytest.raises(VaeError):
-        open_first("models:/vae/1")
+        open_first("models:/vae/1", "alias")
