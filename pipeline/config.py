@@ -201,9 +201,10 @@ class PromoteConfig:
             "passed on it, see vae check; the tag gate.require of the model adds to this"
         ),
     ] = ()
-    allow_new_data: Annotated[
-        bool, Option("Accept a candidate whose held-out rows are not the champion's")
-    ] = False
+    require_live: Annotated[
+        int, Option("Live rows of vae serve --shadow that decide; 0: held-out rows do", min=0)
+    ] = 0
+    allow_new_data: Annotated[bool, Option("Accept another set of held-out rows")] = False
 
 
 SECTIONS: Mapping[str, type] = {

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.registry.approvals import approvers
 from pipeline.registry.references import find_model
 from serving.ledger import iso_time
+from serving.live_sums import read_sums
 from serving.mlflow_store import DIGEST_TAG, connect, store_errors
 
 _MAX_RESULTS = 200_000
@@ -27,13 +28,14 @@ _COLUMNS = {
     "parity": "parity",
     "gate": "gate",
     "approved_by": "approved",
+    "live_rows": "live",
     "precision": "precision",
     "time": "registered",
     "run_id": "run",
 }
-_LEFT_OUT = ("run_id", "precision", "time", "nll", "approved_by")
+_LEFT_OUT = ("run_id", "precision", "time", "live_rows", "nll", "approved_by")
 """Columns that a screen without room does not show, the first one first."""
-_NUMBERS = ("version", "elbo", "nll", "active_units")
+_NUMBERS = ("version", "elbo", "nll", "active_units", "live_rows")
 
 
 def list_versions(name: str) -> list[dict[str, Any]]:
@@ -85,6 +87,7 @@ def _row(version: Any, aliases: list[str], approved: Mapping[str, Sequence[str]]
         "parity": ", ".join(_verdicts(tags)) or None,
         "gate": tags.get("gate.status"),
         "approved_by": list(approved.get(tags.get(DIGEST_TAG, ""), ())),
+        "live_rows": sum(sums.rows for sums in read_sums(tags)) or None,
         "precision": tags.get("precision"),
         "time": iso_time(version.creation_timestamp),
         "run_id": tags.get("run.id") or version.run_id,
@@ -117,6 +120,8 @@ def _cell(key: str, row: Mapping[str, Any]) -> str:
         return "-"
     if key in ("aliases", "approved_by"):
         return ", ".join(value)
+    if key == "live_rows":
+        return f"{value:,}"
     if key in ("elbo", "nll"):
         return f"{value:.2f}"
     if key == "active_units":

@@ -31,7 +31,9 @@ def key(tmp_path: Path) -> KeyPair:
     return make_key(tmp_path)
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
+)
 def test_a_signed_bundle_is_accepted_and_its_digest_stays(
     bundle: Bundle, tmp_path: Path, curve: ec.EllipticCurve
 ) -> None:
