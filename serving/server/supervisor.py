@@ -62,6 +62,7 @@ def run_server(
     check(source)
     ServedVersion.of(source).write(settings.version_file)
     counters = settings.open_counters(0)
+    counters.set_flag("started", value=time.time())
     if registered is not None and registered.alias is not None:
         file, key = settings.version_file, settings.verify_key
         follower = VersionFollower(

@@ -21,8 +21,9 @@ from serving.errors import DataRefused, UsageRefused
 from tests.mixed_rows import NAMES, draw_table, with_oddities
 from tests.serving.conftest import MIXED
 from tests.serving.running import Running, serve
+from tests.serving.server.browser import BROWSER
 from tests.serving.server.rest_requests import refused
-from tests.serving.server.test_page import BROWSER, browse
+from tests.serving.server.test_page import browse
 
 TABLE = with_oddities(draw_table(6, seed=8))
 ROW: dict[str, Any] = {
@@ -189,8 +190,10 @@ def test_metadata_names_the_columns(rest: httpx.Client) -> None:
     assert content["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 9]}
     columns = {column.pop("name"): column for column in content["parameters"]["columns"]}
     assert list(columns) == list(NAMES)
-    assert columns["opened"] == {"datatype": "BYTES", "kind": "date"}
-    assert columns["member"] == {"datatype": "BOOL", "kind": "binary"}
+    assert columns["opened"] == {"datatype": "BYTES", "kind": "date", "type": "date"}
+    words = {"words": ["false", "true"]}
+    assert columns["member"] == {"datatype": "BOOL", "kind": "binary", "type": "bool", **words}
+    assert columns["colour"]["words"] == ["blue", "green", "red", "white"]
     assert content["parameters"]["x_columns"][5:8] == ["opened", "opened.weekday", "opened.month"]
 
 
