@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-CELLS = 4096
-"""Scores that are told apart: about 0.006 quartile ranges at the median, and 0.6 % far from it."""
+CELLS = 4095
+"""Scores that are told apart: about 0.006 quartile ranges at the median, and 0.6 % far from it. The
+number is odd, so that the median lies in the middle of a cell: it may be the score of most rows."""
+LEAST_SCALE = 1.0
+"""The quartile range is taken for no less, in nats: the roundings of two machines are no drift."""
 LEAST_HELD_OUT = 16
 """Fewer held-out rows are too few to lay out the cells."""
 _REACH = 12.0
@@ -97,7 +100,7 @@ def _finite(scores: Array) -> Array:
 def _lay_out(scores: Array) -> Array:
     """Return the bounds between cells, narrow at the median and wider the further away."""
     low, middle, high = np.quantile(scores, (0.25, 0.5, 0.75))
-    scale = high - low or np.ptp(scores) or abs(middle) * 1e-3 or 1.0
+    scale = max(high - low, LEAST_SCALE)
     bounds: Array = middle + scale * np.sinh(np.linspace(-_REACH, _REACH, CELLS - 1))
     return bounds
 

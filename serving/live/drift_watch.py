@@ -6,6 +6,7 @@ the same version goes on. An alarm stays until another version is served, or the
 anew; the test goes on, and tells further columns that drift.
 """
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,7 +113,7 @@ class DriftWatch:
         valid without them.
         """
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
                 state = dict(arrays)
             if str(state.pop("key")) != self._key():
                 return False

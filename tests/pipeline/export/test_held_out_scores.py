@@ -61,3 +61,22 @@ def test_rows_without_a_finite_score_are_left_out(trained: Trained, sealed: Bund
     x[3] = np.nan
     found = score_held_out(checkpoint.model, sealed.operations["score"], x)
     assert found.scores["elbo"].shape == (19,)
+
+
+def test_of_a_table_the_cells_of_some_rows_are_kept(
+    bank: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, dataset = bank
+    operation = operations_of(checkpoint)["score"]
+    whole = score_held_out(checkpoint.model, operation, dataset.test.x)
+    cells = whole.scores["column_log_likelihood"]
+    assert cells.shape == dataset.test.x.shape
+    monkeypatch.setattr(held_out_scores, "LEAST_ROWS", 10)
+    monkeypatch.setattr(held_out_scores, "MOST_CELLS", 20 * cells.shape[1])
+    fewer = score_held_out(checkpoint.model, operation, dataset.test.x)
+    kept = fewer.scores["column_log_likelihood"]
+    assert kept.shape == (20, cells.shape[1])
+    places = [int(np.flatnonzero((cells == row).all(1))[0]) for row in kept]
+    assert places == sorted(places)
+    assert places != list(range(20))
+    assert fewer.scores["elbo"].shape == whole.scores["elbo"].shape
