@@ -31,7 +31,7 @@ the test runs and however often it is looked at, is at most its level. The proof
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ BOUNDS = np.array([*_TAIL, 0.5, *(1 - share for share in reversed(_TAIL))])
 WIDTHS = np.diff(np.concatenate([[0.0], BOUNDS, [1.0]]))
 FIRST = "elbo"
 """The score of whole rows, which gets half of the level if there are others."""
+COLUMNS = "column_log_likelihood"
 _NONE = -1
 
 
@@ -206,6 +207,14 @@ class DriftTest:
                 best = mixed[index].argmax()
                 since = int(self._starts[best]) * BLOCK, float(self._times[best])
                 self._alarms[name] = Alarm(self.rows, time, *since)
+
+
+def split_scores(scores: Mapping[str, Array], columns: Sequence[str]) -> dict[str, Array]:
+    """Return the scores that are tested, each (rows,): the ELBO, and those of `columns`."""
+    if not columns:
+        return {FIRST: scores[FIRST]}
+    names = [f"column {name}" if name == FIRST else name for name in columns]
+    return {FIRST: scores[FIRST], **dict(zip(names, scores[COLUMNS].T, strict=True))}
 
 
 _KEPT = ("starts", "times", "counts", "log_capital", "largest")

@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.conformal import LEAST_HELD_OUT
-from serving.drift_test import FIRST, LEVEL, DriftTest
+from serving.drift_test import COLUMNS, FIRST, LEVEL, DriftTest, split_scores
 from serving.files import staged_file
 from serving.live_status import DriftStatus, Window
 from serving.p_values import read_held_out_scores
 
 Array = NDArray[Any]
 
-COLUMNS = "column_log_likelihood"
 SPANS = (300, 3600, 86_400, 604_800)
 """Seconds of the spans of recent rows: five minutes, an hour, a day, a week."""
 _SLOTS = 60
@@ -133,14 +132,6 @@ class DriftWatch:
         known = np.where(np.isnan(elbo), -np.inf, elbo)
         bins = np.searchsorted(self._edges, known, "right")
         return np.bincount(bins, minlength=len(self._edges) + 1)
-
-
-def split_scores(scores: Mapping[str, Array], columns: list[str]) -> dict[str, Array]:
-    """Return the scores that are tested, each (rows,): the ELBO, and those of `columns`."""
-    if not columns:
-        return {FIRST: scores[FIRST]}
-    names = [f"column {name}" if name == FIRST else name for name in columns]
-    return {FIRST: scores[FIRST], **dict(zip(names, scores[COLUMNS].T, strict=True))}
 
 
 def _under(state: Mapping[str, Array], prefix: str) -> dict[str, Array]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from serving.bundle import open_bundle
-from serving.live.drift_watch import COLUMNS, SPANS, DriftWatch, watch_drift
+from serving.drift_test import COLUMNS
+from serving.live.drift_watch import SPANS, DriftWatch, watch_drift
 from serving.live_status import DriftStatus, LiveStatus
 from tests.serving.conftest import MIXED, SCHEMA_1, SEALED
 
