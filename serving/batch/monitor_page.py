@@ -41,6 +41,7 @@ def write_page(
             for name, value in sorted(found.largest.items(), key=lambda item: -item[1])
         ],
         limit=f"{-math.log(found.level):.2f}",
+        e_value=f"{1 / found.level:,.6g}",
         level=f"{found.level:g}",
         facts=facts,
     )

@@ -27,7 +27,7 @@ from serving.cli.options import (
 )
 from serving.cli.paths import Origin, target
 from serving.console import Progress, finish, progress, say, warn
-from serving.errors import Drifted, UsageRefused
+from serving.errors import DataRefused, Drifted, UsageRefused
 
 if TYPE_CHECKING:
     from serving.batch.monitor import Monitored
@@ -106,7 +106,7 @@ def monitor(**settings: Any) -> None:
         found = monitor_all(follower, _advance(monitored, bar))
     _say_what_was_read(monitored, found, source, mixed=mixed)
     if not found.rows:
-        raise UsageRefused(f"{settings['input']} has no row with a time and a score")
+        raise DataRefused(f"{settings['input']} has no row with a time and a score")
     _print_periods(found)
     if report is not None:
         _write(report, found, monitored, source, settings)
