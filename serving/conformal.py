@@ -83,6 +83,10 @@ class ConformalStream:
         ranked: Array = (below + chance * equal) / seen
         return ranked
 
+    def break_ties_by(self, generator: np.random.Generator) -> None:
+        """Take other random numbers than the usual ones, before the first row."""
+        self._random = generator
+
     def restore(self, rows: int, counts: Array) -> None:
         """Go on where a stream over the same held-out scores had ranked so many rows."""
         self.rows, self.counts = rows, counts.astype(np.int64)

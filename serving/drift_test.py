@@ -122,6 +122,14 @@ class DriftTest:
                 self._look(float(moments[stop - 1]))
             start = stop
 
+    def break_ties_by(self, generator: np.random.Generator) -> None:
+        """Take other random numbers than the usual ones, before the first row.
+
+        A server always takes the same, by which its result can be repeated. Who compares many
+        streams wants them to be independent.
+        """
+        self._stream.break_ties_by(generator)
+
     def log_e_values(self) -> dict[str, float]:
         """Return the logarithm of each score's e-value now, times its share of the level."""
         return self._by_name(np.logaddexp.reduce(self._mix(), 1))

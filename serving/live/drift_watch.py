@@ -70,6 +70,11 @@ class DriftWatch:
         self._held_out = self._count(elbo) / len(elbo)
         self._spans = [_Span(seconds, len(self._held_out)) for seconds in SPANS]
 
+    @property
+    def has_alarm(self) -> bool:
+        """Whether the rows have drifted."""
+        return bool(self._test.alarms)
+
     def add(self, scores: Mapping[str, Array], now: float) -> None:
         """Compare the next rows, whose `scores` are outputs of `score`; `now` is a Unix time."""
         self._test.add(split_scores(scores, self._columns), now)
