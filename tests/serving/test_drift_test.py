@@ -209,3 +209,14 @@ def test_an_alarm_stays_and_the_test_goes_on() -> None:
     test.add({"elbo": draw(generator, 960), "a": draw(generator, 960, 0.3)}, 3.0)
     assert list(test.alarms) == ["elbo", "a"]
     assert test.alarms["a"].time == 3.0
+
+
+def test_the_largest_value_is_that_of_all_ends_of_blocks() -> None:
+    generator = np.random.default_rng(12)
+    test, values = DriftTest({"elbo": draw(generator, 500)}), [0.0]
+    scores = np.concatenate([draw(generator, 5 * BLOCK, 0.2), draw(generator, 45 * BLOCK)])
+    for part in np.array_split(scores, 50):
+        test.add({"elbo": part}, 0.0)
+        values.append(test.log_e_values()["elbo"])
+        assert test.largest()["elbo"] == max(values)
+    assert values[-1] < max(values)
