@@ -31,6 +31,12 @@ class DataRefused(VaeError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class Drifted(VaeError):
+    """Rows differ from a version's held-out rows, and the user asked for that to be a failure."""
+
+    exit_code = 5
+
+
 class VerificationFailed(VaeError):
     """Files are missing, damaged, or differ from those that were sealed."""
 

@@ -34,15 +34,20 @@ class DriftStatus:
     rows: int
     """Live rows compared so far, since this version is served."""
     log_e_value: float
-    """Natural logarithm of the largest e-value so far, over all tests."""
+    """Natural logarithm of the largest e-value so far, over all tests, each times its share of the
+    level: an alarm begins when it reaches ln(1 / level)."""
     level: float
     """Chance of a false alarm, over the whole time that a version is served."""
     alarm_time: float | None = None
     """When the e-value first exceeded 1 / level, as a Unix time."""
     alarm_rows: int | None = None
     """Rows compared until then."""
+    since_time: float | None = None
+    """When the rows came that the alarm is about, as far as can be told, as a Unix time."""
+    drifted: tuple[str, ...] = ()
+    """What has an alarm: `elbo` for whole rows, and names of columns; the earliest first."""
     columns: Mapping[str, float] = field(default_factory=dict)
-    """Largest log e-value of each column of a mixed table."""
+    """Largest log e-value of each column of a mixed table, like `log_e_value`."""
     edges: tuple[float, ...] = ()
     """Bounds of the bins of ELBO in nats: quantiles of the held-out rows."""
     held_out: tuple[float, ...] = ()
@@ -113,10 +118,8 @@ class LiveStatus:
             windows = tuple(
                 Window(**{**each, "counts": tuple(each["counts"])}) for each in drift["windows"]
             )
-            edges, held_out = tuple(drift["edges"]), tuple(drift["held_out"])
-            drift = DriftStatus(
-                **{**drift, "edges": edges, "held_out": held_out, "windows": windows}
-            )
+            listed = {name: tuple(drift[name]) for name in ("drifted", "edges", "held_out")}
+            drift = DriftStatus(**{**drift, **listed, "windows": windows})
         return cls(
             **content,
             drift=drift,

@@ -38,7 +38,8 @@ class HeldOutScores:
     num_samples: int
     seed: int
     scores: Mapping[str, Array]
-    """Arrays (rows,) by the names of the outputs of `score`, `column_max` and `combined`."""
+    """Arrays (rows,) by the names of the outputs of `score`, `column_max` and `combined`; and
+    `column_log_likelihood` (some rows, columns) of tables, which early bundles do not hold."""
     combined: CombinedScore | None = None
     """How `combined` follows from other scores, if the model has it."""
 

@@ -41,6 +41,7 @@ from serving.cli.device_name import DeviceName
 from serving.cli.help_page import group
 from serving.cli.impute import impute
 from serving.cli.latents import decode, interpolate, traverse
+from serving.cli.monitor import monitor
 from serving.cli.options import device_option, read_options, seed_option, threads_option
 from serving.cli.paths import Origin, target
 from serving.cli.reconstruct import reconstruct
@@ -338,7 +339,7 @@ def doctor(repair_store: bool) -> None:
 cli.add_section("Train", run, schema, train, evaluate, export, check, show_config)
 cli.add_section("Registry", *registry.COMMANDS, migrate)
 cli.add_section("Use a model", sample, reconstruct, decode, interpolate, traverse, score, impute)
-cli.add_section("Serve and deploy", serve, deploy)
+cli.add_section("Serve and deploy", serve, monitor, deploy)
 cli.add_section("Help", doctor)
 
 

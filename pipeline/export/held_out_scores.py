@@ -1,7 +1,8 @@
-"""Score the held-out rows of a version, for the p-values of new rows.
+"""Score the held-out rows of a version, for the p-values of new rows and for the test of drift.
 
 In: the model in the precision of its graphs, and its held-out rows. Out: every score of a row, as
-`vae score` computes it with the seed and the number of draws of held-out rows.
+`vae score` computes it with the seed and the number of draws of held-out rows. Of tables, the
+log-likelihoods of the cells of some rows are kept, by which columns are tested for drift.
 """
 
 import copy
@@ -19,6 +20,8 @@ from serving.operations import Operation
 from serving.p_values import HeldOutScores, smallest_lift
 
 MOST_ROWS = 10_000
+MOST_CELLS, LEAST_ROWS = 200_000, 1000
+"""Cells whose log-likelihood is kept, 0.8 MB, and the rows that are kept in any case."""
 _DECODED_ROWS = 1024
 """Rows times draws at a time, which fit a processor's cache."""
 
@@ -28,8 +31,7 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
 
     Rows with a score that is not finite are left out, as `vae score` sets them aside.
     """
-    if len(x) > MOST_ROWS:
-        x = x[np.sort(np.random.default_rng(0).choice(len(x), MOST_ROWS, replace=False))]
+    x = _choose(x, MOST_ROWS)
     model = copy.deepcopy(model).float()  # the weights of fp16 are half numbers
     num_samples = held_out_samples(mixed=model.mixed is not None)
     step = max(1, _DECODED_ROWS // num_samples)
@@ -44,7 +46,17 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
     if cells is not None:
         gaps = np.isnan(x[finite])
         combined, scores["combined"] = fit_combined(scores["consistency"], cells, gaps)
+        scores["column_log_likelihood"] = _choose(
+            cells, max(LEAST_ROWS, MOST_CELLS // cells.shape[1])
+        )
     return HeldOutScores(num_samples, SCORE_SEED, scores, combined)
+
+
+def _choose(rows: Array, most: int) -> Array:
+    """Return `most` of the rows by a fixed random choice, in their order; all if they are fewer."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
 @torch.no_grad()

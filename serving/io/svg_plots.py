@@ -61,6 +61,36 @@ def plot_functions(points: Array, new: Array, held: Array, mark: float, below: s
     return draw_svg(parts, f"distribution functions of {below}")
 
 
+def plot_series(
+    names: Sequence[str], values: Array, upright: str, limit: float | None = None
+) -> str:
+    """Draw a value for each of some names in order, and a dashed line at `limit`.
+
+    The upright axis holds all values and the limit.
+    """
+    marks = [limit] if limit is not None else []
+    low, high = (float(end([*values, *marks])) for end in (np.min, np.max))
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    step = (high - low) / 100
+    parts = list(draw_frame((upright, ""), (_label(low, step), _label(high, step)), LEFT, HEIGHT))
+    places = np.linspace(LEFT + 4, WIDTH - RIGHT - 4, len(names)) if len(names) > 1 else [WIDTH / 2]
+    heights = [_FLOOR - (_FLOOR - TOP) * (value - low) / (high - low) for value in values]
+    points = list(zip(places, heights, strict=True))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts.append(f'<polyline class="new" points="{line}"/>')
+    for (x, y), name, value in zip(points, names, values, strict=True):
+        title = f"<title>{html.escape(name)}: {_label(value, step)}</title>"
+        parts.append(f'<circle class="new" cx="{x:.1f}" cy="{y:.1f}" r="2.2">{title}</circle>')
+    if limit is not None:
+        y = f"{_FLOOR - (_FLOOR - TOP) * (limit - low) / (high - low):.1f}"
+        parts.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+    parts.append(draw_text(LEFT, _FLOOR + 12, names[0], "start"))
+    if len(names) > 1:
+        parts.append(draw_text(WIDTH - RIGHT, _FLOOR + 12, names[-1], "end"))
+    return draw_svg(parts, f"{upright} over time")
+
+
 def bulk_range(least: float, low: float, high: float, most: float) -> tuple[float, float]:
     """Return the range of all but outliers, which would squeeze all others into one bar.
 

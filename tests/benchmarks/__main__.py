@@ -5,7 +5,7 @@ Every line is a ratio with what it should be, or a figure of a real use; nothing
 `parity` is a table: which rule catches which corruption, and whether clean models pass; `runtimes`
 is one too: how near other runtimes come to torch, as shares of what is allowed.
 `tables` is a benchmark of its own with options, beside peers in their own environment; it is not
-part of the others, since it takes most of an hour.
+part of the others, since it takes most of an hour. Nor is `live`, what must hold of live rows.
 """
 
 import sys
@@ -49,11 +49,16 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
 
 
 def main(names: list[str]) -> None:
-    """Run the named benchmarks, or all but `tables`."""
+    """Run the named benchmarks, or all but `tables` and `live`."""
     if names[:1] == ["tables"]:
         from tests.benchmarks.tables.__main__ import main as measure_tables
 
         measure_tables(names[1:])
+        return
+    if names[:1] == ["live"]:
+        from tests.benchmarks.live.__main__ import main as measure_live
+
+        measure_live(names[1:])
         return
     print(f"{'what':<58} {'measured':>10}  {'beside':>10}  {'ratio':>7}  goal")
     for name in names or BENCHMARKS:

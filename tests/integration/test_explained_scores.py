@@ -101,7 +101,8 @@ def test_held_out_rows_are_scored_with_more_draws_by_the_cells_too(
     found = Engine(bundle).score(data.test.x, held_out.num_samples, held_out.seed)
     lift = found.pop("column_lift")
     cells = found.pop("column_log_likelihood")
-    assert held_out.scores.keys() == {*found, "column_max", "combined"}
+    assert held_out.scores.keys() == {*found, "column_max", "combined", "column_log_likelihood"}
+    assert held_out.scores["column_log_likelihood"] == pytest.approx(cells, rel=1e-3, abs=1e-3)
     for name, values in (found | {"column_max": lift.min(1)}).items():
         assert held_out.scores[name] == pytest.approx(values, rel=1e-3, abs=1e-2)
     assert held_out.scores["elbo"].mean() == pytest.approx(held["elbo_mean"], rel=1e-5)

@@ -1,1 +1,1 @@
-"""What watching and governing a server costs, and what it catches."""
+"""What a server knows of its live rows, measured: `python -m tests.benchmarks live [NAME ...]`."""

@@ -8,8 +8,10 @@ from pipeline.export import held_out_scores
 from pipeline.export.held_out_scores import score_held_out
 from serving.bundle import CARD, HELD_OUT, Bundle
 from serving.engine import Engine
+from serving.operations import operation_table
 from serving.p_values import read_held_out_scores
-from tests.trained_models import PRECISIONS, Trained
+from tests.mixed_tables import draw_rows, make_dataset
+from tests.trained_models import PRECISIONS, Trained, tiny_config, train_checkpoint
 
 
 def test_they_are_the_engine_s_scores_of_the_held_out_rows(
@@ -61,3 +63,23 @@ def test_rows_without_a_finite_score_are_left_out(trained: Trained, sealed: Bund
     x[3] = np.nan
     found = score_held_out(checkpoint.model, sealed.operations["score"], x)
     assert found.scores["elbo"].shape == (19,)
+
+
+def test_of_a_table_the_cells_of_some_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_dataset(300)
+    config = tiny_config(data, likelihood="mixed", epochs=1, fit_sizes=False)
+    model, x = train_checkpoint(data, config).model, draw_rows(90, seed=1)
+    operation = operation_table((x.shape[1],), "float32", model.latent_dim, mixed=True)["score"]
+    whole = score_held_out(model, operation, x)
+    cells = whole.scores["column_log_likelihood"]
+    assert cells.shape == x.shape
+    assert (cells[np.isnan(x)] == 0).all()
+    monkeypatch.setattr(held_out_scores, "LEAST_ROWS", 10)
+    monkeypatch.setattr(held_out_scores, "MOST_CELLS", 20 * cells.shape[1])
+    fewer = score_held_out(model, operation, x)
+    kept = fewer.scores["column_log_likelihood"]
+    places = [int(np.flatnonzero((cells == row).all(1))[0]) for row in kept]
+    assert len(places) == 20
+    assert places == sorted(places)
+    assert places != list(range(20))
+    assert fewer.scores["elbo"].shape == whole.scores["elbo"].shape

@@ -13,6 +13,7 @@ from serving.io.svg_plots import (
     draw_text,
     plot_functions,
     plot_histogram,
+    plot_series,
 )
 
 HOSTILE = '</svg><script>alert(1)</script>&"'
@@ -96,3 +97,22 @@ def span(word: ElementTree.Element) -> tuple[float, float]:
 def test_both_axes_have_a_name() -> None:
     words = ElementTree.fromstring(plot_histogram(EDGES, SHARES, "kl in nats")).iter("text")
     assert {"share of rows", "kl in nats"} <= {word.text for word in words}
+
+
+def test_a_series_has_a_mark_for_each_name_and_holds_its_limit() -> None:
+    plot = plot_series([HOSTILE, "b", "c"], np.array([1.0, 3.0, -1.0]), "log e-value", 5.0)
+    root = ElementTree.fromstring(plot)
+    marks = [element for element in root.iter("circle")]
+    heights = [float(mark.attrib["cy"]) for mark in marks]
+    assert [mark[0].text for mark in marks] == [f"{HOSTILE}: 1.00", "b: 3.00", "c: -1.00"]
+    assert heights[1] < heights[0] < heights[2] == HEIGHT - BOTTOM
+    (limit,) = root.iter("line")
+    assert float(limit.attrib["y1"]) < heights[1]
+    assert "<script" not in plot
+
+
+def test_a_series_may_have_one_value_and_no_limit() -> None:
+    root = ElementTree.fromstring(plot_series(["a"], np.array([2.0]), "shift"))
+    (mark,) = root.iter("circle")
+    assert float(mark.attrib["cx"]) == WIDTH / 2
+    assert not list(root.iter("line"))
