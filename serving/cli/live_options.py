@@ -15,11 +15,13 @@ from serving.cli.paths import Target
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
+    from serving.live.live_drift import DriftOpener
     from serving.live.observing import Observing
     from serving.live.options import CaptureOptions
     from serving.server.sampling import LiveShares
     from serving.server.settings import Settings
 
+ALARM_SECRET = "VAE_WEBHOOK_SECRET"
 CAPTURE_KEY = "VAE_CAPTURE_KEY"
 _MIB, _DAY_S = 2**20, 86_400
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -46,6 +48,18 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="MODEL",
         help="Version to compare on live rows: it scores them too, and never answers. A bundle "
         "folder, models:/NAME/VERSION or models:/NAME@ALIAS, which is followed",
+    ),
+    option(
+        "--drift-level",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.01,
+        help="Chance of a false alarm of drift, over the whole time that a version is served",
+    ),
+    click.option(
+        "--alarm-url",
+        metavar="URL",
+        help="Where to send a message when an alarm of drift begins; the variable "
+        f"{ALARM_SECRET} holds the secret that signs it",
     ),
     click.option(
         "--capture",
@@ -98,12 +112,20 @@ def check_live_options(options: Mapping[str, Any]) -> None:
     Raises:
         UsageRefused: say which.
     """
-    if options["shadow"] and not options["watch_share"]:
-        raise UsageRefused("--shadow scores the rows that are watched: --watch-share must not be 0")
+    for name in ("shadow", "alarm_url"):
+        if options[name] and not options["watch_share"]:
+            raise UsageRefused(
+                f"--{name.replace('_', '-')} is about the rows that are watched: --watch-share "
+                "must not be 0"
+            )
     if options["shadow"]:
         from serving.source import parse_reference
 
         parse_reference(options["shadow"])
+    if options["alarm_url"]:
+        from serving.live.alarm import check_alarm_url
+
+        check_alarm_url(options["alarm_url"])
     for name in ("capture_leave_out", "capture_hash"):
         if options[name] and not options["capture"]:
             raise UsageRefused(f"--{name.replace('_', '-')} is about --capture: name its folder")
@@ -156,9 +178,24 @@ def observing(settings: "Settings", rows: Any, options: Mapping[str, Any]) -> "O
         challenger_file=challenger,
         sums_file=sums,
         capture=_capture(options),
+        open_drift=_drift(settings, options),
     )
     log = partial(configure, settings.log_format)
     return Observing(rows, observed, log, block_signals, follower)
+
+
+def _drift(settings: "Settings", options: Mapping[str, Any]) -> "DriftOpener | None":
+    if not options["watch_share"]:
+        return None
+    from serving.live.live_drift import DriftOpener
+
+    return DriftOpener(
+        level=options["drift_level"],
+        state_file=settings.folder / "drift.npz",
+        version_file=settings.version_file,
+        alarm_url=options["alarm_url"] or "",
+        alarm_secret=os.environ.get(ALARM_SECRET, "").strip(),
+    )
 
 
 def _capture(options: Mapping[str, Any]) -> "CaptureOptions | None":
