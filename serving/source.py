@@ -91,7 +91,7 @@ def open_source(reference: str, verify_key: Path | None = None) -> Source:
 
 
 def open_cached(
-    reference: str, follow: str = "alias", verify_key: Path | None = None
+    reference: str, verify_key: Path | None = None, follow: str = "alias"
 ) -> Source | None:
     """Open the version that `remember` stored for a reference, without asking the registry.
 

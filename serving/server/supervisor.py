@@ -57,16 +57,23 @@ def run_server(
     multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe if threads run
     registered = parse_reference(reference)
     follow = choose_follow(registered, follow)
-    source = open_first(reference, follow, settings.verify_key)
+    source = open_first(reference, settings.verify_key, follow)
     check = partial(self_check, settings)
     check(source)
     ServedVersion.of(source).write(settings.version_file)
     counters = settings.open_counters(0)
     counters.set_flag("started", value=time.time())
     if registered is not None and registered.alias is not None:
-        file, key = settings.version_file, settings.verify_key
         follower = VersionFollower(
-            reference, registered, follow, source, file, check, counters, poll_s, key
+            reference,
+            registered,
+            follow,
+            source,
+            settings.version_file,
+            check,
+            counters,
+            poll_s,
+            settings.verify_key,
         )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
     server = GranianServer(settings, counters)
@@ -77,13 +84,13 @@ def run_server(
         server.run_workers(partial(_make_worker, settings))
 
 
-def open_first(reference: str, follow: Follow, verify_key: Path | None = None) -> Source:
+def open_first(reference: str, verify_key: Path | None = None, follow: Follow = "alias") -> Source:
     """Open the cached version if there is one, so that a start needs no registry.
 
     Raises:
         VerificationFailed: the ledger is followed, and the champion passed no gate.
     """
-    source = open_cached(reference, follow, verify_key)
+    source = open_cached(reference, verify_key, follow)
     if source is not None:
         LOG.info("starting with version %s from the cache", source.version)
         return source

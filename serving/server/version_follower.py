@@ -90,7 +90,7 @@ class VersionFollower:
     poll_s: float
     """Mean seconds between two polls."""
     verify_key: Path | None = None
-    """The public key with which each version must be signed."""
+    """File of the public key that a version must be signed with."""
     _client: Any = field(default=None, init=False)
     _served: Named | None = field(default=None, init=False)
     """What the registry said of the version served."""

@@ -59,7 +59,7 @@ def follow(
 
     def start() -> Following:
         settings = make_settings(tmp_path)
-        source = open_first(REFERENCE, "ledger")
+        source = open_first(REFERENCE, follow="ledger")
         ServedVersion.of(source).write(settings.version_file)
         registered = parse_reference(REFERENCE)
         assert registered is not None
@@ -199,14 +199,14 @@ def test_a_tag_that_changes_while_the_version_is_fetched_is_found(
 def test_a_start_needs_the_registry_unless_the_ledger_was_followed_before(
     follow: Callable[[], Following], store: Path
 ) -> None:
-    assert open_first(REFERENCE, "alias").version == "1"
+    assert open_first(REFERENCE).version == "1"
     connect().set_registered_model_alias("vae", "champion", "2")
     with pytest.raises(VerificationFailed, match="version 2 is vae@champion by its alias alone"):
         follow()
     connect().set_registered_model_alias("vae", "champion", "1")
     follow()
     store.write_bytes(b"no store")
-    assert open_first(REFERENCE, "ledger").version == "1"
+    assert open_first(REFERENCE, follow="ledger").version == "1"
 
 
 def test_what_is_served_is_written_as_json(tmp_path: Path) -> None:

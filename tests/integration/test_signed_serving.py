@@ -75,30 +75,30 @@ def test_a_version_with_a_fault_is_never_taken_up(
 
 
 def test_a_cached_version_is_verified_too(place: Place, key: KeyPair) -> None:
-    unsigned = open_first(REFERENCE, "alias")
-    assert open_cached(REFERENCE, "alias") == unsigned
-    assert open_cached(REFERENCE, "alias", key.public) is None
+    unsigned = open_first(REFERENCE)
+    assert open_cached(REFERENCE) == unsigned
+    assert open_cached(REFERENCE, key.public) is None
     with pytest.raises(VerificationFailed, match=r"^version 1 of vae has no signature"):
-        open_first(REFERENCE, "alias", key.public)
+        open_first(REFERENCE, key.public)
     version = add_champion(place, key)
-    first = open_first(REFERENCE, "alias", key.public)
+    first = open_first(REFERENCE, key.public)
     assert first.version == version
-    assert open_cached(REFERENCE, "alias", key.public) == first
+    assert open_cached(REFERENCE, key.public) == first
     (first.bundle.path / SIGNATURE).write_text("rot")
-    assert open_cached(REFERENCE, "alias", key.public) is None
-    assert open_first(REFERENCE, "alias", key.public) == first  # its signature was fetched again
-    assert open_cached(REFERENCE, "alias", key.public) == first
+    assert open_cached(REFERENCE, key.public) is None
+    assert open_first(REFERENCE, key.public) == first  # its signature was fetched again
+    assert open_cached(REFERENCE, key.public) == first
 
 
 def test_files_that_were_exchanged_in_the_cache_are_fetched_again(
     place: Place, key: KeyPair
 ) -> None:
     add_champion(place, key)
-    first = open_first(REFERENCE, "alias", key.public)
+    first = open_first(REFERENCE, key.public)
     other = open_bundle(Path(shutil.copytree(SEALED, cache_folder() / "other")))
     forged = other.path.rename(cache_folder() / other.manifest.digest)
     remember(REFERENCE, Source(open_bundle(forged), "vae", first.version))
-    assert open_first(REFERENCE, "alias", key.public) == first
+    assert open_first(REFERENCE, key.public) == first
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -116,7 +116,7 @@ def test_a_server_does_not_start_with_a_fault(tmp_path: Path, key: KeyPair, faul
 def test_a_server_takes_up_signed_versions_and_no_others(place: Place, key: KeyPair) -> None:
     good = add_champion(place, key)
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{place.folder / 'mlflow.db'}"}
-    poll = ("--follow", "alias", "--poll", "0.2", "--workers", "2", "--verify-key", str(key.public))
+    poll = ("--poll", "0.2", "--workers", "2", "--follow", "alias", "--verify-key", str(key.public))
     with serve(place.folder, REFERENCE, *poll, **store) as running:
         assert running.version == good
         place.point("2")  # which has no signature

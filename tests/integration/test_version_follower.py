@@ -64,7 +64,7 @@ class Place:
         """A follower of a server that has just started."""
         registered = parse_reference(REFERENCE)
         assert registered is not None
-        source = open_first(REFERENCE, "alias")
+        source = open_first(REFERENCE)
         ServedVersion.of(source).write(self.settings.version_file)
         file, given = self.settings.version_file, check or self.check
         common = file, given, self.counters, poll_s
@@ -289,17 +289,15 @@ def test_a_request_to_poll_during_a_poll_is_not_lost(place: Place) -> None:
 
 
 def test_a_start_needs_no_registry_once_the_version_was_served(place: Place) -> None:
-    sources = {
-        reference: open_first(reference, "alias") for reference in (REFERENCE, "models:/vae/2")
-    }
+    sources = {reference: open_first(reference) for reference in (REFERENCE, "models:/vae/2")}
     assert [source.version for source in sources.values()] == ["1", "2"]
     (place.folder / "mlflow.db").write_bytes(b"no store")
     for reference, source in sources.items():
-        assert open_first(reference, "alias") == source
+        assert open_first(reference) == source
     with pytest.raises(VaeError):
         open_source(REFERENCE)
     with pytest.raises(VaeError):
-        open_first("models:/vae/1", "alias")  # not asked for in this form before
+        open_first("models:/vae/1")  # not asked for in this form before
 
 
 def test_a_start_serves_the_version_that_the_last_poll_found(place: Place) -> None:
@@ -307,7 +305,7 @@ def test_a_start_serves_the_version_that_the_last_poll_found(place: Place) -> No
     place.point("2")
     follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
-    assert open_first(REFERENCE, "alias").version == "2"
+    assert open_first(REFERENCE).version == "2"
 
 
 def test_a_refused_version_is_not_remembered(place: Place) -> None:
@@ -316,7 +314,7 @@ def test_a_refused_version_is_not_remembered(place: Place) -> None:
     place.point(place.add("bad", golden_that_is_no_archive))
     follower.poll()
     (place.folder / "mlflow.db").write_bytes(b"no store")
-    assert open_first(REFERENCE, "alias").version == "1"
+    assert open_first(REFERENCE).version == "1"
 
 
 def fail_verification(_: Source) -> None:
@@ -324,12 +322,12 @@ def fail_verification(_: Source) -> None:
 
 
 def test_a_damaged_cache_is_not_served(place: Place) -> None:
-    bundle = open_first("models:/vae/1", "alias").bundle
+    bundle = open_first("models:/vae/1").bundle
     (bundle.path / "encoder.onnx").write_bytes(b"changed on this disk")
-    again = open_first("models:/vae/1", "alias")  # fetched anew
+    again = open_first("models:/vae/1")  # fetched anew
     assert again.bundle == bundle
     assert open_bundle(again.bundle.path).manifest.seed == 1
     (bundle.path / "encoder.onnx").write_bytes(b"changed on this disk")
     (place.folder / "mlflow.db").write_bytes(b"no store")
     with pytest.raises(VaeError):
-        open_first("models:/vae/1", "alias")
+        open_first("models:/vae/1")

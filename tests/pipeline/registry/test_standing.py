@@ -328,3 +328,15 @@ def test_the_champion_is_promoted_again_after_an_entry_that_nobody_decided(
     found = named_by_ledger(connect(), "vae")
     assert isinstance(found, Named)
     assert (found.version, found.move[0]) == ("1", 3)
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_an_entry_that_came_too_late_cannot_be_put_after_a_later_one(trained: Trained) -> None:
+    """Its number is lower than that of the move which really follows, and would win."""
+    forge({**WHOLE, "after": "0"})
+    assert promote_with(trained, "2", force="yes").decision == "promoted"
+    client = connect()
+    before = list_moves(client, "vae")
+    assert [move.number for move in before] == [1, 3]
+    client.set_model_version_tag(ledger_name("vae"), "2", "after", "3")
+    assert list_moves(client, "vae") == before

@@ -126,6 +126,6 @@ def test_a_self_check_that_is_killed_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_self_check", end_at_once)
-    source = supervisor.open_first(str(SEALED), "alias")
+    source = supervisor.open_first(str(SEALED))
     with pytest.raises(VerificationFailed, match="ended with exit code 7"):
         supervisor.self_check(make_settings(tmp_path), source)
