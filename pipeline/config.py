@@ -29,6 +29,10 @@ DATA_KINDS = (
 """What `--data` reads."""
 
 
+REQUIREMENT = "[a-z][a-z0-9_]*"
+"""Matches a word that the gate may require: approval, or the name of a device."""
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """Help text and limits of one setting."""
@@ -192,7 +196,10 @@ class PromoteConfig:
     gate_samples: Annotated[int, Option("Noise samples per row in the gate", min=1, max=1000)] = 8
     require: Annotated[
         tuple[str, ...],
-        Option("Devices on which parity must have passed, such as cpu,cuda; see vae check"),
+        Option(
+            "approval: another user has run vae approve; cpu, cuda or a plugin's name: parity has "
+            "passed on it, see vae check; the tag gate.require of the model adds to this"
+        ),
     ] = ()
     allow_new_data: Annotated[
         bool, Option("Accept a candidate whose held-out rows are not the champion's")

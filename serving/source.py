@@ -90,16 +90,19 @@ def open_source(reference: str, verify_key: Path | None = None) -> Source:
     return open_version(client, name, version, verify_key)
 
 
-def open_cached(reference: str, verify_key: Path | None = None) -> Source | None:
+def open_cached(
+    reference: str, verify_key: Path | None = None, follow: str = "alias"
+) -> Source | None:
     """Open the version that `remember` stored for a reference, without asking the registry.
 
     Return None if there is none, if its files are damaged, or not signed by the holder of the key.
+    What an alias named is not taken for what the ledger names, nor the reverse.
     """
     registered = parse_reference(reference)
     if registered is None:
         return None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, VerificationFailed):
-        entry = json.loads(_entry_file(reference).read_bytes())
+        entry = json.loads(_entry_file(reference, follow).read_bytes())
         digest = str(entry["digest"])
         if re.fullmatch("[0-9a-f]{64}", digest):
             bundle = _checked(_open_sealed(cache_folder() / digest, digest), verify_key)
@@ -107,15 +110,16 @@ def open_cached(reference: str, verify_key: Path | None = None) -> Source | None
     return None
 
 
-def remember(reference: str, source: Source) -> None:
+def remember(reference: str, source: Source, follow: str = "alias") -> None:
     """Store in the cache which version a reference names now, for `open_cached`."""
     entry = {"version": source.version, "digest": source.bundle.manifest.digest}
-    with staged_file(_entry_file(reference)) as temporary:
+    with staged_file(_entry_file(reference, follow)) as temporary:
         temporary.write_text(json.dumps(entry))
 
 
-def _entry_file(reference: str) -> Path:
-    key = hashlib.sha256(f"{tracking_uri()}\n{reference}".encode()).hexdigest()
+def _entry_file(reference: str, follow: str) -> Path:
+    words = [tracking_uri(), reference, *([] if follow == "alias" else [follow])]
+    key = hashlib.sha256("\n".join(words).encode()).hexdigest()
     folder = cache_folder() / "references"
     folder.mkdir(exist_ok=True)
     return folder / f"{key}.json"

@@ -11,6 +11,7 @@ import click
 
 from pipeline.config import (
     PRESETS,
+    REQUIREMENT,
     SECTIONS,
     Option,
     PromoteConfig,
@@ -158,14 +159,15 @@ def gate_config(settings: dict[str, Any]) -> PromoteConfig:
     """Remove the gate's settings from `settings` and return them as a config.
 
     Raises:
-        click.BadParameter: what is required can be no device's name.
+        click.BadParameter: what is required is neither an approval nor a device's name.
     """
     names = [name for name, *_ in settings_of(PromoteConfig)]
     config = PromoteConfig(**chosen({name: settings.pop(name) for name in names}))
     for name in config.require:
-        if re.fullmatch("[a-z][a-z0-9_]*", name) is None:
+        if re.fullmatch(REQUIREMENT, name) is None:
             raise click.BadParameter(
-                f"{name!r} is no device: give cpu, cuda or the names of plugins, with commas",
+                f"{name!r} is no device: give cpu, cuda, the names of plugins or approval, with "
+                "commas",
                 param_hint="'--require'",
             )
     return config

@@ -1,4 +1,4 @@
-"""The commands of the registry: register, promote, rollback, history, verify and delete."""
+"""The commands of the registry: register, approve, promote, rollback, history and others."""
 
 import os
 import re
@@ -107,6 +107,31 @@ def register(bundle: Path, name: str, experiment: str | None) -> None:
 
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("version", default="@candidate")
+@name_option
+@click.option("--reason", required=True, help="Why it may be promoted, for the record")
+def approve(version: str, name: str, reason: str) -> None:
+    """Record that you approve of a version.
+
+    It counts for the bundle that the version has now. `vae promote --require approval` asks for an
+    approval by another user than the one who promotes; so does the tag gate.require of the model.
+
+    Example: vae approve 7 --reason "reviewed with the risk team"
+    """
+    from pipeline.registry import approvals
+
+    if not reason.strip():
+        raise click.UsageError("--reason must say why the version may be promoted")
+    decision = approvals.approve(*_resolve(name, version), reason.strip())
+    say(
+        f"{decision.operator} approves of version {decision.version} of {decision.name}, bundle "
+        f"{str(decision.digest)[:12]}"
+    )
+    kept = ("name", "version", "digest", "decision", "operator", "reasons")
+    finish({key: value for key, value in asdict(decision).items() if key in kept})
+
+
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.argument("version", default="@candidate")
 @group("Version and rows")
 @settings_file
 @name_option
@@ -133,8 +158,8 @@ def promote(
     VERSION is a number, an alias, models:/NAME/VERSION or models:/NAME@ALIAS. It and the champion
     are scored now, on the held-out rows of VERSION and with the same noise. VERSION is refused
     unless its ELBO is, with --confidence, at most --margin nats lower. --force overrides this and
-    the limits, but no failed verification, parity or data check. With --verify-key, both must be
-    signed with that key.
+    the limits, but no failed verification, parity or data check, and no missing approval. With
+    --verify-key, both must be signed with that key.
 
     Example: vae promote @candidate --margin 0.1
     """
@@ -295,7 +320,7 @@ def list_versions(name: str) -> None:
     finish({"name": name, "versions": rows})
 
 
-COMMANDS = (register, promote, rollback, history, list_versions, verify, delete)
+COMMANDS = (register, approve, promote, rollback, history, list_versions, verify, delete)
 
 
 def _resolve(name: str, version: str) -> tuple[str, str]:

@@ -8,9 +8,11 @@ finishes a move that was left undone.
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Stale
-from pipeline.registry.audit_log import DecisionStatus, close_record, iso_time
-from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
-from pipeline.registry.versions import CHAMPION, PREVIOUS
+from pipeline.registry.audit_log import DecisionStatus, close_record
+from pipeline.registry.ledger import claim_move, mark_done
+from pipeline.registry.versions import PREVIOUS
+from serving.champion import read_record, record_fault
+from serving.ledger import CHAMPION, Move, iso_time, list_moves
 from serving.mlflow_store import GONE, MISSING, alias_version, ignoring, store_errors
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ def finish_last_move(client: "MlflowClient", name: str) -> tuple[int, Move | Non
     """Finish the last move if its process died.
 
     Return its number, or 0 if there is no move, and the move itself if this call carried it out.
+    An entry without the record of a decision is not carried out: nobody has decided it.
     """
     with store_errors():
         moves = list_moves(client, name)
@@ -29,17 +32,24 @@ def finish_last_move(client: "MlflowClient", name: str) -> tuple[int, Move | Non
         last = moves[-1]
         if last.done:
             return last.number, None
+        record = read_record(client, name, last.run_id)
+        if record_fault(last, record, ("accepted", "promoted", "deleted")) is not None:
+            mark_done(client, name, last, moved=False)
+            return last.number, None
         return last.number, last if _finish(client, name, last) else None
 
 
 def make_move(client: "MlflowClient", name: str, move: Move) -> None:
     """Enter a move into the ledger and carry it out.
 
+    The alias may name the version to promote already, if a person has set it.
+
     Raises:
         Stale: the champion is no longer the one that the decision was made against.
     """
     with store_errors():
-        if alias_version(client, name, CHAMPION) != move.base:
+        allowed = (move.base, move.version) if move.action == "promote" else (move.base,)
+        if alias_version(client, name, CHAMPION) not in allowed:
             raise Stale("the champion was moved meanwhile: run the gate again")
         if not _finish(client, name, claim_move(client, name, move)):
             raise Stale("the champion was moved by hand at the same time: run the gate again")

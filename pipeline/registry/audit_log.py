@@ -2,13 +2,16 @@
 
 In: a `Decision`. Out: a run whose tags say what was decided, when and why, with the whole decision
 as `decision.json`; `list_decisions` and `champion_at` read these runs. A record is opened before
-anything moves. If it stays `unfinished`, its process died before it moved anything.
+anything moves. If it stays `unfinished`, its process died before it had decided; if it stays
+`accepted`, before it moved anything.
 """
 
-import getpass
 import math
 import os
+import pwd
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +19,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.config import PromoteConfig
 from pipeline.experiments import check_experiment, open_experiment
 from pipeline.registry.gate import Judgement
-from pipeline.registry.ledger import Action, Move, list_moves
 from pipeline.registry.references import find_model
-from pipeline.registry.versions import CHAMPION
 from serving.errors import UsageRefused, VerificationFailed
-from serving.mlflow_store import alias_version, connect, store_errors
+from serving.ledger import (
+    CHAMPION,
+    NO_VERSION,
+    Action,
+    Move,
+    audit_experiment,
+    iso_time,
+    list_moves,
+)
+from serving.mlflow_store import alias_version, connect, registered_version, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DecisionStatus = Literal["promoted", "refused", "stale", "accepted", "deleted"]
+DecisionStatus = Literal["promoted", "refused", "stale", "accepted", "deleted", "approved"]
 
-_TAGS = ("time", "action", "version", "previous", "decision", "moved_at", "operator", "reasons")
-_NO_CHAMPION = "none"
+_TAGS = (
+    *("time", "action", "version", "digest", "previous", "decision"),
+    *("moved_at", "operator", "reasons"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +48,10 @@ class Decision:
     """What was decided on which version, and why."""
 
     name: str
-    action: Action
+    action: Action | Literal["approve"]
     version: str
+    digest: str | None = None
+    """Digest of the version's bundle; None if it was not registered by `vae register`."""
     previous: str | None
     """The champion when the decision was made."""
     decision: DecisionStatus
@@ -78,26 +92,55 @@ def check_audit(name: str) -> None:
     check_experiment(connect(create=True), audit_experiment(name))
 
 
+def begin_decision(
+    client: "MlflowClient", action: Action | Literal["approve"], name: str, version: str
+) -> Decision:
+    """Begin a decision against the present champion; its status is `refused` until it is made."""
+    digest = None
+    with suppress(VerificationFailed, UsageRefused):
+        digest, _ = registered_version(client, name, version)
+    return Decision(
+        name=name,
+        action=action,
+        version=version,
+        digest=digest,
+        previous=alias_version(client, name, CHAMPION),
+        decision="refused",
+        reasons=(),
+        time=iso_time(time.time() * 1000),
+        operator=operator_name(),
+    )
+
+
 def open_record(client: "MlflowClient", decision: Decision) -> str:
     """Open the record of a decision that is about to be made; return the run's id."""
     experiment = open_experiment(client, audit_experiment(decision.name))
     tags = {
         "action": decision.action,
         "version": decision.version,
-        "previous": decision.previous or _NO_CHAMPION,
+        "previous": decision.previous or NO_VERSION,
         "time": decision.time,
         "operator": decision.operator,
         "decision": "unfinished",
         "reasons": "the process ended early",
+        **({"digest": decision.digest} if decision.digest else {}),
     }
     label = f"{decision.action} {decision.version}"
     return str(client.create_run(experiment, tags=tags, run_name=label).info.run_id)
 
 
 def write_report(client: "MlflowClient", run_id: str, decision: Decision) -> None:
-    """Write the whole decision into its record, before anything moves."""
+    """Write the whole decision into its record, before anything moves.
+
+    Only a record that says `accepted` can be the record of a move.
+    """
     client.log_dict(run_id, _json_value(asdict(decision)), "decision.json")
-    client.set_tag(run_id, "reasons", "; ".join(decision.reasons))
+    tags = {"reasons": "; ".join(decision.reasons)}
+    if decision.digest:
+        tags["digest"] = decision.digest
+    if decision.decision == "accepted":
+        tags["decision"] = "accepted"
+    _tag_record(client, run_id, tags)
 
 
 def close_record(
@@ -109,14 +152,12 @@ def close_record(
     moved_ms: int | None = None,
 ) -> None:
     """Write the result of a decision into its record; a record may be closed twice."""
-    from mlflow.entities import RunTag
-
     tags: dict[str, str] = {"decision": status}
     if reasons is not None:
         tags["reasons"] = "; ".join(reasons)
     if moved_ms is not None:
         tags["moved_at"] = iso_time(moved_ms)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    _tag_record(client, run_id, tags)
     client.set_terminated(run_id)
 
 
@@ -149,7 +190,7 @@ def list_decisions(name: str) -> list[dict[str, Any]]:
         for run in runs
     ]
     for row in rows:
-        if row["previous"] == _NO_CHAMPION:
+        if row["previous"] == NO_VERSION:
             row["previous"] = None
     recorded = {row["run_id"] for row in rows}
     rows += [_row_of(move) for move in moves if move.moved and move.run_id not in recorded]
@@ -169,15 +210,16 @@ def missing_records(name: str) -> str | None:
 
 def _row_of(move: Move) -> dict[str, Any]:
     """Describe a move whose record was deleted, by what the ledger holds of it."""
-    time = iso_time(move.time_ms)
+    moved_at = iso_time(move.time_ms)
     deletion = move.action == "delete"
     return {
-        "time": time,
+        "time": moved_at,
         "action": move.action,
         "version": move.version,
+        "digest": move.digest,
         "previous": move.base,
         "decision": "deleted" if deletion else "promoted",
-        "moved_at": None if deletion else time,
+        "moved_at": None if deletion else moved_at,
         "operator": None,
         "reasons": f"known from the ledger alone: its record, run {move.run_id}, was deleted",
         "run_id": move.run_id,
@@ -215,22 +257,22 @@ def champion_at(name: str, when: datetime) -> Tenure:
     return Tenure(version=version, since=since.isoformat(), certain=certain)
 
 
-def audit_experiment(name: str) -> str:
-    """Return the name of the experiment that records the decisions on a registered model."""
-    return f"{name}-promotions"
-
-
-def iso_time(milliseconds: float) -> str:
-    """Return a time stamp of the store in ISO 8601 and UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
-
-
 def operator_name() -> str:
-    """Return the name of this process's user, or its number if it has no name, as in containers."""
+    """Return the name of this process's user, or its number if it has no name, as in containers.
+
+    Variables such as USER do not count, since anybody can set them.
+    """
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return str(os.getuid())
+
+
+def _tag_record(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags in one step."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _sightings(rows: list[dict[str, Any]]) -> list[_Sighting]:

@@ -28,6 +28,9 @@ from serving.source import Source
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_USUAL = ("cpu", "cuda")
+"""Devices that are no plugins, so that the word is not a misspelled one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCheck:
@@ -102,7 +105,9 @@ def check_faults(source: Source, devices: Sequence[str]) -> Iterator[str]:
         if tag is None:
             if device not in sealed:
                 place = f"models:/{source.name}/{source.version}"
-                yield f"parity was not checked on {device}: run vae check {place} --device {device}"
+                other = "" if device in _USUAL else ", or correct the word to cpu, cuda or approval"
+                advice = f"run vae check {place} --device {device}{other}"
+                yield f"parity was not checked on {device}: {advice}"
         elif fault := _check_fault(client, source.bundle, device, tag, device in sealed):
             yield f"{fault}: run vae check on {device} again"
 

@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.registry.audit_log import iso_time
+from pipeline.registry.approvals import approvers
 from pipeline.registry.references import find_model
-from serving.mlflow_store import connect, store_errors
+from serving.ledger import iso_time
+from serving.mlflow_store import DIGEST_TAG, connect, store_errors
 
 _MAX_RESULTS = 200_000
 """The most versions that the store returns at once."""
@@ -25,11 +26,12 @@ _COLUMNS = {
     "active_units": "active",
     "parity": "parity",
     "gate": "gate",
+    "approved_by": "approved",
     "precision": "precision",
     "time": "registered",
     "run_id": "run",
 }
-_LEFT_OUT = ("run_id", "precision", "time", "nll")
+_LEFT_OUT = ("run_id", "precision", "time", "nll", "approved_by")
 """Columns that a screen without room does not show, the first one first."""
 _NUMBERS = ("version", "elbo", "nll", "active_units")
 
@@ -47,7 +49,8 @@ def list_versions(name: str) -> list[dict[str, Any]]:
         aliases[str(version)].append(alias)
     with store_errors():
         found = client.search_model_versions(f"name='{name}'", max_results=_MAX_RESULTS)
-    rows = [_row(version, aliases[str(version.version)]) for version in found]
+    approved = approvers(client, name)
+    rows = [_row(version, aliases[str(version.version)], approved) for version in found]
     return sorted(rows, key=lambda row: int(row["version"]), reverse=True)
 
 
@@ -55,9 +58,11 @@ def render_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) ->
     """Return the rows as lines of text with aligned columns, as many as fit into `width`."""
     lines = [dict(_COLUMNS), *({key: _cell(key, row) for key in _COLUMNS} for row in rows)]
     widths = {key: max(len(line[key]) for line in lines) for key in _COLUMNS}
+    if not any(row["approved_by"] for row in rows):
+        del widths["approved_by"]
     for key in _LEFT_OUT:
         if width is not None and sum(widths.values()) + 2 * (len(widths) - 1) > width:
-            del widths[key]
+            widths.pop(key, None)
     return "\n".join(
         "  ".join(
             line[key].rjust(width) if key in _NUMBERS else line[key].ljust(width)
@@ -67,7 +72,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) ->
     )
 
 
-def _row(version: Any, aliases: list[str]) -> dict[str, Any]:
+def _row(version: Any, aliases: list[str], approved: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     tags = version.tags
     units, latents = _number(tags.get("active_units")), _number(tags.get("latents"))
     return {
@@ -79,6 +84,7 @@ def _row(version: Any, aliases: list[str]) -> dict[str, Any]:
         "latent_dim": None if latents is None else int(latents),
         "parity": ", ".join(_verdicts(tags)) or None,
         "gate": tags.get("gate.status"),
+        "approved_by": list(approved.get(tags.get(DIGEST_TAG, ""), ())),
         "precision": tags.get("precision"),
         "time": iso_time(version.creation_timestamp),
         "run_id": tags.get("run.id") or version.run_id,
@@ -109,7 +115,7 @@ def _cell(key: str, row: Mapping[str, Any]) -> str:
     value = row[key]
     if value is None or value == []:
         return "-"
-    if key == "aliases":
+    if key in ("aliases", "approved_by"):
         return ", ".join(value)
     if key in ("elbo", "nll"):
         return f"{value:.2f}"

@@ -7,11 +7,10 @@ process may die at any point: before the ledger entry nothing has moved, and aft
 process finishes the move. Raises `VerificationFailed` if files are not those registered.
 
 `--force` overrides how good a version must be, never whether it is sound: its digests, its parity,
-finite scores, and its own held-out rows are always required.
+finite scores, its own held-out rows, and an approval where one is asked for are always required.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,20 +24,26 @@ from pipeline.registry.aliases import finish_last_move, make_move, tag_version
 from pipeline.registry.audit_log import (
     Decision,
     DecisionStatus,
+    begin_decision,
     close_record,
     drop_record,
-    iso_time,
     open_record,
-    operator_name,
     write_report,
 )
-from pipeline.registry.eligibility import eligibility_faults
+from pipeline.registry.eligibility import add_required, eligibility_faults
 from pipeline.registry.gate import judge, score_faults
-from pipeline.registry.ledger import Action, Move, list_moves
 from pipeline.registry.scoring import open_engine, score_version
-from pipeline.registry.versions import CHAMPION, PREVIOUS, fetch_verified
+from pipeline.registry.standing import (
+    check_bundle,
+    check_was_promoted,
+    is_champion,
+    rival_of,
+    set_by_hand,
+)
+from pipeline.registry.versions import PREVIOUS, fetch_verified
 from serving.bundle import METRICS, Manifest
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
+from serving.ledger import Move, list_moves
 from serving.mlflow_store import (
     alias_version,
     connect,
@@ -75,12 +80,14 @@ def promote(
     with suppress(VerificationFailed):  # raised again, and recorded, when the files are fetched
         registered_version(client, name, version)
     after = 0 if dry_run else finish_last_move(client, name)[0]
-    decision = replace(_new_decision(client, "promote", name, version), gate=config, force=force)
-    if version == decision.previous:  # there is nothing to decide or to record
+    decision = begin_decision(client, "promote", name, version)
+    if is_champion(client, decision):  # there is nothing to decide or to record
         if key is not None:
             with tempfile.TemporaryDirectory() as folder:
                 fetch_verified(client, name, version, Path(folder), key)
         return _decided(decision, "promoted", f"version {version} is the champion already")
+    rival = rival_of(client, decision)
+    decision = replace(decision, previous=rival, gate=config, force=force)
 
     def decide(folder: Path) -> Decision:
         return _pass_gate(client, decision, load_test, config, threads, folder, key)
@@ -96,17 +103,20 @@ def rollback(name: str, *, threads: int, key: Path | None = None) -> Decision:
     client = connect()
     after, finished = finish_last_move(client, name)
     if finished is not None and finished.action == "rollback":
-        decision = _new_decision(client, "rollback", name, finished.version)
+        decision = begin_decision(client, "rollback", name, finished.version)
         decision = replace(decision, previous=finished.base)
         return _decided(decision, "promoted", "an interrupted rollback was finished")
     version = alias_version(client, name, PREVIOUS)
-    decision = _new_decision(client, "rollback", name, version or "")
+    decision = begin_decision(client, "rollback", name, version or "")
     if version is None or version == decision.previous:
         raise UsageRefused(_no_previous_version(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
-        open_engine(fetch_verified(client, name, version, folder, key), threads)
-        return _decided(decision, "accepted", f"rolled back from version {decision.previous}")
+        source = fetch_verified(client, name, version, folder, key)
+        check_was_promoted(client, source)
+        open_engine(source, threads)
+        verified = replace(decision, digest=source.bundle.manifest.digest)
+        return _decided(verified, "accepted", f"rolled back from version {decision.previous}")
 
     return _decide_on_record(client, decision, decide, after)
 
@@ -134,7 +144,7 @@ def delete(name: str, version: str) -> Decision:
             f"version {version} of {name} is {', '.join(sorted(aliases))}: "
             "promote another version or roll back first"
         )
-    decision = _new_decision(client, "delete", name, version)
+    decision = begin_decision(client, "delete", name, version)
     accepted = _decided(decision, "accepted", "no alias")
     return _decide_on_record(client, decision, lambda folder: accepted, after)
 
@@ -149,10 +159,14 @@ def _pass_gate(
     key: Path | None,
 ) -> Decision:
     candidate = fetch_verified(client, decision.name, decision.version, folder, key)
+    check_bundle(client, candidate)
     champion, missing = _fetch_champion(client, decision, candidate, folder, key)
     test = load_test(candidate.bundle.manifest)
-    decision = replace(decision, test_sha256=test.sha256)
-    if faults := [*eligibility_faults(candidate, champion, test.sha256, config)]:
+    digest = candidate.bundle.manifest.digest
+    config, faults = add_required(client, decision.name, config)
+    decision = replace(decision, digest=digest, test_sha256=test.sha256, gate=config)
+    faults += eligibility_faults(candidate, champion, test.sha256, config, decision.operator)
+    if faults:
         return _decided(decision, "refused", *faults)
     samples = config.gate_samples
     scores = score_version(candidate, test.x, samples, threads)
@@ -162,7 +176,7 @@ def _pass_gate(
     units = candidate.bundle.read_json(METRICS)["active_units"]
     judgement = judge(scores, old, active_units=units, config=config)
     decision = replace(decision, judgement=judgement)
-    objections = (*missing, *judgement.refusals)
+    objections = (*set_by_hand(client, decision), *missing, *judgement.refusals)
     if not objections:
         return _decided(decision, "accepted", str(judgement))
     if decision.force is None:
@@ -180,7 +194,9 @@ def _fetch_champion(
         digest, _ = registered_version(client, decision.name, decision.previous)
         if digest == candidate.bundle.manifest.digest:
             key = None  # the candidate's signature is of the very same files
-        return fetch_verified(client, decision.name, decision.previous, folder, key), ()
+        champion = fetch_verified(client, decision.name, decision.previous, folder, key)
+        check_bundle(client, champion)
+        return champion, ()
     except VerificationFailed as err:
         fault = f"champion {decision.previous} cannot be compared with: {err}"
         if decision.force is not None:
@@ -238,29 +254,17 @@ def _close_early(
 
 
 def _carry_out(client: "MlflowClient", decision: Decision, run_id: str, after: int) -> Decision:
+    assert decision.action != "approve"  # which is recorded, and moves nothing
     move = Move(
         action=decision.action,
         version=decision.version,
         base=decision.previous,
         run_id=run_id,
         after=after,
+        digest=decision.digest,
     )
     make_move(client, decision.name, move)
     return replace(decision, decision="deleted" if decision.action == "delete" else "promoted")
-
-
-def _new_decision(client: "MlflowClient", action: Action, name: str, version: str) -> Decision:
-    """Begin a decision against the present champion; its status is `refused` until it is made."""
-    return Decision(
-        name=name,
-        action=action,
-        version=version,
-        previous=alias_version(client, name, CHAMPION),
-        decision="refused",
-        reasons=(),
-        time=iso_time(time.time() * 1000),
-        operator=operator_name(),
-    )
 
 
 def _decided(decision: Decision, status: DecisionStatus, *reasons: str) -> Decision:

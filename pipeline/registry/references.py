@@ -5,8 +5,8 @@ In: the name of a registered model and a reference. Out: a name and a version's 
 
 from typing import TYPE_CHECKING
 
-from pipeline.registry.ledger import ledger_name
 from serving.errors import UsageRefused
+from serving.ledger import ledger_name
 from serving.mlflow_store import alias_version, connect, find_in_store, store_errors, store_name
 from serving.source import parse_reference
 

@@ -30,7 +30,7 @@ from serving.table_cells import decode_table
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+CANDIDATE, PREVIOUS = "candidate", "previous"
 
 _FIGURES = ("elbo", "nll", "active_units")
 """Metrics that `vae list` shows."""

@@ -47,7 +47,13 @@ _PASSED_ON = (
     "poll_s",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    help="Seconds between two checks of which version the alias names",
+    help="Seconds between two checks of which version the registry names",
+)
+@click.option(
+    "--follow",
+    type=click.Choice(["ledger", "alias"]),
+    help="What names the version: the ledger of vae promote, or the alias alone, as for promotions "
+    "in MLflow's page  [default: ledger for @champion, alias for others]",
 )
 @group("Address and access")
 @option("--host", default="127.0.0.1", help="Address to listen at")
@@ -139,10 +145,11 @@ _PASSED_ON = (
 def serve(**options: Any) -> None:
     """Serve a model over the Open Inference Protocol: REST and gRPC.
 
-    With models:/NAME@ALIAS, the server follows the alias: it fetches and verifies a new version and
-    switches to it without dropping a request. A bad version never replaces a good one. With
-    --verify-key, a version that is not signed with that key is a bad one. The page at /docs shows
-    how to send requests.
+    With models:/NAME@champion, the server follows the promotions of vae promote, and with another
+    alias the alias: it fetches and verifies a new version and switches to it without dropping a
+    request. A bad version never replaces a good one: one that passed no gate as champion or, with
+    --verify-key, that is not signed with that key is a bad one. The page at /docs shows how to send
+    requests.
 
     Example: vae serve --model models:/vae@champion --port 8080
     """
@@ -172,6 +179,7 @@ def serve(**options: Any) -> None:
             options["reference"],
             settings,
             poll_s=options["poll_s"],
+            follow=options["follow"],
             started=partial(_say_started, settings),
         )
 

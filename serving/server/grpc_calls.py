@@ -18,7 +18,6 @@ from serving.protocol.grpc_body import (
     write_response,
 )
 from serving.protocol.messages import refuse_to_load
-from serving.server.alias_follower import WATCH_INTERVAL_S
 from serving.server.grpc_call import Call
 from serving.server.grpc_reflection import (
     REFLECTION,
@@ -30,6 +29,7 @@ from serving.server.grpc_reflection import (
 from serving.server.grpc_server import MAX_MESSAGE, GrpcServer, Method, Methods, Parts, Reply
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
+from serving.server.version_follower import WATCH_INTERVAL_S
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"

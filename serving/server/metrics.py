@@ -75,6 +75,9 @@ class CountersCollector:
             ("queued_bytes", "Bytes of request bodies in memory"),
         ):
             yield GaugeMetricFamily(f"vae_{name}", text, value=counters.total(name))
+        refused = counters.maximum("version_refused")
+        text = "1 while a version is refused; readiness says which one, and why"
+        yield GaugeMetricFamily("vae_version_refused", text, value=refused)
         info = GaugeMetricFamily("vae_model_info", "The version served", labels=[*self._versions])
         info.add_metric([*self._versions.values()], 1)
         yield info

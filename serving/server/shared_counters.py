@@ -29,7 +29,7 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
     "batch_rows": ROWS,
 }
 """Upper bounds of the buckets of each operation's histograms."""
-GAUGES = ("ready", "queued_rows", "queued_bytes")
+GAUGES = ("ready", "queued_rows", "queued_bytes", "version_refused")
 COUNTERS = ("reloads", "reload_failures", "registry_failures")
 UNKNOWN_CELLS = ("unseen_words", "new_gaps")
 """Counters of each operation: cells of tables that a schema does not know."""

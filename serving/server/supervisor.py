@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle
+from serving.champion import Follow, Refusal, choose_follow, named_version, open_named
 from serving.errors import UsageRefused, VaeError, VerificationFailed
+from serving.mlflow_store import connect
 from serving.server import logging_config
-from serving.server.alias_follower import WATCH_INTERVAL_S, AliasFollower, ServedVersion
 from serving.server.granian_adapter import GranianServer, block_signals
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
+from serving.server.version_follower import WATCH_INTERVAL_S, ServedVersion, VersionFollower
 from serving.source import Source, open_cached, open_source, parse_reference, remember
 
 if TYPE_CHECKING:
@@ -33,26 +35,34 @@ START_S = 60.0
 
 
 def run_server(
-    reference: str, settings: Settings, *, poll_s: float, started: Callable[[Source], None]
+    reference: str,
+    settings: Settings,
+    *,
+    poll_s: float,
+    started: Callable[[Source], None],
+    follow: Follow | None = None,
 ) -> None:
     """Serve until a signal comes; call `started` when all workers are ready.
 
     Raises:
+        UsageRefused: the ledger cannot be followed, since it is not about this reference.
         VerificationFailed, DeviceUnavailable: the model cannot be served.
         VaeError: the registry cannot be reached and nothing is cached, or a worker cannot start.
     """
     logging_config.configure(settings.log_format)
     multiprocessing.set_start_method("spawn", force=True)  # a fork is unsafe if threads run
-    source = open_first(reference, settings.verify_key)
+    registered = parse_reference(reference)
+    follow = choose_follow(registered, follow)
+    source = open_first(reference, settings.verify_key, follow)
     check = partial(self_check, settings)
     check(source)
     ServedVersion.of(source).write(settings.version_file)
     counters = settings.open_counters(0)
-    registered = parse_reference(reference)
     if registered is not None and registered.alias is not None:
-        follower = AliasFollower(
+        follower = VersionFollower(
             reference,
             registered,
+            follow,
             source,
             settings.version_file,
             check,
@@ -68,16 +78,35 @@ def run_server(
     server.run_workers(partial(_make_worker, settings))
 
 
-def open_first(reference: str, verify_key: Path | None = None) -> Source:
-    """Open the cached version if there is one, so that a start needs no registry."""
-    source = open_cached(reference, verify_key)
+def open_first(reference: str, verify_key: Path | None = None, follow: Follow = "alias") -> Source:
+    """Open the cached version if there is one, so that a start needs no registry.
+
+    Raises:
+        VerificationFailed: the ledger is followed, and the champion passed no gate.
+    """
+    source = open_cached(reference, verify_key, follow)
     if source is not None:
         LOG.info("starting with version %s from the cache", source.version)
         return source
-    source = open_source(reference, verify_key)
+    if follow == "ledger":
+        source = _open_champion(reference, verify_key)
+    else:
+        source = open_source(reference, verify_key)
     if source.version is not None:
-        remember(reference, source)
+        remember(reference, source, follow)
     return source
+
+
+def _open_champion(reference: str, verify_key: Path | None) -> Source:
+    registered = parse_reference(reference)
+    assert registered is not None
+    client = connect()
+    found = named_version(client, registered, "ledger")
+    if found is None:
+        return open_source(reference, verify_key)  # which says what there is instead
+    if isinstance(found, Refusal):
+        raise VerificationFailed(found.reason)
+    return open_named(client, registered.name, found, verify_key)
 
 
 def self_check(settings: Settings, source: Source) -> None:

@@ -13,7 +13,6 @@ from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import VerificationFailed
 from serving.server import logging_config
-from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.rest_connections import RestConnections
@@ -21,7 +20,9 @@ from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.service import LoadedVersion, Service
 from serving.server.settings import Settings
+from serving.server.shared_counters import GAUGES
 from serving.server.tracing import open_tracer
+from serving.server.version_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 
 LOG = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Worker:
         self._settings = settings
         self._tracer = open_tracer()
         self._counters = settings.open_counters(index + 1)
-        for gauge in ("ready", "queued_rows", "queued_bytes"):
+        for gauge in GAUGES:
             self._counters.set(gauge, value=0)
         self._service = Service(
             self._counters,
@@ -105,7 +106,8 @@ class Worker:
     def _read_version(self) -> ServedVersion:
         self._changed_ns = self._settings.version_file.stat().st_mtime_ns
         version = ServedVersion.read(self._settings.version_file)
-        self._service.refused = version.refused
+        self._service.refused, self._service.decision = version.refused, version.decision
+        self._counters.set("version_refused", value=0)  # what the parent refused, it counts itself
         return version
 
     def _load(self, version: ServedVersion) -> LoadedVersion:
@@ -151,6 +153,7 @@ class Worker:
         except Exception as err:  # noqa: BLE001 - whatever fails, the old version still answers
             LOG.error("version %s is refused: %s", version.version, err)
             self._counters.add("reload_failures")
+            self._counters.set("version_refused", value=1)
             self._service.refused = {"version": str(version.version), "reason": str(err)}
             self._retry_at = time.monotonic() + RETRY_S
         else:

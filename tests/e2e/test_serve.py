@@ -28,6 +28,8 @@ from tests.serving.running import SERVE, Running, serve
 from tests.serving.server.asking import asking, metrics, ready, wait_for
 
 REFERENCE = "models:/vae@champion"
+ALIAS = ("--follow", "alias")
+"""The tests move the alias themselves."""
 SECRET = "a secret of the webhook"
 NO_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """By default, MLflow tries for 15 s to reach a server that is down."""
@@ -60,7 +62,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def server(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Two workers that follow the alias."""
     folder = tmp_path_factory.mktemp("server")
-    arguments = ("--poll", "0.2", "--workers", "2", "--drain", "1", "--log-format", "json")
+    arguments = ("--poll", "0.2", "--workers", "2", "--drain", "1", "--log-format", "json", *ALIAS)
     variables = {"MLFLOW_TRACKING_URI": store.uri}
     with serve(folder, REFERENCE, *arguments, **variables) as running:
         assert running.version == "1"
@@ -243,7 +245,7 @@ def patient(remote: Remote, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A server that polls only every ten minutes by itself."""
     folder = tmp_path_factory.mktemp("patient")
     variables = {"MLFLOW_TRACKING_URI": remote.uri, "VAE_WEBHOOK_SECRET": SECRET, **NO_PATIENCE}
-    arguments = ("--poll", "600", "--drain", "0.5", "--log-format", "json")
+    arguments = ("--poll", "600", "--drain", "0.5", "--log-format", "json", *ALIAS)
     with serve(folder, "models:/far@champion", *arguments, **variables) as running:
         yield running
 
@@ -309,7 +311,8 @@ def test_without_the_registry_a_server_starts_with_what_it_served_last(
     remote.kill()
     shutil.copytree(patient.log.parent / "cache", tmp_path / "cache")
     variables = {"MLFLOW_TRACKING_URI": remote.uri, **NO_PATIENCE}
-    with serve(tmp_path, "models:/far@champion", "--drain", "0.2", **variables) as running:
+    arguments = ("--drain", "0.2", *ALIAS)
+    with serve(tmp_path, "models:/far@champion", *arguments, **variables) as running:
         assert running.version == current
         assert running.digest == remote.engines[current].bundle.manifest.digest
         with asking(running, remote.engines, ["binary"]) as counts:

@@ -9,20 +9,20 @@ import pytest
 
 from serving.bundle import SIGNATURE, open_bundle
 from serving.errors import VerificationFailed
-from serving.server.alias_follower import ServedVersion
 from serving.server.supervisor import open_first
+from serving.server.version_follower import ServedVersion
 from serving.source import Source, open_cached, remember
 from serving.user_folders import cache_folder
 from tests.e2e.conftest import VAE, clean_environment
 from tests.e2e.versions import reseal
-from tests.integration import test_alias_follower
-from tests.integration.test_alias_follower import REFERENCE, Place
+from tests.integration import test_version_follower
+from tests.integration.test_version_follower import REFERENCE, Place
 from tests.serving.conftest import SEALED
 from tests.serving.running import serve
 from tests.serving.server.asking import wait_for
 from tests.signing import FAULTS, KeyPair, make_key, signed
 
-place = test_alias_follower.place
+place = test_version_follower.place
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_a_server_does_not_start_with_a_fault(tmp_path: Path, key: KeyPair, faul
 def test_a_server_takes_up_signed_versions_and_no_others(place: Place, key: KeyPair) -> None:
     good = add_champion(place, key)
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{place.folder / 'mlflow.db'}"}
-    poll = ("--poll", "0.2", "--workers", "2", "--verify-key", str(key.public))
+    poll = ("--poll", "0.2", "--workers", "2", "--follow", "alias", "--verify-key", str(key.public))
     with serve(place.folder, REFERENCE, *poll, **store) as running:
         assert running.version == good
         place.point("2")  # which has no signature

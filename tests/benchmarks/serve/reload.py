@@ -38,6 +38,7 @@ SHARE = 0.7
 APART_S = 0.8
 """Seconds between two moves, enough to poll, fetch and take up a version."""
 REFERENCE = "models:/vae@champion"
+OPTIONS = ("--poll", "0.2", "--drain", "0.5", "--follow", "alias")
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ def measure(inputs: Inputs, moves: int) -> Iterator[str]:
 def timed(folder: Path, model: str | Path, **variables: str) -> Iterator[tuple[Running, float]]:
     """Start a server; give it, and the seconds until it announced that it is ready."""
     started = time.perf_counter()
-    with serve(folder, model, "--poll", "0.2", "--drain", "0.5", **variables) as running:
+    with serve(folder, model, *OPTIONS, **variables) as running:
         yield running, time.perf_counter() - started
 
 

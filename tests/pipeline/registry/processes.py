@@ -13,11 +13,11 @@ import mlflow
 from pipeline.config import PromoteConfig
 from pipeline.data.dataset import Split
 from pipeline.registry.audit_log import list_decisions
-from pipeline.registry.ledger import list_moves
 from pipeline.registry.promotion import promote, rollback
 from pipeline.registry.versions import register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Manifest
+from serving.ledger import list_moves
 from serving.mlflow_store import alias_version, connect
 from tests.e2e.versions import reseal
 from tests.forks import forks

@@ -1,13 +1,15 @@
 import os
+import pwd
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.registry.audit_log import Tenure, champion_at, iso_time, list_decisions, operator_name
+from pipeline.registry.audit_log import Tenure, champion_at, list_decisions, operator_name
 from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
+from serving.ledger import iso_time
 from serving.mlflow_store import connect
 from tests.pipeline.registry.versions import promote_with, register
 from tests.trained_models import Trained
@@ -93,8 +95,10 @@ def test_a_model_without_decisions_has_no_known_champion() -> None:
 
 
 def test_an_operator_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> str:
+    def fail(number: int) -> str:
         raise KeyError("uid not found")
 
-    monkeypatch.setattr("getpass.getuser", fail)
+    monkeypatch.setenv("USER", "somebody-else")  # which anybody can set
+    assert operator_name() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr("pwd.getpwuid", fail)
     assert operator_name() == str(os.getuid())

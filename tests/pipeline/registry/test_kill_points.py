@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.registry.audit_log import list_decisions
-from pipeline.registry.ledger import Move, list_moves
 from pipeline.registry.promotion import rollback
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
+from serving.ledger import Move, list_moves
 from serving.mlflow_store import connect
 from serving.source import fetch_version
 from tests.forks import forks

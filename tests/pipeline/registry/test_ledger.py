@@ -7,10 +7,16 @@ import pytest
 
 from pipeline.errors import Stale
 from pipeline.registry import aliases as moving
-from pipeline.registry.audit_log import list_decisions
-from pipeline.registry.ledger import Move, claim_move, list_moves, mark_done
+from pipeline.registry.audit_log import (
+    begin_decision,
+    list_decisions,
+    open_record,
+    write_report,
+)
+from pipeline.registry.ledger import claim_move, mark_done
 from pipeline.registry.promotion import promote
 from serving.bundle import Bundle
+from serving.ledger import Move, list_moves
 from serving.mlflow_store import connect
 from tests.pipeline.registry.processes import register_racers, run_rounds
 from tests.pipeline.registry.versions import GATE, alias, champion, promote_with, register
@@ -123,13 +129,21 @@ def two_versions(store: Path, sealed: Bundle, worse: Bundle, trained: Trained) -
     promote_with(trained, "1")
 
 
+def accepted_move(client: Any) -> Move:
+    """Return a move of version 2 that was decided, and not entered into the ledger."""
+    decision = begin_decision(client, "promote", "vae", "2")
+    decision = replace(decision, decision="accepted", reasons=("it is good",))
+    record = open_record(client, decision)
+    write_report(client, record, decision)
+    digest = decision.digest
+    return Move(action="promote", version="2", base="1", run_id=record, after=1, digest=digest)
+
+
 @pytest.mark.usefixtures("two_versions")
 def test_a_champion_that_a_person_moved_is_left_where_it_is() -> None:
     """A move that was never carried out does not overwrite the person's later change."""
     client = connect()
-    record = list_decisions("vae")[0]["run_id"]
-    move = Move(action="promote", version="2", base="1", run_id=record, after=1)
-    claim_move(client, "vae", move)
+    claim_move(client, "vae", accepted_move(client))
     client.delete_registered_model_alias("vae", "champion")
     assert moving.finish_last_move(client, "vae") == (2, None)
     assert champion() is None

@@ -32,7 +32,7 @@ def of_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("MLFLOW_TRACKING_URI", store)
-        remember(ALIAS, Source(bundle, "vae", "7"))
+        remember(ALIAS, Source(bundle, "vae", "7"), "ledger")
     arguments = ("--workers", "2", "--drain", "1", "--poll", "3600")
     with serve(folder, ALIAS, *arguments, MLFLOW_TRACKING_URI=store) as running:
         assert running.version == "7"

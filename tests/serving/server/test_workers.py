@@ -13,7 +13,7 @@ import pytest
 
 from serving.engine import Engine
 from serving.errors import VerificationFailed
-from serving.server.alias_follower import ServedVersion
+from serving.server.version_follower import ServedVersion
 from serving.server.worker import Worker
 from tests.serving.conftest import SEALED
 from tests.serving.running import SERVE, Running, serve

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from serving import champion
 from serving.bundle import GOLDEN, open_bundle
 from serving.errors import VaeError, VerificationFailed
 from serving.mlflow_store import DIGEST_TAG, connect
-from serving.server import alias_follower
-from serving.server.alias_follower import AliasFollower, ServedVersion
+from serving.server import version_follower
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 from serving.server.supervisor import open_first, self_check
+from serving.server.version_follower import ServedVersion, VersionFollower
 from serving.source import Source, open_source, parse_reference
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
@@ -59,14 +60,15 @@ class Place:
 
     def follower(
         self, *, poll_s: float = 600, check: Callable[[Source], None] | None = None
-    ) -> AliasFollower:
+    ) -> VersionFollower:
         """A follower of a server that has just started."""
         registered = parse_reference(REFERENCE)
         assert registered is not None
         source = open_first(REFERENCE)
         ServedVersion.of(source).write(self.settings.version_file)
         file, given = self.settings.version_file, check or self.check
-        return AliasFollower(REFERENCE, registered, source, file, given, self.counters, poll_s)
+        common = file, given, self.counters, poll_s
+        return VersionFollower(REFERENCE, registered, "alias", source, *common)
 
     def check(self, source: Source) -> None:
         self.checked.append(str(source.version))
@@ -192,7 +194,7 @@ def test_a_refused_version_is_tried_again_after_a_while(
         follower.poll()
     assert place.checked == ["2"]
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + version_follower.RETRY_S + 1)
     faults.clear()
     follower.poll()
     assert place.checked == ["2", "2"]
@@ -215,7 +217,7 @@ def test_a_store_that_fails_is_counted_and_said_once(
 ) -> None:
     caplog.set_level("INFO", "serving")
     follower = place.follower()
-    monkeypatch.setattr(alias_follower, "alias_version", fail)
+    monkeypatch.setattr(champion, "alias_version", fail)
     for _ in range(3):
         follower.poll()
     assert place.counters.get("registry_failures") == 3
@@ -242,7 +244,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_following(
 
     follower = place.follower()
     with monkeypatch.context() as patch:
-        patch.setattr(alias_follower, "remember", full)
+        patch.setattr(version_follower, "remember", full)
         place.point("2")
         follower.poll()
     follower.poll()
@@ -266,7 +268,7 @@ def test_a_full_disk_does_not_end_the_following(
     assert follower.source.version == "1"
     assert any("version 2 is refused, still serving 1" in said for said in caplog.messages)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + alias_follower.RETRY_S + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + version_follower.RETRY_S + 1)
     follower.poll()
     assert (place.served.version, place.served.refused) == ("2", None)
 
