@@ -1,0 +1,1 @@
+"""What watching and governing a server costs, and what it catches."""
