@@ -65,7 +65,7 @@ def doors(
     return {
         "promote": lambda version, key: vae("promote", version, *UNJUDGED, *option(key)),
         "score": score,
-        "serve": lambda version, key: open_first(f"models:/vae/{version}", "alias", key),
+        "serve": lambda version, key: open_first(f"models:/vae/{version}", key),
         "pyfunc": pyfunc,
         "verify": lambda version, key: vae("verify", version, *option(key)),
     }
