@@ -10,9 +10,11 @@ from serving.cpu import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks.live import drift  # noqa: E402  after the spin limit
+from tests.benchmarks.live import attacks, drift, overhead  # noqa: E402  after the spin limit
 
 MEASUREMENTS: dict[str, Callable[[], Iterator[object]]] = {
+    "attacks": attacks.measure,
+    "overhead": overhead.measure,
     "drift": drift.measure,
 }
 
