@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from serving.cli.command import CONTEXT, Command
 from serving.cli.config_file import config_option
 from serving.cli.help_page import group
+from serving.cli.live_options import check_live_options, live_options, observing, open_live
 from serving.cli.options import (
     engine_device,
     engine_device_option,
@@ -128,6 +130,7 @@ _PASSED_ON = (
     default=1,
     help="Threads inside one run of a graph, on the CPU",
 )
+@live_options
 @group("Logs")
 @option(
     "--log-format",
@@ -165,14 +168,17 @@ def serve(**options: Any) -> None:
             f"anyone who reaches {host} may use and unload this model: "
             "set VAE_API_KEY to ask for a key"
         )
+    check_live_options(options)
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder:
-        settings = _settings(Path(folder), host, access, cors, tls, options)
+        live, rows = open_live(options)
+        settings = replace(_settings(Path(folder), host, access, cors, tls, options), live=live)
         run_server(
             options["reference"],
             settings,
             poll_s=options["poll_s"],
             started=partial(_say_started, settings),
+            observing=observing(settings, rows, options),
         )
 
 

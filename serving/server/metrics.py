@@ -13,6 +13,8 @@ from prometheus_client.core import (
 
 from serving.server.shared_counters import (
     HISTOGRAMS,
+    LOST,
+    LOST_REASONS,
     OPERATIONS,
     STATUSES,
     TRANSPORTS,
@@ -67,8 +69,19 @@ class CountersCollector:
             ("reloads", "Switches to a new version, counted by each worker"),
             ("reload_failures", "Versions refused"),
             ("registry_failures", "Polls of the registry that failed"),
+            ("watched_rows", "Rows handed to the observer, which scores them"),
+            ("captured_rows", "Rows handed to the observer with their answers, to be kept"),
         ):
             yield CounterMetricFamily(f"vae_{name}", text, value=counters.total(name))
+        for name, what in zip(LOST, ("scored", "kept"), strict=True):
+            lost = CounterMetricFamily(
+                f"vae_{name}",
+                f"Rows chosen to be {what} that the observer did not get",
+                labels=["reason"],
+            )
+            for reason in LOST_REASONS:
+                lost.add_metric([reason], counters.total(name, reason))
+            yield lost
         for name, text in (
             ("ready", "Workers that are ready"),
             ("queued_rows", "Rows times draws in the queues"),

@@ -20,7 +20,6 @@ from serving.errors import DataRefused, NotFound, NotReady, UsageRefused
 from serving.operations import Operation
 from serving.protocol.messages import (
     MAX_ROWS,
-    Array,
     InferRequest,
     InferResponse,
     wire_tensor,
@@ -33,12 +32,13 @@ from serving.server.request_inputs import (
     match_inputs,
     plan_noise,
 )
+from serving.server.sampling import RowSampler
 from serving.server.shared_counters import OPERATIONS, SharedCounters
 from serving.server.table_requests import RequestTable
+from serving.server.warm_up import warm_up
 from serving.table_cells import TableCells
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-WARM_UP_ROWS = (1, 64)
 INLINE_NORMALS = 2**15
 """More are drawn in the thread, so that the event loop need not wait for them."""
 INLINE_CELLS = 2**10
@@ -91,6 +91,8 @@ class Service:
         self.timeout_s = timeout_s
         self.refused: Mapping[str, str] | None = None
         """The `version` that was refused, and the `reason`."""
+        self.sampler = RowSampler(None, counters)
+        """Hands some of the answered rows to the observer."""
         self._served: LoadedVersion | None = None
         self._executor = ThreadPoolExecutor(1, "engine")
 
@@ -102,7 +104,7 @@ class Service:
         """
         engine.self_check()
         batcher = Batcher(
-            engine.compute, _warm_up(engine), self._executor, self.max_rows, self.counters
+            engine.compute, warm_up(engine), self._executor, self.max_rows, self.counters
         )
         digest, schema = engine.bundle.manifest.digest, engine.bundle.manifest.schema
         table = RequestTable(schema) if schema else None
@@ -220,6 +222,12 @@ class Service:
         )
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
+        self.sampler.until -= 1
+        if self.sampler.until <= 0:
+            digest = served.bundle.manifest.digest
+            self.sampler.take(
+                request, (served.version, digest), inputs, outputs, drawn=draw is not None
+            )
         response = InferResponse(operation.name, served.version, outputs, request.id)
         return served.table.answer(request, response, cells) if served.table else response
 
@@ -318,26 +326,3 @@ class Service:
         if type(timeout) is not int or timeout < 0:
             raise UsageRefused(f"timeout must be whole microseconds, at least 0, got {timeout!r}")
         return min(timeout / 1e6, self.timeout_s) if timeout else self.timeout_s
-
-
-def _warm_up(engine: Engine) -> dict[str, float]:
-    """Run every operation on a small and a larger batch; return its seconds for one row."""
-    golden = engine.bundle.golden()
-    seconds: dict[str, float] = {}
-    for name, operation in engine.operations.items():
-        for rows in WARM_UP_ROWS:
-            inputs = {
-                tensor.name: _repeat(golden[f"{name}.{tensor.name}"], rows)
-                for tensor in operation.inputs
-            }
-            num_samples = inputs["eps"].shape[1] if operation.is_drawn else 1
-            engine.compute(name, inputs)
-            started = time.perf_counter()
-            engine.compute(name, inputs)
-            seconds[name] = (time.perf_counter() - started) / (rows * num_samples)
-    return seconds
-
-
-def _repeat(array: Array, rows: int) -> Array:
-    copies = -(-rows // len(array))
-    return array.repeat(copies, axis=0)[:rows]

@@ -7,6 +7,7 @@ from serving.server.auth import Access
 from serving.server.cors import Cors
 from serving.server.logging_config import LogFormat
 from serving.server.rest_messages import Limits
+from serving.server.sampling import LiveShares
 from serving.server.shared_counters import SharedCounters
 
 
@@ -39,11 +40,18 @@ class Settings:
     verify_key: Path | None = None
     """File of the public key that a version must be signed with. Only the parent uses it: workers
     open just the bundle of the digest that the parent verified."""
+    live: LiveShares | None = None
+    """Which rows the observer gets; None if there is no observer."""
 
     @property
     def version_file(self) -> Path:
         """The file that names the version to serve."""
         return self.folder / "served_version.json"
+
+    @property
+    def live_file(self) -> Path:
+        """The file in which the observer says what it has seen."""
+        return self.folder / "live.json"
 
     def open_counters(self, row: int) -> SharedCounters:
         """Open the shared counters, to write this row: 0 for the parent, from 1 for workers."""

@@ -30,7 +30,10 @@ HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
 }
 """Upper bounds of the buckets of each operation's histograms."""
 GAUGES = ("ready", "queued_rows", "queued_bytes")
-COUNTERS = ("reloads", "reload_failures", "registry_failures")
+COUNTERS = ("reloads", "reload_failures", "registry_failures", "watched_rows", "captured_rows")
+LOST = ("unwatched_rows", "uncaptured_rows")
+"""Rows that were chosen for the observer and did not reach it, by reason."""
+LOST_REASONS = ("busy", "size", "error")
 UNKNOWN_CELLS = ("unseen_words", "new_gaps")
 """Counters of each operation: cells of tables that a schema does not know."""
 FLAGS = (
@@ -44,6 +47,9 @@ FLAGS = (
 def _fields() -> Iterator[tuple[object, ...]]:
     for name in (*GAUGES, *COUNTERS, *FLAGS):
         yield (name,)
+    for name in LOST:
+        for reason in LOST_REASONS:
+            yield (name, reason)
     for operation in OPERATIONS:
         for transport in TRANSPORTS:
             for status in STATUSES:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,9 +34,16 @@ START_S = 60.0
 
 
 def run_server(
-    reference: str, settings: Settings, *, poll_s: float, started: Callable[[Source], None]
+    reference: str,
+    settings: Settings,
+    *,
+    poll_s: float,
+    started: Callable[[Source], None],
+    observing: AbstractContextManager[object] | None = None,
 ) -> None:
     """Serve until a signal comes; call `started` when all workers are ready.
+
+    `observing` runs beside the workers: it is entered before they start, and left when they ended.
 
     Raises:
         VerificationFailed, DeviceUnavailable: the model cannot be served.
@@ -65,7 +73,8 @@ def run_server(
     threading.Thread(
         target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
-    server.run_workers(partial(_make_worker, settings))
+    with observing or nullcontext():
+        server.run_workers(partial(_make_worker, settings))
 
 
 def open_first(reference: str, verify_key: Path | None = None) -> Source:

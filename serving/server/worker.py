@@ -19,6 +19,7 @@ from serving.server.grpc_server import GrpcServer
 from serving.server.rest_connections import RestConnections
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
+from serving.server.sampling import RowSampler
 from serving.server.service import LoadedVersion, Service
 from serving.server.settings import Settings
 from serving.server.tracing import open_tracer
@@ -47,6 +48,7 @@ class Worker:
             max_rows=settings.max_queue,
             timeout_s=settings.timeout_s,
         )
+        self._service.sampler = RowSampler(settings.live, self._counters)
         self._changed_ns = 0
         self._retry_at = math.inf
         self._stopping_grpc: asyncio.Future[None] | None = None
