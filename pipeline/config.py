@@ -194,6 +194,9 @@ class PromoteConfig:
         tuple[str, ...],
         Option("Devices on which parity must have passed, such as cpu,cuda; see vae check"),
     ] = ()
+    require_live: Annotated[
+        int, Option("Live rows of vae serve --shadow that decide; 0: held-out rows do", min=0)
+    ] = 0
     allow_new_data: Annotated[
         bool, Option("Accept a candidate whose held-out rows are not the champion's")
     ] = False

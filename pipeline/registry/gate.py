@@ -16,6 +16,9 @@ the seed of their training differ by more than se: on MNIST (preset seed, 15 epo
 are 0.2 to 1.4 nats apart, with a paired se of 0.06 (0.45 unpaired). So a margin of 0 refuses half
 of all retrained models. The default is about 1 % of MNIST's ELBO; other data needs its own. Each
 promotion may lose the margin again; `min_elbo` limits the sum of these losses.
+
+If the gate requires live rows, those decide (`live_comparison`), and the comparison on held-out
+rows is reported beside them.
 """
 
 import math
@@ -28,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PromoteConfig
+from pipeline.registry.live_comparison import LiveComparison
 
 Array = NDArray[Any]
 
@@ -49,6 +53,8 @@ class Judgement:
     """Standard error of the difference, paired over rows."""
     lower_bound: float | None = None
     """The true difference is larger than this, with the configured confidence."""
+    live: LiveComparison | None = None
+    """The comparison on live rows, if the gate requires one: then it decides, and not this one."""
     refusals: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -57,16 +63,25 @@ class Judgement:
             return (
                 f"ELBO {self.elbo:.3f}; without a champion to compare with, only the limits apply"
             )
+        live = "" if self.live is None else f"; {self.live}"
         return (
             f"ELBO {self.elbo:.3f}, {self.difference:+.3f} ± {self.difference_se:.3f} nats from "
-            f"the champion's {self.champion_elbo:.3f}, at worst {self.lower_bound:+.3f}"
+            f"the champion's {self.champion_elbo:.3f}, at worst {self.lower_bound:+.3f}{live}"
         )
 
 
 def judge(
-    candidate: Array, champion: Array | None, *, active_units: float, config: PromoteConfig
+    candidate: Array,
+    champion: Array | None,
+    *,
+    active_units: float,
+    config: PromoteConfig,
+    live: LiveComparison | None = None,
 ) -> Judgement:
-    """Compare ELBOs of shape `(rows,)`; without a champion only the limits apply."""
+    """Compare ELBOs of shape `(rows,)`; without a champion only the limits apply.
+
+    If there is a comparison on `live` rows, it decides in place of that on these.
+    """
     elbo = float(candidate.mean())
     limits = tuple(_limit_refusals(elbo, active_units, config))
     if champion is None:
@@ -83,8 +98,10 @@ def judge(
         difference=difference,
         difference_se=error,
         lower_bound=difference - NormalDist().inv_cdf(config.confidence) * error,
+        live=live,
     )
-    return replace(judgement, refusals=(*limits, *_comparison_refusals(judgement, config)))
+    compared = _comparison_refusals(judgement, config) if live is None else live.refusals
+    return replace(judgement, refusals=(*limits, *compared))
 
 
 def score_faults(scores: Array) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.registry.audit_log import iso_time
 from pipeline.registry.references import find_model
+from serving.live_sums import read_sums
 from serving.mlflow_store import connect, store_errors
 
 _MAX_RESULTS = 200_000
@@ -25,13 +26,14 @@ _COLUMNS = {
     "active_units": "active",
     "parity": "parity",
     "gate": "gate",
+    "live_rows": "live",
     "precision": "precision",
     "time": "registered",
     "run_id": "run",
 }
-_LEFT_OUT = ("run_id", "precision", "time", "nll")
+_LEFT_OUT = ("run_id", "precision", "time", "live_rows", "nll")
 """Columns that a screen without room does not show, the first one first."""
-_NUMBERS = ("version", "elbo", "nll", "active_units")
+_NUMBERS = ("version", "elbo", "nll", "active_units", "live_rows")
 
 
 def list_versions(name: str) -> list[dict[str, Any]]:
@@ -79,6 +81,7 @@ def _row(version: Any, aliases: list[str]) -> dict[str, Any]:
         "latent_dim": None if latents is None else int(latents),
         "parity": ", ".join(_verdicts(tags)) or None,
         "gate": tags.get("gate.status"),
+        "live_rows": sum(sums.rows for sums in read_sums(tags)) or None,
         "precision": tags.get("precision"),
         "time": iso_time(version.creation_timestamp),
         "run_id": tags.get("run.id") or version.run_id,
@@ -111,6 +114,8 @@ def _cell(key: str, row: Mapping[str, Any]) -> str:
         return "-"
     if key == "aliases":
         return ", ".join(value)
+    if key == "live_rows":
+        return f"{value:,}"
     if key in ("elbo", "nll"):
         return f"{value:.2f}"
     if key == "active_units":

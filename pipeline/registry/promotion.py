@@ -35,10 +35,12 @@ from pipeline.registry.audit_log import (
 from pipeline.registry.eligibility import eligibility_faults
 from pipeline.registry.gate import judge, score_faults
 from pipeline.registry.ledger import Action, Move, list_moves
+from pipeline.registry.live_comparison import LiveComparison, compare_live
 from pipeline.registry.scoring import open_engine, score_version
 from pipeline.registry.versions import CHAMPION, PREVIOUS, fetch_verified
 from serving.bundle import METRICS, Manifest
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
+from serving.live_sums import merge_sums
 from serving.mlflow_store import (
     alias_version,
     connect,
@@ -160,7 +162,8 @@ def _pass_gate(
         return _decided(decision, "refused", *faults)
     old = None if champion is None else score_version(champion, test.x, samples, threads)
     units = candidate.bundle.read_json(METRICS)["active_units"]
-    judgement = judge(scores, old, active_units=units, config=config)
+    live = _compare_live(client, decision, candidate, champion, config)
+    judgement = judge(scores, old, active_units=units, config=config, live=live)
     decision = replace(decision, judgement=judgement)
     objections = (*missing, *judgement.refusals)
     if not objections:
@@ -168,6 +171,23 @@ def _pass_gate(
     if decision.force is None:
         return _decided(decision, "refused", *objections)
     return _decided(decision, "accepted", f"forced: {decision.force}", *objections)
+
+
+def _compare_live(
+    client: "MlflowClient",
+    decision: Decision,
+    candidate: Source,
+    champion: Source | None,
+    config: PromoteConfig,
+) -> LiveComparison | None:
+    """Read what servers have seen of the two versions, if that is required."""
+    if champion is None or not config.require_live:
+        return None
+    with store_errors():
+        tags = client.get_model_version(decision.name, decision.version).tags
+    digests = champion.bundle.manifest.digest, candidate.bundle.manifest.digest
+    reference = f"models:/{decision.name}/{decision.version}"
+    return compare_live(merge_sums(*digests, tags), reference, config)
 
 
 def _fetch_champion(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from serving.bundle import Manifest
+from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError
 from serving.files import staged_file
 from serving.live.options import CaptureOptions
@@ -51,14 +51,14 @@ class Capture:
     _found: tuple[int, int, int] = field(default=(0, 0, 0), init=False)
     _server: str = field(default_factory=lambda: secrets.token_hex(3), init=False)
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, bundle: Bundle) -> None:
         """Write what was gathered of another version, and gather rows of this one."""
         from serving.live.captured_rows import CapturedRows  # and pyarrow, if they are needed
 
         self.flush()
         self._rows = None
         try:
-            self._rows = CapturedRows(manifest, self.options.left_out, self.options.hashed)
+            self._rows = CapturedRows(bundle, self.options.left_out, self.options.hashed)
             self._fault = None
         except UsageRefused as err:  # a column that must not be kept may have another name now
             self._fault = str(err)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from serving.bundle import Manifest
+from serving.bundle import Bundle, Manifest
 from serving.errors import UsageRefused
 from serving.io.arrow_cells import decode_batch, encode_batch
 from serving.io.arrow_types import to_column
@@ -29,12 +29,12 @@ class CapturedRows:
     """Requests of one version that wait to be written.
 
     Args:
-        manifest: of the version.
+        bundle: of the version.
         left_out: columns of the table that are not kept.
         hashed: columns of which a keyed hash is kept, with the key.
     """
 
-    manifest: Manifest
+    bundle: Bundle
     left_out: frozenset[str] = frozenset()
     hashed: Mapping[str, bytes] = field(default_factory=dict)
     rows: int = field(default=0, init=False)
@@ -49,9 +49,10 @@ class CapturedRows:
         Raises:
             UsageRefused: the version lacks a column that is to be left out or hashed.
         """
-        schema, hidden = self.manifest.schema, self.left_out | {*self.hashed}
-        _check_columns(self.manifest, self.left_out, frozenset(self.hashed))
-        names = [each.table_column for each in schema.columns] if schema else self.manifest.columns
+        manifest = self.bundle.manifest
+        schema, hidden = manifest.schema, self.left_out | {*self.hashed}
+        _check_columns(manifest, self.left_out, frozenset(self.hashed))
+        names = [each.table_column for each in schema.columns] if schema else manifest.columns
         self._hidden = [place for place, name in enumerate(names) if name in hidden]
         if schema is not None:
             self._encoder = TableEncoder(schema)
@@ -83,7 +84,7 @@ class CapturedRows:
         return table
 
     def _columns(self, x: Array) -> dict[str, pa.Array]:
-        manifest = self.manifest
+        manifest = self.bundle.manifest
         if manifest.schema is not None:
             batch = decode_batch(manifest.schema, x)
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
@@ -99,9 +100,9 @@ class CapturedRows:
 
     def _reads_back(self, x: Array) -> Array:
         """Return which rows (rows,) of a mixed table have the same bytes when they are read."""
-        assert self.manifest.schema is not None
+        assert self.bundle.manifest.schema is not None
         assert self._encoder is not None
-        again = encode_batch(decode_batch(self.manifest.schema, x), self._encoder)
+        again = encode_batch(decode_batch(self.bundle.manifest.schema, x), self._encoder)
         same = (again.x == x) | (np.isnan(again.x) & np.isnan(x))
         return np.asarray(same.all(1) & (again.faults == 0))
 
@@ -125,8 +126,13 @@ class CapturedRows:
             "seed": repeat([each.seed for each in every], pa.int64()),
             "num_samples": repeat([each.num_samples for each in every], pa.int64()),
         }
-        names = dict.fromkeys(name for each in every for name in each.outputs)
-        answers = {name: self._answer(name) for name in sorted(names)}
+        kinds = {
+            tensor.name: _list_type(len(tensor.shape) - 1)
+            for operation in self.bundle.operations.values()
+            if any(tensor.name == "x" for tensor in operation.inputs)
+            for tensor in operation.outputs
+        }
+        answers = {name: self._answer(name, kind) for name, kind in kinds.items()}
         return {
             **{PREFIX + name: values for name, values in columns.items()},
             **{ANSWER + name: values for name, values in answers.items()},
@@ -134,26 +140,19 @@ class CapturedRows:
 
     def _hide(self, values: Array) -> Array:
         """Blank the columns of an answer whose values are not to be kept, (rows, *x_shape)."""
-        if not self._hidden or values.shape[1:] != self.manifest.x_shape:
+        if not self._hidden or values.shape[1:] != self.bundle.manifest.x_shape:
             return values
         shown = np.array(values)
         shown[:, self._hidden] = np.nan
         return shown
 
-    def _answer(self, name: str) -> pa.Array:
-        """Return one tensor of all answers; null for requests whose answer has none.
-
-        A tensor with an axis of draws, whose number differs from request to request, is a list.
-        """
-        parts: list[pa.Array | int] = []
-        for each in self._requests:
-            values = each.outputs.get(name)
-            parts.append(each.rows if values is None else to_column(self._hide(values)))
-        kinds = {part.type for part in parts if not isinstance(part, int)}
-        kind = kinds.pop() if len(kinds) == 1 else pa.list_(pa.float32())
+    def _answer(self, name: str, kind: pa.DataType) -> pa.Array:
+        """Return one tensor of all answers; null for requests whose answer has none."""
         arrays = [
-            pa.nulls(part, kind) if isinstance(part, int) else _as_kind(part, kind)
-            for part in parts
+            _to_lists(self._hide(each.outputs[name]))
+            if name in each.outputs
+            else pa.nulls(each.rows, kind)
+            for each in self._requests
         ]
         return pa.concat_arrays(arrays)
 
@@ -188,8 +187,21 @@ def _hash(values: pa.Array, key: bytes) -> pa.Array:
     )
 
 
-def _as_kind(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    if values.type == kind:
-        return values
-    rows = [np.ravel(row).tolist() for row in values.to_pylist()]
-    return pa.array(rows, kind)
+def _to_lists(values: Array) -> pa.Array:
+    """Make a column of rows (rows, ...): numbers, or lists of any size, one of which may be null.
+
+    pyarrow reads no Parquet file back whose lists of one size are nested and null.
+    """
+    column = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        offsets = pa.array(np.arange(0, len(column) + 1, size, dtype=np.int32))
+        column = pa.ListArray.from_arrays(offsets, column)
+    return column
+
+
+def _list_type(depth: int) -> pa.DataType:
+    """Return the type of `_to_lists` for so many axes behind the first."""
+    kind = pa.float32()
+    for _ in range(depth):
+        kind = pa.list_(kind)
+    return kind

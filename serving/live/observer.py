@@ -140,7 +140,7 @@ class Observer:
 
     def _begin(self, version: ScoredVersion) -> None:
         if self._capture is not None:
-            self._capture.begin(version.bundle.manifest)
+            self._capture.begin(version.bundle)
         if self._options.open_drift is not None:
             self._drift = self._options.open_drift(version.bundle)
         self._version = version
