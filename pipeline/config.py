@@ -197,9 +197,7 @@ class PromoteConfig:
     require_live: Annotated[
         int, Option("Live rows of vae serve --shadow that decide; 0: held-out rows do", min=0)
     ] = 0
-    allow_new_data: Annotated[
-        bool, Option("Accept a candidate whose held-out rows are not the champion's")
-    ] = False
+    allow_new_data: Annotated[bool, Option("Accept another set of held-out rows")] = False
 
 
 SECTIONS: Mapping[str, type] = {

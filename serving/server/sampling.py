@@ -13,7 +13,7 @@ import random
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.live_rows import MAX_MESSAGE, LiveRows
 from serving.protocol.messages import Array, InferRequest
@@ -88,11 +88,39 @@ class RowSampler:
             drawn: whether the noise was drawn here, and not given.
         """
         self._draw()
-        if self._shares is None or "x" not in inputs or not len(inputs["x"]):
-            return
+        if self._shares is not None and "x" in inputs:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._send, request, version, inputs, outputs, drawn)
+
+    def _send(
+        self,
+        request: InferRequest,
+        version: tuple[str, str],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        drawn: bool,
+    ) -> None:
+        try:
+            rows = self._rows_of(request, version, inputs, drawn)
+            if rows.captured:
+                rows = replace(rows, outputs=outputs)
+            if rows.rows:
+                self._send_rows(rows)
+        except Exception:  # whatever fails here, the requests go on
+            LOG.exception("cannot hand rows to the observer")
+            self._count("unwatched_rows", "error", len(inputs["x"]))
+
+    def _rows_of(
+        self,
+        request: InferRequest,
+        version: tuple[str, str],
+        inputs: Mapping[str, Array],
+        drawn: bool,
+    ) -> LiveRows:
+        assert self._shares is not None
         chance = self._chance.random() * self._share
         has_noise = drawn and request.model in _DRAWN
-        rows = LiveRows(
+        return LiveRows(
             operation=request.model,
             version=version[0],
             digest=version[1],
@@ -103,18 +131,9 @@ class RowSampler:
             captured=chance < self._shares.captured,
             seed=int(request.parameters.get("seed", 0)) if has_noise else None,
             num_samples=inputs["eps"].shape[1] if has_noise else None,
-            outputs=outputs if chance < self._shares.captured else {},
         )
-        asyncio.get_running_loop().call_soon(self._send, rows)
 
-    def _send(self, rows: LiveRows) -> None:
-        try:
-            self._try_to_send(rows)
-        except Exception:  # whatever fails here, the requests go on
-            LOG.exception("cannot hand rows to the observer")
-            self._count("unwatched_rows", "error", rows.rows)
-
-    def _try_to_send(self, rows: LiveRows) -> None:
+    def _send_rows(self, rows: LiveRows) -> None:
         assert self._shares is not None
         captured = rows.rows if rows.captured else 0
         total = rows.rows if rows.watched else 0
