@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -147,19 +148,22 @@ class Observer:
 
     def _tell(self) -> None:
         """Write the status; whatever fails, such as a full disk, must not end the observer."""
-        now = time.time()
         self._status_at = time.monotonic() + STATUS_S
-        try:
-            self._follow()
-            if self._capture is not None:
-                self._capture.tick()
-            if self._shadow is not None:
-                self._shadow.save()
-            self._status(now).write(self._options.status_file)
-        except Exception as err:  # noqa: BLE001 - said, and tried again in a second
-            if str(err) != self._refused:
-                LOG.warning("cannot observe: %s", err)
-            self._refused = str(err)
+        steps: list[Callable[[], None]] = [self._follow]
+        if self._capture is not None:
+            steps.append(self._capture.tick)
+        if self._shadow is not None:
+            steps.append(self._shadow.save)
+        steps.append(lambda: self._status(time.time()).write(self._options.status_file))
+        refused = ""
+        for step in steps:
+            try:
+                step()
+            except Exception as err:  # noqa: BLE001 - said, and tried again in a second
+                refused = str(err)
+                if refused != self._refused:
+                    LOG.warning("cannot observe: %s", err)
+        self._refused = refused
 
     def _status(self, now: float) -> LiveStatus:
         capture, shadow, drift = self._capture, self._shadow, self._drift

@@ -15,7 +15,7 @@ def live_rows(x: np.ndarray, **more: object) -> LiveRows:
 
 def test_what_was_packed_is_unpacked_byte_for_byte() -> None:
     x = np.array([[1.5, np.nan], [-0.0, 2.0]], np.float32)
-    outputs = {"elbo": np.float32([1, 2]), "z": np.zeros((2, 3, 4), np.float32)}
+    outputs = {"elbo": np.array([1, 2], np.float32), "z": np.zeros((2, 3, 4), np.float32)}
     rows = live_rows(x[:, ::-1], captured=True, num_samples=8, outputs=outputs)
     again = LiveRows.unpack(b"".join(rows.pack()))
     assert again.x.tobytes() == np.ascontiguousarray(x[:, ::-1]).tobytes()

@@ -26,13 +26,13 @@ def test_sums_of_parts_are_those_of_the_whole() -> None:
 
 
 def test_a_challenger_that_fails_where_the_champion_does_not_is_counted() -> None:
-    champion = np.float32([1, np.nan, 3, -np.inf])
-    sums = EMPTY.add_rows(champion, np.float32([np.nan, 1, 4, -np.inf]), 1.0)
+    champion = np.array([1, np.nan, 3, -np.inf], np.float32)
+    sums = EMPTY.add_rows(champion, np.array([np.nan, 1, 4, -np.inf], np.float32), 1.0)
     assert (sums.rows, sums.not_finite, sums.total) == (2, 1, 1.0)
 
 
 def test_tags_of_servers_are_added_and_others_are_not() -> None:
-    one = EMPTY.add_rows(np.float32([1, 2]), np.float32([2, 4]), 5.0)
+    one = EMPTY.add_rows(np.array([1, 2], np.float32), np.array([2, 4], np.float32), 5.0)
     other = LiveSums(champion="c" * 64, challenger="b" * 64, rows=9)
     tags = {
         one.tag("server1"): one.to_json(),

@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from serving.server.sampling import LiveShares, RowSampler
 from serving.server.shared_counters import SharedCounters
 
 X = np.arange(60, dtype=np.uint8).reshape(2, 6, 5)
-SCORED = {"x": X, "eps": np.zeros((2, 4, 3), np.float32)}
-ANSWER = {"elbo": np.float32([1, 2])}
+SCORED: dict[str, np.ndarray] = {"x": X, "eps": np.zeros((2, 4, 3), np.float32)}
+ANSWER = {"elbo": np.array([1, 2], np.float32)}
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def request_of(operation: str = "score", **more: object) -> InferRequest:
-    return InferRequest(operation, "", {}, **more)  # type: ignore[arg-type]
+def request_of(operation: str = "score", **more: Any) -> InferRequest:
+    return InferRequest(operation, {}, **more)
 
 
 def received(end: socket.socket) -> list[LiveRows]:
@@ -38,7 +39,7 @@ def received(end: socket.socket) -> list[LiveRows]:
             return found
 
 
-def take(sampler: RowSampler, inputs: dict[str, np.ndarray], **more: object) -> None:
+def take(sampler: RowSampler, inputs: dict[str, np.ndarray], **more: Any) -> None:
     async def turn() -> None:
         sampler.take(
             request_of(id="r" * 200, parameters={"seed": 5}, **more),
