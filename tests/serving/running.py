@@ -40,7 +40,13 @@ class Running:
 
 @contextlib.contextmanager
 def serve(folder: Path, model: str | Path, *arguments: str, **variables: str) -> Iterator[Running]:
-    """Start `vae serve` in `folder` on free ports; end it with SIGTERM, which must give exit 0."""
+    """Start `vae serve` in `folder` on free ports; end it with SIGTERM, which must give exit 0.
+
+    Rows are watched only if the arguments say so: else a test would find one process more among the
+    children, from a request on that is chosen at random.
+    """
+    if "--watch-share" not in arguments:
+        arguments += ("--watch-share", "0")
     log = folder / "serve.log"
     foreign = ("MLFLOW_", "PYTEST_", "VAE_", "OTEL_")
     env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
