@@ -51,6 +51,7 @@ class ChallengerFollower:
     _versions: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)
     _earlier: dict[str, LiveSums] = field(default_factory=dict, init=False)
     _reported: dict[str, LiveSums] = field(default_factory=dict, init=False)
+    _refused: str | None = field(default="", init=False)
     _retry_at: float = field(default=0.0, init=False)
     _unreported: str = field(default="", init=False)
 
@@ -79,16 +80,23 @@ class ChallengerFollower:
         """Ask once which version the reference names, and name a new one to the observer."""
         try:
             number = self._resolve()
-            if self._named.digest and number == self._named.version:
-                return
-            if self._named.fault and time.monotonic() < self._retry_at:
-                return
-            found = self._open(number)
         except Exception as err:  # noqa: BLE001 - whatever fails, the server goes on
-            self._retry_at = time.monotonic() + RETRY_S
-            self._name(Challenger(fault=str(err)) if not self._named.digest else self._named)
+            self._lack(str(err))
             return
-        self._name(_describe(found))
+        if self._named.digest and number == self._named.version:
+            return
+        if number == self._refused and time.monotonic() < self._retry_at:
+            return
+        try:
+            self._name(_describe(self._open(number)))
+        except Exception as err:  # noqa: BLE001 - as above
+            self._refused, self._retry_at = number, time.monotonic() + RETRY_S
+            self._lack(str(err))
+
+    def _lack(self, fault: str) -> None:
+        """Say why there is no challenger; one that was found before is compared all the same."""
+        if not self._named.digest:
+            self._name(Challenger(fault=fault))
 
     def _resolve(self) -> str | None:
         registered = self._registered

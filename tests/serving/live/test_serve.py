@@ -1,6 +1,5 @@
 """Servers with an observer: their answers stay as they are, whatever happens to it."""
 
-import contextlib
 import os
 import signal
 import time
@@ -15,10 +14,9 @@ from pyarrow import parquet
 
 from serving import Client
 from serving.engine import Engine
-from serving.live.observer import NAME
-from serving.live_status import LiveStatus
 from tests.serving import running
 from tests.serving.conftest import SEALED
+from tests.serving.live.observed import live, live_file, observers
 from tests.serving.live.test_observer import resealed
 from tests.serving.places import needs_mounts
 from tests.serving.running import SERVE, Running, serve
@@ -27,32 +25,6 @@ from tests.serving.server.grpc_requests import method, request_of
 
 pytestmark = pytest.mark.slow
 ALL = ("--drain", "1", "--watch-share", "1")
-
-
-def observers(server: Running) -> list[int]:
-    """The processes under the server that call themselves observers."""
-    tasks = Path(f"/proc/{server.process.pid}/task").glob("*/children")
-    pids = [int(pid) for task in tasks for pid in task.read_text().split()]
-    found = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == NAME:
-                found.append(pid)
-    return found
-
-
-def live_file(server: Running) -> Path:
-    """The file that the observer of a server writes."""
-    (folder,) = {
-        Path(line.split()[-1]).parent
-        for line in Path(f"/proc/{server.process.pid}/maps").read_text().splitlines()
-        if line.endswith("/counters")
-    }
-    return folder / "live.json"
-
-
-def live(server: Running) -> LiveStatus | None:
-    return LiveStatus.read(live_file(server))
 
 
 @pytest.fixture(scope="module")
