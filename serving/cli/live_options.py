@@ -1,5 +1,6 @@
 """The options of `vae serve` about live rows: to watch, compare and capture them."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from serving.cli.help_page import group
-from serving.cli.options import option, require_pyarrow
+from serving.cli.options import option
 from serving.cli.paths import Target
 from serving.errors import UsageRefused
 
@@ -114,7 +115,8 @@ def check_live_options(options: Mapping[str, Any]) -> None:
     if options["capture"]:
         from serving.live.options import check_capture
 
-        require_pyarrow("--capture")
+        if importlib.util.find_spec("pyarrow") is None:  # the parent itself need not load it
+            raise UsageRefused("--capture needs pyarrow: pip install 'vae-pipeline[files]'")
         check_capture(Path(options["capture"]))
 
 

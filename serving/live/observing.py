@@ -91,8 +91,10 @@ class Observing:
                 LOG.error("the observer did not finish within %d s", FINISH_S)
                 self._process.kill()
                 self._process.join()
-        if self._follower is not None:
-            self._follower.report()
+        if self._follower is not None:  # in a thread, since a registry that is away may take long
+            self._threads.clear()
+            self._begin("report", self._follower.report)
+            self._threads[0].join(FINISH_S)
 
     def _begin(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name=name, daemon=True)

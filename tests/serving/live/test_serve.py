@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyarrow import parquet
 
 from serving import Client
 from serving.engine import Engine
+from serving.errors import UsageRefused
 from tests.serving import running
 from tests.serving.conftest import SEALED
 from tests.serving.live.observed import live, live_file, observers
@@ -144,6 +146,48 @@ def test_a_quiet_server_has_no_observer_until_the_first_row(tmp_path: Path, x: n
         (pid,) = observers(server)
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_that_is_replaced_goes_on(tmp_path: Path, x: np.ndarray) -> None:
+    with serve(tmp_path, SEALED, *ALL) as server:
+        with Client(server.rest) as client:
+            client.infer("encode", {"x": x[:3]})
+        wait_for("it is there", lambda: (status := live(server)) is not None and status.rows == 3)
+        (worker,) = {*server.children()} - {*observers(server)}
+        os.kill(worker, signal.SIGKILL)
+
+        def asked() -> bool:
+            with Client(server.rest) as client:
+                client.infer("encode", {"x": x[:3]})
+            return True
+
+        wait_for("another worker answers", asked, server)
+        wait_for("its rows arrive", lambda: (s := live(server)) is not None and s.rows >= 6, server)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        pytest.param(
+            ("--shadow", "bundle", "--watch-share", "0"), "--watch-share must not be 0", id="share"
+        ),
+        pytest.param(("--shadow", "models:/vae"), "model must be a bundle folder", id="reference"),
+        pytest.param(("--capture-hash", "age"), "name its folder", id="no folder"),
+        pytest.param(
+            ("--capture", "captured", "--capture-hash", "age"), "VAE_CAPTURE_KEY", id="no key"
+        ),
+        pytest.param(("--capture", "file/captured"), "Not a directory", id="no such place"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_at_the_start(
+    tmp_path: Path, arguments: tuple[str, ...], refusal: str
+) -> None:
+    (tmp_path / "file").touch()
+    command = [*SERVE, "--model", str(SEALED), "--port", "0", "--grpc-port", "0", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == UsageRefused.exit_code
+    assert refusal in done.stderr
+    assert done.stdout == ""
 
 
 def test_what_waits_is_kept_when_the_server_stops(tmp_path: Path, x: np.ndarray) -> None:

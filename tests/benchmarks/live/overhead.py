@@ -1,0 +1,134 @@
+"""What sampling, shadow and capture cost the requests: a server with them beside one without.
+
+Both run on the same core, the observer included, which is the hardest place for it: at the peak no
+time is left, and it drops rows. The two take turns, request for request of the same kind, and the
+ratios of pairs of turns are compared, since the machine is noisy.
+"""
+
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from tests.benchmarks.serve.catalog import OURS, Peer
+from tests.benchmarks.serve.cells import WARM_UP_S, checked_request, peak
+from tests.benchmarks.serve.inputs import Inputs, prepare_inputs
+from tests.benchmarks.serve.load import two_cores
+from tests.benchmarks.serve.noise import Quiet
+from tests.benchmarks.serve.openloop import offer
+from tests.benchmarks.serve.servers import Server, running
+from tests.benchmarks.serve.wires import Request, Wire
+from tests.e2e.versions import reseal
+
+CONNECTIONS = 32
+TURNS = 9
+PEAK_S, RATE_S = 3, 5.0
+LEAST_PEAK, MOST_P99 = 0.9, 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One figure of the server with an observer, beside that of the one without."""
+
+    what: str
+    measured: float
+    beside: float
+    ratio: float
+    """The median over pairs of turns."""
+    spread: tuple[float, float]
+    """The quartiles of these ratios."""
+    goal: str
+
+    def __str__(self) -> str:
+        """A line of the table."""
+        low, high = self.spread
+        figures = f"{self.measured:>10.2f}  {self.beside:>10.2f}"
+        return f"{self.what:<58} {figures}  {self.ratio:>6.3f}x  {self.goal} ({low:.3f}-{high:.3f})"
+
+
+def measure() -> Iterator[object]:
+    """Yield the ratios of peak and of p99 at half of the peak, over each wire format."""
+    server_core, load_core = two_cores()
+    inputs = prepare_inputs("seed")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {load_core})
+    quiet = Quiet((server_core, load_core))
+    try:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            plain, observed = (
+                stack.enter_context(running(peer, inputs, server_core))
+                for peer in _peers(inputs, Path(folder))
+            )
+            for wire in OURS.wires:
+                yield from _compare(wire, plain, observed, inputs, quiet)
+            yield from _counts(observed)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _peers(inputs: Inputs, folder: Path) -> tuple[Peer, Peer]:
+    """Return the server without an observer, and the one with all that it can do."""
+    shutil.copytree(inputs.bundle, folder / "challenger")
+    reseal(folder / "challenger", seed=1)
+    options = (
+        *("--watch-share", "0.05", "--shadow", str(folder / "challenger")),
+        *("--capture", str(folder / "captured"), "--capture-share", "0.05"),
+    )
+    return (
+        replace(OURS, command=(*OURS.command, "--watch-share", "0")),
+        replace(OURS, command=(*OURS.command, *options)),
+    )
+
+
+def _compare(
+    wire: Wire, plain: Server, observed: Server, inputs: Inputs, quiet: Quiet
+) -> Iterator[Ratio]:
+    servers = observed, plain
+    requests: list[Request] = []
+    peaks: list[list[float]] = [[], []]
+    p99s: list[list[float]] = [[], []]
+    sizes = []
+    for server in servers:
+        request, size = checked_request(server, wire, inputs, 1)
+        requests.append(request)
+        sizes.append(size)
+        peak(server, wire, request, CONNECTIONS, WARM_UP_S, size)
+    for turn in range(TURNS):
+        for place in (0, 1) if turn % 2 else (1, 0):
+            run = partial(peak, servers[place], wire, requests[place], CONNECTIONS)
+            load, _ = quiet.measure(partial(run, PEAK_S, sizes[place]), servers[place])
+            peaks[place].append(load.requests_s)
+    half = statistics.median(peaks[1]) / 2
+    for turn in range(TURNS):
+        for place in (0, 1) if turn % 2 else (1, 0):
+            port = servers[place].port_of(wire)
+            offered = partial(offer, port, requests[place], half, RATE_S, connections=CONNECTIONS)
+            got, _ = quiet.measure(partial(offered, grpc=wire.grpc), servers[place])
+            if got.broken or not got.accepted.all():
+                raise ValueError(f"{wire.name}: requests failed")
+            p99s[place].append(float(np.percentile(got.latency_ms, 99)))
+    yield _ratio(f"live, {wire.name}: peak, requests/s", peaks, f"at least {LEAST_PEAK}")
+    yield _ratio(f"live, {wire.name}: p99 at half of peak, ms", p99s, f"at most {MOST_P99}")
+
+
+def _ratio(what: str, turns: list[list[float]], goal: str) -> Ratio:
+    ratios = [one / other for one, other in zip(*turns, strict=True)]
+    low, middle, high = np.percentile(ratios, (25, 50, 75)).tolist()
+    medians = [statistics.median(each) for each in turns]
+    return Ratio(what, medians[0], medians[1], middle, (low, high), goal)
+
+
+def _counts(observed: Server) -> Iterator[str]:
+    """Say what became of the rows that were chosen."""
+    text = httpx.get(f"http://127.0.0.1:{observed.port}/metrics").text
+    for line in text.splitlines():
+        if line.startswith(("vae_watched", "vae_unwatched", "vae_captured", "vae_uncaptured")):
+            yield f"live, {line}"
