@@ -206,15 +206,16 @@ def test_a_full_disk_stops_the_capture_alone(
 ) -> None:
     captured = tmp_path / "captured"
     captured.mkdir()
-    mount = f'mount -t tmpfs -o size=64k tmpfs "{captured}" && exec "$@"'
+    mount = f'mount -t tmpfs -o size=2m tmpfs "{captured}" && exec "$@"'
     monkeypatch.setattr(running, "SERVE", ("unshare", "--mount", "sh", "-c", mount, "sh", *SERVE))
     arguments = ("--capture", str(captured), "--capture-share", "1", "--capture-seconds", "0.2")
     with serve(tmp_path, SEALED, *ALL, *arguments) as server, Client(server.rest) as client:
         inside = Path(f"/proc/{server.process.pid}/root{captured}")
-        (inside / "filler").write_bytes(bytes(60_000))
+        with pytest.raises(OSError, match="No space left"):
+            (inside / "filler").write_bytes(bytes(2**22))
 
         def fault() -> str | None:
-            client.infer("encode", {"x": x[:100]})
+            client.infer("encode", {"x": x[:5]})
             status = live(server)
             return status.capture.fault if status and status.capture else None
 
