@@ -35,6 +35,9 @@ BATCH_ROWS = 256
 HELD_BYTES = 16 * 2**20
 """Bytes of rows in memory that wait to be scored."""
 STATUS_S = 1.0
+MOST_BUSY = 0.2
+"""Share of a core that it takes at most. Idle priority is not enough: where other programs, or
+a limit of the container, share out the processor, its time is taken from that of the workers."""
 
 
 class Observer:
@@ -62,10 +65,13 @@ class Observer:
         ended = False
         while not (ended and not self._held):
             ended = self._wait(alive) or ended
+            spent = time.process_time()
             self._receive()
             self._work()
             if time.monotonic() >= self._status_at:
                 self._tell()
+            if not ended:
+                ended = self._rest(alive, time.process_time() - spent)
         if self._capture is not None:
             self._capture.finish()
         self._tell()
@@ -75,6 +81,11 @@ class Observer:
         left = 0.0 if self._held else max(0.0, self._status_at - time.monotonic())
         ready, _, _ = select.select([self._socket.fileno(), alive.fileno()], [], [], left)
         return alive.fileno() in ready
+
+    def _rest(self, alive: Connection, spent_s: float) -> bool:
+        """Rest after work, to stay within `MOST_BUSY`; return whether the parent has closed."""
+        rest_s = spent_s * (1 / MOST_BUSY - 1)
+        return bool(select.select([alive.fileno()], [], [], rest_s)[0])
 
     def _receive(self) -> None:
         """Take messages out of the socket while there is room for them."""
