@@ -148,7 +148,7 @@ def observing(settings: "Settings", rows: Any, options: Mapping[str, Any]) -> "O
     if challenger is not None:
         server = server_id(settings.host, settings.port)
         follower = ChallengerFollower(
-            options["shadow"], challenger, sums, server, options["poll_s"]
+            options["shadow"], challenger, sums, server, options["poll_s"], settings.verify_key
         )
     observed = ObserverOptions(
         version_file=settings.version_file,

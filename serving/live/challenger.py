@@ -38,6 +38,7 @@ class ChallengerFollower:
         sums_file: what the observer has summed up.
         server: identifies this server among those that report.
         poll_s: mean seconds between two looks at the registry.
+        verify_key: file of the public key that the challenger must be signed with, if there is one.
     """
 
     reference: str
@@ -45,6 +46,7 @@ class ChallengerFollower:
     sums_file: Path
     server: str
     poll_s: float
+    verify_key: Path | None = None
     _registered: Registered | None = field(default=None, init=False)
     _client: Any = field(default=None, init=False)
     _named: Challenger = field(default_factory=Challenger, init=False)
@@ -114,8 +116,8 @@ class ChallengerFollower:
 
     def _open(self, number: str | None) -> Source:
         if self._registered is None or number is None:
-            return open_source(self.reference)
-        return open_version(self._client, self._registered.name, number)
+            return open_source(self.reference, self.verify_key)
+        return open_version(self._client, self._registered.name, number, self.verify_key)
 
     def _name(self, challenger: Challenger) -> None:
         if challenger == self._named:
