@@ -11,6 +11,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from serving.live_status import LiveStatus
 from serving.server.shared_counters import (
     HISTOGRAMS,
     OPERATIONS,
@@ -32,9 +33,12 @@ _HELP = {
 class CountersCollector:
     """Makes metric families from the counters of all processes."""
 
-    def __init__(self, counters: SharedCounters, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, counters: SharedCounters, versions: Mapping[str, str], live: LiveStatus | None
+    ) -> None:
         self._counters = counters
         self._versions = versions
+        self._live = live
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family; counts of answers that are 0 are left out."""
@@ -78,13 +82,56 @@ class CountersCollector:
         info = GaugeMetricFamily("vae_model_info", "The version served", labels=[*self._versions])
         info.add_metric([*self._versions.values()], 1)
         yield info
+        if self._live is not None:
+            yield from _live_metrics(self._live)
 
 
-def render(counters: SharedCounters, versions: Mapping[str, str]) -> bytes:
+def render(
+    counters: SharedCounters, versions: Mapping[str, str], live: LiveStatus | None = None
+) -> bytes:
     """Return the text that Prometheus scrapes, summed over all workers."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(CountersCollector(counters, versions))
+    registry.register(CountersCollector(counters, versions, live))
     return generate_latest(registry)
+
+
+def _live_metrics(live: LiveStatus) -> Iterator[Metric]:
+    """Yield what the observer knows; all are gauges, since a new version begins at 0 again."""
+    values: list[tuple[str, str, float | None]] = [
+        ("live_rows", "Rows of answered requests that the observer has got", live.rows),
+        ("live_dropped_rows", "Rows that it could not take up", live.dropped_rows),
+    ]
+    if (drift := live.drift) is not None:
+        values += [
+            ("drift_rows", "Live rows compared with the held-out rows", drift.rows),
+            ("drift_log_e_value", "Natural logarithm of the largest e-value", drift.log_e_value),
+            ("drift_alarm", "1 since the e-value exceeded 1 / level", drift.alarm_time is not None),
+        ]
+    if (shadow := live.shadow) is not None:
+        error = shadow.difference_se
+        values += [
+            ("shadow_rows", "Rows that the challenger has scored, too", shadow.rows),
+            ("shadow_difference_nats", "Its ELBO minus the server's", shadow.mean_difference),
+            ("shadow_difference_nats_se", "Standard error of this difference", error),
+            ("shadow_fault", "1 while the challenger does not score", shadow.fault is not None),
+        ]
+    if (capture := live.capture) is not None:
+        values += [
+            ("capture_parts", "Parts in the folder of captured rows", capture.parts),
+            ("capture_rows", "Rows in that folder", capture.rows),
+            ("capture_bytes", "Bytes in that folder", capture.bytes),
+            ("capture_fault", "1 while no rows are kept", capture.fault is not None),
+        ]
+    for name, text, value in values:
+        if value is not None:
+            yield GaugeMetricFamily(f"vae_{name}", text, value=value)
+    if drift is not None and drift.columns:
+        columns = GaugeMetricFamily(
+            "vae_drift_column_log_e_value", "Largest log e-value of a column", labels=["column"]
+        )
+        for column, value in drift.columns.items():
+            columns.add_metric([column], value)
+        yield columns
 
 
 def statistics(counters: SharedCounters, operation: str, version: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from serving.server.openapi_schemas import (
     reference,
     schemas,
 )
+from serving.server.page import FILES
 from serving.server.rest_messages import Route
 from serving.server.service import LoadedVersion
+from serving.server.status_schema import status_schemas
 
 _REFUSALS = {
     "400": "The request does not fit the operation",
@@ -52,8 +54,11 @@ _ANSWERS: Mapping[str, str] = {
     "prometheus": "text/plain",
     "openapi": "Anything",
     "docs": "text/html",
+    "page": "text/html",
+    "web_file": "text/css text/javascript image/svg+xml",
+    "status": "Status",
 }
-"""What each handler answers: a schema, another media type than JSON, or nothing."""
+"""What each handler answers: a schema, other media types than JSON, or nothing."""
 _BODIES: Mapping[str, str] = {
     "infer": "InferRequest",
     "repository_index": "RepositoryIndexRequest",
@@ -80,7 +85,10 @@ def openapi_document(routes: Sequence[Route], served: LoadedVersion) -> dict[str
         },
         "paths": paths,
         "components": {
-            "schemas": schemas(served.engine.operations, MAX_ROWS, served.columns),
+            "schemas": {
+                **schemas(served.engine.operations, MAX_ROWS, served.columns),
+                **status_schemas(),
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -137,7 +145,7 @@ def _content(answer: str, *, binary: bool) -> dict[str, Any]:
     if not answer:
         return {}
     if "/" in answer:
-        return {"content": {answer: {"schema": TEXT}}}
+        return {"content": {kind: {"schema": TEXT} for kind in answer.split()}}
     content: dict[str, Any] = {"content": {JSON: {"schema": reference(answer)}}}
     if binary:
         content["content"][BINARY] = {"schema": _BYTES}
@@ -151,6 +159,8 @@ def _refusal(text: str) -> dict[str, Any]:
 
 def _path_parameter(name: str, served: LoadedVersion) -> dict[str, Any]:
     parameter: dict[str, Any] = {"name": name, "in": "path", "required": True}
+    if name == "file":
+        return {**parameter, "schema": {**TEXT, "enum": [*FILES]}}
     if name == "version":  # no constant: a generated client outlives it
         return {**parameter, "schema": TEXT, "example": served.version}
     return {**parameter, "schema": reference("Operation")}

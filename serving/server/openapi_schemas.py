@@ -46,7 +46,8 @@ def record(optional: Mapping[str, Schema] | None = None, **required: Schema) -> 
     return {**schema, "required": list(required)} if required else schema
 
 
-def _or_null(schema: Schema) -> Schema:
+def or_null(schema: Schema) -> Schema:
+    """Allow null in place of a value."""
     if "$ref" in schema:
         return {"oneOf": [schema, {"type": "null"}]}
     return {**schema, "type": [schema["type"], "null"]}
@@ -73,21 +74,21 @@ def _requests(
     if columns:
         parameters["content_type"] = {**TEXT, "description": "pd for a tensor a column"}
     request = {
-        "id": _or_null(TEXT),
-        "parameters": _or_null(reference("InferParameters")),
-        "inputs": _or_null(_list_of("InferInput")),
-        "outputs": _or_null(_list_of("InferRequestedOutput")),
+        "id": or_null(TEXT),
+        "parameters": or_null(reference("InferParameters")),
+        "inputs": or_null(_list_of("InferInput")),
+        "outputs": or_null(_list_of("InferRequestedOutput")),
     }
     return {
         "InferRequest": {
             **record(request),
             "example": EXAMPLE,
         },
-        "InferParameters": record({name: _or_null(each) for name, each in parameters.items()}),
+        "InferParameters": record({name: or_null(each) for name, each in parameters.items()}),
         "InferInput": record(
             {
                 "data": {"type": "array", "items": {}},
-                "parameters": _or_null(reference("InferInputParameters")),
+                "parameters": or_null(reference("InferInputParameters")),
             },
             name={"type": "string", "enum": sorted(inputs.union(columns))},
             shape=SHAPE,
@@ -95,17 +96,17 @@ def _requests(
         ),
         "InferInputParameters": record(
             {
-                "binary_data_size": _or_null(COUNT),
-                **({"content_type": _or_null(TEXT)} if columns else {}),
+                "binary_data_size": or_null(COUNT),
+                **({"content_type": or_null(TEXT)} if columns else {}),
             }
         ),
         "InferRequestedOutput": record(
-            {"parameters": _or_null(reference("InferRequestedOutputParameters"))},
+            {"parameters": or_null(reference("InferRequestedOutputParameters"))},
             name={"type": "string", "enum": sorted(outputs)},
         ),
-        "InferRequestedOutputParameters": record({"binary_data": _or_null(BOOLEAN)}),
-        "RepositoryIndexRequest": record({"ready": _or_null(BOOLEAN)}),
-        "RepositoryModelRequest": record({"parameters": _or_null(ANYTHING)}),
+        "InferRequestedOutputParameters": record({"binary_data": or_null(BOOLEAN)}),
+        "RepositoryIndexRequest": record({"ready": or_null(BOOLEAN)}),
+        "RepositoryModelRequest": record({"parameters": or_null(ANYTHING)}),
     }
 
 
@@ -129,7 +130,12 @@ def _answers(datatype: Schema, value: Schema) -> dict[str, Schema]:
         ),
         "ServerLive": record(live=BOOLEAN),
         "ServerReady": record(
-            {"name": TEXT, "version": TEXT, "refused": record(version=TEXT, reason=TEXT)},
+            {
+                "name": TEXT,
+                "version": TEXT,
+                "refused": record(version=TEXT, reason=TEXT),
+                "warnings": names,
+            },
             ready=BOOLEAN,
         ),
         "ModelReady": record(name=TEXT, ready=BOOLEAN),

@@ -39,6 +39,7 @@ class Request:
     protocol: Any
     name: str = ""
     version: str = ""
+    file: str = ""
     id: str = ""
     started: float = 0.0
     held: int = 0

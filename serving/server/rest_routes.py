@@ -6,7 +6,8 @@ from typing import Any
 
 import orjson
 
-from serving.errors import DataRefused, Forbidden, NotReady
+from serving.errors import DataRefused, Forbidden, NotFound, NotReady
+from serving.live_status import LiveStatus
 from serving.protocol.http_body import (
     BINARY,
     HEADER_LENGTH,
@@ -20,10 +21,12 @@ from serving.protocol.messages import refuse_to_load
 from serving.server import metrics
 from serving.server.compression import MIN_BYTES, accepted_coding, compress
 from serving.server.cors import is_own_host
+from serving.server.live_file import warnings_of
 from serving.server.openapi import openapi_document
-from serving.server.page import PAGE
+from serving.server.page import DOCS, FILE_HEADERS, FILES, INDEX, PAGE_HEADERS
 from serving.server.rest_messages import Answer, Request, Route, header_of
 from serving.server.rest_server import RestServer
+from serving.server.status import describe_status
 
 
 async def infer(server: RestServer, request: Request) -> Answer:
@@ -70,6 +73,8 @@ async def server_ready(server: RestServer, request: Request) -> Answer:
         content |= {"name": service.served.name, "version": service.served.version}
     if service.refused:
         content["refused"] = service.refused
+    if warnings := warnings_of(_live(server)):
+        content["warnings"] = warnings
     return _json(content, 200 if service.ready else 503)
 
 
@@ -139,7 +144,13 @@ async def webhook(server: RestServer, request: Request) -> Answer:
 async def prometheus(server: RestServer, request: Request) -> Answer:
     """Report metrics, summed over all workers."""
     service = server.service
-    return Answer(metrics.render(service.counters, service.labels()), metrics.CONTENT_TYPE)
+    text = metrics.render(service.counters, service.labels(), _live(server))
+    return Answer(text, metrics.CONTENT_TYPE)
+
+
+async def status(server: RestServer, request: Request) -> Answer:
+    """Report what is served and why, counts and times, and what is known of the live rows."""
+    return _json(describe_status(server.service, _live(server)))
 
 
 async def openapi(server: RestServer, request: Request) -> Answer:
@@ -149,9 +160,26 @@ async def openapi(server: RestServer, request: Request) -> Answer:
 
 async def docs(server: RestServer, request: Request) -> Answer:
     """Return the page that documents the server and draws samples."""
-    return Answer(PAGE, "text/html; charset=utf-8")
+    return Answer(DOCS, _HTML)
 
 
+async def page(server: RestServer, request: Request) -> Answer:
+    """Return the page to watch the server and to play with its model."""
+    return Answer(INDEX, _HTML, headers=PAGE_HEADERS)
+
+
+async def web_file(server: RestServer, request: Request) -> Answer:
+    """Return a file of that page, or 304 if the browser has the same already."""
+    file = FILES.get(request.file)
+    if file is None:
+        raise NotFound(f"no file {request.file[:100]!r} belongs to the page")
+    headers = [*FILE_HEADERS, ("etag", file.etag)]
+    if request.headers.get("if-none-match") == file.etag:
+        return Answer(content_type=file.content_type, status=304, headers=headers)
+    return Answer(file.content, file.content_type, headers=headers)
+
+
+_HTML = "text/html; charset=utf-8"
 MAX_WEBHOOK_BYTES = 2**14
 _MODEL = "/v2/models/{name}"
 _VERSION = "/v2/models/{name}/versions/{version}"
@@ -175,9 +203,12 @@ ROUTES = (
     Route("POST", "/v2/repository/models/{name}/load", repository_load, "Load an operation"),
     Route("POST", "/v2/repository/models/{name}/unload", repository_unload, "Unload an operation"),
     Route("POST", "/webhooks/mlflow", webhook, "Poll the registry: an alias was moved", open=True),
+    Route("GET", "/status", status, "What is served, counts, and what is known of live rows"),
     Route("GET", "/metrics", prometheus, "Prometheus metrics"),
     Route("GET", "/openapi.json", openapi, "This document", open=True),
     Route("GET", "/docs", docs, "A page to read and try", open=True),
+    Route("GET", "/", page, "A page to watch and to play with", open=True),
+    Route("GET", "/web/{file}", web_file, "A file of that page", open=True),
 )
 
 
@@ -197,6 +228,10 @@ def _check_origin(server: RestServer, request: Request) -> None:
             f"a page of {origin[:100]!r} may not change this server, which has no API key: name "
             "the page's origin with --cors-origin"
         )
+
+
+def _live(server: RestServer) -> LiveStatus | None:
+    return server.live.read(server.service.labels()["digest"])
 
 
 def _json(content: Any, status: int = 200) -> Answer:

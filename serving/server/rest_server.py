@@ -19,6 +19,7 @@ from serving.protocol.http_body import JSON
 from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
 from serving.server.cors import Cors
+from serving.server.live_file import LiveFile
 from serving.server.logging_config import log_answer
 from serving.server.request_body import BodyReader
 from serving.server.rest_connections import RestConnections
@@ -72,6 +73,7 @@ class RestServer:
         host: the name or address that the server listens on.
         access_log: whether to log every request.
         connections: the connections that requests arrive on.
+        live: what the observer of the live rows knows.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class RestServer:
         host: str = "",
         access_log: bool = False,
         connections: RestConnections | None = None,
+        live: LiveFile | None = None,
     ) -> None:
         self.service = service
         self.access = access
@@ -93,6 +96,7 @@ class RestServer:
         self.host = host
         self.bodies = BodyReader(limits)
         self.connections = connections or RestConnections(0, 0)
+        self.live = live or LiveFile()
         self._routes = [(route, _pattern(route.path)) for route in routes]
         self._find = lru_cache(_KNOWN_PATHS)(self._find_route)
         self._counted = [pattern for route, pattern in self._routes if route.counted]
@@ -129,6 +133,7 @@ class RestServer:
             else:
                 route, names = self._find(scope.method, scope.path)
                 request.name, request.version = names.get("name", ""), names.get("version", "")
+                request.file = names.get("file", "")
                 if self.access.api_key and not route.open:
                     self.access.check(headers.get("authorization"), headers.get("x-api-key"))
                 answer = await route.handler(self, request)
@@ -207,7 +212,7 @@ class RestServer:
 
 def _pattern(path: str) -> re.Pattern[str]:
     """Match a path with and without a slash at its end, which some clients always send."""
-    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path) + "/?")
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path.rstrip("/")) + "/?")
 
 
 def _no_path(path: str) -> NotFound:

@@ -91,6 +91,8 @@ class Service:
         self.timeout_s = timeout_s
         self.refused: Mapping[str, str] | None = None
         """The `version` that was refused, and the `reason`."""
+        self.decision: Mapping[str, str] | None = None
+        """Why this version is served: who decided it, when and for which reasons."""
         self._served: LoadedVersion | None = None
         self._executor = ThreadPoolExecutor(1, "engine")
 

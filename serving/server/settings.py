@@ -45,6 +45,11 @@ class Settings:
         """The file that names the version to serve."""
         return self.folder / "served_version.json"
 
+    @property
+    def live_file(self) -> Path:
+        """The file in which the observer keeps what it knows of the live rows."""
+        return self.folder / "live.json"
+
     def open_counters(self, row: int) -> SharedCounters:
         """Open the shared counters, to write this row: 0 for the parent, from 1 for workers."""
         return SharedCounters(self.folder / "counters", self.workers + 1, row)

@@ -36,6 +36,7 @@ UNKNOWN_CELLS = ("unseen_words", "new_gaps")
 FLAGS = (
     "draining",
     "stopping",
+    "started",
     "poll_requests",
     *(f"unloaded.{operation}" for operation in OPERATIONS),
 )

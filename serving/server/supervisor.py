@@ -48,6 +48,7 @@ def run_server(
     check(source)
     ServedVersion.of(source).write(settings.version_file)
     counters = settings.open_counters(0)
+    counters.set_flag("started", value=time.time())
     registered = parse_reference(reference)
     if registered is not None and registered.alias is not None:
         follower = AliasFollower(

@@ -18,7 +18,7 @@ from serving.protocol.column_tensors import (
     wire_column,
 )
 from serving.protocol.messages import Array, InferRequest, InferResponse, Parameter
-from serving.schema import Schema
+from serving.schema import Column, Schema
 from serving.table_cells import TableCells, TableEncoder, decode_table, list_counts
 
 ROWS_OF_X = ("x_loc", "x_filled", "x")
@@ -76,12 +76,12 @@ class RequestTable:
 
     def metadata(self) -> dict[str, Any]:
         """Describe the table: its columns, with the datatypes of an answer, and those of `x`."""
-        kinds: dict[str, str] = {}
+        kinds: dict[str, dict[str, Any]] = {}
         for column in self.schema.columns:
-            kinds.setdefault(column.table_column, "date" if column.part else column.kind)
+            kinds.setdefault(column.table_column, _describe(column))
         empty = self.write(np.empty((0, len(self.schema.columns)), np.float32))
         columns = [
-            {"name": name, "datatype": datatype_of_column(values), "kind": kinds[name]}
+            {"name": name, "datatype": datatype_of_column(values), **kinds[name]}
             for name, values in empty.items()
         ]
         return {"columns": columns, "x_columns": [column.name for column in self.schema.columns]}
@@ -99,3 +99,12 @@ class RequestTable:
             for name, values in columns.items()
         ]
         return {"parameters": {CONTENT_TYPE: BY_COLUMNS, "seed": 7}, "inputs": inputs}
+
+
+def _describe(column: Column) -> dict[str, Any]:
+    """Describe a column of the table by one of those that `x` has of it."""
+    described: dict[str, Any] = {"kind": "date" if column.part else column.kind}
+    described["type"] = column.type
+    if column.words and not column.part:
+        described["words"] = column.words
+    return described

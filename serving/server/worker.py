@@ -16,6 +16,7 @@ from serving.server import logging_config
 from serving.server.alias_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
+from serving.server.live_file import LiveFile
 from serving.server.rest_connections import RestConnections
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
@@ -63,6 +64,7 @@ class Worker:
             host=settings.host,
             access_log=settings.access_log,
             connections=self._connections,
+            live=LiveFile(settings.live_file),
         )
         self.__rsgi__ = self._rest.__rsgi__
         self._grpc: GrpcServer | None = None
