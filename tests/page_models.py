@@ -72,12 +72,12 @@ def draw_homes(rows: int) -> pa.Table:
 
 def make_digits(folder: Path) -> Bundle:
     """Train on digits for about a minute."""
-    return _make_images(folder, "digits", read_digits(12_000))
+    return _make_images(folder, "digits", read_digits(30_000))
 
 
 def make_colours(folder: Path) -> Bundle:
     """Train on digits in colour for about two minutes."""
-    return _make_images(folder, "colour-digits", colour_digits(6_000))
+    return _make_images(folder, "colour-digits", colour_digits(20_000))
 
 
 def make_homes(folder: Path) -> Bundle:
@@ -93,7 +93,7 @@ def make_homes(folder: Path) -> Bundle:
 def _make_images(folder: Path, name: str, x: np.ndarray) -> Bundle:
     np.save(folder / f"{name}.npy", x)
     dataset = load_dataset(str(folder / f"{name}.npy"), valid_fraction=0.1, test_fraction=0.1)
-    return _export(folder / name, dataset, hidden_dims=(256,), latent_dim=10, epochs=30)
+    return _export(folder / name, dataset, hidden_dims=(512,), latent_dim=16, epochs=25)
 
 
 def _export(out: Path, dataset: Dataset, **settings: object) -> Bundle:

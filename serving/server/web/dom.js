@@ -18,13 +18,13 @@ function fill(element, attributes, children) {
     else if (name in element && typeof value === "boolean") element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter(child => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined));
   return element;
 }
 
 // Replace what an element holds only if it shows something else, so that focus and selection stay.
 export function show(element, ...children) {
-  const next = children.flat().filter(child => child !== null && child !== undefined);
+  const next = children.flat(Infinity).filter(child => child !== null && child !== undefined);
   const wrapper = document.createElement("div");
   wrapper.append(...next);
   if (wrapper.innerHTML === element.innerHTML) return;
@@ -52,8 +52,8 @@ const minus = text => text.replace("-", "−");
 
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 1e-3) return `${number(value * 1e6, 2)} µs`;
-  return value < 1 ? `${number(value * 1e3, 3)} ms` : `${number(value, 3)} s`;
+  if (value < 9.95e-4) return `${number(value * 1e6, 2)} µs`;
+  return value < 0.9995 ? `${number(value * 1e3, 3)} ms` : `${number(value, 3)} s`;
 }
 
 export function bytes(value) {
@@ -83,7 +83,8 @@ export function moment(unixTime) {
 export function eValue(log) {
   const power = log / Math.LN10;
   if (Math.abs(power) < 4) return number(10 ** power, 3);
-  return `${number(10 ** (power - Math.floor(power)), 2)} × 10^${number(Math.floor(power))}`;
+  const raised = [...String(Math.floor(power))].map(digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit] ?? "⁻").join("");
+  return `${number(10 ** (power - Math.floor(power)), 2)} × 10${raised}`;
 }
 
 // One tab stop for a group of controls: arrows move between them, as in a toolbar.

@@ -64,6 +64,5 @@ export function startLatents(place, table) {
     h("div", { class: "beside" }, shown, h("div", {}, board,
       model.latents > SHOWN ? h("p", { class: "mild small" }, `${model.latents - SHOWN} more latents keep their values.`) : null,
       h("p", { class: "mild small" }, "Up and down go from slider to slider, left and right move one. Most latents of data are within ±2."))));
-  draw();
   return { use, current: () => [...z] };
 }

@@ -46,5 +46,5 @@ export function startSamples(place, table) {
       h("label", {}, "Seed ", seed), h("label", {}, "Samples ", count), another),
     error, shown,
     h("p", { class: "mild small" }, "The same seed gives the same samples everywhere. Choose one to see and move its latents."));
-  return draw();
+  return draw().then(() => shown.querySelector("button.sample")?.click());
 }

@@ -7,7 +7,7 @@ import { tile } from "./plots.js";
 export function showServed(status) {
   const { model, refused } = status;
   byId("name").textContent = model ? model.model : "No model yet";
-  byId("version").textContent = model ? `version ${model.version} · ${model.digest.slice(0, 12)}` : "";
+  byId("version").textContent = model ? versionText(model) : "";
   document.title = model ? `${model.model}, version ${model.version}` : "vae serve";
   showState(status);
   show(byId("notices"), status.warnings.map(text => notice(text, "warn")),
@@ -18,6 +18,12 @@ export function showServed(status) {
     ["Workers", `${status.ready_workers} of ${status.workers} ready`],
     ["Reloads", reloads(status)],
   ]), why(status.decision));
+}
+
+// The version of a bundle folder is the beginning of its digest.
+function versionText({ version, digest }) {
+  const short = digest.slice(0, 12);
+  return short === version ? `version ${version}` : `version ${version} · ${short}`;
 }
 
 const notice = (text, kind) => h("p", { class: `notice ${kind}` }, text);

@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,13 @@ from urllib.parse import urlsplit
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_S = 60.0
 STEP_S = 0.05
+_LAUNCHER = """
+import fcntl, os, sys
+from_us, to_us = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(from_us, 3)
+os.dup2(to_us, 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 _KEYS = {"Enter": "\r", " ": " "}
 _CODES = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "Home": 36}
 _CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
@@ -38,9 +46,8 @@ class Chromium:
             *("--remote-debugging-pipe", "--no-first-run", "--disable-background-networking"),
             *("--disable-component-update", f"--user-data-dir={folder / 'profile'}", "about:blank"),
         ]
-        script = f'exec "$@" 3<&{from_us} 4>&{to_us}'
         self._process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command],
+            [sys.executable, "-c", _LAUNCHER, str(from_us), str(to_us), *command],
             pass_fds=(from_us, to_us),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -230,3 +237,13 @@ class Page:
         """Return the hosts of all requests so far; data of the page itself have none."""
         self._browser.take_events()
         return {urlsplit(url).netloc for url in self.requests} - {""}
+
+
+@contextlib.contextmanager
+def start_chromium(folder: Path) -> Iterator[Chromium]:
+    """Start a browser, and end it afterwards."""
+    browser = Chromium(folder)
+    try:
+        yield browser
+    finally:
+        browser.close()

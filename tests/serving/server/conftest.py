@@ -13,6 +13,7 @@ from serving.server.batching import Batcher
 from serving.server.shared_counters import SharedCounters
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
+from tests.serving.server.browser import Chromium, start_chromium
 from tests.serving.server.recorder import INLINE, MakeBatcher, Recorder
 from tests.serving.server.secured import KEY, SECRET, CertificateFiles, make_certificate
 from tests.serving.server.strict import serve_strictly, stays_unharmed
@@ -22,6 +23,13 @@ from tests.serving.server.strict import serve_strictly, stays_unharmed
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.rest, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Iterator[Chromium]:
+    """A browser without a window; each page that it opens has storage of its own."""
+    with start_chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")
