@@ -141,8 +141,8 @@ def serve(**options: Any) -> None:
 
     With models:/NAME@ALIAS, the server follows the alias: it fetches and verifies a new version and
     switches to it without dropping a request. A bad version never replaces a good one. With
-    --verify-key, a version that is not signed with that key is a bad one. The page at /docs shows
-    how to send requests.
+    --verify-key, a version that is not signed with that key is a bad one. The page at / shows what
+    the server does, and /docs how to send requests.
 
     Example: vae serve --model models:/vae@champion --port 8080
     """

@@ -67,4 +67,5 @@ def refused(response: httpx.Response, status: int) -> str:
 
 
 def fill(path: str, server: Running, name: str = "sample") -> str:
-    return path.replace("{name}", name).replace("{version}", server.version)
+    filled = path.replace("{name}", name).replace("{version}", server.version)
+    return filled.replace("{file}", "app.js")

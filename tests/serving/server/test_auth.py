@@ -24,7 +24,7 @@ HEALTH = (
     "/v2/models/{name}/versions/{version}/ready",
 )
 
-PAGES = ("/openapi.json", "/docs")
+PAGES = ("/openapi.json", "/docs", "/", "/web/{file}")
 """They need no key, and tell nothing that needs one."""
 
 OWN = "/webhooks/mlflow"
@@ -38,7 +38,8 @@ def http(locked: Running) -> Iterator[httpx.Client]:
 
 
 def fill(path: str, server: Running) -> str:
-    return path.replace("{name}", "sample").replace("{version}", server.version)
+    filled = path.replace("{name}", "sample").replace("{version}", server.version)
+    return filled.replace("{file}", "app.js")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import httpx
+import orjson
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from serving import errors
 from serving.engine import Engine
 from serving.server.rest_routes import ROUTES
+from tests.live_facts import make_live_status
 from tests.serving.running import Running
 from tests.serving.server.arrays import same
 from tests.serving.server.rest_requests import arrays_of
@@ -73,6 +76,19 @@ def test_every_status_is_in_the_readme_and_in_the_openapi_document(http: httpx.C
 
 def test_the_openapi_document_is_valid(http: httpx.Client) -> None:
     validate(http.get("/openapi.json").json())
+
+
+def test_the_status_is_described_to_its_last_property(http: httpx.Client) -> None:
+    """Against the document: with what an observer knows, and with nothing left undescribed."""
+    document = http.get("/openapi.json").json()
+    described = document["components"]["schemas"]
+    status = http.get("/status").json()
+    live = orjson.loads(orjson.dumps(make_live_status("ab", columns=["size"])))
+    for content, name in ((status, "Status"), (live, "LiveStatus")):
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        Draft202012Validator(schema).validate(content)
+        assert content.keys() == described[name]["properties"].keys()
+    assert live["drift"].keys() == described["DriftStatus"]["properties"].keys()
 
 
 def test_docs_are_a_page_that_asks_this_server(http: httpx.Client) -> None:

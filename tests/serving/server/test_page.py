@@ -5,7 +5,6 @@ import http.server
 import io
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.server.page import PAGE
+from serving.server.page import DOCS
+from tests.serving.server.browser import BROWSER
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ERROR_COLOUR = (0xC6, 0x2F, 0x2F)
 
 MEASURE = b"""<!doctype html>
@@ -53,8 +52,8 @@ def answering(
         "paths": {"/v2/models/{name}/versions/{version}/infer": {"post": {"summary": "Run it"}}},
     }
     answers: dict[str, bytes] = {
-        "/docs": PAGE,
-        "/docs/": PAGE,
+        "/docs": DOCS,
+        "/docs/": DOCS,
         "/measure": MEASURE,
         "/openapi.json": json.dumps(document).encode(),
         "/v2/models/sample/infer": json.dumps({"outputs": [output]}).encode(),

@@ -189,8 +189,10 @@ def test_metadata_names_the_columns(rest: httpx.Client) -> None:
     assert content["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, 9]}
     columns = {column.pop("name"): column for column in content["parameters"]["columns"]}
     assert list(columns) == list(NAMES)
-    assert columns["opened"] == {"datatype": "BYTES", "kind": "date"}
-    assert columns["member"] == {"datatype": "BOOL", "kind": "binary"}
+    assert columns["opened"] == {"datatype": "BYTES", "kind": "date", "type": "date"}
+    words = {"words": ["false", "true"]}
+    assert columns["member"] == {"datatype": "BOOL", "kind": "binary", "type": "bool", **words}
+    assert columns["colour"]["words"] == ["blue", "green", "red", "white"]
     assert content["parameters"]["x_columns"][5:8] == ["opened", "opened.weekday", "opened.month"]
 
 
