@@ -9,41 +9,52 @@ export function startForm(model, changed) {
   let rest = null; // the values of columns that are not shown
   const controls = h("div", { class: "controls" });
   const element = h("form", { class: "row-form", onsubmit: event => event.preventDefault(), oninput: changed },
-    controls, h("div", { class: "fields" }, fields.map(field => h("label", {}, h("span", {}, field.name), field.input))),
+    controls, h("div", { class: "fields" }, fields.map(each => h("label", {}, h("span", {}, each.name), each.input))),
     model.isMixed ? h("p", { class: "mild small" }, "An empty field is a gap, which takes no part in the score.") : null,
     model.names.length > SHOWN && !model.isMixed ? h("p", { class: "mild small" }, `${model.names.length - SHOWN} more columns keep the values of the sample.`) : null);
 
   function use(row) {
     rest = row;
-    fields.forEach((field, place) => field.put(model.isMixed ? row[field.name] : row[place]));
+    fields.forEach((each, place) => each.put(model.isMixed ? row[each.name] : row[place]));
   }
 
   function current() {
     for (const { name, input } of fields) {
       if (!input.validity.valid) throw new Error(`${name}: ${input.validationMessage}`);
     }
-    if (model.isMixed) return Object.fromEntries(fields.map(field => [field.name, field.read()]));
-    return rest === null ? fields.map(field => field.read()) : rest.map((value, place) => fields[place]?.read() ?? value);
+    if (model.isMixed) return Object.fromEntries(fields.map(each => [each.name, each.read()]));
+    return rest === null ? fields.map(each => each.read()) : rest.map((value, place) => fields[place]?.read() ?? value);
   }
 
   if (model.example) use(model.example);
   return { element, controls, use, current };
 }
 
-function numberField(name) {
-  const input = h("input", { type: "number", step: "any", required: true, inputmode: "decimal" });
-  return { name, input, put: value => { input.value = trim(value); }, read: () => Number(input.value) };
-}
+const numberField = name => field(name, { step: "any", required: true });
 
-const trim = value => (typeof value === "number" ? String(Number(value.toPrecision(7))) : "");
+// A field shows a number shortened, and gives it back as it was unless it is edited: the noise of a
+// row is drawn by all its bits.
+function field(name, attributes) {
+  const input = h("input", { type: "number", inputmode: "decimal", ...attributes });
+  let whole = { text: "", value: null };
+  const put = value => {
+    const text = typeof value === "number" ? String(Number(value.toPrecision(7))) : "";
+    whole = { text, value: value ?? null };
+    input.value = text;
+  };
+  const read = () => {
+    if (input.value === whole.text) return whole.value;
+    return input.value === "" ? null : Number(input.value);
+  };
+  return { name, input, put, read };
+}
 
 function columnField(column) {
   const { name, datatype, kind, type, words } = column;
   if (datatype === "BOOL") return choice(name, [["false", false], ["true", true]]);
   if (words) return choice(name, [...words.map(word => [word, valueOf(column, word)]), ["other", otherThan(column)]]);
   if (kind === "date") return dateField(name, type);
-  const input = h("input", { type: "number", step: datatype.startsWith("FP") ? "any" : 1, inputmode: "decimal" });
-  return { name, input, put: value => { input.value = trim(value); }, read: () => (input.value === "" ? null : Number(input.value)) };
+  return field(name, { step: datatype.startsWith("FP") ? "any" : 1 });
 }
 
 const valueOf = (column, word) => (column.datatype === "BYTES" ? word : Number(word));

@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 import { paint } from "./rows.js";
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const LARGEST = 1024; // pixels of a side that are averaged; larger files are scaled down first
 const LUMA = [0.299, 0.587, 0.114]; // ITU-R 601, as images are read for training
 
 export function startDrawing(model, changed) {
@@ -97,10 +98,10 @@ export function startDrawing(model, changed) {
 
   async function take(file) {
     if (!file) return;
-    const pixels = await readPixels(file, width, height).catch(() => null);
-    note.textContent = pixels ? "" : `${file.name} is no image that this browser reads.`;
-    if (!pixels) return;
-    row = row.map((_, place) => black + (white - black) * shareOf(pixels, place, channels));
+    const shares = await readShares(file, width, height, channels).catch(() => null);
+    note.textContent = shares ? "" : `${file.name} is no image that this browser reads.`;
+    if (!shares) return;
+    row = shares.map(share => black + (white - black) * share);
     repaint();
   }
 
@@ -131,19 +132,45 @@ function inkOf(hex, channels) {
   return channels === 3 ? rgb : [rgb[0]];
 }
 
-// The pixels of a file, scaled to fit on black.
-async function readPixels(file, width, height) {
+// The shares of black and white of a file's pixels, scaled to fit: each is the mean of its area.
+async function readShares(file, width, height, channels) {
   const bitmap = await createImageBitmap(file);
-  const scale = Math.min(width / bitmap.width, height / bitmap.height);
-  const [w, h_] = [bitmap.width * scale, bitmap.height * scale];
-  const context = new OffscreenCanvas(width, height).getContext("2d");
-  context.fillRect(0, 0, width, height);
-  context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, (width - w) / 2, (height - h_) / 2, w, h_);
-  return context.getImageData(0, 0, width, height).data;
+  const fit = Math.min(1, LARGEST / Math.max(bitmap.width, bitmap.height));
+  const [w, v] = [bitmap.width, bitmap.height].map(size => Math.max(1, Math.round(size * fit)));
+  const context = new OffscreenCanvas(w, v).getContext("2d");
+  context.fillRect(0, 0, w, v); // what is transparent is black
+  context.drawImage(bitmap, 0, 0, w, v);
+  const { data } = context.getImageData(0, 0, w, v);
+  const scale = Math.min(width / w, height / v);
+  const across = coverage(w, width, scale);
+  const down = coverage(v, height, scale);
+  const shares = new Array(width * height * channels).fill(0);
+  for (const [row, y, tall] of down) {
+    for (const [column, x, wide] of across) {
+      const source = 4 * (row * w + column);
+      for (let c = 0; c < channels; c++) {
+        shares[(y * width + x) * channels + c] += tall * wide * shareOf(data, source, c, channels);
+      }
+    }
+  }
+  return shares;
 }
 
-function shareOf(pixels, place, channels) {
-  if (channels === 3) return pixels[4 * Math.floor(place / 3) + (place % 3)] / 255;
-  return LUMA.reduce((sum, weight, c) => sum + (weight * pixels[4 * place + c]) / 255, 0);
+// Which pixel of one axis covers how much of which pixel of a smaller or larger one, in the middle.
+function coverage(from, to, scale) {
+  const start = (to - from * scale) / 2;
+  const parts = [];
+  for (let pixel = 0; pixel < from; pixel++) {
+    const [low, high] = [start + pixel * scale, start + (pixel + 1) * scale];
+    for (let target = Math.max(0, Math.floor(low)); target < Math.min(to, high); target++) {
+      const part = Math.min(high, target + 1) - Math.max(low, target);
+      if (part > 1e-9) parts.push([pixel, target, part]);
+    }
+  }
+  return parts;
+}
+
+function shareOf(pixels, source, channel, channels) {
+  if (channels === 3) return pixels[source + channel] / 255;
+  return LUMA.reduce((sum, weight, c) => sum + (weight * pixels[source + c]) / 255, 0);
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import orjson
-from jsonschema import Draft202012Validator
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
 from serving import errors
@@ -86,7 +86,7 @@ def test_the_status_is_described_to_its_last_property(http: httpx.Client) -> Non
     live = orjson.loads(orjson.dumps(make_live_status("ab", columns=["size"])))
     for content, name in ((status, "Status"), (live, "LiveStatus")):
         schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
-        Draft202012Validator(schema).validate(content)
+        OAS31Validator(schema).validate(content)
         assert content.keys() == described[name]["properties"].keys()
     assert live["drift"].keys() == described["DriftStatus"]["properties"].keys()
 

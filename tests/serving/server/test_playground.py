@@ -147,7 +147,7 @@ def test_a_drawing_is_reconstructed_and_scored(play: Page, engine: Engine) -> No
     x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
     play.drag([(x - 60, y), (x, y), (x + 60, y)])
     drawn = shown_row(play)
-    assert drawn.max() > 200 > 50 > drawn.min()
+    assert drawn.max() > 150 > 50 > drawn.min()
     check_result(play, engine, drawn)
 
 
@@ -158,7 +158,7 @@ def test_drawing_by_keyboard(play: Page, engine: Engine) -> None:
     play.press("ArrowLeft", 9)
     play.press(" ")
     drawn = shown_row(play)
-    assert np.unravel_index(drawn.argmax(), drawn.shape) == (0, 0)
+    assert drawn.argmax() == 0
     assert drawn[4:].max() == 0
     check_result(play, engine, drawn)
 
@@ -241,7 +241,7 @@ def test_samples_of_a_table_are_words_and_dates(chromium: Chromium, mixed: Runni
     answer = httpx.post(f"{mixed.rest}/v2/models/sample/infer", json=body).json()
     outputs = {each["name"]: each["data"] for each in answer["outputs"]}
     with chromium.open(f"{mixed.rest}/#play", width=360, height=800) as page:
-        page.wait_for(SCORED)
+        page.wait_for("document.querySelector('#samples [aria-pressed=true]') !== null")
         cells = page.evaluate(
             "[...document.querySelectorAll('#samples tbody tr')]"
             ".map(row => [...row.cells].map(cell => cell.textContent))"

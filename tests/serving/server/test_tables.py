@@ -21,8 +21,9 @@ from serving.errors import DataRefused, UsageRefused
 from tests.mixed_rows import NAMES, draw_table, with_oddities
 from tests.serving.conftest import MIXED
 from tests.serving.running import Running, serve
+from tests.serving.server.browser import BROWSER
 from tests.serving.server.rest_requests import refused
-from tests.serving.server.test_page import BROWSER, browse
+from tests.serving.server.test_page import browse
 
 TABLE = with_oddities(draw_table(6, seed=8))
 ROW: dict[str, Any] = {
