@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         with served(folder, "colour-digits") as server:
             play(browser, server, "page_colours", width=1180, height=1480)
         with served(folder, "homes") as server:
-            play(browser, server, "page_homes", width=1180, height=1480)
+            play(browser, server, "page_homes", width=1180, height=1380, scroll="row-title")
             live = make_live_status(server.digest, shift=0.5, alarm=True, columns=COLUMNS)
             live.write(live_file_of(server.log.parent))
             with browser.open(server.rest, width=390, height=1750, dark=True) as page:
@@ -76,11 +76,14 @@ def served(folder: Path, name: str) -> Iterator[Running]:
                 thread.join()
 
 
-def play(browser: Chromium, server: Running, name: str, *, width: int, height: int) -> None:
-    """Photograph the playground, from its sliders on."""
+def play(
+    browser: Chromium, server: Running, name: str, *, width: int, height: int, scroll: str = "main"
+) -> None:
+    """Photograph the playground from one of its elements on."""
     with browser.open(f"{server.rest}/#play", width=width, height=height) as page:
         page.wait_for("document.querySelector('#elbo') !== null")
         page.wait_for("document.querySelector('[aria-pressed=true]') !== null")
+        page.evaluate(f"document.getElementById('{scroll}').scrollIntoView()")
         time.sleep(1)
         keep(page, name)
 
@@ -88,6 +91,7 @@ def play(browser: Chromium, server: Running, name: str, *, width: int, height: i
 def keep(page: Page, name: str) -> None:
     """Write a picture of the window that is small enough."""
     assert page.errors == []
+    page.send("Emulation.setScrollbarsHidden", hidden=True)
     for quality in (80, 65, 50, 35):
         content = page.photograph(format="webp", quality=quality)
         if len(content) < LIMIT:

@@ -48,6 +48,9 @@ export function number(value, digits = 4) {
 
 export const count = value => Math.round(value).toLocaleString("en");
 
+// A number with two decimals, so that those in a column stand below each other.
+export const fixed = value => minus(value.toFixed(2));
+
 const minus = text => text.replace("-", "−");
 
 export function seconds(value) {

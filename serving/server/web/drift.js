@@ -42,7 +42,7 @@ function verdict(found) {
     ? h("p", { class: "verdict bad" }, h("strong", {}, "Alarm"), " ", since(found.alarm_time),
       found.alarm_rows === null ? "" : `, after ${count(found.alarm_rows)} rows`)
     : h("p", { class: "verdict good" }, h("strong", {}, "No drift found"));
-  return h("div", {}, words,
+  return h("div", { class: "stack" }, words,
     h("p", {}, "e-value ", h("b", { id: "e-value" }, eValue(found.log_e_value)), ` of the ${eValue(limit)} at which the alarm goes off. `,
       h("span", { class: "mild" }, `The chance of a false alarm is at most ${percent(found.level)}, however long the version is served.`)),
     meter(found.log_e_value / limit, isAlarm ? "bad" : ""));
@@ -56,7 +56,7 @@ function windows(all, chosen) {
 function figure(found, window) {
   if (!window.rows) return h("p", { class: "mild" }, "There was no row in this time.");
   const live = window.counts.map(rows => rows / window.rows);
-  return h("div", {}, distribution(found.edges, found.held_out, live),
+  return h("div", { class: "stack" }, distribution(found.edges, found.held_out, live),
     h("p", {}, h("b", {}, count(window.rows)), " rows, mean ELBO ", h("b", {}, number(window.mean, 5)), " nats"));
 }
 
@@ -65,7 +65,7 @@ function columns(found) {
   const sorted = Object.entries(found.columns).sort((a, b) => b[1] - a[1]);
   if (!sorted.length) return null;
   const limit = -Math.log(found.level) + Math.log(sorted.length);
-  return h("div", {}, h("h3", {}, "Columns"), h("table", { class: "bars" },
+  return h("div", { class: "stack" }, h("h3", {}, "Columns"), h("table", { class: "bars" },
     h("thead", { class: "hidden" }, h("tr", {}, ["column", "evidence", "e-value"].map(text => h("th", { scope: "col" }, text)))),
     h("tbody", {}, sorted.slice(0, SHOWN_COLUMNS).map(([name, log]) =>
       h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, meter(log / limit, log > limit ? "bad" : "")), h("td", {}, eValue(log)))))),

@@ -1,7 +1,7 @@
 // A slider for each latent, and what it decodes to.
 
 import { latest } from "./api.js";
-import { h, number, rove } from "./dom.js";
+import { fixed, h, rove } from "./dom.js";
 import { decode } from "./model.js";
 import { latentsOf } from "./noise.js";
 import { errorPlace, reporting } from "./report.js";
@@ -22,19 +22,19 @@ export function startLatents(place, table) {
   const settle = rove(board, "input");
 
   function slider(index) {
-    const value = h("output", {}, "0");
+    const value = h("output", {}, fixed(0));
     const input = h("input", {
       type: "range", min: -REACH, max: REACH, step: 0.05, value: 0, tabindex: index ? -1 : 0,
       "aria-label": `latent ${index + 1}`,
       oninput: () => {
         z[index] = Number(input.value);
-        value.textContent = number(z[index], 3);
+        value.textContent = fixed(z[index]);
         draw();
       },
     });
     const put = to => {
       input.value = to;
-      value.textContent = number(to, 3);
+      value.textContent = fixed(to);
     };
     return { line: h("label", {}, h("span", {}, `z${index + 1}`), input, value), put };
   }

@@ -21,7 +21,7 @@ export function tile(title, series, format, spanText) {
       h("span", { class: each.colour }, text, series.length > 1 ? h("small", {}, ` ${each.name}`) : null))),
     h("div", { class: "plot" },
       canvas(label, series.map(each => svg("path", { class: `line ${each.colour}`, d: linePath(each.values, top) }))),
-      h("span", { class: "top mild" }, values.length ? format(top) : "")),
+      h("span", { class: "top mild" }, values.some(Boolean) ? format(top) : "")),
     h("p", { class: "mild small" }, spanText));
 }
 

@@ -45,7 +45,7 @@ function reloads(status) {
 function why(decision) {
   if (!decision) return h("p", { class: "mild small" }, "No decision is known: this version was named by hand, and not by a ledger.");
   const pairs = Object.entries(decision).map(([name, value]) => [name.replaceAll("_", " "), String(value)]);
-  return h("div", {}, h("h3", {}, "Why this version"), list(pairs));
+  return h("div", { class: "stack" }, h("h3", {}, "Why this version"), list(pairs));
 }
 
 const PLOTS = [
