@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         with served(folder, "colour-digits") as server:
             play(browser, server, "page_colours", width=1180, height=1480)
         with served(folder, "homes") as server:
-            play(browser, server, "page_homes", width=1180, height=1380, scroll="row-title")
+            play(browser, server, "page_homes", width=1180, height=1180, scroll="row-title")
             live = make_live_status(server.digest, shift=0.5, alarm=True, columns=COLUMNS)
             live.write(live_file_of(server.log.parent))
             with browser.open(server.rest, width=390, height=1750, dark=True) as page:
@@ -91,7 +91,7 @@ def play(
 def keep(page: Page, name: str) -> None:
     """Write a picture of the window that is small enough."""
     assert page.errors == []
-    page.send("Emulation.setScrollbarsHidden", hidden=True)
+    page.evaluate("document.documentElement.style.scrollbarWidth = 'none'")
     for quality in (80, 65, 50, 35):
         content = page.photograph(format="webp", quality=quality)
         if len(content) < LIMIT:

@@ -18,7 +18,9 @@ function keep(value) {
   key = value;
   try {
     sessionStorage.setItem(STORED, value);
-  } catch { /* as above */ }
+  } catch {
+    /* as above */
+  }
 }
 
 export class Refused extends Error {

@@ -35,7 +35,11 @@ export function show(element, ...children) {
 
 export function list(pairs) {
   const rows = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return h("dl", {}, rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  return h(
+    "dl",
+    {},
+    rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
 }
 
 export function number(value, digits = 4) {
@@ -66,7 +70,12 @@ export function bytes(value) {
 }
 
 export function span(value) {
-  const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
+  const units = [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ];
   const first = units.findIndex(([, size]) => value >= size);
   if (first < 0) return "0 s";
   const [unit, size] = units[first];
@@ -78,8 +87,11 @@ export function span(value) {
 
 export function moment(unixTime) {
   const date = new Date(unixTime * 1000);
-  return h("time", { datetime: date.toISOString() },
-    date.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }));
+  return h(
+    "time",
+    { datetime: date.toISOString() },
+    date.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" }),
+  );
 }
 
 // 1 / level and e-values are far apart: they are written by their natural logarithm.
@@ -93,7 +105,10 @@ export function eValue(log) {
 // One tab stop for a group of controls: arrows move between them, as in a toolbar.
 export function rove(container, selector, keys = { ArrowDown: 1, ArrowUp: -1 }) {
   const controls = () => [...container.querySelectorAll(selector)];
-  const choose = chosen => controls().forEach(each => { each.tabIndex = each === chosen ? 0 : -1; });
+  const choose = chosen =>
+    controls().forEach(each => {
+      each.tabIndex = each === chosen ? 0 : -1;
+    });
   container.addEventListener("focusin", event => {
     if (event.target.matches(selector)) choose(event.target);
   });

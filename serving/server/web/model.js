@@ -35,10 +35,25 @@ export const cellAt = (model, row, place) => (model.isMixed ? row[model.columns[
 // The inputs of a request with these rows.
 export function inputsOf(model, rows) {
   if (model.isMixed) {
-    return model.columns.map(({ name, datatype }) => tensor(name, datatype, [rows.length], rows.map(row => row[name] ?? null)));
+    return model.columns.map(({ name, datatype }) =>
+      tensor(
+        name,
+        datatype,
+        [rows.length],
+        rows.map(row => row[name] ?? null),
+      ),
+    );
   }
-  const fit = model.datatype === "UINT8" ? value => Math.min(255, Math.max(0, Math.round(value))) : value => value;
-  return [tensor("x", model.datatype, [rows.length, ...model.shape], rows.flatMap(row => Array.from(row, fit)))];
+  const fit =
+    model.datatype === "UINT8" ? value => Math.min(255, Math.max(0, Math.round(value))) : value => value;
+  return [
+    tensor(
+      "x",
+      model.datatype,
+      [rows.length, ...model.shape],
+      rows.flatMap(row => Array.from(row, fit)),
+    ),
+  ];
 }
 
 export async function decode(model, latents) {
@@ -67,7 +82,10 @@ export async function encode(model, row) {
 // The scores of one row, each a list: of one value, or of one for each column of x.
 export async function score(model, row, seed, draws) {
   const { outputs, parameters } = await infer("score", inputsOf(model, [row]), { seed, num_samples: draws });
-  return { values: Object.fromEntries(Object.values(outputs).map(each => [each.name, each.data])), parameters };
+  return {
+    values: Object.fromEntries(Object.values(outputs).map(each => [each.name, each.data])),
+    parameters,
+  };
 }
 
 function rowsOf(model, outputs, count) {

@@ -39,7 +39,10 @@ function figures(before, now, names) {
   const elapsed = now.time - before.time;
   const rate = total => (elapsed > 0 ? Math.max(0, total(now) - total(before)) / elapsed : null);
   const sum = (status, value) =>
-    names.reduce((so_far, name) => so_far + (status.operations[name] ? value(status.operations[name]) : 0), 0);
+    names.reduce(
+      (so_far, name) => so_far + (status.operations[name] ? value(status.operations[name]) : 0),
+      0,
+    );
   const counts = histogram(before, now, names, "request");
   return {
     requests: rate(status => sum(status, answered)),

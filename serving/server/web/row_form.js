@@ -5,13 +5,31 @@ import { h } from "./dom.js";
 const SHOWN = 64;
 
 export function startForm(model, changed) {
-  const fields = (model.isMixed ? model.columns.map(columnField) : model.names.slice(0, SHOWN).map(numberField));
+  const fields = model.isMixed
+    ? model.columns.map(columnField)
+    : model.names.slice(0, SHOWN).map(numberField);
   let rest = null; // the values of columns that are not shown
   const controls = h("div", { class: "controls" });
-  const element = h("form", { class: "row-form", onsubmit: event => event.preventDefault(), oninput: changed },
-    controls, h("div", { class: "fields" }, fields.map(each => h("label", {}, h("span", {}, each.name), each.input))),
-    model.isMixed ? h("p", { class: "mild small" }, "An empty field is a gap, which takes no part in the score.") : null,
-    model.names.length > SHOWN && !model.isMixed ? h("p", { class: "mild small" }, `${model.names.length - SHOWN} more columns keep the values of the sample.`) : null);
+  const element = h(
+    "form",
+    { class: "row-form", onsubmit: event => event.preventDefault(), oninput: changed },
+    controls,
+    h(
+      "div",
+      { class: "fields" },
+      fields.map(each => h("label", {}, h("span", {}, each.name), each.input)),
+    ),
+    model.isMixed
+      ? h("p", { class: "mild small" }, "An empty field is a gap, which takes no part in the score.")
+      : null,
+    model.names.length > SHOWN && !model.isMixed
+      ? h(
+          "p",
+          { class: "mild small" },
+          `${model.names.length - SHOWN} more columns keep the values of the sample.`,
+        )
+      : null,
+  );
 
   function use(row) {
     rest = row;
@@ -23,7 +41,9 @@ export function startForm(model, changed) {
       if (!input.validity.valid) throw new Error(`${name}: ${input.validationMessage}`);
     }
     if (model.isMixed) return Object.fromEntries(fields.map(each => [each.name, each.read()]));
-    return rest === null ? fields.map(each => each.read()) : rest.map((value, place) => fields[place]?.read() ?? value);
+    return rest === null
+      ? fields.map(each => each.read())
+      : rest.map((value, place) => fields[place]?.read() ?? value);
   }
 
   if (model.example) use(model.example);
@@ -51,8 +71,13 @@ function field(name, attributes) {
 
 function columnField(column) {
   const { name, datatype, kind, type, words } = column;
-  if (datatype === "BOOL") return choice(name, [["false", false], ["true", true]]);
-  if (words) return choice(name, [...words.map(word => [word, valueOf(column, word)]), ["other", otherThan(column)]]);
+  if (datatype === "BOOL")
+    return choice(name, [
+      ["false", false],
+      ["true", true],
+    ]);
+  if (words)
+    return choice(name, [...words.map(word => [word, valueOf(column, word)]), ["other", otherThan(column)]]);
   if (kind === "date") return dateField(name, type);
   return field(name, { step: datatype.startsWith("FP") ? "any" : 1 });
 }
@@ -68,7 +93,12 @@ function otherThan(column) {
 }
 
 function choice(name, values) {
-  const input = h("select", {}, h("option", { value: "" }, "(gap)"), values.map(([text], place) => h("option", { value: place }, text)));
+  const input = h(
+    "select",
+    {},
+    h("option", { value: "" }, "(gap)"),
+    values.map(([text], place) => h("option", { value: place }, text)),
+  );
   const put = value => {
     if (value === null || value === undefined) input.value = "";
     else {
@@ -82,6 +112,8 @@ function choice(name, values) {
 function dateField(name, type) {
   const isTime = type === "time";
   const input = h("input", { type: isTime ? "datetime-local" : "date", step: isTime ? 1 : null });
-  const put = value => { input.value = value ? String(value).slice(0, isTime ? 19 : 10) : ""; };
+  const put = value => {
+    input.value = value ? String(value).slice(0, isTime ? 19 : 10) : "";
+  };
   return { name, input, put, read: () => input.value || null };
 }

@@ -16,13 +16,27 @@ export function startDrawing(model, changed) {
 
   const canvas = h("canvas", { width, height });
   const spot = h("span", { class: "spot", hidden: true });
-  const board = h("div", {
-    class: "board", tabindex: "0", role: "application",
-    "aria-label": "Picture: draw with the pointer, or move with the arrows and paint with the space bar",
-  }, canvas, spot);
+  const board = h(
+    "div",
+    {
+      class: "board",
+      tabindex: "0",
+      role: "application",
+      "aria-label": "Picture: draw with the pointer, or move with the arrows and paint with the space bar",
+    },
+    canvas,
+    spot,
+  );
   board.style.aspectRatio = `${width} / ${height}`;
   const colour = h("input", { type: "color", value: "#ffffff" });
-  const thickness = h("input", { type: "range", min: 0.5, max: Math.max(2, width / 8), step: 0.25, value: Math.max(0.8, width / 22), "aria-label": "Thickness" });
+  const thickness = h("input", {
+    type: "range",
+    min: 0.5,
+    max: Math.max(2, width / 8),
+    step: 0.25,
+    value: Math.max(0.8, width / 22),
+    "aria-label": "Thickness",
+  });
   const erases = h("input", { type: "checkbox" });
 
   const show = () => paint(model, row, canvas);
@@ -44,7 +58,10 @@ export function startDrawing(model, changed) {
           const target = black + (white - black) * ink[c];
           const mixed = row[place] + share * (target - row[place]);
           // a stroke's own soft edge must not lighten what it has covered
-          row[place] = channels === 1 && !erases.checked ? nearer(target, row[place], black + share * (target - black)) : mixed;
+          row[place] =
+            channels === 1 && !erases.checked
+              ? nearer(target, row[place], black + share * (target - black))
+              : mixed;
         }
       }
     }
@@ -53,14 +70,18 @@ export function startDrawing(model, changed) {
   function stroke(x, y) {
     const [fromX, fromY] = last ?? [x, y];
     const steps = Math.max(1, Math.ceil(2 * Math.hypot(x - fromX, y - fromY)));
-    for (let step = 1; step <= steps; step++) dab(fromX + ((x - fromX) * step) / steps, fromY + ((y - fromY) * step) / steps);
+    for (let step = 1; step <= steps; step++)
+      dab(fromX + ((x - fromX) * step) / steps, fromY + ((y - fromY) * step) / steps);
     last = [x, y];
     repaint();
   }
 
   const at = event => {
     const box = canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
+    return [
+      ((event.clientX - box.left) / box.width) * width,
+      ((event.clientY - box.top) / box.height) * height,
+    ];
   };
   board.addEventListener("pointerdown", event => {
     if (event.button) return;
@@ -71,7 +92,10 @@ export function startDrawing(model, changed) {
   board.addEventListener("pointermove", event => {
     if (last && event.buttons) stroke(...at(event));
   });
-  for (const name of ["pointerup", "pointercancel"]) board.addEventListener(name, () => { last = null; });
+  for (const name of ["pointerup", "pointercancel"])
+    board.addEventListener(name, () => {
+      last = null;
+    });
 
   board.addEventListener("keydown", event => {
     if (event.key === " " || event.key === "Enter") {
@@ -88,7 +112,9 @@ export function startDrawing(model, changed) {
     event.preventDefault();
     showCursor();
   });
-  board.addEventListener("blur", () => { spot.hidden = true; });
+  board.addEventListener("blur", () => {
+    spot.hidden = true;
+  });
 
   function showCursor() {
     spot.hidden = false;
@@ -107,20 +133,70 @@ export function startDrawing(model, changed) {
 
   const note = h("p", { class: "error", role: "alert" });
   const file = h("input", { type: "file", accept: "image/*", onchange: () => take(file.files[0]) });
-  const controls = h("div", { class: "controls" },
-    h("button", { type: "button", onclick: () => { row = row.fill(black); repaint(); } }, "Clear"),
-    h("button", { type: "button", onclick: () => { row = row.map(value => black + white - value); repaint(); } }, "Invert"));
-  const element = h("div", {
-    class: "drawing",
-    ondragover: event => event.preventDefault(),
-    ondrop: event => { event.preventDefault(); take(event.dataTransfer.files[0]); },
-  }, controls, board, h("div", { class: "controls" },
-    channels === 3 ? h("label", {}, "Colour ", colour) : null,
-    h("label", {}, "Brush ", thickness), h("label", {}, erases, " Erase")),
-  h("label", { class: "file" }, "An image file, or drop one here: ", file), note,
-  h("p", { class: "mild small" }, `Resized to ${width} × ${height} in this browser. By keyboard, arrows move the brush, and the space bar or Shift paints.`));
+  const controls = h(
+    "div",
+    { class: "controls" },
+    h(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          row = row.fill(black);
+          repaint();
+        },
+      },
+      "Clear",
+    ),
+    h(
+      "button",
+      {
+        type: "button",
+        onclick: () => {
+          row = row.map(value => black + white - value);
+          repaint();
+        },
+      },
+      "Invert",
+    ),
+  );
+  const element = h(
+    "div",
+    {
+      class: "drawing",
+      ondragover: event => event.preventDefault(),
+      ondrop: event => {
+        event.preventDefault();
+        take(event.dataTransfer.files[0]);
+      },
+    },
+    controls,
+    board,
+    h(
+      "div",
+      { class: "controls" },
+      channels === 3 ? h("label", {}, "Colour ", colour) : null,
+      h("label", {}, "Brush ", thickness),
+      h("label", {}, erases, " Erase"),
+    ),
+    h("label", { class: "file" }, "An image file, or drop one here: ", file),
+    note,
+    h(
+      "p",
+      { class: "mild small" },
+      `Resized to ${width} × ${height} in this browser. By keyboard, arrows move the brush, `,
+      "and the space bar or Shift paints.",
+    ),
+  );
   show();
-  return { element, controls, current: () => row, use(next) { row = [...next]; show(); } };
+  return {
+    element,
+    controls,
+    current: () => row,
+    use(next) {
+      row = [...next];
+      show();
+    },
+  };
 }
 
 const clamp = (value, size) => Math.min(size - 1, Math.max(0, value));

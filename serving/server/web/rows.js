@@ -27,26 +27,71 @@ export function paint(model, row, canvas) {
 }
 
 // A text for a cell: gaps are dashes.
-export const cellText = value => (value === null || value === undefined ? "–" : typeof value === "number" ? number(value) : String(value));
+export const cellText = value =>
+  value === null || value === undefined ? "–" : typeof value === "number" ? number(value) : String(value);
 
 // A table with a line for each row; `lead` makes the first cell of a line, such as a button.
 export function rowTable(model, rows, lead) {
   const names = columnNames(model).slice(0, SHOWN_COLUMNS);
   const hidden = columnNames(model).length - names.length;
-  const head = h("tr", {}, h("th", { scope: "col" }, h("span", { class: "hidden" }, "row")), names.map(name => h("th", { scope: "col" }, name)));
+  const head = h(
+    "tr",
+    {},
+    h("th", { scope: "col" }, h("span", { class: "hidden" }, "row")),
+    names.map(name => h("th", { scope: "col" }, name)),
+  );
   const body = rows.map((row, place) =>
-    h("tr", {}, h("th", { scope: "row" }, lead(place)), names.map((_, column) => h("td", {}, cellText(cellAt(model, row, column))))));
-  return h("div", {},
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Rows" },
-      h("table", { class: "numbers rows" }, h("thead", {}, head), h("tbody", {}, body))),
-    hidden > 0 ? h("p", { class: "mild small" }, `${number(hidden)} more columns are not shown.`) : null);
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, lead(place)),
+      names.map((_, column) => h("td", {}, cellText(cellAt(model, row, column)))),
+    ),
+  );
+  return h(
+    "div",
+    {},
+    h(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Rows" },
+      h("table", { class: "numbers rows" }, h("thead", {}, head), h("tbody", {}, body)),
+    ),
+    hidden > 0 ? h("p", { class: "mild small" }, `${number(hidden)} more columns are not shown.`) : null,
+  );
 }
 
 // One row of a table from top to bottom, beside others: pairs of a heading and a row.
 export function columnTable(model, sides, more = []) {
   const names = columnNames(model).slice(0, SHOWN_COLUMNS);
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Columns" }, h("table", { class: "numbers" },
-    h("thead", {}, h("tr", {}, ["column", ...sides.map(([title]) => title), ...more.map(([title]) => title)].map(text => h("th", { scope: "col" }, text)))),
-    h("tbody", {}, names.map((name, place) => h("tr", {}, h("th", { scope: "row" }, name),
-      sides.map(([, row]) => h("td", {}, cellText(cellAt(model, row, place)))))))));
+  return h(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Columns" },
+    h(
+      "table",
+      { class: "numbers" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ["column", ...sides.map(([title]) => title), ...more.map(([title]) => title)].map(text =>
+            h("th", { scope: "col" }, text),
+          ),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        names.map((name, place) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, name),
+            sides.map(([, row]) => h("td", {}, cellText(cellAt(model, row, place)))),
+          ),
+        ),
+      ),
+    ),
+  );
 }

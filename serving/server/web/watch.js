@@ -10,14 +10,23 @@ export function showServed(status) {
   byId("version").textContent = model ? versionText(model) : "";
   document.title = model ? `${model.model}, version ${model.version}` : "vae serve";
   showState(status);
-  show(byId("notices"), status.warnings.map(text => notice(text, "warn")),
-    refused ? notice(`Version ${refused.version} was refused: ${refused.reason}`, "bad") : null);
-  show(byId("served"), list([
-    ["Model", model?.model], ["Version", model?.version], ["Digest", model && h("code", {}, model.digest)],
-    ["Up for", status.started && span(status.time - status.started)],
-    ["Workers", `${status.ready_workers} of ${status.workers} ready`],
-    ["Reloads", reloads(status)],
-  ]), why(status.decision));
+  show(
+    byId("notices"),
+    status.warnings.map(text => notice(text, "warn")),
+    refused ? notice(`Version ${refused.version} was refused: ${refused.reason}`, "bad") : null,
+  );
+  show(
+    byId("served"),
+    list([
+      ["Model", model?.model],
+      ["Version", model?.version],
+      ["Digest", model && h("code", {}, model.digest)],
+      ["Up for", status.started && span(status.time - status.started)],
+      ["Workers", `${status.ready_workers} of ${status.workers} ready`],
+      ["Reloads", reloads(status)],
+    ]),
+    why(status.decision),
+  );
 }
 
 // The version of a bundle folder is the beginning of its digest.
@@ -30,27 +39,48 @@ const notice = (text, kind) => h("p", { class: `notice ${kind}` }, text);
 
 function showState(status) {
   const state = byId("state");
-  const [text, kind] = !status.ready ? ["not ready", "bad"]
-    : status.warnings.length || status.refused ? ["needs a look", "warn"] : ["ready", "good"];
+  const [text, kind] = !status.ready
+    ? ["not ready", "bad"]
+    : status.warnings.length || status.refused
+      ? ["needs a look", "warn"]
+      : ["ready", "good"];
   if (state.textContent !== text) state.textContent = text;
   state.className = `pill ${kind}`;
 }
 
 function reloads(status) {
-  const faults = [[status.reload_failures, "versions refused"], [status.registry_failures, "polls of the registry failed"]];
-  return [count(status.reloads), ...faults.filter(([found]) => found).map(([found, what]) => `${count(found)} ${what}`)].join(", ");
+  const faults = [
+    [status.reload_failures, "versions refused"],
+    [status.registry_failures, "polls of the registry failed"],
+  ];
+  return [
+    count(status.reloads),
+    ...faults.filter(([found]) => found).map(([found, what]) => `${count(found)} ${what}`),
+  ].join(", ");
 }
 
 // The decision that made this version the one to serve, as the ledger tells it.
 function why(decision) {
-  if (!decision) return h("p", { class: "mild small" }, "No decision is known: this version was named by hand, and not by a ledger.");
+  if (!decision)
+    return h(
+      "p",
+      { class: "mild small" },
+      "No decision is known: this version was named by hand, and not by a ledger.",
+    );
   const pairs = Object.entries(decision).map(([name, value]) => [name.replaceAll("_", " "), String(value)]);
   return h("div", { class: "stack" }, h("h3", {}, "Why this version"), list(pairs));
 }
 
 const PLOTS = [
   ["Requests a second", [["requests", "a"]], value => (value === null ? "–" : number(value, 3))],
-  ["Latency", [["p50", "a"], ["p99", "b"]], seconds],
+  [
+    "Latency",
+    [
+      ["p50", "a"],
+      ["p99", "b"],
+    ],
+    seconds,
+  ],
   ["Rows in the queue", [["queued", "a"]], value => (value === null ? "–" : count(value))],
   ["Errors a second", [["errors", "bad"]], value => (value === null ? "–" : number(value, 3))],
 ];
@@ -58,18 +88,58 @@ const PLOTS = [
 export function showLive(history) {
   const { points } = history;
   const status = history.snapshots.at(-1);
-  const known = points.length ? `the last ${span(Math.max(1, points.at(-1).time - history.snapshots[0].time))}` : "waiting for the next answer";
-  show(byId("plots"), PLOTS.map(([title, series, format]) =>
-    tile(title, series.map(([name, colour]) => ({ name, colour, values: points.map(point => point[name]) })), format, known)));
+  const known = points.length
+    ? `the last ${span(Math.max(1, points.at(-1).time - history.snapshots[0].time))}`
+    : "waiting for the next answer";
+  show(
+    byId("plots"),
+    PLOTS.map(([title, series, format]) =>
+      tile(
+        title,
+        series.map(([name, colour]) => ({ name, colour, values: points.map(point => point[name]) })),
+        format,
+        known,
+      ),
+    ),
+  );
   const head = ["operation", "a second", "p50", "p99", "answers", "errors", "rows"];
   const rows = Object.entries(status.operations).map(([name, operation]) => {
     const recent = history.recent(name);
     const rate = recent.requests === null ? "–" : number(recent.requests, 3);
-    return [name, rate, seconds(recent.p50), seconds(recent.p99), count(answered(operation)), count(failed(operation)), count(operation.rows)];
+    return [
+      name,
+      rate,
+      seconds(recent.p50),
+      seconds(recent.p99),
+      count(answered(operation)),
+      count(failed(operation)),
+      count(operation.rows),
+    ];
   });
-  show(byId("operations"),
-    h("thead", {}, h("tr", {}, head.map(text => h("th", { scope: "col" }, text)))),
-    h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map(text => h("td", {}, text))))));
+  show(
+    byId("operations"),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        head.map(text => h("th", { scope: "col" }, text)),
+      ),
+    ),
+    h(
+      "tbody",
+      {},
+      rows.map(([name, ...cells]) =>
+        h(
+          "tr",
+          {},
+          h("th", { scope: "row" }, name),
+          cells.map(text => h("td", {}, text)),
+        ),
+      ),
+    ),
+  );
 }
 
 // What the page says while the server cannot be asked.
