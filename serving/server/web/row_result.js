@@ -38,7 +38,7 @@ export function showResult(place, model, found) {
     h(
       "p",
       { class: "mild small" },
-      `Means of ${found.draws} draws of seed ${found.seed}; larger is better, but for the KL.`,
+      `Of ${found.draws} draws of seed ${found.seed}; larger is better, but for the KL.`,
     ),
     unknown(parameters),
     values.column_log_likelihood ? columns(model, values.column_log_likelihood) : null,
