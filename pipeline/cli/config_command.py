@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from pipeline.cli.config_options import chosen
-from pipeline.config import PRESETS, SECTIONS, configure, setting_names, settings_of
+from pipeline.config import SECTIONS, configure, setting_names, settings_of
+from pipeline.presets import PRESETS
 from serving.cli.command import CONTEXT, Command
 from serving.cli.config_file import Setting, config_place
 from serving.cli.options import verify_key

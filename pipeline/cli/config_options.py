@@ -9,15 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from pipeline.config import (
-    PRESETS,
-    REQUIREMENT,
-    SECTIONS,
-    Option,
-    PromoteConfig,
-    preset_settings,
-    settings_of,
-)
+from pipeline.config import REQUIREMENT, SECTIONS, Option, PromoteConfig, settings_of
+from pipeline.presets import PRESETS, preset_settings
 from serving.cli.config_file import Setting, config_option
 from serving.cli.paths import Origin
 

@@ -69,7 +69,7 @@ def monitor(**settings: Any) -> None:
     shift, the distance D, and the e-value of a test whose chance of a false alarm is --level over
     all rows, however many. For tables of mixed columns, it names those that have drifted.
 
-    Example: vae monitor captured/ --model models:/vae@champion --report drift.html
+    Example: vae monitor captured/ --report drift.html
     """
     require_pyarrow("vae monitor")
     from serving.batch.monitor import Monitor, monitor_all

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import PRESETS, Config, configure
+from pipeline.config import Config, configure
 from pipeline.data.dataset import Dataset, Split, load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.vae import VAE
 from pipeline.parity.check import check_parity
+from pipeline.presets import PRESETS
 from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
 from serving.cpu import available_cores

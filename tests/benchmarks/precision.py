@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import PRESETS, Precision, configure
+from pipeline.config import Precision, configure
 from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.export.bundle_export import export_bundle
 from pipeline.export.quantization import calibrate
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.parity.check import check_parity
 from pipeline.parity.quantization_loss import measure_cost
+from pipeline.presets import PRESETS
 from pipeline.training.loop import train
 from tests.benchmarks.measure import Row
 

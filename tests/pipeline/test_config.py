@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from pipeline.config import (
-    PRESETS,
     Config,
     DataConfig,
     EvaluateConfig,
@@ -15,6 +14,7 @@ from pipeline.config import (
     configure,
     settings_of,
 )
+from pipeline.presets import PRESETS
 from serving.errors import UsageRefused
 
 SECTIONS = (DataConfig, ModelConfig, TrainConfig, EvaluateConfig, PromoteConfig)

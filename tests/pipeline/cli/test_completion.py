@@ -9,7 +9,7 @@ import pytest
 from click.shell_completion import BashComplete
 
 from pipeline.cli.main import cli
-from pipeline.config import PRESETS
+from pipeline.presets import PRESETS
 
 
 def complete(*words: str) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 import pipeline.errors
 import serving.errors
 from pipeline.cli.main import cli
-from pipeline.config import PRESETS, PromoteConfig, configure
+from pipeline.config import PromoteConfig, configure
+from pipeline.presets import PRESETS
 from serving.errors import UsageRefused
 from tests.serving.conftest import SEALED
 

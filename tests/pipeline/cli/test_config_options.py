@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from pipeline.cli.config_options import chosen
 from pipeline.cli.main import cli
 from pipeline.config import (
-    PRESETS,
     DataConfig,
     EvaluateConfig,
     ExportConfig,
@@ -18,9 +17,9 @@ from pipeline.config import (
     PromoteConfig,
     TrainConfig,
     configure,
-    preset_settings,
     settings_of,
 )
+from pipeline.presets import PRESETS, preset_settings
 from serving.cli.command import CONTEXT, Command
 
 SECTIONS = {

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import PRESETS, TrainConfig, configure
+from pipeline.config import TrainConfig, configure
 from pipeline.data.dataset import Dataset, Split
+from pipeline.presets import PRESETS
 from pipeline.training import loop
 from pipeline.training.loop import train, train_step
 from pipeline.training.schedules import passes_per_epoch, total_steps
