@@ -32,7 +32,7 @@ def test_commands_are_completed() -> None:
         (("run", "--schedule", "co"), ["constant", "cosine"]),
         (("run", "--epochs", "3", "--device", "c"), ["cpu", "cuda"]),
         (("run", "--config", "none.toml", "--schedule", "cons"), ["constant"]),
-        (("config", ""), ["run", "train", "promote", "score", "serve"]),
+        (("config", ""), ["run", "train", "promote", "score", "serve", "monitor"]),
         (("deploy", "--target", "k"), ["kserve"]),
     ],
     ids=["option", "preset", "choice", "after others", "after a file", "command", "target"],

@@ -154,5 +154,6 @@ def test_a_command_without_a_config_is_refused() -> None:
     with pytest.raises(click.UsageError) as caught:
         cli.main(["config", "trian"], standalone_mode=False)
     assert caught.value.format_message() == (
-        "Invalid value for COMMAND: must be one of run, train, promote, score, serve, got 'trian'"
+        "Invalid value for COMMAND: must be one of run, train, promote, score, serve, "
+        "monitor, got 'trian'"
     )
