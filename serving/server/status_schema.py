@@ -66,6 +66,7 @@ _PLAIN: dict[Any, Schema] = {
     int | None: or_null(COUNT),
     float | None: or_null(NUMBER),
     str | None: or_null(TEXT),
+    tuple[str, ...]: {"type": "array", "items": TEXT},
 }
 """The schema of each plain type of a field."""
 
