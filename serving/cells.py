@@ -240,7 +240,8 @@ def decode_cells(column: Column, x: Array) -> Array:
     """Return values of `x` (rows,) in the column's own type.
 
     Gaps are NaN in numbers, NaT in dates, None in text and booleans; whole numbers with gaps are
-    float64, as in pandas. The code of all other words is `OTHER` in text, else a gap.
+    float64, as in pandas. The code of all other words is `OTHER` in text, else a gap; so is a
+    number that is no code.
     """
     exact = np.asarray(x, np.float64)
     gaps = np.isnan(exact)
@@ -256,8 +257,9 @@ def decode_cells(column: Column, x: Array) -> Array:
 
 
 def _decode_words(column: Column, codes: Array) -> Array:
-    gaps = np.isnan(codes)
-    places = np.where(gaps, len(column.words) + 1, np.rint(codes)).astype(np.int64)
+    gaps, other = np.isnan(codes), len(column.words)
+    is_code = (codes >= -0.5) & (codes <= other)  # a client may send any number as one
+    places = np.where(gaps, other + 1, np.where(is_code, np.rint(codes), other)).astype(np.int64)
     if column.type == "text" or column.part:
         return np.array([*column.words, OTHER, None], object)[places]
     numbers = np.array([*map(parse_number, column.words), np.nan, np.nan], np.float64)[places]

@@ -17,6 +17,8 @@ Array = NDArray[Any]
 
 MAX_MESSAGE = 192 * 1024
 """Bytes of a message: what a socket takes at Linux's default of 208 KiB, with room for its own."""
+REQUEST_BYTES = 2048
+"""Memory of a request that is held, beside its arrays: most requests have one row of few bytes."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -82,6 +84,11 @@ class LiveRows:
     def size(self) -> int:
         """Bytes of the arrays."""
         return self.x.nbytes + sum(array.nbytes for array in self.outputs.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory while the request is held."""
+        return self.size + REQUEST_BYTES
 
     def without_answer(self, size: int) -> "LiveRows":
         """Return as many of the first rows as `size` bytes hold, to be watched alone."""

@@ -42,7 +42,7 @@ class Capture:
 
     options: CaptureOptions
     dropped_rows: int = 0
-    """Rows that found no room while nothing could be written."""
+    """Rows that found no room while nothing could be written, or that cannot be written."""
     _rows: "CapturedRows | None" = field(default=None, init=False)
     _due: float = field(default=0.0, init=False)
     _retry_at: float = field(default=0.0, init=False)
@@ -69,9 +69,9 @@ class Capture:
         if self._rows is None:
             self.dropped_rows += rows.rows
             return
-        if self._rows.bytes + rows.size > self.options.part_bytes:
+        if self._rows.bytes + rows.held_bytes > self.options.part_bytes:
             self.flush()
-            if self._rows.bytes + rows.size > self.options.part_bytes and self._rows.rows:
+            if self._rows.bytes + rows.held_bytes > self.options.part_bytes and self._rows.rows:
                 self.dropped_rows += rows.rows
                 return
         if not self._rows.rows:
@@ -97,6 +97,10 @@ class Capture:
             if self._fault is None:
                 LOG.error("no rows are captured: %s", err)
             self._fault, self._retry_at = str(err), time.monotonic() + RETRY_S
+        except Exception:  # rows that cannot be written must not hinder those after them
+            LOG.exception("%d rows could not be captured", rows.rows)
+            self.dropped_rows += rows.rows
+            rows.clear()
         else:
             if self._fault is not None:
                 LOG.info("rows are captured again")
@@ -141,8 +145,8 @@ class Capture:
         now, parts, total, size = time.time(), 0, 0, 0
         kept: list[tuple[str, int, int]] = []
         for entry in os.scandir(self.options.folder):
-            with contextlib.suppress(FileNotFoundError):  # another server removed it
-                stat = entry.stat()
+            with contextlib.suppress(OSError):  # another server removed it, or it is not ours
+                stat = entry.stat(follow_symlinks=False)
                 if match := _NAME.fullmatch(entry.name):
                     if now - stat.st_mtime > self.options.keep_s:
                         os.unlink(entry.path)
@@ -152,7 +156,8 @@ class Capture:
                     os.unlink(entry.path)
         for name, rows, content in sorted(kept, reverse=True):  # the newest first
             if size + content > self.options.keep_bytes and parts:
-                (self.options.folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.options.folder / name).unlink()
             else:
                 parts, total, size = parts + 1, total + rows, size + content
         return parts, total, size

@@ -61,7 +61,7 @@ class CapturedRows:
         """Add a request."""
         self._requests.append(rows)
         self.rows += rows.rows
-        self.bytes += rows.size
+        self.bytes += rows.held_bytes
 
     def clear(self) -> None:
         """Forget all requests."""

@@ -94,10 +94,14 @@ class Observer:
                 message = self._socket.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            rows = LiveRows.unpack(message)
+            try:
+                rows = LiveRows.unpack(message)
+            except Exception:  # as in `_work`
+                LOG.exception("a message could not be read")
+                continue
             self._received += rows.rows
             self._held.append(rows)
-            self._held_bytes += rows.size
+            self._held_bytes += rows.held_bytes
 
     def _work(self) -> None:
         """Take up one batch of what is held; what fails is said once, and dropped."""
@@ -105,7 +109,7 @@ class Observer:
         rows = 0
         while self._held and (not batch or rows + self._held[0].rows <= BATCH_ROWS):
             each = self._held.popleft()
-            self._held_bytes -= each.size
+            self._held_bytes -= each.held_bytes
             rows += each.rows
             batch.append(each)
         if not batch:

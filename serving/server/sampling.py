@@ -20,8 +20,8 @@ from serving.protocol.messages import Array, InferRequest
 from serving.server.shared_counters import SharedCounters
 
 LOG = logging.getLogger(__name__)
-_HEAD = 2048
-"""Bytes of a message beside its arrays, at most: the id of a request is cut to a tenth of it."""
+_HEAD = 4096
+"""Bytes of a message beside its arrays, at most: a character of an id may take 12 of them."""
 _ID = 128
 _DRAWN = ("score", "impute", "explain")
 

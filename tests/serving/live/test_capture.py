@@ -2,8 +2,10 @@
 
 import os
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,18 @@ def test_an_x_that_no_table_has_is_left_out(tmp_path: Path, mixed: Engine) -> No
     assert kept["vae_row"].to_pylist() == [1]
 
 
+@pytest.mark.parametrize("value", [1e10, -5, 3e38, -3e38])
+def test_a_number_that_is_no_code_of_a_word_is_left_out_and_harms_no_other_row(
+    tmp_path: Path, mixed: Engine, value: float
+) -> None:
+    x = mixed.bundle.golden()["score.x"][:2].copy()
+    schema = mixed.bundle.manifest.schema
+    assert schema is not None
+    x[0, [bool(column.words) for column in schema.columns]] = value
+    kept = keep(tmp_path / "captured", mixed.bundle, [answered(mixed, "encode", x)])
+    assert kept["vae_row"].to_pylist() == [1]
+
+
 def test_columns_are_left_out_and_hashed_in_rows_and_in_answers(
     tmp_path: Path, mixed: Engine
 ) -> None:
@@ -185,6 +199,24 @@ def test_what_a_killed_server_left_half_written_is_read_by_nobody_and_removed(
     assert not half.exists()
 
 
+def test_what_cannot_be_removed_does_not_keep_the_oldest_parts(
+    tmp_path: Path, engine: Engine, x: np.ndarray
+) -> None:
+    keep(tmp_path, engine.bundle, [answered(engine, "encode", x[:3])])
+    (part,) = parts(tmp_path)
+    stuck = tmp_path / "captured-20000101T000000000000-000000-5.parquet"
+    stuck.mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.write_text("a person's own file")
+    link = tmp_path / "captured-20000101T000000000001-000000-1.parquet"
+    link.symlink_to(theirs)
+    for old in (stuck, part):
+        os.utime(old, (1, 1))
+    os.utime(link, (1, 1), follow_symlinks=False)
+    Capture(capture_options(tmp_path)).tick()
+    assert {path.name for path in tmp_path.iterdir()} == {stuck.name, theirs.name}
+
+
 @contextmanager
 def no_room() -> Iterator[None]:
     """Let no file grow beyond a few bytes, as on a full disk."""
@@ -214,6 +246,37 @@ def test_a_full_disk_is_a_fault_until_there_is_room(
     assert capture.status().fault is None
     assert capture.status().rows == 110 - lost
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_rows_that_cannot_be_written_do_not_hinder_those_after_them(
+    tmp_path: Path, engine: Engine, x: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    capture = Capture(capture_options(tmp_path))
+    capture.begin(engine.bundle)
+    rows = answered(engine, "encode", x[:3])
+    capture.add(replace(rows, request="\ud800"))  # half a character, which no file can hold
+    capture.flush()
+    capture.add(rows)
+    capture.finish()
+    assert "3 rows could not be captured" in caplog.text
+    assert (capture.dropped_rows, capture.status().rows) == (3, 3)
+
+
+def test_requests_of_one_row_fill_the_memory_that_they_take(
+    tmp_path: Path, engine: Engine, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their arrays are a hundredth of it."""
+    capture = Capture(capture_options(tmp_path, part_bytes=2**20))
+    capture.begin(engine.bundle)
+    message = b"".join(answered(engine, "encode", x[:1]).pack())
+    with no_room():
+        tracemalloc.start()
+        for _ in range(2000):
+            capture.add(LiveRows.unpack(bytes(bytearray(message))))
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert capture.dropped_rows > 0
+    assert held < 2 * 2**20
 
 
 def test_a_folder_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path) -> None:

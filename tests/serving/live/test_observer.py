@@ -138,6 +138,17 @@ def test_rows_of_another_version_and_rows_only_to_keep_are_not_scored(
     assert (status.capture.rows, status.capture.fault) == (4, None)
 
 
+def test_a_message_that_cannot_be_read_does_not_end_the_observer(
+    place: Place, engine: Engine, x: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = answered(engine, "encode", x[:4])
+    for message in (b"", b"\xff\xff\xff\xff{}", b"".join(whole.pack())[:-1]):
+        place.ours.send(message)
+    status = place.observe(whole)
+    assert (status.rows, status.dropped_rows) == (4, 0)
+    assert caplog.text.count("a message could not be read") == 3
+
+
 def test_a_version_that_cannot_be_opened_is_said_and_stops_nothing(
     place: Place, engine: Engine, x: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:

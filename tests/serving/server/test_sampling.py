@@ -145,3 +145,23 @@ def test_a_fault_of_the_sampler_reaches_no_request(
     take(sampler, {"x": np.array([object(), object()])})
     assert "cannot hand rows to the observer" in caplog.text
     assert counters.total("unwatched_rows", "error") == 2
+
+
+def test_a_message_is_read_whole_whatever_its_id_and_its_tensors(
+    ends: tuple[socket.socket, socket.socket], counters: SharedCounters
+) -> None:
+    """An id takes twelve bytes for a character, and a table has seven scores."""
+    sampler = RowSampler(LiveShares(rows=ends[0], watched=1.0, captured=1.0), counters)
+    answer = {f"column_log_likelihood_{n}": np.ones(1, np.float32) for n in range(8)}
+    request = request_of(id="\U0001f600" * 200)
+
+    async def turn(size: int) -> None:
+        inputs = {"x": np.zeros((1, size), np.uint8)}
+        sampler.take(request, ("7", "d" * 64), inputs, answer, drawn=False)
+        await asyncio.sleep(0)
+
+    for size in range(MAX_MESSAGE - 8192, MAX_MESSAGE, 64):
+        asyncio.run(turn(size))
+        received(ends[1])
+    assert counters.total("captured_rows") > 0
+    assert counters.total("unwatched_rows", "size") > 0
