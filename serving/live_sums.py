@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 LIVE_TAG = "live."
 """Begins the names of the tags; the server and the digest of the champion follow."""
 _DIGITS = 12
+_LARGEST = 1e100
+"""Beyond any sum of squares of float32, and so small that its own square is a float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +104,23 @@ class LiveSums:
         Raises:
             ValueError: it is none, which anybody may have written.
         """
-        content = json.loads(text)
+        try:
+            content = json.loads(text)
+        except RecursionError as err:
+            raise ValueError("live sums are not nested") from err
         wanted = {item.name: item.type for item in fields(cls)}
         kinds: dict[object, Any] = {str: str, int: int, float: (int, float)}
         if not isinstance(content, dict) or content.keys() != wanted.keys():
             raise ValueError(f"live sums have {', '.join(wanted)}")
         for name, value in content.items():
-            if not isinstance(value, kinds[wanted[name]]):
+            kind = kinds[wanted[name]]
+            if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{name} of live sums is {value!r}")
-        if not all(math.isfinite(content[name]) for name in ("total", "squares", "since", "until")):
-            raise ValueError("live sums must be finite")
+            if kind is not str and not abs(value) <= _LARGEST:
+                raise ValueError(f"{name} of live sums is no number that sums can have")
+        counts = [content[name] for name in ("not_finite", "rows", "unread")]
+        if min(counts) < 0 or content["not_finite"] > content["rows"] or content["squares"] < 0:
+            raise ValueError("live sums of fewer rows than none")
         return cls(**content)
 
 

@@ -43,6 +43,16 @@ def test_tags_of_servers_are_added_and_others_are_not() -> None:
         "live.infinite": json.dumps({**json.loads(one.to_json()), "total": float("nan")}),
         "live.text": json.dumps({**json.loads(one.to_json()), "rows": "12"}),
         "elbo": "3",
+        "live.nested": "[" * 4900,
+        **{
+            f"live.{name}.{value}": json.dumps({**json.loads(one.to_json()), name: value})
+            for name in ("rows", "total", "squares")
+            for value in (10**400, -(10**400), True)
+        },
+        "live.beyond": json.dumps({**json.loads(one.to_json()), "total": 1e300}),
+        "live.less": json.dumps({**json.loads(one.to_json()), "rows": -7}),
+        "live.negative": json.dumps({**json.loads(one.to_json()), "squares": -1.0}),
+        "live.more": json.dumps({**json.loads(one.to_json()), "not_finite": 3}),
     }
     merged = merge_sums(EMPTY.champion, EMPTY.challenger, tags)
     assert (merged.rows, merged.total, merged.squares) == (4, 6.0, 10.0)
