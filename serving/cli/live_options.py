@@ -58,6 +58,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--alarm-url",
         metavar="URL",
+        envvar="VAE_ALARM_URL",
+        show_envvar=True,
         help="Where to send a message when an alarm of drift begins; the variable "
         f"{ALARM_SECRET} holds the secret that signs it",
     ),

@@ -14,6 +14,7 @@ import hmac
 import http.client
 import json
 import logging
+import re
 import threading
 import time
 import urllib.error
@@ -44,10 +45,15 @@ def check_alarm_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # urllib can send to none of these, and would say the whole URL in its errors
+        usable = usable and "@" not in parts.netloc and re.search("[^!-~]", url) is None
     except ValueError:
         usable = False
     if not usable:
-        raise UsageRefused("--alarm-url must be http://HOST/… or https://HOST/…")
+        raise UsageRefused(
+            "--alarm-url must be http://HOST/… or https://HOST/…, in ASCII without spaces, a user "
+            "or a password"
+        )
 
 
 @dataclass(slots=True)

@@ -153,10 +153,17 @@ def test_nothing_waits_for_an_answer_that_does_not_come() -> None:
     assert thread.daemon
 
 
-@pytest.mark.parametrize("url", ["", "example.org/x", "ftp://a/b", "http://", "http://a:99999/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "example.org/x", "ftp://a/b", "http://", "http://a:99999/x"),
+        *("http://me:secret@a/b", "https://a/secret b", "https://a/b\n", "https://a/\u00e9"),
+    ],
+)
 def test_a_url_that_nothing_can_be_sent_to_is_refused(url: str) -> None:
-    with pytest.raises(UsageRefused, match="--alarm-url"):
+    with pytest.raises(UsageRefused, match="--alarm-url") as refused:
         check_alarm_url(url)
+    assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["https://hooks.example.org/a?b=c", "http://[::1]:8080/"])
