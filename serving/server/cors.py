@@ -36,7 +36,7 @@ class Cors:
         """Whether a browser asks, with OPTIONS, what an allowed page may send."""
         origin = headers.get("origin")
         asks = "access-control-request-method" in headers
-        return asks and bool(origin) and self._allows(origin)
+        return asks and bool(origin) and self.allows(origin)
 
     def preflight(self, headers: Any, methods: Iterable[str]) -> Headers:
         """Return the headers that answer a preflight: these methods, and the headers asked for."""
@@ -53,14 +53,15 @@ class Cors:
         if not self.origins:
             return []
         answer = [] if ANY in self.origins else [("vary", "origin")]
-        if origin and self._allows(origin):
+        if origin and self.allows(origin):
             answer += [
                 ("access-control-allow-origin", ANY if ANY in self.origins else origin),
                 ("access-control-expose-headers", _EXPOSED),
             ]
         return answer
 
-    def _allows(self, origin: str) -> bool:
+    def allows(self, origin: str) -> bool:
+        """Whether pages of the origin may read answers."""
         return ANY in self.origins or origin in self.origins
 
 

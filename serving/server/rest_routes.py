@@ -32,6 +32,8 @@ from serving.server.status import describe_status
 async def infer(server: RestServer, request: Request) -> Answer:
     """Run one operation."""
     service = server.service
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        _check_site(server, request)
     served, operation = service.operation(request.name, request.version)
     header_length = header_of(request.headers, HEADER_LENGTH)
     body = await server.bodies.read(request)
@@ -228,6 +230,16 @@ def _check_origin(server: RestServer, request: Request) -> None:
             f"a page of {origin[:100]!r} may not change this server, which has no API key: name "
             "the page's origin with --cors-origin"
         )
+
+
+def _check_site(server: RestServer, request: Request) -> None:
+    """Refuse the request of a page of another site that may not read the answer anyway.
+
+    Browsers send it all the same, if it is plain, and its rows would be among the live ones.
+    """
+    origin = header_of(request.headers, "origin") or ""
+    if not server.cors.allows(origin):
+        raise Forbidden(f"a page of {origin[:100]!r} may not use this server: see --cors-origin")
 
 
 def _live(server: RestServer) -> LiveStatus | None:

@@ -71,7 +71,12 @@ def test_every_route_answers(http: httpx.Client, server: Running, route: Any) ->
 
 
 @pytest.mark.parametrize(
-    "path", [route.path for route in ROUTES if route.method == "GET" and route.path != "/metrics"]
+    "path",
+    [
+        route.path
+        for route in ROUTES
+        if route.method == "GET" and route.path not in ("/metrics", "/status")  # they have a time
+    ],
 )
 def test_head_is_get_without_the_body(http: httpx.Client, server: Running, path: str) -> None:
     get, head = (http.request(method, fill(path, server)) for method in ("GET", "HEAD"))
@@ -235,6 +240,22 @@ def test_a_page_of_another_site_changes_nothing(http: httpx.Client, verb: str) -
     text = refused(http.post(path, headers=headers, json={}), 403)
     assert text == "a page of 'http://evil.example' may not change this server"
     assert http.get("/v2/models/encode/ready").status_code == 200
+
+
+@pytest.mark.parametrize("origin", [{"origin": "http://evil.example"}, {}])
+def test_a_page_of_another_site_sends_no_rows(
+    http: httpx.Client, x: np.ndarray, origin: dict[str, str]
+) -> None:
+    """A browser sends plain text without asking first, and its rows would be live ones."""
+    body = {
+        "inputs": [{"name": "x", "datatype": "UINT8", "shape": [1, 6, 5], "data": x[:1].tolist()}]
+    }
+    headers = {"content-type": "text/plain", "sec-fetch-site": "cross-site", **origin}
+    path = "/v2/models/encode/infer"
+    assert "see --cors-origin" in refused(http.post(path, headers=headers, json=body), 403)
+    for site in ("same-origin", "same-site", "none"):
+        headers["sec-fetch-site"] = site
+        assert http.post(path, headers=headers, json=body).status_code == 200
 
 
 def test_a_name_that_was_pointed_at_this_server_changes_nothing(http: httpx.Client) -> None:
