@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.errors import UsageRefused
+from serving.files import refuse_in_bundle
 from serving.live_status import DriftStatus
 
 Array = NDArray[Any]
@@ -72,12 +73,13 @@ class ObserverOptions:
 
 
 def check_capture(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before the server starts.
+    """Refuse a folder that cannot be written to, or in a bundle, before the server starts.
 
     Raises:
         UsageRefused: say why.
     """
     probe = folder / f".captured-{secrets.token_hex(4)}"
+    refuse_in_bundle(probe, "--capture")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -285,3 +286,11 @@ def test_a_folder_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path) ->
         check_capture(tmp_path / "file" / "captured")
     check_capture(tmp_path / "new" / "captured")
     assert [*(tmp_path / "new" / "captured").iterdir()] == []
+
+
+def test_a_folder_in_a_bundle_is_refused_since_it_would_break_the_bundle(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(MIXED, bundle)
+    with pytest.raises(UsageRefused, match="--capture must lie outside the bundle"):
+        check_capture(bundle / "new" / "captured")
+    open_bundle(bundle)
