@@ -111,7 +111,13 @@ class Observing:
             if not (at_once or select.select([self._rows], [], [], LOOK_S)[0]):
                 continue
             started = time.monotonic()
-            process = self._start()
+            try:
+                process = self._start()
+            except OSError as err:  # there is no memory for a process, or no file for its pipe
+                LOG.error("the observer cannot start, and is tried again: %s", err)
+                self._stopping.wait(pause)
+                pause = min(2 * pause, longest)
+                continue
             while process.exitcode is None and not self._stopping.is_set():
                 process.join(LOOK_S)
             if self._stopping.is_set():
