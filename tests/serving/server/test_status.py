@@ -29,7 +29,7 @@ def sample_values(live: LiveStatus | None, counters: SharedCounters) -> dict[str
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name.startswith(("vae_live", "vae_drift", "vae_shadow", "vae_capture"))
+        if sample.name.startswith(("vae_live", "vae_drift", "vae_shadow", "vae_capture_"))
     }
 
 
