@@ -129,7 +129,7 @@ def named_by_ledger(client: "MlflowClient", name: str) -> Named | Refusal | None
         return Refusal(
             version=move.version,
             reason=f"the ledger names version {move.version}, but its record, run {move.run_id}, "
-            f"{fault}: {_advise_promote(name, 'VERSION')}, for the version that should be served",
+            f"{fault}: {advise_promote(name, 'VERSION')}, for the version that should be served",
         )
     if move.version != version:
         return _set_by_hand(name, version, move.version, moves)
@@ -156,7 +156,7 @@ def _compare_bundle(
     if move.digest is None:
         warning = (
             f"the record of version {version} is from before digests were recorded, so its bundle "
-            f"cannot be compared with what was promoted: {_advise_promote(name, version)}"
+            f"cannot be compared with what was promoted: {advise_promote(name, version)}"
         )
     decision = {tag: record.get(tag, "") for tag in ("action", "operator", "reasons")}
     decision |= {"time": record["moved_at"], "run_id": move.run_id}
@@ -215,11 +215,12 @@ def _set_by_hand(name: str, version: str, champion: str | None, moves: list[Move
     return Refusal(
         version=version,
         reason=f"version {version} is {name}@{CHAMPION} by its alias alone, without vae promote: "
-        f"{_advise_promote(name, version)}{back}; vae serve --follow alias serves whatever the "
+        f"{advise_promote(name, version)}{back}; vae serve --follow alias serves whatever the "
         "alias names",
         unfinished=last is not None and not last.done and last.version == version,
     )
 
 
-def _advise_promote(name: str, version: str) -> str:
+def advise_promote(name: str, version: str) -> str:
+    """Return the words for a person who should put a version through the gate."""
     return f"run vae promote {version}" + ("" if name == "vae" else f" --name {name}")

@@ -96,10 +96,20 @@ class LiveStatus:
     rows: int
     """Rows that the observer has received."""
     dropped_rows: int
-    """Rows that it could not take up, since the machine was busy; workers count theirs apart."""
+    """Rows that it received and could not use, such as those of a version that was replaced since;
+    workers count apart what did not reach it."""
     drift: DriftStatus | None = None
     shadow: ShadowStatus | None = None
     capture: CaptureStatus | None = None
+
+    @property
+    def shadow_fault(self) -> str | None:
+        """Why the challenger does not score, where that needs a person.
+
+        After a promotion the challenger is the version served, until there is another candidate.
+        """
+        shadow = self.shadow
+        return None if shadow is None or shadow.digest == self.digest else shadow.fault
 
     def write(self, file: Path) -> None:
         """Replace the file in one step."""

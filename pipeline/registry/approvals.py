@@ -73,5 +73,6 @@ def approval_faults(candidate: Source, promoter: str) -> Iterator[str]:
     if any(user != promoter for user in by):
         return
     alone = f"only {promoter}, who promotes it, has approved of it" if by else "nobody has approved"
-    advice = f"another user than {promoter} must run vae approve {candidate.version} --reason TEXT"
+    command = f"vae approve {candidate.version} --name {candidate.name} --reason TEXT"
+    advice = f"another user than {promoter} must run {command}"
     yield f"version {candidate.version} lacks an approval, {alone}: {advice}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.registry.audit_log import Decision
-from serving.champion import Named, named_by_ledger, proven_moves
+from serving.champion import Named, advise_promote, named_by_ledger, proven_moves
 from serving.errors import VerificationFailed
 from serving.mlflow_store import find_in_store
 from serving.source import Source
@@ -51,7 +51,8 @@ def set_by_hand(client: "MlflowClient", decision: Decision) -> Iterator[str]:
     champion = f"version {decision.previous}" if decision.previous else "no version"
     yield (
         f"a person has set the alias: {champion} is champion by it, and {move.version} by the "
-        f"ledger: set it back, or run vae promote {decision.previous or move.version} first"
+        "ledger: set it back, or "
+        f"{advise_promote(decision.name, decision.previous or move.version)} first"
     )
 
 
@@ -60,7 +61,7 @@ def check_was_promoted(client: "MlflowClient", source: Source) -> None:
     if _check(client, source) is None:
         raise VerificationFailed(
             f"version {source.version} of {source.name} is previous by its alias alone: no record "
-            f"says that it was promoted; run vae promote {source.version}"
+            f"says that it was promoted; {advise_promote(str(source.name), str(source.version))}"
         )
 
 

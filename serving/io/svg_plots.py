@@ -73,8 +73,10 @@ def plot_series(
     if not high > low:
         low, high = low - 0.5, high + 0.5
     step = (high - low) / 100
-    parts = list(draw_frame((upright, ""), (_label(low, step), _label(high, step)), LEFT, HEIGHT))
-    places = np.linspace(LEFT + 4, WIDTH - RIGHT - 4, len(names)) if len(names) > 1 else [WIDTH / 2]
+    ends = _label(low, step), _label(high, step)
+    edge = max(LEFT, 6 + DIGIT * max(map(len, ends)))  # all of the longer label has room
+    parts = list(draw_frame((upright, ""), ends, edge, HEIGHT))
+    places = np.linspace(edge + 4, WIDTH - RIGHT - 4, len(names)) if len(names) > 1 else [WIDTH / 2]
     heights = [_FLOOR - (_FLOOR - TOP) * (value - low) / (high - low) for value in values]
     points = list(zip(places, heights, strict=True))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -84,8 +86,8 @@ def plot_series(
         parts.append(f'<circle class="new" cx="{x:.1f}" cy="{y:.1f}" r="2.2">{title}</circle>')
     if limit is not None:
         y = f"{_FLOOR - (_FLOOR - TOP) * (limit - low) / (high - low):.1f}"
-        parts.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-    parts.append(draw_text(LEFT, _FLOOR + 12, names[0], "start"))
+        parts.append(f'<line class="limit" x1="{edge:g}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+    parts.append(draw_text(edge, _FLOOR + 12, names[0], "start"))
     if len(names) > 1:
         parts.append(draw_text(WIDTH - RIGHT, _FLOOR + 12, names[-1], "end"))
     return draw_svg(parts, f"{upright} over time")

@@ -52,7 +52,7 @@ class Observer:
         self._dropped = 0
         self._version: ScoredVersion | None = None
         self._changed_ns = 0
-        self._refused = ""
+        self._refused: set[str] = set()
         self._drift: Drift | None = None
         self._capture = Capture(options.capture) if options.capture else None
         self._shadow: Shadow | None = None
@@ -170,13 +170,13 @@ class Observer:
         if self._shadow is not None:
             steps.append(self._shadow.save)
         steps.append(lambda: self._status(time.time()).write(self._options.status_file))
-        refused = ""
+        refused = set()
         for step in steps:
             try:
                 step()
             except Exception as err:  # noqa: BLE001 - said, and tried again in a second
-                refused = str(err)
-                if refused != self._refused:
+                refused.add(str(err))
+                if str(err) not in self._refused:
                     LOG.warning("cannot observe: %s", err)
         self._refused = refused
 

@@ -54,7 +54,8 @@ class Shadow:
         if found.digest and self._fault is None:
             self._open(found, served)
         if self._fault is not None:
-            LOG.warning("no challenger is compared: %s", self._fault)
+            level = logging.INFO if found.digest == served.digest else logging.WARNING
+            LOG.log(level, "no challenger is compared: %s", self._fault)
 
     def _open(self, found: Challenger, served: ScoredVersion) -> None:
         if found.digest == served.digest:

@@ -51,16 +51,19 @@ def warnings_of(status: LiveStatus | None) -> list[str]:
         return []
     found = []
     drift, shadow, capture = status.drift, status.shadow, status.capture
+    fault = status.shadow_fault
     if drift is not None and drift.alarm_time is not None:
         when = datetime.fromtimestamp(drift.alarm_time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         rows = "" if drift.alarm_rows is None else f", after {drift.alarm_rows:,} rows"
+        what = f" ({', '.join(drift.drifted)})" if drift.drifted else ""
         found.append(
-            f"drift: live rows are no longer like the held-out rows, noticed at {when}{rows}; "
+            f"drift: live rows are no longer like the held-out rows{what}, noticed at "
+            f"{when}{rows}; "
             f"the e-value is {e_value_text(drift.log_e_value)}, the alarm is at "
             f"{1 / drift.level:,.0f}"
         )
-    if shadow is not None and shadow.fault:
-        found.append(f"shadow: {shadow.name or 'the challenger'} does not score: {shadow.fault}")
+    if shadow is not None and fault:
+        found.append(f"shadow: {shadow.name or 'the challenger'} does not score: {fault}")
     if capture is not None and capture.fault:
         found.append(f"capture: no rows are kept: {capture.fault}")
     return found

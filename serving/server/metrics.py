@@ -115,7 +115,7 @@ def _live_metrics(live: LiveStatus) -> Iterator[Metric]:
     """Yield what the observer knows; all are gauges, since a new version begins at 0 again."""
     values: list[tuple[str, str, float | None]] = [
         ("live_rows", "Rows of answered requests that the observer has got", live.rows),
-        ("live_dropped_rows", "Rows that it could not take up", live.dropped_rows),
+        ("live_dropped_rows", "Rows that it got and could not use", live.dropped_rows),
     ]
     if (drift := live.drift) is not None:
         values += [
@@ -129,7 +129,7 @@ def _live_metrics(live: LiveStatus) -> Iterator[Metric]:
             ("shadow_rows", "Rows that the challenger has scored, too", shadow.rows),
             ("shadow_difference_nats", "Its ELBO minus the server's", shadow.mean_difference),
             ("shadow_difference_nats_se", "Standard error of this difference", error),
-            ("shadow_fault", "1 while the challenger does not score", shadow.fault is not None),
+            ("shadow_fault", "1 while it does not score", live.shadow_fault is not None),
         ]
     if (capture := live.capture) is not None:
         values += [

@@ -13,6 +13,8 @@ from serving.server.service import Service
 from serving.server.shared_counters import (
     COUNTERS,
     HISTOGRAMS,
+    LOST,
+    LOST_REASONS,
     OPERATIONS,
     STATUSES,
     TRANSPORTS,
@@ -44,6 +46,7 @@ def describe_status(service: Service, live: LiveStatus | None) -> dict[str, Any]
             "max_rows": service.max_rows * workers,
         },
         **{name: int(counters.total(name)) for name in COUNTERS},
+        **{name: {why: int(counters.total(name, why)) for why in LOST_REASONS} for name in LOST},
         "bounds": HISTOGRAMS,
         "operations": {name: _describe_operation(counters, name) for name in operations},
         "live": live,

@@ -5,7 +5,13 @@ from typing import Any
 
 from serving.live_status import CaptureStatus, DriftStatus, LiveStatus, ShadowStatus, Window
 from serving.server.openapi_schemas import BOOLEAN, COUNT, TEXT, Schema, or_null, record, reference
-from serving.server.shared_counters import COUNTERS, HISTOGRAMS, UNKNOWN_CELLS
+from serving.server.shared_counters import (
+    COUNTERS,
+    HISTOGRAMS,
+    LOST,
+    LOST_REASONS,
+    UNKNOWN_CELLS,
+)
 
 NUMBER: Schema = {"type": "number"}
 _NUMBERS: Schema = {"type": "array", "items": NUMBER}
@@ -29,10 +35,15 @@ def status_schemas() -> dict[str, Schema]:
             warnings={"type": "array", "items": TEXT},
             queue=record(rows=COUNT, bytes=COUNT, max_rows=COUNT),
             **dict.fromkeys(COUNTERS, COUNT),
+            **dict.fromkeys(LOST, reference("LostRows")),
             bounds=record(**dict.fromkeys(HISTOGRAMS, _NUMBERS)),
             operations=_map_of(reference("OperationStatus")),
             live=or_null(reference("LiveStatus")),
         ),
+        "LostRows": {
+            **record(**dict.fromkeys(LOST_REASONS, COUNT)),
+            "description": "Rows that were chosen and did not reach the observer, by reason",
+        },
         "OperationStatus": record(
             answers={**_map_of(COUNT), "description": "Answers by HTTP status"},
             rows=COUNT,
@@ -48,6 +59,7 @@ def status_schemas() -> dict[str, Schema]:
         ),
         "DriftStatus": _of(
             DriftStatus,
+            drifted={"type": "array", "items": TEXT},
             columns=_map_of(NUMBER),
             edges=_NUMBERS,
             held_out=_NUMBERS,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from serving.bundle import open_bundle
 from serving.errors import UsageRefused
 from serving.live.challenger import ChallengerFollower, server_id
 from serving.live.shared_files import Challenger, write_sums_file
@@ -16,6 +17,7 @@ from serving.live_sums import LiveSums, merge_sums
 from serving.mlflow_store import DIGEST_TAG, connect
 from tests.e2e import versions
 from tests.serving.conftest import SEALED
+from tests.signing import make_key, signed
 
 ALIAS = "models:/vae@candidate"
 CHAMPION = "c" * 64
@@ -86,6 +88,19 @@ def test_a_damaged_version_is_a_fault(place: Place) -> None:
     follower.poll()
     assert "version 1 of vae: score.onnx is not the file that was sealed" in str(place.named.fault)
     follower.report()
+
+
+def test_a_challenger_without_a_signature_is_a_fault(place: Place, tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    follower = replace(place.follower("models:/vae/1"), verify_key=key.public)
+    follower.poll()
+    assert place.named.digest == ""
+    assert "version 1 of vae has no signature" in str(place.named.fault)
+
+    signed(open_bundle(place.folder / "version 2" / "artifacts" / "bundle"), key)
+    follower = replace(place.follower("models:/vae/2"), verify_key=key.public)
+    follower.poll()
+    assert (place.named.version, place.named.fault) == ("2", None)
 
 
 def test_a_reference_that_is_none_is_refused_at_the_start(place: Place) -> None:

@@ -16,12 +16,12 @@ export function showObserved(status) {
   show(
     byId("shadow"),
     live?.shadow
-      ? shadow(live.shadow)
+      ? shadow(live.shadow, live)
       : off("No challenger scores along", "--shadow models:/NAME@candidate", live),
   );
   show(
     byId("capture"),
-    live?.capture ? capture(live.capture, live) : off("No rows are kept", "--capture DIR", live),
+    live?.capture ? capture(live.capture, status) : off("No rows are kept", "--capture DIR", live),
   );
 }
 
@@ -52,10 +52,24 @@ function drift(found, status) {
     window && found.edges.length ? figure(found, window) : null,
     list([
       ["Rows compared", count(found.rows)],
-      ["Rows dropped, since the machine was busy", count(status.live.dropped_rows)],
+      ["Rows lost on the way", lost(status.unwatched_rows)],
+      ["Rows the observer could not use", count(status.live.dropped_rows)],
     ]),
     columns(found),
   ];
+}
+
+const REASONS = {
+  busy: "the machine was busy",
+  size: "the request was too large",
+  error: "the observer could not be reached",
+};
+
+// Rows that were chosen and did not reach the observer, with the reasons.
+function lost(rows) {
+  const reasons = Object.entries(rows).filter(([, found]) => found);
+  if (!reasons.length) return "0";
+  return reasons.map(([reason, found]) => `${count(found)}, since ${REASONS[reason] ?? reason}`).join("; ");
 }
 
 function verdict(found) {
@@ -69,8 +83,12 @@ function verdict(found) {
         " ",
         since(found.alarm_time),
         found.alarm_rows === null ? "" : `, after ${count(found.alarm_rows)} rows`,
+        found.drifted.length ? `: ${found.drifted.map(differing).join(", ")}` : "",
+        found.since_time === null ? "" : [". The rows seem to differ ", since(found.since_time)],
       )
-    : h("p", { class: "verdict good" }, h("strong", {}, "No drift found"));
+    : found.rows
+      ? h("p", { class: "verdict good" }, h("strong", {}, "No drift found"))
+      : h("p", { class: "verdict" }, "No row compared yet");
   return h(
     "div",
     { class: "stack" },
@@ -90,6 +108,8 @@ function verdict(found) {
     meter(found.log_e_value / limit, isAlarm ? "bad" : ""),
   );
 }
+
+const differing = name => (name === "elbo" ? "whole rows" : name);
 
 function windows(all, chosen) {
   return h(
@@ -134,7 +154,7 @@ function figure(found, window) {
 function columns(found) {
   const sorted = Object.entries(found.columns).sort((a, b) => b[1] - a[1]);
   if (!sorted.length) return null;
-  const limit = -Math.log(found.level) + Math.log(sorted.length);
+  const limit = -Math.log(found.level); // each column's e-value has its share of the level in it
   return h(
     "div",
     { class: "stack" },
@@ -177,14 +197,18 @@ function columns(found) {
   );
 }
 
-function shadow(found) {
+function shadow(found, { digest: served }) {
   const { mean_difference: mean, difference_se: error } = found;
   const text =
     mean === null
       ? "no rows yet"
       : `${mean > 0 ? "+" : ""}${number(mean)} ± ${error === null ? "?" : number(error, 2)} nats`;
   return [
-    found.fault ? h("p", { class: "notice bad" }, found.fault) : null,
+    found.digest === served
+      ? h("p", {}, "The challenger is the version served: nothing is compared until it names another.")
+      : found.fault
+        ? h("p", { class: "notice bad" }, found.fault)
+        : null,
     h("p", { class: "figure" }, text),
     mean !== null && error !== null
       ? interval(mean, error, `ELBO of the challenger minus that of the version served: ${text}`)
@@ -204,7 +228,7 @@ function shadow(found) {
   ];
 }
 
-function capture(found, live) {
+function capture(found, { live, uncaptured_rows: missed }) {
   return [
     found.fault ? h("p", { class: "notice bad" }, found.fault) : null,
     h("p", { class: "figure" }, `${count(found.rows)} rows`),
@@ -212,7 +236,8 @@ function capture(found, live) {
       ["Folder", h("code", {}, found.folder)],
       ["Parts", count(found.parts)],
       ["Size", bytes(found.bytes)],
-      ["Rows received", count(live.rows)],
+      ["Rows lost on the way", lost(missed)],
+      ["Rows the observer could not use", count(live.dropped_rows)],
     ]),
   ];
 }

@@ -50,8 +50,8 @@ function showState(status) {
 
 function reloads(status) {
   const faults = [
-    [status.reload_failures, "versions refused"],
-    [status.registry_failures, "polls of the registry failed"],
+    [status.reload_failures, "refused"],
+    [status.registry_failures, "without an answer of the registry"],
   ];
   return [
     count(status.reloads),
@@ -67,8 +67,15 @@ function why(decision) {
       { class: "mild small" },
       "No decision is known: this version was named by hand, and not by a ledger.",
     );
-  const pairs = Object.entries(decision).map(([name, value]) => [name.replaceAll("_", " "), String(value)]);
-  return h("div", { class: "stack" }, h("h3", {}, "Why this version"), list(pairs));
+  const { reasons, ...rest } = decision; // the reasons are a sentence, too long for a cell
+  const pairs = Object.entries(rest).map(([name, value]) => [name.replaceAll("_", " "), String(value)]);
+  return h(
+    "div",
+    { class: "stack" },
+    h("h3", {}, "Why this version"),
+    reasons ? h("p", {}, reasons) : null,
+    list(pairs),
+  );
 }
 
 const PLOTS = [

@@ -38,7 +38,8 @@ def test_another_user_than_the_promoter_must_approve(
     register(sealed)
     act_as("ada", monkeypatch)
     reason = lacks(promote_with(trained, "1", ASKED))
-    assert "nobody has approved: another user than ada must run vae approve 1 --reason" in reason
+    advice = "another user than ada must run vae approve 1 --name vae --reason TEXT"
+    assert f"nobody has approved: {advice}" in reason
     approve("vae", "1", "I like it")
     assert "only ada, who promotes it, has approved of it" in lacks(
         promote_with(trained, "1", ASKED)

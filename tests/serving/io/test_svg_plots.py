@@ -6,6 +6,7 @@ import pytest
 
 from serving.io.svg_plots import (
     BOTTOM,
+    DIGIT,
     HEIGHT,
     WIDTH,
     bin_edges,
@@ -109,6 +110,14 @@ def test_a_series_has_a_mark_for_each_name_and_holds_its_limit() -> None:
     (limit,) = root.iter("line")
     assert float(limit.attrib["y1"]) < heights[1]
     assert "<script" not in plot
+
+
+def test_the_longer_label_of_an_upright_axis_has_room() -> None:
+    root = ElementTree.fromstring(plot_series(["a"], np.array([-0.0555]), "shift", 0.0))
+    low = next(text for text in root.iter("text") if text.text == "-0.0555")
+    assert float(low.attrib["x"]) >= DIGIT * len("-0.0555")
+    (limit,) = root.iter("line")
+    assert float(limit.attrib["x1"]) > float(low.attrib["x"])
 
 
 def test_a_series_may_have_one_value_and_no_limit() -> None:

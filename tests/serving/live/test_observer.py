@@ -159,6 +159,18 @@ def test_a_version_that_cannot_be_opened_is_said_and_stops_nothing(
     assert "holds another bundle" in caplog.text
 
 
+def test_each_of_several_faults_is_said_once(
+    place: Place, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = {**version_content(engine.bundle), "digest": "0" * 64}
+    (place.folder / "served_version.json").write_text(json.dumps(content))
+    status_file = place.folder / "nowhere" / "live.json"
+    observer = Observer(place.theirs, replace(place.options(), status_file=status_file))
+    for _ in range(3):
+        observer._tell()
+    assert len(caplog.records) == 2
+
+
 def test_both_versions_have_the_same_noise(
     place: Place, engine: Engine, x: np.ndarray, tmp_path: Path
 ) -> None:

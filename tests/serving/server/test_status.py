@@ -29,7 +29,7 @@ def sample_values(live: LiveStatus | None, counters: SharedCounters) -> dict[str
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name.startswith(("vae_live", "vae_drift", "vae_shadow", "vae_capture_"))
+        if sample.name.startswith(("vae_live_", "vae_drift_", "vae_shadow_", "vae_capture_"))
     }
 
 
@@ -72,6 +72,18 @@ def test_warnings_are_whole_sentences_of_what_needs_a_person() -> None:
         "shadow: vae does not score: no graph",
         "capture: no rows are kept: disk full",
     ]
+    drifted = replace(live, drift=replace(drift, drifted=("elbo", "age")))
+    assert "held-out rows (elbo, age), noticed at" in warnings_of(drifted)[0]
+
+
+def test_a_challenger_that_was_promoted_needs_no_person(counters: SharedCounters) -> None:
+    """It is the version served then, until there is another candidate."""
+    live = make_live_status("ab", shadow_fault="it is the version served")
+    assert live.shadow is not None
+    assert len(warnings_of(live)) == 1
+    promoted = replace(live, shadow=replace(live.shadow, digest="ab"))
+    assert warnings_of(promoted) == []
+    assert sample_values(promoted, counters)["vae_shadow_fault"] == 0
 
 
 @pytest.mark.parametrize(
@@ -128,6 +140,19 @@ def test_a_server_says_what_its_observer_has_written(watched: Running) -> None:
         assert "vae_drift_alarm 1.0" in client.get("/metrics").text
         make_live_status("another version", alarm=True).write(live_file_of(watched.log.parent))
         assert client.get("/status").json()["live"] is None
+
+
+def test_rows_that_were_lost_on_the_way_are_counted_by_reason(watched: Running) -> None:
+    none = {"busy": 0, "size": 0, "error": 0}
+    counters = SharedCounters(live_file_of(watched.log.parent).with_name("counters"), 2, 0)
+    with httpx.Client(base_url=watched.rest) as client:
+        found = client.get("/status").json()
+        assert found["unwatched_rows"] == found["uncaptured_rows"] == none
+        counters.add("unwatched_rows", "busy", value=7)
+        counters.add("uncaptured_rows", "size", value=9)
+        found = client.get("/status").json()
+        assert found["unwatched_rows"] == {**none, "busy": 7}
+        assert found["uncaptured_rows"] == {**none, "size": 9}
 
 
 def test_status_names_what_is_served_and_counts(watched: Running) -> None:

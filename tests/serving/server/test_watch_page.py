@@ -1,9 +1,11 @@
 """The page at / in a browser: what is served, what the server does, and what its rows are like."""
 
 import http.server
+import math
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from serving.live_status import LiveStatus
 from serving.server.page import FILES
+from serving.server.shared_counters import SharedCounters
 from tests.live_facts import live_file_of, make_live_status
 from tests.serving.conftest import MIXED, SEALED
 from tests.serving.running import Running, serve
@@ -127,6 +130,41 @@ def test_an_alarm_is_shown_with_the_windows_of_the_drift(
         assert page.evaluate("document.activeElement.value") == "3600"
         assert "+0.418 ± 0.037 nats" in page.text("#shadow")
         assert "55.7 MiB" in page.text("#capture")
+        check_clean(page, watched)
+
+
+def test_a_column_is_red_from_its_alarm_on(chromium: Chromium, watched: Running) -> None:
+    live = write_live(watched, alarm=True)
+    assert live.drift is not None
+    limit = -math.log(live.drift.level)
+    columns = {"age": limit + 0.01, "size": limit - 0.01, "a": 0.0, "b": 0.0}
+    drift = replace(live.drift, drifted=("elbo", "age"), columns=columns)
+    replace(live, drift=drift).write(live_file_of(watched.log.parent))
+    with chromium.open(watched.rest) as page:
+        page.wait_for(SHOWN)
+        red = "[...document.querySelectorAll('.bars tr:has(.bad) th')].map(th => th.textContent)"
+        assert page.evaluate(red) == ["age"]
+        assert "rows: whole rows, age" in page.text(".verdict")
+        check_clean(page, watched)
+
+
+def test_rows_that_are_lost_and_a_promoted_challenger_are_said(
+    chromium: Chromium, watched: Running
+) -> None:
+    counters = SharedCounters(live_file_of(watched.log.parent).with_name("counters"), 2, 0)
+    for reason, rows in (("busy", 1200), ("size", 3)):
+        counters.add("unwatched_rows", reason, value=rows)
+    live = write_live(watched, shadow_fault="it is the version served")
+    assert live.shadow is not None
+    promoted = replace(live, shadow=replace(live.shadow, digest=watched.digest))
+    promoted.write(live_file_of(watched.log.parent))
+    with chromium.open(watched.rest) as page:
+        page.wait_for(SHOWN)
+        lost = "1,200, since the machine was busy; 3, since the request was too large"
+        assert lost in page.text("#drift")
+        assert "The challenger is the version served" in page.text("#shadow")
+        assert page.evaluate("document.querySelector('#shadow .bad')") is None
+        assert page.text("#state") == "ready"
         check_clean(page, watched)
 
 
