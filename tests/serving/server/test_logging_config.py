@@ -67,6 +67,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Writte
             client.get("/v2/nothing%0Aforged%0D%22%7B")
         with over_grpc(running) as ask:
             ask(CASES[0])
+        wait_for("it is logged", lambda: "ModelInfer" in running.log.read_text())
         (worker,) = running.children()
         os.kill(worker, signal.SIGKILL)
         wait_for("it is noticed", lambda: "Unexpected exit" in running.log.read_text())
