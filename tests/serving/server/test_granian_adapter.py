@@ -145,6 +145,7 @@ class Process:
         self.application = load() + (" again" if len(self.made) == 2 else "")
         self.blocked: set[int] = set()
         self.ends: list[str] = []
+        self.looks = 0
         self.made.append(self)
 
     def start(self) -> None:
@@ -165,7 +166,9 @@ class Process:
     def join(self, timeout: float | None = None) -> None: ...
 
     def is_alive(self) -> bool:
-        return False
+        """Whether it is there still: for a moment after its end, as the system sees it."""
+        self.looks += 1
+        return self in self.server.wrks and "terminate" in self.ends and self.looks < 5
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ def test_workers_get_their_index_and_start_with_signals_blocked(
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
     assert [process.ends for process in started] == [
         ["terminate"],
-        ["kill", "terminate"],
-        ["terminate"],
+        ["kill", "terminate", "terminate"],
+        ["terminate", "terminate"],
     ]
     assert counters.get("draining") == counters.get("stopping") == 1
