@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -144,16 +145,20 @@ def check_live_options(options: Mapping[str, Any]) -> None:
         check_capture(Path(options["capture"]))
 
 
-def open_live(options: Mapping[str, Any]) -> "tuple[LiveShares, Any] | tuple[None, None]":
+@contextmanager
+def open_live(options: Mapping[str, Any]) -> "Iterator[tuple[LiveShares | None, Any]]":
     """Return what the workers need to hand rows on, and the observer's end of the socket."""
     captured = options["capture_share"] if options["capture"] else 0.0
     if not (options["watch_share"] or captured):
-        return None, None
+        yield None, None
+        return
     from serving.live.observing import open_sockets
     from serving.server.sampling import LiveShares
 
     workers, observer = open_sockets()
-    return LiveShares(rows=workers, watched=options["watch_share"], captured=captured), observer
+    with workers, observer:
+        shares = LiveShares(rows=workers, watched=options["watch_share"], captured=captured)
+        yield shares, observer
 
 
 def observing(settings: "Settings", rows: Any, options: Mapping[str, Any]) -> "Observing | None":

@@ -177,8 +177,7 @@ def serve(**options: Any) -> None:
         )
     check_live_options(options)
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
-    with runtime_folder() as folder:
-        live, rows = open_live(options)
+    with runtime_folder() as folder, open_live(options) as (live, rows):
         settings = replace(_settings(Path(folder), host, access, cors, tls, options), live=live)
         run_server(
             options["reference"],
