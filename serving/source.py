@@ -186,8 +186,9 @@ def fetch_version(
     """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
     digest, model_uri = registered_version(client, name, version)
     fetched = folder / f"{name}-{version}"
-    download_bundle(f"{name} version {version}", model_uri, fetched)
-    return Source(_checked(_open_sealed(fetched, digest), verify_key), name, version)
+    with version_errors(name, version, fetched):
+        download_bundle(f"{name} version {version}", model_uri, fetched)
+        return Source(_checked(_open_sealed(fetched, digest), verify_key), name, version)
 
 
 def _open_sealed(folder: Path, digest: str) -> Bundle:

@@ -255,15 +255,15 @@ def verify(version: str, name: str) -> None:
 
     Example: vae verify @champion
     """
-    from pipeline.registry.versions import fetch_verified
     from serving.mlflow_store import connect
+    from serving.source import fetch_version
 
     if not version.isdecimal() and not version.startswith(("@", "models:")):
         _verify_folder(Path(version))
         return
     name, number = _resolve(name, version)
     with tempfile.TemporaryDirectory() as folder:
-        source = fetch_verified(connect(), name, number, Path(folder), verify_key())
+        source = fetch_version(connect(), name, number, Path(folder), verify_key())
     _finish_verified(f"version {number} of {name}", {"name": name, "version": number}, source)
 
 

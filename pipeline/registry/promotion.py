@@ -41,7 +41,7 @@ from pipeline.registry.standing import (
     rival_of,
     set_by_hand,
 )
-from pipeline.registry.versions import PREVIOUS, fetch_verified
+from pipeline.registry.versions import PREVIOUS
 from serving.bundle import METRICS, Manifest
 from serving.errors import DataRefused, UsageRefused, VaeError, VerificationFailed
 from serving.ledger import Move, list_moves
@@ -54,7 +54,7 @@ from serving.mlflow_store import (
     store_errors,
     store_name,
 )
-from serving.source import Source
+from serving.source import Source, fetch_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,7 +86,7 @@ def promote(
     if is_champion(client, decision):  # there is nothing to decide or to record
         if key is not None:
             with tempfile.TemporaryDirectory() as folder:
-                fetch_verified(client, name, version, Path(folder), key)
+                fetch_version(client, name, version, Path(folder), key)
         return _decided(decision, "promoted", f"version {version} is the champion already")
     rival = rival_of(client, decision)
     decision = replace(decision, previous=rival, gate=config, force=force)
@@ -114,7 +114,7 @@ def rollback(name: str, *, threads: int, key: Path | None = None) -> Decision:
         raise UsageRefused(_no_previous_version(client, name, decision.previous))
 
     def decide(folder: Path) -> Decision:
-        source = fetch_verified(client, name, version, folder, key)
+        source = fetch_version(client, name, version, folder, key)
         check_was_promoted(client, source)
         open_engine(source, threads)
         verified = replace(decision, digest=source.bundle.manifest.digest)
@@ -160,7 +160,7 @@ def _pass_gate(
     folder: Path,
     key: Path | None,
 ) -> Decision:
-    candidate = fetch_verified(client, decision.name, decision.version, folder, key)
+    candidate = fetch_version(client, decision.name, decision.version, folder, key)
     check_bundle(client, candidate)
     champion, missing = _fetch_champion(client, decision, candidate, folder, key)
     test = load_test(candidate.bundle.manifest)
@@ -214,7 +214,7 @@ def _fetch_champion(
         digest, _ = registered_version(client, decision.name, decision.previous)
         if digest == candidate.bundle.manifest.digest:
             key = None  # the candidate's signature is of the very same files
-        champion = fetch_verified(client, decision.name, decision.previous, folder, key)
+        champion = fetch_version(client, decision.name, decision.previous, folder, key)
         check_bundle(client, champion)
         return champion, ()
     except VerificationFailed as err:

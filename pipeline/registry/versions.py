@@ -24,11 +24,10 @@ from serving.frames import SOURCES
 from serving.mlflow_store import ARTIFACT, DIGEST_TAG, EXISTS, ignoring, store_errors
 from serving.schema import Schema
 from serving.signatures import SigningKey, find_signer, sign_bundle
-from serving.source import Source, fetch_version, version_errors
 from serving.table_cells import decode_table
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    pass
 
 CANDIDATE, PREVIOUS = "candidate", "previous"
 
@@ -82,18 +81,6 @@ def _copy_bundle(bundle: Bundle, folder: Path) -> Bundle:
     if copy.manifest.digest != bundle.manifest.digest:
         raise VerificationFailed(f"{bundle.path} was changed while it was registered: try again")
     return copy
-
-
-def fetch_verified(
-    client: "MlflowClient",
-    name: str,
-    version: str,
-    folder: Path,
-    verify_key: Path | None = None,
-) -> Source:
-    """Fetch a version's files into `folder`, bypassing the cache, and verify them."""
-    with version_errors(name, version, folder / f"{name}-{version}"):
-        return fetch_version(client, name, version, folder, verify_key)
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pipeline.errors import ParityFailed
 from pipeline.registry.audit_log import list_decisions
 from pipeline.registry.promotion import promote
 from pipeline.registry.references import resolve_version
-from pipeline.registry.versions import fetch_verified, lineage_tags, register_bundle
+from pipeline.registry.versions import lineage_tags, register_bundle
 from pipeline.tracking import tracked_run
 from serving.bundle import Bundle
 from serving.errors import UsageRefused, VaeError, VerificationFailed
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 def verify_version(version: str, folder: Path) -> str:
-    return fetch_verified(connect(), "vae", version, folder).bundle.manifest.digest
+    return fetch_version(connect(), "vae", version, folder).bundle.manifest.digest
 
 
 def test_a_version_is_its_bundle_with_its_lineage(sealed: Bundle) -> None:
