@@ -4,13 +4,13 @@ In: the arrays of one request. Out: a message that is whole or not sent at all. 
 observer are processes of one machine and of one version, so arrays travel as they are in memory.
 """
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -56,7 +56,7 @@ class LiveRows:
         head["arrays"] = [
             (name, array.dtype.str, array.shape) for name, array in zip(arrays, plain, strict=True)
         ]
-        text = json.dumps(head).encode()
+        text = orjson.dumps(head)
         buffers = [array.reshape(-1).view(np.uint8).data for array in plain]
         return [_LENGTH.pack(len(text)), text, *buffers]
 
@@ -65,7 +65,7 @@ class LiveRows:
         """Read what `pack` wrote; the arrays are views of the message."""
         (length,) = _LENGTH.unpack_from(message)
         start = _LENGTH.size + length
-        head = json.loads(message[_LENGTH.size : start])
+        head = orjson.loads(message[_LENGTH.size : start])
         arrays: dict[str, Array] = {}
         for name, dtype, shape in head.pop("arrays"):
             kind = np.dtype(dtype)

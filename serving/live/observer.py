@@ -35,6 +35,9 @@ BATCH_ROWS = 256
 HELD_BYTES = 16 * 2**20
 """Bytes of rows in memory that wait to be scored."""
 STATUS_S = 1.0
+GATHER_S = 0.25
+"""Seconds between two looks at the socket: rows that come one by one are scored together, and the
+processor's caches are left to the workers in between."""
 MOST_BUSY = 0.2
 """Share of a core that it takes at most. Idle priority is not enough: where other programs, or
 a limit of the container, share out the processor, its time is taken from that of the workers."""
@@ -83,8 +86,8 @@ class Observer:
         return alive.fileno() in ready
 
     def _rest(self, alive: Connection, spent_s: float) -> bool:
-        """Rest after work, to stay within `MOST_BUSY`; return whether the parent has closed."""
-        rest_s = spent_s * (1 / MOST_BUSY - 1)
+        """Let rows gather, and stay within `MOST_BUSY`; return whether the parent has closed."""
+        rest_s = max(0.0 if self._held else GATHER_S, spent_s * (1 / MOST_BUSY - 1))
         return bool(select.select([alive.fileno()], [], [], rest_s)[0])
 
     def _receive(self) -> None:
