@@ -158,7 +158,8 @@ def serve(**options: Any) -> None:
     """
     from serving.server.auth import Access
     from serving.server.cors import parse_origins
-    from serving.server.supervisor import resolve_host, run_server, runtime_folder
+    from serving.server.runtime_folder import runtime_folder
+    from serving.server.supervisor import resolve_host, run_server
     from serving.server.tracing import open_tracer
 
     host = resolve_host(options["host"])
@@ -178,7 +179,7 @@ def serve(**options: Any) -> None:
     check_live_options(options)
     open_tracer().close()  # refuse here, not in each worker, if a package is missing
     with runtime_folder() as folder, open_live(options) as (live, rows):
-        settings = replace(_settings(Path(folder), host, access, cors, tls, options), live=live)
+        settings = replace(_settings(folder, host, access, cors, tls, options), live=live)
         run_server(
             options["reference"],
             settings,
@@ -244,8 +245,8 @@ def _say_started(settings: "Settings", source: "Source") -> None:
 def deploy(reference: str, target: "DeployTarget", out: Path) -> None:
     """Write the files to deploy a model on other servers.
 
-    With models:/NAME@ALIAS, KServe and Docker follow the alias; Triton gets the version that the
-    alias names now. With --verify-key, a Docker image has the key, and serves only what is signed.
+    With models:/NAME@ALIAS, KServe and Docker serve later versions of it, too; Triton gets the one
+    that it names now. With --verify-key, a Docker image has the key, and serves what is signed.
 
     Example: vae deploy --target triton --out repository
     """

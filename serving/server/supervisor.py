@@ -1,4 +1,4 @@
-"""The parent process of `vae serve`: open the model, start workers, follow the alias, drain.
+"""The parent process of `vae serve`: open the model, start workers, follow the version, drain.
 
 It runs no graph itself, and does not import onnxruntime: it would keep that memory for good.
 """
@@ -7,7 +7,6 @@ import errno
 import logging
 import multiprocessing
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -181,20 +180,6 @@ def free_port(host: str, port: int, option: str) -> int:
             ) from err
         raise UsageRefused(
             f"cannot listen at {host}:{port}: {err.strerror}; choose another with {option}"
-        ) from err
-
-
-def runtime_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder for the files that the processes share; it is removed when the server ends.
-
-    Raises:
-        VaeError: there is no temporary folder that can be written to.
-    """
-    try:
-        return tempfile.TemporaryDirectory(prefix="vae-serve-")
-    except OSError as err:
-        raise VaeError(
-            f"cannot make a temporary folder: {err.strerror}; name one in TMPDIR"
         ) from err
 
 
