@@ -100,9 +100,9 @@ def _read_columns(rows: Rows) -> dict[str, Array]:
         raise DataRefused(str(err)) from err
 
 
-def _reconstructed(x: Rows, response: InferResponse) -> Any:
-    """Return the columns of a table if `x` is one, else an array."""
-    return response.outputs if is_frame(x) else response.outputs["x_loc"]
+def _rows_like(x: Rows, response: InferResponse, array: str) -> Any:
+    """Return the columns of a table if `x` is one, else an array of the answer."""
+    return response.outputs if is_frame(x) else response.outputs[array]
 
 
 class Client(_Calls[httpx.Client]):
@@ -133,7 +133,7 @@ class Client(_Calls[httpx.Client]):
 
     def reconstruct(self, x: Rows) -> Any:
         """Decode the posterior mean of each row, (batch, *x_shape), or as columns as `x` is."""
-        return _reconstructed(x, self.infer("reconstruct", {"x": x}))
+        return _rows_like(x, self.infer("reconstruct", {"x": x}), "x_loc")
 
     def sample(self, num_samples: int, seed: int = 0) -> Array:
         """Draw from the prior and decode, (num_samples, *x_shape)."""
@@ -146,6 +146,16 @@ class Client(_Calls[httpx.Client]):
         For a mixed table also `column_log_likelihood` (batch, columns), named by `x_columns`.
         """
         return self.infer("score", {"x": x}, num_samples=num_samples, seed=seed).outputs
+
+    def impute(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Any:
+        """Fill the gaps of rows of a mixed table, (batch, columns), or as columns as `x` is."""
+        response = self.infer("impute", {"x": x}, num_samples=num_samples, seed=seed)
+        return _rows_like(x, response, "x_filled")
+
+    def explain(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Array:
+        """Return `column_lift` of rows of a mixed table, (batch, columns), named by `x_columns`."""
+        response = self.infer("explain", {"x": x}, num_samples=num_samples, seed=seed)
+        return response.outputs["column_lift"]
 
     def x_columns(self) -> tuple[str, ...]:
         """Return the names of the columns of `x`, if the model is of a mixed table."""
@@ -190,7 +200,7 @@ class AsyncClient(_Calls[httpx.AsyncClient]):
 
     async def reconstruct(self, x: Rows) -> Any:
         """Decode the posterior mean of each row, (batch, *x_shape), or as columns as `x` is."""
-        return _reconstructed(x, await self.infer("reconstruct", {"x": x}))
+        return _rows_like(x, await self.infer("reconstruct", {"x": x}), "x_loc")
 
     async def sample(self, num_samples: int, seed: int = 0) -> Array:
         """Draw from the prior and decode, (num_samples, *x_shape)."""
@@ -204,6 +214,16 @@ class AsyncClient(_Calls[httpx.AsyncClient]):
         """
         response = await self.infer("score", {"x": x}, num_samples=num_samples, seed=seed)
         return response.outputs
+
+    async def impute(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Any:
+        """Fill the gaps of rows of a mixed table, (batch, columns), or as columns as `x` is."""
+        response = await self.infer("impute", {"x": x}, num_samples=num_samples, seed=seed)
+        return _rows_like(x, response, "x_filled")
+
+    async def explain(self, x: Rows, num_samples: int = 1, seed: int = 0) -> Array:
+        """Return `column_lift` of rows of a mixed table, (batch, columns), named by `x_columns`."""
+        response = await self.infer("explain", {"x": x}, num_samples=num_samples, seed=seed)
+        return response.outputs["column_lift"]
 
     async def x_columns(self) -> tuple[str, ...]:
         """Return the names of the columns of `x`, if the model is of a mixed table."""

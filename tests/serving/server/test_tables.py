@@ -3,6 +3,7 @@
 That the scores are the engine's own bytes is tested over all doors in tests/integration.
 """
 
+import asyncio
 import html
 import json
 import re
@@ -14,10 +15,11 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import Client
+from serving import AsyncClient, Client
 from serving.bundle import open_bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
+from serving.noise import draw_eps
 from tests.mixed_rows import NAMES, draw_table, with_oddities
 from tests.serving.conftest import MIXED
 from tests.serving.running import Running, serve
@@ -239,3 +241,32 @@ def test_the_client_sends_tables_and_dicts(mixed: Running) -> None:
             client.score({"colour": ["red"]})
         with pytest.raises(DataRefused, match="column 'size' must be numbers, booleans, text"):
             client.score({**rows, "size": [[1.0, 2.0]] * 6})
+
+
+def test_the_clients_impute_and_explain(mixed: Running) -> None:
+    gaps = {**TABLE.to_pydict(), "income": [None] * 6}
+    engine = Engine(open_bundle(MIXED))
+    with Client(mixed.rest) as client:
+        filled = client.impute(gaps, num_samples=50, seed=1)
+        assert list(filled) == list(NAMES)
+        assert np.isfinite(filled["income"].astype(float)).all()
+        lift = client.explain(TABLE, num_samples=2, seed=7)
+        assert lift.shape == client.score(TABLE)["column_log_likelihood"].shape
+        encoded = np.zeros((2, lift.shape[1]), np.float32)
+        encoded[1] = np.nan
+        eps = draw_eps(encoded, 7, 2, 3)
+        same = {"x": encoded, "eps": eps}
+        expected = engine.run("explain", same)["column_lift"]
+        assert client.explain(encoded, num_samples=2, seed=7).tobytes() == expected.tobytes()
+        expected = engine.run("impute", same)["x_filled"]
+        assert client.impute(encoded, num_samples=2, seed=7).tobytes() == expected.tobytes()
+
+    async def ask() -> tuple[Any, Any]:
+        async with AsyncClient(mixed.rest) as client:
+            return await client.impute(gaps, 50, 1), await client.explain(TABLE, 2, 7)
+
+    later = asyncio.run(ask())
+    assert {n: v.tolist() for n, v in later[0].items()} == {
+        n: v.tolist() for n, v in filled.items()
+    }
+    assert later[1].tobytes() == lift.tobytes()
