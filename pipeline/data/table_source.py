@@ -65,7 +65,8 @@ class TableSource:
     def holds_rows(self) -> bool:
         """Whether one column holds whole rows: lists, bytes or images."""
         kind = unwrap_type(self.schema.field(self.names[0]).type)
-        return len(self.names) == 1 and (bool(list_sizes(kind)) or is_bytes(kind))
+        is_row = bool(list_sizes(kind)) or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)
+        return len(self.names) == 1 and is_row
 
     @property
     def chosen(self) -> pa.Schema:
