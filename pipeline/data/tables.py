@@ -29,7 +29,7 @@ from serving.io.arrow_types import (
     list_sizes,
     unwrap_type,
 )
-from serving.io.column_choice import RowLayout
+from serving.io.column_choice import RowLayout, check_types
 from serving.io.columns import unwrap_array
 from serving.io.image_files import read_image_shape
 from serving.io.rows import Rows
@@ -82,12 +82,23 @@ def plan_numbers(source: TableSource) -> NumberTable:
     else:
         layout = _find_layout(source.path, source.rows, names, source.are_bytes)
         kind = unwrap_type(source.rows.schema.field(names[0]).type)
+        _check_files(source.rows, names, layout)
         features = tuple(names) if is_number(kind) else ()
         are_images = is_bytes(kind)
     whole = _are_whole(source.schema, features)
     return NumberTable(
         source=source, layout=layout, features=features, whole=whole, are_images=are_images
     )
+
+
+def _check_files(rows: Rows, names: Sequence[str], layout: RowLayout) -> None:
+    """Refuse a file whose columns have types that cannot hold the rows of the first file."""
+    for file in rows.files:
+        if frozenset(names) <= frozenset(file.schema.names):
+            try:
+                check_types(file.schema, names, layout)
+            except DataRefused as err:
+                raise DataRefused(f"{file.location}: {err}") from err
 
 
 def read_numbers(source: TableSource, selection: Selection) -> TableRows:
