@@ -28,6 +28,7 @@ from serving.io.arrow_cells import csv_types, encode_batch
 from serving.io.arrow_types import is_number, unwrap_type
 from serving.io.column_choice import check_cells
 from serving.io.columns import NULL
+from serving.io.remote_paths import Place
 from serving.schema import Schema
 from serving.table_cells import TableEncoder, UnknownCells
 
@@ -73,7 +74,7 @@ def settle_schema(source: TableSource, table: pa.Table, selection: Selection) ->
     return found.schema
 
 
-def find_table_schema(path: Path, selection: Selection) -> FoundSchema:
+def find_table_schema(path: Place, selection: Selection) -> FoundSchema:
     """Find the schema of a table, whether it needs one or not."""
     source = open_source(path, selection)
     if source.holds_rows:
@@ -182,7 +183,7 @@ class MixedReader:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Place,
         schema: Schema,
         rows: int,
         selection: Selection,

@@ -6,7 +6,6 @@ missing values by column and names the first row that cannot be used.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from serving.io.arrow_types import is_number, unwrap_type
 from serving.io.column_choice import RowLayout
 from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
 from serving.io.image_files import NotGray, read_image
+from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 
@@ -42,7 +42,7 @@ class NumberReader:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Place,
         names: Sequence[str],
         layout: RowLayout,
         drop_missing: bool,

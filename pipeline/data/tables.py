@@ -8,7 +8,6 @@ Raises `DataRefused`, which counts missing values by column.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from serving.io.arrow_types import (
 from serving.io.column_choice import RowLayout, check_types
 from serving.io.columns import unwrap_array
 from serving.io.image_files import read_image_shape
+from serving.io.remote_paths import Place
 from serving.io.rows import Rows
 
 Array = NDArray[Any]
@@ -130,7 +130,7 @@ def read_numbers(source: TableSource, selection: Selection) -> TableRows:
     return x, labels, features
 
 
-def tell_ranges(path: Path | str, names: Sequence[str], smallest: Array, largest: Array) -> bool:
+def tell_ranges(path: Place, names: Sequence[str], smallest: Array, largest: Array) -> bool:
     """Whether columns of bytes are read as numbers, as their ranges differ: bytes share a scale."""
     small = find_small_ranges(smallest, largest)
     if not small.any():
@@ -149,7 +149,7 @@ def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
     return [is_whole(schema.field(places[name])) for name in names]
 
 
-def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
+def _find_layout(path: Place, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
     """Find the shape and dtype of a row from the types, or from a row if the types lack them."""
     dtype = np.dtype(np.uint8 if are_bytes else np.float32)
     kind = unwrap_type(rows.schema.field(names[0]).type)
@@ -167,7 +167,7 @@ def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) 
     return RowLayout(shape, dtype if sizes else np.dtype(np.uint8), unit_range=False)
 
 
-def _first_shape(path: Path, rows: Rows, name: str) -> tuple[int, ...]:
+def _first_shape(path: Place, rows: Rows, name: str) -> tuple[int, ...]:
     """Return the shape of the first row that is not null; all others must have it too."""
     first = next(rows.read(0, min(rows.total, _FIRST_ROWS), [name], _FIRST_ROWS))
     values = unwrap_array(first.column(name)).drop_null()

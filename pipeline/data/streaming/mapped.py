@@ -23,6 +23,7 @@ from serving.errors import DataRefused
 from serving.files import reading
 from serving.io.array_streams import open_array
 from serving.io.filesystems import locate
+from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 
@@ -116,8 +117,10 @@ class MappedSource:
         )
 
 
-def map_array(path: Path, name: str, selection: Selection) -> MappedSource | None:
-    """Map an `.npy` or IDX file; None if it is compressed, or is not stored row by row."""
+def map_array(path: Place, name: str, selection: Selection) -> MappedSource | None:
+    """Map an `.npy` or IDX file; None if it is compressed, at a URI, or not stored row by row."""
+    if not isinstance(path, Path):
+        return None
     with reading(path), path.open("rb") as file, open_array(path, file) as found:
         if found.is_packed or found.by_columns:
             return None
