@@ -5,7 +5,7 @@ the training split: rows that are held out are not counted. Raises `DataRefused`
 changed, or is gone, since the rows were counted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,8 +84,6 @@ class MappedRows:
     """The dtype to which values are converted, if it is not that of the file."""
     stamp: FileStamp | None = field(kw_only=True, default=None)
     """What the file must still be when rows are read."""
-    release: Callable[[int, int], None] | None = field(kw_only=True, default=None)
-    """Is told how many rows of how many bytes were read, to give pages back."""
 
     random_access = True
 
@@ -118,10 +116,7 @@ class MappedRows:
         """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
         if self.stamp is not None:
             self.stamp.check()
-        x = np.asarray(self.source[count_up(rows, self.held_out)], self.dtype)
-        if self.release is not None:
-            self.release(len(x), self.source[:1].nbytes)
-        return x
+        return np.asarray(self.source[count_up(rows, self.held_out)], self.dtype)
 
 
 def count_up(rows: Array, left_out: Array) -> Array:

@@ -28,6 +28,7 @@ from serving.io.side_columns import partition_keys
 from serving.io.unread_formats import explain_unread
 
 _READ_BYTES = 1 << 20
+_COLUMNS = 8
 _HEAD = 16
 _PICTURE = pa.schema([("x", pa.binary())])
 
@@ -123,18 +124,37 @@ def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
 def _read_parquet(
     location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
 ) -> Batches:
-    """Read each column through a buffered stream, so that memory never holds a whole row group."""
+    """Read each column through a buffered stream, so that memory never holds a whole row group.
+
+    A group that is asked for as one batch is read column after column, without these buffers.
+    """
     with _parquet(location) as file:
-        groups, first, skipped = [], 0, 0
+        groups, first, skipped, wanted = [], 0, 0, 0
         for index in range(file.num_row_groups):
             rows = file.metadata.row_group(index).num_rows
             if first + rows <= start:
                 skipped += rows
             elif first < stop:
                 groups.append(index)
+                wanted += rows
             first += rows
-        batches = file.iter_batches(batch_rows, groups, list(columns), use_threads=False)
+        names = list(columns)
+        if len(groups) == 1 and wanted == stop - start <= batch_rows:
+            batches = iter([_read_group(file, groups[0], names)])
+        else:
+            batches = file.iter_batches(batch_rows, groups, names, use_threads=False)
         yield from _cut(batches, start - skipped, stop - skipped, columns)
+
+
+def _read_group(file: parquet.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
+    """Read all rows of a row group, a few columns at a time: each of them has buffers."""
+    arrays = {}
+    for start in range(0, len(columns), _COLUMNS):
+        names = columns[start : start + _COLUMNS]
+        table = file.read_row_group(group, list(names), use_threads=False)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            arrays[name] = column.combine_chunks()
+    return pa.RecordBatch.from_arrays([arrays[name] for name in columns], list(columns))
 
 
 @contextlib.contextmanager

@@ -27,30 +27,22 @@ from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 
-_TOUCHED = 1 << 16
-"""Bytes that the kernel maps around a row that is touched."""
-_MOST = 64 << 20
-"""Bytes that stay mapped before they are given back; they remain in the page cache."""
-
 
 class Mapping:
-    """A mapped file, whose pages this process gives back now and then."""
+    """A mapped file, whose pages this process can give back."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._touched = 0
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], start: int) -> Array:
         """Return the values from byte `start` on, read-only."""
         return np.frombuffer(self._pages, dtype, math.prod(shape), start).reshape(shape)
 
-    def release(self, rows: int, row_bytes: int) -> None:
-        """Count rows that were read, and give pages back if they are many."""
-        self._touched += rows * (row_bytes + _TOUCHED)
-        if self._touched > _MOST and hasattr(mmap, "MADV_DONTNEED"):
+    def release(self) -> None:
+        """Give the pages back that were read; they remain in the page cache."""
+        if hasattr(mmap, "MADV_DONTNEED"):
             self._pages.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +90,7 @@ class MappedSource:
                     numbers = numbers[kept]
                     labels = None if labels is None else labels[kept]
             yield Chunk(x.astype(kind.dtype, copy=False), numbers, labels)
-            self.mapping.release(1, step * row_bytes)
+            self.mapping.release()
         if check and not self.checked:
             watch.finish()
         if self.sha256 and sha.hexdigest() != self.sha256:
@@ -113,7 +105,6 @@ class MappedSource:
             left_out,
             wanted=self.kind.dtype,
             stamp=self.stamp,
-            release=self.mapping.release,
         )
 
 

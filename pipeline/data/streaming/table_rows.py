@@ -26,7 +26,7 @@ from serving.io.rows import Rows
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 64 << 20
 """The most bytes of decoded rows in a block: the same on every machine, as the order of an epoch
 depends on the blocks. To read a slice of a row group, what stands before it is decoded too."""
 _BATCH_BYTES = 4 << 20
@@ -56,6 +56,8 @@ class _Piece:
 
     file: int
     rows: range
+    is_whole: bool
+    """Whether they are all rows of a row group or a batch."""
 
 
 def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
@@ -71,7 +73,7 @@ def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
         for count in filter(None, blocks):
             parts = -(-count // most)
             edges = [start + count * part // parts for part in range(parts + 1)]
-            pieces += [_Piece(index, range(*ends)) for ends in pairwise(edges)]
+            pieces += [_Piece(index, range(*ends), parts == 1) for ends in pairwise(edges)]
             start += count
     return pieces
 
@@ -115,6 +117,8 @@ class TableRows:
                     watch.add(x)
                 yield Chunk(x, start + good, labels)
                 start += batch.num_rows
+                del batch, x, labels  # before the next one is read
+            pa.default_memory_pool().release_unused()  # otherwise the pool keeps what is read
         if check:
             reader.finish()
             if self.judge:
@@ -126,7 +130,10 @@ class TableRows:
 
 
 class Batches:
-    """Reads the batches of pieces; one that follows the last one is read on, without a new start.
+    """Reads the batches of pieces.
+
+    A slice that follows the last one is read on, without a new start. Of large slices, buffers and
+    pages of all columns are in memory; a whole row group is read column after column.
 
     Args:
         source: the table.
@@ -140,6 +147,7 @@ class Batches:
             FileStamp(file.location, file.size, file.mtime_ns) for file in source.rows.files
         ]
         self._ends = np.cumsum([file.rows for file in source.rows.files])
+        self._batch_rows = max(_LEAST_ROWS, _BATCH_BYTES // source.kind.row_bytes)
         self._next = (-1, 0)
         self._stream: Iterator[pa.RecordBatch] = iter(())
         self._rest: pa.RecordBatch | None = None
@@ -148,22 +156,25 @@ class Batches:
         """Yield the batches of a piece, all of which must be taken before the next piece."""
         piece = self._source.pieces[number]
         self._stamps[piece.file].check()
-        if self._next != (piece.file, piece.rows.start):
+        if piece.is_whole or self._next != (piece.file, piece.rows.start):
             self._open(piece)
         self._next = (-1, 0)  # until all of it has been read
         left = len(piece.rows)
         while left:
             batch = self._rest if self._rest is not None else next(self._stream)
-            taken = batch.slice(0, left)
-            self._rest = batch.slice(left) if batch.num_rows > left else None
-            left -= taken.num_rows
+            taken = batch.slice(0, min(left, self._batch_rows))
+            rows = taken.num_rows
+            self._rest = batch.slice(rows) if batch.num_rows > rows else None
+            left -= rows
             yield taken
+            del batch, taken  # before the next one is read
         self._next = (piece.file, piece.rows.stop)
 
     def _open(self, piece: _Piece) -> None:
-        size = max(_LEAST_ROWS, _BATCH_BYTES // self._source.kind.row_bytes)
-        stop = int(self._ends[piece.file])
         self._rest = None
+        stop, size = int(self._ends[piece.file]), self._batch_rows
+        if piece.is_whole:
+            stop, size = piece.rows.stop, len(piece.rows)
         self._stream = self._source.rows.read(piece.rows.start, stop, self._columns, size)
 
 

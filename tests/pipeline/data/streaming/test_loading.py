@@ -156,7 +156,7 @@ def write_stream(table: pa.Table, path: Path) -> Path:
     return path / "x.arrow"
 
 
-@pytest.fixture(params=[32 << 20, 12], ids=["row groups", "slices of row groups"])
+@pytest.fixture(params=[64 << 20, 12], ids=["row groups", "slices of row groups"])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.streaming.table_rows.BLOCK_BYTES", request.param)
 
