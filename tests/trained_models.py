@@ -86,7 +86,7 @@ def tiny_config(dataset: Dataset, **settings: object) -> Config:
 def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -> Bundle:
     """Export a model as a bundle, and check its parity."""
     checkpoint, dataset = trained
-    ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
+    ranges = calibrate(checkpoint.model, dataset.sample) if precision == "int8" else None
     metrics = evaluate(checkpoint.model, dataset.test.x, nll_samples=4, seed=0)
     rows = metrics.to_json(), dataset.test.x
     bundle = export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)

@@ -169,6 +169,8 @@ def gate_config(settings: dict[str, Any]) -> PromoteConfig:
 def given_beside(option: str, *allowed: str) -> dict[str, Any]:
     """Return the values of the `allowed` options, None for each that was not given.
 
+    Those that a command keeps in its context are allowed, and not returned.
+
     Raises:
         click.UsageError: an option was given that is neither `option` nor allowed.
     """
@@ -177,6 +179,8 @@ def given_beside(option: str, *allowed: str) -> dict[str, Any]:
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if parameter.opts[0] in allowed and not parameter.expose_value:
+            continue
         if parameter.opts[0] in allowed:
             values[name] = context.params[name] if given else None
         elif given and parameter.opts[0] != option:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
+from pipeline.cli.memory_options import allowed_resources
 from pipeline.config import Config
 from serving.cli.paths import Origin
 from serving.console import say
@@ -15,6 +16,7 @@ from serving.schema import Schema
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
+    from pipeline.data.plan import Resources
     from pipeline.model.checkpoint import Checkpoint
 
 
@@ -43,22 +45,27 @@ data_option = click.option(
 
 
 def load_data(
-    config: Config, model: RowsOfModel | None = None, source: str | None = None
+    config: Config,
+    model: RowsOfModel | None = None,
+    source: str | None = None,
+    streamed: bool | None = None,
 ) -> "Dataset":
     """Load the data of a config, from `source` if it has moved.
+
+    They are in memory if they fit, unless it is settled whether they are `streamed`: the data of a
+    model are read as in its training.
 
     Raises:
         DataRefused: the test split is not the one that `model` was tested on.
         UsageRefused: the data is not there.
     """
-    from pipeline.data.dataset import load_dataset
-
     data = replace(config.data, data=source) if source else config.data
     say(f"reading {data.data}")
     settings = {item.name: getattr(data, item.name) for item in fields(data)}
     settings |= _rows_of(model) if model else {"likelihood": config.model.likelihood}
+    resources = allowed_resources(streamed if model is None else "streamed" in model.data)
     try:
-        dataset = load_dataset(settings.pop("data"), **settings)
+        dataset = _load(settings.pop("data"), resources, settings)
     except UsageRefused as err:
         if model is None or source or Path(data.data).expanduser().exists():
             raise
@@ -73,6 +80,19 @@ def load_data(
             f"{dataset.test.sha256[:12]}, the model's {known[:12]}"
         )
     return dataset
+
+
+def _load(source: str, resources: "Resources", settings: dict[str, Any]) -> "Dataset":
+    """Load data into memory, or stream them."""
+    from pipeline.data.dataset import load_dataset
+    from pipeline.data.streaming.loading import load_streamed, plan_in_memory
+    from pipeline.data.streaming.measuring import measure_source
+
+    needed = measure_source(source, settings["columns"], settings["array"])
+    streamed = needed > resources.memory if resources.streamed is None else resources.streamed
+    if streamed:
+        return load_streamed(source, resources, needed, **settings)
+    return plan_in_memory(load_dataset(source, **settings), resources, needed)
 
 
 def _rows_of(model: RowsOfModel) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from pipeline.cli.config_options import (
     settings_options,
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
+from pipeline.cli.doctor_command import doctor
+from pipeline.cli.memory_options import memory_options
 from pipeline.cli.migrate import migrate
 from pipeline.cli.run_options import experiment_option, project_run, run_name_option
 from pipeline.cli.schema_command import schema
@@ -49,7 +51,6 @@ from serving.cli.sample import sample
 from serving.cli.score import score
 from serving.cli.serve import deploy, serve
 from serving.console import finish, say
-from serving.errors import VaeError
 
 _OBJECTS = 100_000
 """Objects that a run makes between two searches for garbage: nearly all are modules and graphs,
@@ -80,6 +81,7 @@ def cli() -> None:
 @group("Computing")
 @device_option
 @threads_option
+@memory_options
 def run(
     preset: str,
     device: str,
@@ -153,6 +155,7 @@ def run(
 @group("Computing")
 @device_option
 @threads_option
+@memory_options
 def train(
     preset: str,
     resume: str | None,
@@ -173,7 +176,9 @@ def train(
         config = configure(preset, **chosen(settings))
         state, dataset = stages.prepare(config, device, threads)
     else:
-        given = given_beside("--resume", "--device", "--threads", "--learning-rate")
+        given = given_beside(
+            "--resume", "--device", "--threads", "--learning-rate", "--memory", "--cache"
+        )
         state, dataset = stages.prepare_resume(resume, **given)
     with (
         tracked_run(run_id=resume)
@@ -306,34 +311,6 @@ def check(
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
     results.raise_unless_parity_passed(report)
-
-
-@click.command(cls=Command, context_settings=CONTEXT)
-@click.option(
-    "--repair-store",
-    is_flag=True,
-    help="First correct the paths in an sqlite store whose folder was moved or copied",
-)
-def doctor(repair_store: bool) -> None:
-    """Show what this machine lacks, and the command that fixes it.
-
-    Example: vae doctor
-    """
-    from pipeline.cli import doctor as this_machine
-
-    if repair_store:
-        this_machine.repair_store()
-    findings = this_machine.examine()
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        mark = {"ok": " ok ", "warning": "warn", "failed": "FAIL"}[finding.status]
-        say(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
-        if finding.fix:
-            say(f"      {'':<{width}}  → {finding.fix}")
-    failed = [finding.subject for finding in findings if finding.status == "failed"]
-    finish({"ok": not failed, "failed": failed})
-    if failed:
-        raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
 cli.add_section("Train", run, schema, train, evaluate, export, check, show_config)

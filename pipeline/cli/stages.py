@@ -59,7 +59,7 @@ def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dat
         return begin_training(dataset, config, device), dataset
     config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))
     state = begin_training(dataset, config, device)
-    warm_start(state, str(dataset.train.x.dtype), initial)
+    warm_start(state, str(dataset.x_dtype), initial)
     say(f"starting from the weights of {config.train.init_from}")
     return state, dataset
 
@@ -75,7 +75,7 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
     model = resolve_model_config(config, *dataset.rows, schema=dataset.schema)
     if dataset.schema and config.model.fit_sizes:
         reason += f", of layers {model.hidden_dims} and {model.latent_dim} latents for its width"
-    say(f"likelihood {model.likelihood}{reason}; rows of {dataset.train.x.dtype} {dataset.x_shape}")
+    say(f"likelihood {model.likelihood}{reason}; rows of {dataset.x_dtype} {dataset.x_shape}")
     if hint := advise_axes(dataset.x_shape):
         say(f"warning: {hint}")
     return replace(config, model=model)
@@ -106,7 +106,7 @@ def prepare_resume(
             "on a machine with a GPU, or start again with vae train"
         )
     torch_device(saved["device"], threads or saved["threads"])
-    dataset = load_data(Config.from_json(saved["config"]))
+    dataset = load_data(Config.from_json(saved["config"]), streamed="streamed" in saved)
     state = restore_training(saved, dataset)
     if learning_rate is not None:
         rate = replace(state.config.train, learning_rate=learning_rate)
@@ -146,7 +146,7 @@ def train(
         checkpoint = Checkpoint(
             model=result.model,
             config=config,
-            x_dtype=str(dataset.train.x.dtype),
+            x_dtype=str(dataset.x_dtype),
             likelihood=config.model.likelihood,
             data=dataset.describe(),
             git=git,
@@ -223,7 +223,7 @@ def export(
     )
     graphs = len(table) - 1 + len(portable_forms(table))  # a sample takes the decoder's
     say(f"exporting {graphs} graphs, {precision}, to {out}")
-    ranges = calibrate(checkpoint.model, dataset.train.x) if precision == "int8" else None
+    ranges = calibrate(checkpoint.model, dataset.sample) if precision == "int8" else None
     with progress(graphs, "graphs") as bar:
         return export_bundle(
             out,

@@ -6,7 +6,7 @@ are values that are not finite, or so far from all others that they would drown 
 `DataRefused`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,15 +144,20 @@ def check_rows(
     if x.dtype == np.float32:
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(1)
         if bad.any():
-            advice = "; --drop-missing leaves out rows with a NaN" if np.isnan(x).any() else ""
             row = int(bad.argmax())
             feature = np.flatnonzero(~np.isfinite(x[row].reshape(-1)))[:1]
-            raise DataRefused(
-                f"{source} must be finite: {int(bad.sum())} of {len(x)} rows are not, the first is "
-                f"row {row}, {list_features(names, feature)}{advice}"
-            )
+            first = f"row {row}, {list_features(names, feature)}"
+            refuse_infinite(source, int(bad.sum()), len(x), first, bool(np.isnan(x).any()))
         _refuse_outliers(source, x, names)
     return x, kept
+
+
+def refuse_infinite(source: object, bad: int, rows: int, first: str, has_nan: bool) -> None:
+    """Refuse `bad` of the rows, which hold values that are not finite."""
+    advice = "; --drop-missing leaves out rows with a NaN" if has_nan else ""
+    raise DataRefused(
+        f"{source} must be finite: {bad} of {rows} rows are not, the first is {first}{advice}"
+    )
 
 
 def check_encoded(source: object, x: Array, schema: Schema) -> Array:
@@ -192,29 +197,59 @@ def list_features(names: Sequence[str], features: Array) -> str:
 
 
 def _refuse_outliers(source: object, x: Array, names: Sequence[str] = ()) -> None:
-    """Refuse float32 rows (rows, *x_shape) with a value that would drown all others.
+    """Refuse float32 rows (rows, *x_shape) with a value that would drown all others."""
+    x = x.reshape(len(x), -1)
+    judge_outliers(
+        source,
+        names,
+        x[:: sample_step(len(x), x.shape[1])],
+        (x.min(0), x.max(0)),
+        lambda feature: x[:, feature],
+    )
+
+
+def sample_step(rows: int, features: int) -> int:
+    """Return the distance between the rows that show where the middle of all rows lies."""
+    return -(-rows // max(_LEAST_ROWS, min(_SAMPLE_ROWS, _SAMPLE_VALUES // features)))
+
+
+def judge_outliers(
+    source: object,
+    names: Sequence[str],
+    sample: Array,
+    ends: tuple[Array, Array],
+    column: Callable[[int], Array],
+    rows_of: Callable[[int], Array] | None = None,
+) -> None:
+    """Refuse a feature with a value far from all others.
 
     One such value sets the scale by which a feature is standardized, or makes its likelihood
     overflow. If the middle 90 % of the rows are all equal, the others are judged beside the median
     of their distances from it.
 
+    Args:
+        source: named in errors.
+        names: names of the features.
+        sample: some rows (rows, features).
+        ends: the least and the largest value of each feature.
+        column: returns values of a feature, the farthest among them.
+        rows_of: returns the numbers of the rows of these values, if they are not all rows.
+
     Raises:
         DataRefused: with the feature and the row, counted from 0.
     """
-    x = x.reshape(len(x), -1)
-    rows = max(_LEAST_ROWS, min(_SAMPLE_ROWS, _SAMPLE_VALUES // x.shape[1]))
-    sample = x[:: -(-len(x) // rows)]
     low, median, high = np.quantile(sample, (0.05, 0.5, 0.95), axis=0).astype(np.float64)
     reach = MAX_DISTANCE * (high - low)
-    largest = np.maximum(x.max(0) - median, median - x.min(0))
-    for feature in np.flatnonzero((reach == 0) & (largest > MAX_DISTANCE)):
-        distances = np.abs(x[:, feature] - median[feature])
+    largest = np.maximum(ends[1] - median, median - ends[0])
+    for feature in np.flatnonzero((reach == 0) & (largest > MAX_DISTANCE)).tolist():
+        distances = np.abs(column(feature) - median[feature])
         reach[feature] = min(MAX_DISTANCE * np.median(distances[distances > 0]), MAX_SIZE)
     if (far := np.flatnonzero((reach > 0) & ~(largest <= reach))).size:
-        column = x[:, far[0]]
-        row = int(np.abs(column - median[far[0]]).argmax())
+        values = column(far[0])
+        place = int(np.abs(values - median[far[0]]).argmax())
+        row = place if rows_of is None else int(rows_of(far[0])[place])
         raise DataRefused(
-            f"{source}: {list_features(names, far[:1])} holds {column[row]:g} in row {row}, but "
+            f"{source}: {list_features(names, far[:1])} holds {values[place]:g} in row {row}, but "
             f"the middle 90 % of its rows are from {low[far[0]]:g} to {high[far[0]]:g}: correct "
             "the value, or leave the row out"
         )

@@ -6,11 +6,16 @@ changed, or is gone, since the rows were counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from serving.errors import DataRefused
+
+if TYPE_CHECKING:
+    from serving.io.filesystems import Location
 
 Array = NDArray[Any]
 
@@ -44,6 +49,30 @@ class StreamedRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FileStamp:
+    """A file as it was when its rows were counted."""
+
+    location: "Location"
+    size: int
+    mtime_ns: int | None
+
+    def check(self) -> None:
+        """Look whether the file is still the same.
+
+        Raises:
+            DataRefused: it is gone, or has another size or time of change.
+        """
+        info = self.location.info()
+        if not info.is_file:
+            raise DataRefused(f"{self.location} is gone: it was there when its rows were counted")
+        if (info.size, info.mtime_ns) != (self.size, self.mtime_ns):
+            raise DataRefused(
+                f"{self.location} has changed since its rows were counted: it has {info.size:,} "
+                f"bytes, and had {self.size:,}, or it was written again"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class MappedRows:
     """The rows of a mapped file, without those that are held out."""
 
@@ -51,6 +80,10 @@ class MappedRows:
     """All rows of the file, (all rows, *x_shape), as `numpy.load(mmap_mode="r")` maps them."""
     held_out: Array
     """The sorted numbers, in the file, of the rows that are not among these."""
+    wanted: np.dtype[Any] | None = field(kw_only=True, default=None)
+    """The dtype to which values are converted, if it is not that of the file."""
+    stamp: FileStamp | None = field(kw_only=True, default=None)
+    """What the file must still be when rows are read."""
 
     random_access = True
 
@@ -62,20 +95,34 @@ class MappedRows:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the values."""
-        return self.source.dtype
+        return self.source.dtype if self.wanted is None else self.wanted
 
     @property
     def blocks(self) -> Sequence[range]:
         """Ranges of rows of some megabytes."""
-        rows = self.shape[0]
-        step = max(1, _BLOCK_BYTES // max(1, self.source[:1].nbytes))
+        rows, step = self.shape[0], self._block_rows
         return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, _BLOCK_BYTES // max(1, self.source[:1].nbytes))
 
     def read_block(self, block: int) -> Array:
         """Return the rows of a block, (rows of the block, *x_shape)."""
-        return self.take(np.asarray(self.blocks[block]))
+        start = block * self._block_rows
+        return self.take(np.arange(start, min(start + self._block_rows, self.shape[0])))
 
     def take(self, rows: Array) -> Array:
         """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
-        before = np.searchsorted(self.held_out - np.arange(len(self.held_out)), rows, "right")
-        return np.asarray(self.source[rows + before])
+        if self.stamp is not None:
+            self.stamp.check()
+        return np.asarray(self.source[count_up(rows, self.held_out)], self.dtype)
+
+
+def count_up(rows: Array, left_out: Array) -> Array:
+    """Return the numbers, among all rows, of rows that are counted without those left out.
+
+    `left_out` must be sorted.
+    """
+    before = np.searchsorted(left_out - np.arange(len(left_out)), rows, "right")
+    return np.asarray(rows + before)

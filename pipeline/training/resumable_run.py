@@ -82,17 +82,17 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
     state = resumable.state
     settings = state.settings
     say(
-        f"training on {len(dataset.train.x):,} rows of {state.config.data.data} for at most "
+        f"training on {dataset.train_rows:,} rows of {state.config.data.data} for at most "
         f"{settings.epochs} epochs, on {state.device}; preset {state.config.preset}"
     )
     if state.step:
         say(f"resuming in epoch {state.epoch}, after {state.step:,} steps")
     for epoch, metrics in enumerate(state.history, start=1):
         resumable.log_metrics(metrics, step=epoch)
-    passes = passes_per_epoch(len(dataset.train.x), settings)
+    passes = passes_per_epoch(dataset.train_rows, settings)
     if passes > 1:
         say(f"these are few rows: each epoch passes over them {passes} times; see --min-steps")
-    steps = total_steps(len(dataset.train.x), settings)
+    steps = total_steps(dataset.train_rows, settings)
     with progress(steps, "steps") as bar, deferred_signals() as stop:
         bar.skip(state.step)
 

@@ -74,6 +74,8 @@ class TrainState:
     """Training time so far, over all processes."""
     saves: int = 0
     """How often the state has been saved, including this time."""
+    streamed: Mapping[str, Any] | None = None
+    """What `Dataset.describe` says of rows that are streamed; None for rows in memory."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where the weights before the first step came from, if they were not drawn; not saved."""
 
@@ -166,6 +168,7 @@ class TrainState:
             "generator": self.generator.get_state(),
             "rng": dict(self.rng),
             **{name: getattr(self, name) for name in _SAVED_FIELDS},
+            **({"streamed": dict(self.streamed)} if self.streamed else {}),
         }
         buffer = io.BytesIO(bytes(_DIGEST_BYTES))
         buffer.seek(_DIGEST_BYTES)
@@ -178,6 +181,8 @@ class TrainState:
 def build_model(dataset: Dataset, config: Config) -> VAE:
     """Build the model with its initial weights, its scaling fitted to the training rows.
 
+    If the rows are streamed, it is fitted to the fixed sample of them.
+
     Raises:
         DataRefused: the data does not fit the likelihood.
     """
@@ -185,12 +190,12 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = VAE(dataset.x_shape, settings, dataset.schema)
-    model.px.fit(dataset.train.x, dataset.max_byte)
+    model.px.fit(dataset.sample, dataset.max_byte)
     for x in dataset.rows:
         model.px.check(x)
     bias = getattr(model.decoder, "output_bias", None)
     if (settings.output_bias or model.mixed) and bias is not None:
-        bias.data.copy_(model.px.output_bias(dataset.train.x))
+        bias.data.copy_(model.px.output_bias(dataset.sample))
     return model
 
 
@@ -201,7 +206,7 @@ def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
         DataRefused: the data does not fit the likelihood.
         UsageRefused: the warm-up is not shorter than the training.
     """
-    steps = total_steps(len(dataset.train.x), config.train)
+    steps = total_steps(dataset.train_rows, config.train)
     if config.train.kl_warmup_steps >= steps:
         raise UsageRefused(
             f"the training has {steps:,} steps, and its warm-up {config.train.kl_warmup_steps:,}: "
@@ -215,6 +220,7 @@ def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
     state = TrainState(
         config=config,
         data=dataset.digests(),
+        streamed=dataset.streamed,
         device=device,
         model=model.to(device),
         optimizer=torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True),

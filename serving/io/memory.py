@@ -13,13 +13,14 @@ def require_memory(what: object, size: int) -> None:
 
     A small compressed file can say that it holds any number of values.
     """
-    if size > (limit := _find_limit()):
+    if size > (limit := memory_limit()):
         raise DataRefused(
             f"{what} needs {size / 1e9:,.1f} GB of memory, and there are {limit / 1e9:,.1f} GB"
         )
 
 
-def _find_limit() -> int:
+def memory_limit() -> int:
+    """Return the bytes of memory that the machine or the container has."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in map(Path, _CGROUPS):
         text = path.read_text().strip() if path.is_file() else ""

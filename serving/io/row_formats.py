@@ -28,6 +28,7 @@ from serving.io.side_columns import partition_keys
 from serving.io.unread_formats import explain_unread
 
 _READ_BYTES = 1 << 20
+_COLUMNS = 8
 _HEAD = 16
 _PICTURE = pa.schema([("x", pa.binary())])
 
@@ -97,6 +98,24 @@ def find_kind(head: bytes) -> str | None:
     return next((kind for kind, magics in _MAGICS.items() if head.startswith(magics)), None)
 
 
+def list_blocks(location: Location) -> list[int] | None:
+    """Return the numbers of rows of the parts of a file at which reading can start.
+
+    They are Parquet's row groups, and the batches of an Arrow file; None for any other format,
+    which is read from its first row on.
+    """
+    with reading(location, pa.ArrowException):
+        with location.open() as stream:
+            kind = find_kind(bytes(stream.read(_HEAD)))
+        if kind == "arrow file":
+            return list(_count_ipc_batches(location))
+        if kind != "parquet" or is_csv_name(location.path) or is_image_name(location.path):
+            return None
+        with _parquet(location) as file:
+            groups = range(file.num_row_groups)
+            return [file.metadata.row_group(index).num_rows for index in groups]
+
+
 def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
     with _parquet(location) as file:
         return file.schema_arrow, file.metadata.num_rows
@@ -105,18 +124,37 @@ def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
 def _read_parquet(
     location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
 ) -> Batches:
-    """Read each column through a buffered stream, so that memory never holds a whole row group."""
+    """Read each column through a buffered stream, so that memory never holds a whole row group.
+
+    A group that is asked for as one batch is read column after column, without these buffers.
+    """
     with _parquet(location) as file:
-        groups, first, skipped = [], 0, 0
+        groups, first, skipped, wanted = [], 0, 0, 0
         for index in range(file.num_row_groups):
             rows = file.metadata.row_group(index).num_rows
             if first + rows <= start:
                 skipped += rows
             elif first < stop:
                 groups.append(index)
+                wanted += rows
             first += rows
-        batches = file.iter_batches(batch_rows, groups, list(columns), use_threads=False)
+        names = list(columns)
+        if len(groups) == 1 and wanted == stop - start <= batch_rows:
+            batches = iter([_read_group(file, groups[0], names)])
+        else:
+            batches = file.iter_batches(batch_rows, groups, names, use_threads=False)
         yield from _cut(batches, start - skipped, stop - skipped, columns)
+
+
+def _read_group(file: parquet.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
+    """Read all rows of a row group, a few columns at a time: each of them has buffers."""
+    arrays = {}
+    for start in range(0, len(columns), _COLUMNS):
+        names = columns[start : start + _COLUMNS]
+        table = file.read_row_group(group, list(names), use_threads=False)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            arrays[name] = column.combine_chunks()
+    return pa.RecordBatch.from_arrays([arrays[name] for name in columns], list(columns))
 
 
 @contextlib.contextmanager
@@ -130,10 +168,29 @@ def _count_ipc_file(location: Location) -> tuple[pa.Schema, int]:
     return fragment.physical_schema, fragment.count_rows()
 
 
-@contextlib.contextmanager
-def _open_ipc_file(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
+def _read_ipc_file(
+    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
+) -> Batches:
+    """Read the file's batches from the one that holds row `start`; earlier ones are only counted.
+
+    A compressed batch is decompressed to be counted, but one column of it alone.
+    """
+    first, skipped = 0, 0
+    if start:
+        for rows in _count_ipc_batches(location):
+            if skipped + rows > start:
+                break
+            first, skipped = first + 1, skipped + rows
     with _mapped(location) as stream, ipc.open_file(stream) as file:
-        yield (file.get_batch(index) for index in range(file.num_record_batches))
+        batches = (file.get_batch(index) for index in range(first, file.num_record_batches))
+        yield from _cut(_slices(batches, batch_rows), start - skipped, stop - skipped, columns)
+
+
+def _count_ipc_batches(location: Location) -> Iterator[int]:
+    options = ipc.IpcReadOptions(included_fields=[0])
+    with _mapped(location) as stream, ipc.open_file(stream, options=options) as file:
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index).num_rows
 
 
 def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
@@ -213,7 +270,7 @@ def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Bat
 
 _FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
     "parquet": (_count_parquet, _read_parquet),
-    "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
+    "arrow file": (_count_ipc_file, _read_ipc_file),
     "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
     "array": (count_array, partial(read_array_rows, "")),
     "picture": (_count_picture, _read_picture),

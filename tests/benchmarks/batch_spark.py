@@ -70,7 +70,7 @@ def measure(rows: int = ROWS) -> Iterator[Row]:
 
 def _write_rows(data: Path, rows: int) -> None:
     """MNIST as often as it takes, a list of uint8 a row."""
-    x = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1).train.x
+    x = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1).sample
     x = x.reshape(len(x), -1)
     kind = pa.list_(pa.uint8())
     with parquet.ParquetWriter(data, pa.schema([("id", pa.int64()), ("x", kind)])) as writer:

@@ -51,7 +51,7 @@ def measure() -> Iterator[str]:
     """Every corruption with the rules that saw it in each net, then the false alarms of each."""
     torch.set_num_threads(available_cores())
     mnist = load_dataset("mnist", valid_fraction=0, test_fraction=0.1)
-    dataset = replace(mnist, train=Split(mnist.train.x[:ROWS], mnist.train.sha256))
+    dataset = replace(mnist, train=Split(mnist.sample[:ROWS], mnist.train.sha256))
     with tempfile.TemporaryDirectory() as folder:
         exports = {kind: _export(Path(folder, kind), dataset, kind) for kind in KINDS}
         yield from _catch(Path(folder, "corrupted"), exports, dataset)

@@ -46,7 +46,7 @@ def _reduce(
     model, x = checkpoint.model, mnist.test.x
     metrics = dict.fromkeys(("elbo", "elbo_se", "log_likelihood", "kl", "nll", "nll_se"), 0.0)
     metrics |= {"rows": 0, "nll_samples": 0, "active_units": 0}
-    ranges = calibrate(model, mnist.train.x) if precision == "int8" else None
+    ranges = calibrate(model, mnist.sample) if precision == "int8" else None
     name = f"{checkpoint.config.preset}, seed {checkpoint.config.train.seed}"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "bundle")

@@ -140,7 +140,7 @@ def matrix_products() -> Callable[[], None]:
 
 def take(mnist: dataset.Dataset, rows: int) -> dataset.Dataset:
     """Return the first training rows, without validation rows."""
-    x = mnist.train.x
+    x = mnist.sample
     return dataset.Dataset(
         "part", dataset.Split(x[:rows], ""), dataset.Split(x[:0], ""), mnist.test
     )
@@ -154,8 +154,8 @@ def measure() -> Iterator[object]:
     parts = [take(mnist, scale * STEPS * BATCH) for scale in (1, 2, 4)]
     ours, usual, plain, floor = best_in_turns(
         lambda: train(parts[0], config),
-        usual_loop(mnist.train.x),
-        plain_loop(mnist.train.x),
+        usual_loop(mnist.sample),
+        plain_loop(mnist.sample),
         matrix_products(),
         rounds=8,
     )
@@ -172,7 +172,7 @@ def measure_memory(mnist: dataset.Dataset) -> Iterator[str]:
     """Measure the peak memory of a training, beyond that of a process that has trained before."""
     with tempfile.TemporaryDirectory() as folder:
         for copies in (1, 10):
-            x = np.concatenate([mnist.train.x] * copies)
+            x = np.concatenate([mnist.sample] * copies)
             np.save(Path(folder, "x.npy"), x)
             command = [sys.executable, "-c", MEMORY, str(Path(folder, "x.npy"))]
             result = subprocess.run(command, capture_output=True, text=True, check=True)

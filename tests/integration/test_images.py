@@ -103,7 +103,7 @@ def test_a_folder_to_validate_on_is_the_validation_set(
     images = [save(tmp_path / name, draw(row)) for row, name in enumerate(names)]
     (tmp_path / "README.md").touch()
     dataset = load_dataset(str(tmp_path), valid_fraction=0.5, test_fraction=0.5)
-    np.testing.assert_array_equal(dataset.train.x[0], images[0])
+    np.testing.assert_array_equal(dataset.sample[0], images[0])
     np.testing.assert_array_equal(dataset.valid.x, images[2:3])
     np.testing.assert_array_equal(dataset.test.x, images[3:])
     np.testing.assert_array_equal(dataset.test.labels, ["dog"])

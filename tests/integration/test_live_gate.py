@@ -56,7 +56,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows to train on, to hold out, and to send."""
     dataset = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
     live = dataset.test.x[TEST : TEST + LIVE]
-    return dataset.train.x[:TRAIN], dataset.test.x[:TEST], turn(live)
+    return dataset.sample[:TRAIN], dataset.test.x[:TEST], turn(live)
 
 
 @pytest.fixture(scope="module")

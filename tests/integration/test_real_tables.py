@@ -56,7 +56,7 @@ def test_a_real_table_trains_passes_parity_and_finds_anomalies(
     dataset = load_dataset(source, valid_fraction=0.1, test_fraction=0.25, label="kind")
     held_out = dataset.test.x
     rows = {row.tobytes() for row in content.data.astype(np.float32)}
-    assert {row.tobytes() for row in (*dataset.train.x, *dataset.valid.x, *held_out)} == rows
+    assert {row.tobytes() for row in (*dataset.sample, *dataset.valid.x, *held_out)} == rows
     assert len(np.unique(np.asarray(dataset.test.labels))) == len(content.target_names)
     config = tiny_config(dataset, label="kind", latent_dim=4, epochs=20)
     bundle = make_bundle(tmp_path / "bundle", (train_checkpoint(dataset, config), dataset))

@@ -31,7 +31,7 @@ def test_columns_of_bytes_with_ranges_of_their_own_are_read_as_numbers(
     x = np.random.default_rng(0).integers(0, 256, (90, 4), dtype=np.uint8)
     path, names = tmp_path / "x.parquet", list("abcd")
     pd.DataFrame(x, columns=names).to_parquet(path)
-    assert load(path).train.x.dtype == np.uint8
+    assert load(path).sample.dtype == np.uint8
     x[:, 0] %= 2
     x[:, 1] //= 3
     pd.DataFrame(x, columns=names).to_parquet(path)
@@ -46,7 +46,7 @@ def test_columns_of_bytes_with_ranges_of_their_own_are_read_as_numbers(
         str(path), valid_fraction=0, test_fraction=0.5, x_shape=(4,), x_dtype="uint8"
     )
     assert bytes_again.digests() == kept.digests()
-    assert kept.train.x.dtype == np.uint8
+    assert kept.sample.dtype == np.uint8
 
 
 def test_columns_of_later_files_are_told(
@@ -81,17 +81,17 @@ def mnist() -> Dataset:
 
 
 def test_mnist_has_its_rows_and_a_tenth_for_validation(mnist: Dataset) -> None:
-    assert [len(split.x) for split in (mnist.train, mnist.valid, mnist.test)] == [
+    assert [len(part) for part in mnist.rows] == [
         54_000,
         6_000,
         10_000,
     ]
     assert mnist.x_shape == (28, 28)
-    assert mnist.train.x.dtype == mnist.test.x.dtype == np.uint8
+    assert mnist.sample.dtype == mnist.test.x.dtype == np.uint8
 
 
 def test_mnist_splits_are_disjoint_and_complete(mnist: Dataset) -> None:
-    assert count_rows(mnist.train.x, mnist.valid.x) == count_rows(read_mnist("train"))
+    assert count_rows(mnist.sample, mnist.valid.x) == count_rows(read_mnist("train"))
     np.testing.assert_array_equal(mnist.test.x, read_mnist("t10k"))
 
 
@@ -107,7 +107,7 @@ def test_mnist_loads_the_same_from_another_path_under_another_seed(
 @pytest.mark.parametrize("x", [BYTES, FLOATS], ids=["uint8 images", "float32 table"])
 def test_cuts_npy_rows_into_three_parts(tmp_path: Path, x: Array) -> None:
     dataset = load(save(tmp_path / "x.npy", x), valid_fraction=0.25, test_fraction=0.2)
-    parts = [split.x for split in (dataset.train, dataset.valid, dataset.test)]
+    parts = dataset.rows
     assert [len(part) for part in parts] == [24, 8, 8]
     assert count_rows(*parts) == count_rows(x)
     assert all(part.dtype == x.dtype for part in parts)
@@ -117,21 +117,21 @@ def test_cuts_npy_rows_into_three_parts(tmp_path: Path, x: Array) -> None:
 def test_without_a_valid_fraction_all_rows_train(tmp_path: Path) -> None:
     dataset = load(save(tmp_path / "x.npy", BYTES), valid_fraction=0, test_fraction=0.1)
     assert dataset.valid.x.shape == (0, 3, 2)
-    assert count_rows(dataset.train.x, dataset.test.x) == count_rows(BYTES)
+    assert count_rows(dataset.sample, dataset.test.x) == count_rows(BYTES)
 
 
 def test_a_split_is_random_and_keeps_the_order_of_rows(tmp_path: Path) -> None:
     x = np.arange(1000, dtype=np.float32).reshape(-1, 1)
     dataset = load(save(tmp_path / "x.npy", x))
-    for split in (dataset.train, dataset.valid, dataset.test):
-        assert (np.diff(split.x[:, 0]) > 0).all()
+    for part in dataset.rows:
+        assert (np.diff(part[:, 0]) > 0).all()
     assert abs(dataset.test.x.mean() - x.mean()) < 100
     assert abs(dataset.valid.x.mean() - x.mean()) < 100
 
 
 def test_a_small_fraction_takes_at_least_one_row(tmp_path: Path) -> None:
     dataset = load(save(tmp_path / "x.npy", BYTES[:3]), 0.001, 0.001)
-    assert [len(split.x) for split in (dataset.train, dataset.valid, dataset.test)] == [1, 1, 1]
+    assert [len(part) for part in dataset.rows] == [1, 1, 1]
 
 
 def test_splits_depend_on_the_rows_alone(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_splits_depend_on_the_rows_alone(tmp_path: Path) -> None:
 
 def test_float64_is_rounded_to_float32(tmp_path: Path) -> None:
     dataset = load(save(tmp_path / "x.npy", FLOATS.astype(np.float64) + 1e-12))
-    assert dataset.train.x.dtype == np.float32
+    assert dataset.sample.dtype == np.float32
     assert dataset.digests() == load(save(tmp_path / "y.npy", FLOATS)).digests()
 
 
@@ -167,7 +167,7 @@ def test_float64_is_rounded_to_float32(tmp_path: Path) -> None:
 )
 def test_other_numbers_become_float32_with_the_same_values(tmp_path: Path, x: Array) -> None:
     dataset = load(save(tmp_path / "x.npy", x), 0)
-    parts = [dataset.train.x, dataset.test.x]
+    parts = [dataset.sample, dataset.test.x]
     assert all(part.dtype == np.float32 and part.dtype.isnative for part in parts)
     assert sorted(np.concatenate(parts)[:, 0].tolist()) == sorted(x[:, 0].tolist())
 
@@ -179,7 +179,7 @@ def test_describe_names_source_rows_and_digests(tmp_path: Path) -> None:
         "source": str(path),
         "range": [BYTES.min(), BYTES.max()],
         "splits": {
-            "train": {"rows": 32, "sha256": digest(dataset.train.x)},
+            "train": {"rows": 32, "sha256": digest(dataset.sample)},
             "valid": {"rows": 4, "sha256": digest(dataset.valid.x)},
             "test": {"rows": 4, "sha256": digest(dataset.test.x)},
         },
@@ -233,12 +233,12 @@ def test_static_binarization_is_drawn_once_and_dynamic_leaves_training_gray(tmp_
     path = save(tmp_path / "x.npy", GRAY[:50])
     none, static, dynamic = (load_binarized(path, how) for how in ("none", "static", "dynamic"))
     assert static.digests() == load_binarized(path, "static").digests()
-    np.testing.assert_array_equal(dynamic.train.x, none.train.x)
-    for split in (static.train, static.valid, static.test):
-        assert set(np.unique(split.x)) == {0, 255}
-        assert split.sha256 == digest(split.x)
+    np.testing.assert_array_equal(dynamic.sample, none.sample)
+    for part, sha256 in zip(static.rows, static.digests().values(), strict=True):
+        assert set(np.unique(part)) == {0, 255}
+        assert sha256 == digest(part)
     assert dynamic.digests() == {**static.digests(), "train": none.digests()["train"]}
-    draws = [split.x[:8] for split in (static.train, static.valid, static.test)]
+    draws = [part[:8] for part in static.rows]
     assert not any((a == b).all() for a, b in ((draws[0], draws[1]), (draws[1], draws[2])))
 
 

@@ -31,7 +31,7 @@ def test_a_test_set_is_split_off_beside_a_validation_set(tmp_path: Path) -> None
     np.savez(tmp_path / "x.npz", train=BYTES[:30], val=BYTES[30:])
     dataset = load(tmp_path / "x.npz", test_fraction=0.2)
     np.testing.assert_array_equal(dataset.valid.x, BYTES[30:])
-    assert count_rows(dataset.train.x, dataset.test.x) == count_rows(BYTES[:30])
+    assert count_rows(dataset.sample, dataset.test.x) == count_rows(BYTES[:30])
     assert len(dataset.test.x) == 6
 
 

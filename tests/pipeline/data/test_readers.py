@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from pipeline.config import DATA_KINDS
-from pipeline.data.dataset import load_dataset
+from pipeline.data.dataset import Split, load_dataset
 from pipeline.data.readers import MNIST, read_source
 from serving.errors import DataRefused, UsageRefused
 from serving.io.unread_formats import READ_FORMATS
@@ -38,14 +38,14 @@ def test_reads_an_idx_folder_with_its_own_test_set(tmp_path: Path, suffix: str) 
     folder = save_idx_folder(tmp_path, idx_bytes(BYTES[:30]), idx_bytes(BYTES[30:]), suffix)
     dataset = load(folder, test_fraction=0.5)
     np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
-    assert (len(dataset.train.x), len(dataset.valid.x)) == (27, 3)
-    assert count_rows(dataset.train.x, dataset.valid.x) == count_rows(BYTES[:30])
+    assert (len(dataset.sample), len(dataset.valid.x)) == (27, 3)
+    assert count_rows(dataset.sample, dataset.valid.x) == count_rows(BYTES[:30])
 
 
 def test_plain_files_of_an_idx_folder_go_before_zipped_ones(tmp_path: Path) -> None:
     save_idx_folder(tmp_path, idx_bytes(BYTES), idx_bytes(BYTES), ".gz")
     save_idx_folder(tmp_path, idx_bytes(BYTES[:20]), idx_bytes(BYTES[:5]))
-    np.testing.assert_array_equal(load(tmp_path, 0).train.x, BYTES[:20])
+    np.testing.assert_array_equal(load(tmp_path, 0).sample, BYTES[:20])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_reads_the_rows_of_an_npz(tmp_path: Path, arrays: dict[str, Array]) -> N
 def test_reads_an_npz_with_its_own_test_set(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x_train=BYTES[:30], x_test=BYTES[30:], x=BYTES)
     dataset = load(tmp_path / "x.npz", valid_fraction=0, test_fraction=0.5)
-    np.testing.assert_array_equal(dataset.train.x, BYTES[:30])
+    np.testing.assert_array_equal(dataset.sample, BYTES[:30])
     np.testing.assert_array_equal(dataset.test.x, BYTES[30:])
 
 
@@ -98,6 +98,7 @@ def test_labels_of_an_npz_go_with_their_rows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.test.labels, one.test.x[:, 0])
     np.testing.assert_array_equal(two.test.labels, np.arange(40).astype(str))
     assert one.digests() == plain.digests()
+    assert isinstance(one.train, Split)
     assert (one.train.labels, one.valid.labels, plain.test.labels) == (None, None, None)
 
 

@@ -16,7 +16,8 @@ from pyarrow import feather, parquet
 from pipeline.cli.data_loading import load_data
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
-from pipeline.data.readers import LabelledRows, read_source
+from pipeline.data.labelled_rows import LabelledRows
+from pipeline.data.readers import read_source
 from pipeline.data.selection import Selection
 from serving.errors import DataRefused, UsageRefused, VaeError
 

@@ -138,5 +138,5 @@ def test_a_float_table_has_its_scaling_inside(trained_table: Trained, tmp_path: 
         bundle.path / "reconstruct.onnx", providers=["CPUExecutionProvider"]
     )
     (x_loc,) = session.run(None, {"x": dataset.test.x})
-    spread = dataset.train.x.std(0)
+    spread = dataset.sample.std(0)
     assert (np.abs(x_loc - dataset.test.x).mean(0) < spread).all()

@@ -123,7 +123,7 @@ def test_int8_products_run_in_integers(reduced: dict[str, Bundle], tmp_path: Pat
 
 def test_no_row_depends_on_its_batch(bundle: Bundle, trained: Trained) -> None:
     engine = Engine(bundle)
-    x = np.concatenate([trained[1].train.x, trained[1].test.x])
+    x = np.concatenate([trained[1].sample, trained[1].test.x])
     latents = np.random.default_rng(1).standard_normal((len(x), 2, 3)).astype(np.float32)
     for name, inputs in {
         "encode": {"x": x},
@@ -157,7 +157,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     reduced: dict[str, Bundle], trained: Trained, tmp_path: Path
 ) -> None:
     bundle, model = reduced["int8"], trained[0].model
-    ranges = calibrate(model, trained[1].train.x)
+    ranges = calibrate(model, trained[1].sample)
     assert {name: list(ends) for name, ends in ranges.items()} == bundle.manifest.ranges
     written = bundle.path / "encoder.onnx"
     metadata = {item.key: item.value for item in onnx.load(written).metadata_props}
@@ -201,7 +201,7 @@ def reseal_as(folder: Path, content: dict[str, Any]) -> Bundle:
 
 
 def test_ranges_are_those_of_the_activations_and_hold_zero(trained: Trained) -> None:
-    model, x = trained[0].model, trained[1].train.x
+    model, x = trained[0].model, trained[1].sample
     ranges = calibrate(model, x)
     assert ranges.keys() == {"encoder.hidden.0", "decoder.x_params"}
     assert ranges["encoder.hidden.0"] == (0.0, 1.0)
@@ -233,9 +233,7 @@ def test_the_range_of_a_user_s_layer_is_the_calibrated_one() -> None:
 
 
 def test_a_table_keeps_its_unbounded_first_layer(trained_table: Trained) -> None:
-    assert calibrate(trained_table[0].model, trained_table[1].train.x).keys() == {
-        "decoder.x_params"
-    }
+    assert calibrate(trained_table[0].model, trained_table[1].sample).keys() == {"decoder.x_params"}
 
 
 def quantized(low: float, high: float) -> QuantizedLinear:

@@ -106,7 +106,7 @@ def make_model() -> VAE:
     settings = resolve_model_config(configure(), *dataset.rows, schema=SCHEMA)
     torch.manual_seed(0)
     model = VAE(dataset.x_shape, settings, SCHEMA)
-    model.px.fit(dataset.train.x)
+    model.px.fit(dataset.sample)
     return model.eval().requires_grad_(False)
 
 

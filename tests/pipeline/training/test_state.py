@@ -264,7 +264,7 @@ def test_one_value_outside_the_support_in_any_split_is_refused(images: Dataset, 
 def test_the_output_bias_starts_at_the_means_of_the_data(images: Dataset) -> None:
     model = build_model(images, tiny_config(images, output_bias=True))
     x_loc = torch.sigmoid(model.decoder.output_bias).detach().numpy() * 255
-    np.testing.assert_allclose(x_loc, images.train.x.reshape(270, -1).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(x_loc, images.sample.reshape(270, -1).mean(0), rtol=1e-4)
 
 
 def test_a_table_is_standardized_by_column(table: Dataset) -> None:
