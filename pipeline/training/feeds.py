@@ -79,7 +79,7 @@ class MappedFeed:
         """Yield the batches that are left of the epoch."""
         self.close()
         order = self._order(state)
-        self._reading = read_ahead(self._read(order, state.position), _READS_AHEAD, stop)
+        self._reading = read_ahead(self._read(order, state.position), _READS_AHEAD, stop, Event())
         for batches in self._reading:
             for batch in batches:
                 yield Batch(batch.rows.to(state.device), batch.size)
@@ -128,14 +128,13 @@ class WindowFeed:
     def batches(self, state: TrainState, stop: Stop) -> Iterator[Batch]:
         """Yield the batches that are left of the epoch."""
         if self._reading is None:
-            self._reading = read_ahead(self._read(state), 1, stop)
+            self._reading = read_ahead(self._read(state), 1, stop, self._closing)
         for places in self.division.batches_after(state.position):
             rows = self._gather(self._reading, state.epoch, self.division.own(places))
             yield Batch(rows.to(state.device), len(places))
 
     def close(self) -> None:
         """End the thread that reads, after the block that it is at."""
-        self._closing.set()
         if self._reading is not None:
             self._reading.close()
 

@@ -8,6 +8,7 @@ iterator raises is raised where its item is asked for.
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
 from typing import TypeVar
 
 from pipeline.errors import TrainingStopped
@@ -19,11 +20,12 @@ _POLL_S = 0.2
 
 
 def read_ahead(
-    items: Iterator[_Item], ahead: int, stop: Callable[[], bool]
+    items: Iterator[_Item], ahead: int, stop: Callable[[], bool], closing: Event
 ) -> Generator[_Item, None, None]:
     """Yield the items, and have at most `ahead` more of them read meanwhile.
 
-    Its `close` returns when the item that is being read is there, and the thread has ended.
+    However it ends, it sets `closing`, at which the iterator may end early, and then waits for the
+    end of the thread.
 
     Raises:
         TrainingStopped: `stop` returned true while an item was waited for.
@@ -35,6 +37,7 @@ def read_ahead(
                 coming.append(pool.submit(next, items, None))
                 yield item
         finally:
+            closing.set()
             for future in coming:
                 future.cancel()
 
