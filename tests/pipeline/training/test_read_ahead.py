@@ -119,15 +119,23 @@ def test_a_file_that_changes_ends_training_with_its_name_and_a_state_to_resume_f
     assert weights(result) == weights(whole)
 
 
-def test_what_a_block_cannot_be_read_for_is_raised_in_training(images: Dataset) -> None:
+def test_a_block_that_cannot_be_read_ends_training_with_a_state_to_resume_from(
+    images: Dataset,
+) -> None:
     def fail(block: int) -> None:
-        if len(x.read) == 9:
+        if len(x.read) == 17 + 9:
             raise DataRefused("part-3.parquet is gone")
 
     dataset = in_blocks(images, memory=SMALL)
+    config, saved = ready(images), list[bytes]()
+    whole = train(dataset, config)
     x = blocks_of(dataset)
+    x.read.clear()
     x.before_read = fail
-    steps: list[int] = []
     with pytest.raises(DataRefused, match=r"^part-3\.parquet is gone$"):
-        train(dataset, ready(images), hooks=TrainHooks(advance=steps.append))
-    assert len(steps) == 2  # two windows have been read, of 4 blocks of 16 rows or 3 and a bit
+        train(dataset, config, hooks=TrainHooks(save=lambda state: saved.append(state.to_bytes())))
+    state = restore_training(read_state(saved[-1]), in_blocks(images, memory=SMALL))
+    assert (state.epoch, state.position) == (2, 100)  # of two windows, which have 128 rows at most
+    result = continue_training(state, in_blocks(images, memory=SMALL))
+    assert result.history == whole.history
+    assert weights(result) == weights(whole)

@@ -38,14 +38,19 @@ def test_every_row_comes_once_in_a_pass(rows: int, block_rows: int, window_rows:
 
 
 def test_the_order_is_the_one_that_numpy_draws_from_the_same_seeds() -> None:
-    """20 blocks of 10 rows make 4 windows of 50 rows at most."""
-    expected = []
+    """19 blocks of 10 rows and one of 5 make 4 windows: a block is where its first row is."""
+    expected: list[Array] = []
     for number in range(2):
-        blocks = philox(3, 5, number).permutation(20)
-        for window in range(4):
-            rows = [10 * block + row for block in blocks[5 * window :][:5] for row in range(10)]
-            expected.append(np.array(rows)[philox(3, 5, number, window).permutation(50)])
-    order = order_of(numbers(200, 10), 50, epoch=5, passes=2)
+        windows: list[list[int]] = [[], [], [], []]
+        before = 0
+        for block in philox(3, 5, number).permutation(20):
+            rows = range(10 * block, min(10 * block + 10, 195))
+            windows[before * 4 // 195] += rows
+            before += len(rows)
+        for window, rows_of in enumerate(windows):
+            order = philox(3, 5, number, window).permutation(len(rows_of))
+            expected.append(np.array(rows_of)[order])
+    order = order_of(numbers(195, 10), 50, epoch=5, passes=2)
     np.testing.assert_array_equal(order, np.concatenate(expected))
 
 
