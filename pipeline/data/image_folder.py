@@ -8,7 +8,6 @@ its label. Raises `DataRefused` if an image cannot be read, or is of another siz
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from serving.files import reading
 from serving.io.image_files import is_image_name, read_image, read_image_shape
 from serving.io.image_folders import keep_images
 from serving.io.memory import require_memory
+from serving.io.remote_paths import Place
 
 if TYPE_CHECKING:
     from serving.io.filesystems import Location
@@ -37,7 +37,7 @@ class ImageFolder:
         DataRefused: there are none, or they differ in size.
     """
 
-    def __init__(self, source: Path | str) -> None:
+    def __init__(self, source: Place) -> None:
         self.source = source
         self.files, note = find_images(source)
         if not self.files:
@@ -76,7 +76,7 @@ class ImageFolder:
             return read_image_shape(content)
 
 
-def find_images(source: Path | str) -> "tuple[list[tuple[str, Location, Any]], str]":
+def find_images(source: Place) -> "tuple[list[tuple[str, Location, Any]], str]":
     """Find the images below a folder by name, as `vae score` does, and what is passed over."""
     from serving.io.filesystems import find_files
 

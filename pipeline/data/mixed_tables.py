@@ -5,7 +5,7 @@ labels, and the schema. A table of nothing but numbers of one kind needs no sche
 `pipeline.data.tables`. Raises `DataRefused` for cells that cannot be used, with column and row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from serving.errors import DataRefused, UsageRefused
 from serving.io.arrow_cells import csv_types, encode_batch
 from serving.io.arrow_types import is_number, unwrap_type
 from serving.io.column_choice import check_cells
+from serving.io.columns import NULL
+from serving.io.remote_paths import Place
 from serving.schema import Schema
 from serving.table_cells import TableEncoder, UnknownCells
 
@@ -40,35 +42,46 @@ _BATCH_ROWS = 65_536
 
 def read_mixed(source: TableSource, selection: Selection) -> MixedRows | None:
     """Read a table by its schema; None if it needs none."""
-    if selection.table_schema:
-        types = csv_types(selection.table_schema)
-        table = _load(source, types, selection.label)
-        unknown = UnknownCells()
-        rows = _encode(source.path, table, selection.table_schema, selection, unknown)
-        for text in unknown.describe():
-            warn(f"{source.path}: {text}")
-        return rows
-    if not _may_be_mixed(source, selection):
+    schema = selection.table_schema
+    types = csv_types(schema) if schema else guess_types(source)
+    if not schema and not may_be_mixed(source, selection):
         return None
-    table = _load(source, _guess_types(source), selection.label)
+    with source.read(types) as batches:
+        table = to_table(source, types, batches)
+    if schema:
+        return _encode(
+            table, MixedReader(source.path, schema, table.num_rows, selection, told=True)
+        )
+    schema = settle_schema(source, table, selection)
+    if schema is None:
+        return None
+    return _encode(table, MixedReader(source.path, schema, table.num_rows, selection))
+
+
+def settle_schema(source: TableSource, table: pa.Table, selection: Selection) -> Schema | None:
+    """Find the schema by which a table is read from its rows, or some of them, and say it.
+
+    It is None if the table needs none.
+    """
     found = search(source, table, selection)
     if not _needs_schema(source, found, selection):
         return None
-    schema = found.schema
     say(summarize(source.path, found, SHOWN_COLUMNS), wrap=False)
     if not selection.schema:
         say("to change what they are: vae schema DATA --out FILE, then --schema FILE")
-    if not schema.columns:
+    if not found.schema.columns:
         raise DataRefused(f"{source.path} has no column to learn from, see above")
-    return _encode(source.path, table, schema, selection)
+    return found.schema
 
 
-def find_table_schema(path: Path, selection: Selection) -> FoundSchema:
+def find_table_schema(path: Place, selection: Selection) -> FoundSchema:
     """Find the schema of a table, whether it needs one or not."""
     source = open_source(path, selection)
     if source.holds_rows:
         raise UsageRefused(f"{path} holds whole rows in one column, {source.names[0]!r}")
-    return search(source, _load(source, _guess_types(source), selection.label), selection)
+    types = guess_types(source)
+    with source.read(types) as batches:
+        return search(source, to_table(source, types, batches), selection)
 
 
 def search(source: TableSource, table: pa.Table, selection: Selection) -> FoundSchema:
@@ -83,7 +96,7 @@ def search(source: TableSource, table: pa.Table, selection: Selection) -> FoundS
     return find_schema(chosen, settings, source.path)
 
 
-def _may_be_mixed(source: TableSource, selection: Selection) -> bool:
+def may_be_mixed(source: TableSource, selection: Selection) -> bool:
     """Whether a schema may be needed, as far as the types tell."""
     if selection.likelihood not in ("auto", "mixed"):
         if selection.schema:
@@ -110,7 +123,7 @@ def _needs_schema(source: TableSource, found: FoundSchema, selection: Selection)
     return not found.is_plain
 
 
-def _guess_types(source: TableSource) -> dict[str, pa.DataType]:
+def guess_types(source: TableSource) -> dict[str, pa.DataType]:
     """Return the types by which a CSV file is read to find its schema.
 
     Dates are read as text, which may have other formats further below, and so are columns that are
@@ -126,10 +139,11 @@ def _guess_types(source: TableSource) -> dict[str, pa.DataType]:
     }
 
 
-def _load(source: TableSource, types: Mapping[str, pa.DataType], label: str) -> pa.Table:
-    """Read all rows of the columns and the label."""
-    with source.read(types) as batches:
-        tables = [pa.Table.from_batches([batch]) for batch in batches]
+def to_table(
+    source: TableSource, types: Mapping[str, pa.DataType], batches: Iterable[pa.RecordBatch]
+) -> pa.Table:
+    """Join batches that `source.read` has read by these types."""
+    tables = [pa.Table.from_batches([batch]) for batch in batches]
     if not tables or not sum(table.num_rows for table in tables):
         raise DataRefused(f"{source.path} must hold at least one row, it has none")
     try:
@@ -156,41 +170,82 @@ def _read_late_numbers(table: pa.Table, name: str) -> pa.Table:
     return table.set_column(place, name, pa.array(values, pa.float64(), from_pandas=True))
 
 
-def _encode(
-    path: Path,
-    table: pa.Table,
-    schema: Schema,
-    selection: Selection,
-    unknown: UnknownCells | None = None,
-) -> MixedRows:
-    """Encode all rows; those with a gap are left out if `selection` says so."""
-    check_cells(table.schema, schema.sources)
-    encoder, label = TableEncoder(schema), selection.label
-    x = np.empty((table.num_rows, len(schema.columns)), np.float32)
-    first, bad, start = "", 0, 0
-    for batch in table.to_batches(_BATCH_ROWS):
-        cells = encode_batch(batch, encoder)
-        x[start : start + len(cells.x)] = cells.x
-        if unknown:
-            unknown.add(cells)
+class MixedReader:
+    """Encodes batches by a schema, and counts what cannot be used.
+
+    Args:
+        path: named in errors.
+        schema: the columns of `x`.
+        rows: the number of all rows.
+        selection: says whether rows with a gap are left out, and which column is the label.
+        told: whether words and gaps that the schema does not know are told at the end.
+    """
+
+    def __init__(
+        self,
+        path: Place,
+        schema: Schema,
+        rows: int,
+        selection: Selection,
+        *,
+        told: bool = False,
+    ) -> None:
+        self.schema, self.label = schema, selection.label
+        self._path, self._rows, self._drop = path, rows, selection.drop_missing
+        self._encoder = TableEncoder(schema)
+        self._unknown = UnknownCells() if told else None
+        self._first = ""
+        self._bad = self._seen = self._good = 0
+
+    def read(self, batch: pa.RecordBatch) -> tuple[Array, Array]:
+        """Return the good rows of a batch, and a code (rows,) for each row, 0 for a good one."""
+        check_cells(batch.schema, self.schema.sources)
+        cells = encode_batch(batch, self._encoder)
+        if self._unknown:
+            self._unknown.add(cells)
         if faults := int(np.count_nonzero(cells.faults)):
             place = np.flatnonzero(cells.faults)[0]
-            reason = encoder.explain(int(cells.faults[place]), int(cells.faulty[place]))
-            first = first or f"{reason} in row {start + place}"
-            bad += faults
-        start += len(cells.x)
-    if bad:
-        raise DataRefused(
-            f"{path}: {first}; {bad:,} of {table.num_rows:,} rows cannot be used: correct them, or "
-            "leave the column out by --columns or --schema"
-        )
-    labels = [chunk for chunk in table.column(label).chunks] if label else []
+            reason = self._encoder.explain(int(cells.faults[place]), int(cells.faulty[place]))
+            self._first = self._first or f"{reason} in row {self._seen + place}"
+            self._bad += faults
+        codes = cells.faults
+        if self._drop:
+            codes = np.where(codes == 0, NULL * np.isnan(cells.x).any(1), codes)
+        good = cells.x if not codes.any() else cells.x[codes == 0]
+        self._seen += len(codes)
+        self._good += len(good)
+        return good, codes
+
+    def finish(self) -> None:
+        """Judge all rows that were read.
+
+        Raises:
+            DataRefused: some cannot be used, or none are left.
+        """
+        if self._bad:
+            raise DataRefused(
+                f"{self._path}: {self._first}; {self._bad:,} of {self._rows:,} rows cannot be "
+                "used: correct them, or leave the column out by --columns or --schema"
+            )
+        if not self._good:
+            raise DataRefused(f"{self._path} has no row without a missing value")
+        if gaps := self._seen - self._good:
+            say(f"{self._path}: {gaps:,} rows with missing values are left out")
+        for text in self._unknown.describe() if self._unknown else ():
+            warn(f"{self._path}: {text}")
+
+
+def _encode(table: pa.Table, reader: MixedReader) -> MixedRows:
+    """Encode all rows."""
+    schema, label = reader.schema, reader.label
+    x = np.empty((table.num_rows, len(schema.columns)), np.float32)
+    labels: list[pa.Array] = []
+    done = 0
+    for batch in table.to_batches(_BATCH_ROWS):
+        good, codes = reader.read(batch)
+        x[done : done + len(good)] = good
+        done += len(good)
+        labels += [batch.column(label).filter(pa.array(codes == 0))] if label else []
+    reader.finish()
     names = tuple(column.name for column in schema.columns)
-    if not selection.drop_missing:
-        return x, as_labels(labels) if label else None, names, schema
-    kept = ~np.isnan(x).any(1)
-    if not kept.any():
-        raise DataRefused(f"{path} has no row without a missing value")
-    if gaps := len(x) - int(kept.sum()):
-        say(f"{path}: {gaps:,} rows with missing values are left out")
-    return x[kept], as_labels(labels)[kept] if label else None, names, schema
+    return x[:done], as_labels(labels) if label else None, names, schema

@@ -34,6 +34,7 @@ from serving.io.array_choice import ArrayNames, SplitName, choose_splits, find_s
 from serving.io.array_files import read_array, read_array_names, read_array_type
 from serving.io.image_files import is_image_name
 from serving.io.image_folders import list_files
+from serving.io.remote_paths import Place, list_folder, to_place
 from serving.schema import Schema
 
 Array = NDArray[Any]
@@ -46,7 +47,7 @@ _HEAD = 16
 _LISTED = 8
 
 
-Reader = Callable[[Path, Selection], SourceSplits]
+Reader = Callable[[Place, Selection], SourceSplits]
 SetReaders = Mapping[SplitName, Callable[[], LabelledRows]]
 
 
@@ -88,7 +89,7 @@ def read_like(source: str, selection: Selection) -> SourceSplits:
         return read_source(source, replace(selection, label=""))
 
 
-def locate_table(source: str) -> Path:
+def locate_table(source: str) -> Place:
     """Return where the rows to train on of a table are: a file, or a folder of files.
 
     Raises:
@@ -107,12 +108,12 @@ def has_array(source: str, array: str) -> bool:
     return path.is_file() and kind_of(path) == "array" and array in (read_array_names(path) or ())
 
 
-def read_idx(path: Path, selection: Selection) -> SourceSplits:
+def read_idx(path: Place, selection: Selection) -> SourceSplits:
     """Read a folder that holds the files of MNIST under their names, plain or gzipped."""
     return SourceSplits(**{split: read() for split, read in idx_sets(path).items()})
 
 
-def idx_sets(path: Path) -> SetReaders:
+def idx_sets(path: Place) -> SetReaders:
     """Return what reads each set of a folder of MNIST's files."""
     files = find_idx(path)
     for split, name in (("train", "train-images"), ("test", "t10k-images")):
@@ -130,7 +131,7 @@ def idx_sets(path: Path) -> SetReaders:
     return {split: partial(read, split) for split in splits if (split, "images") in files}
 
 
-def read_arrays(path: Path, selection: Selection) -> SourceSplits:
+def read_arrays(path: Place, selection: Selection) -> SourceSplits:
     """Read an `.npy` or IDX file, or of an `.npz` file the arrays that `choose_splits` names."""
     names = read_array_names(path)
     if names is None:
@@ -139,7 +140,7 @@ def read_arrays(path: Path, selection: Selection) -> SourceSplits:
     return SourceSplits(**{split: read_named(path, chosen, split) for split in chosen.rows})
 
 
-def choose_named(path: Path, names: Sequence[str], selection: Selection) -> ArrayNames:
+def choose_named(path: Place, names: Sequence[str], selection: Selection) -> ArrayNames:
     """Choose the arrays of an `.npz` file, and say which, if it is not plain."""
     chosen = choose_splits(path, names, selection.array)
     unused = [] if selection.array else chosen.list_unused(names)
@@ -149,7 +150,7 @@ def choose_named(path: Path, names: Sequence[str], selection: Selection) -> Arra
     return chosen
 
 
-def read_table(path: Path, selection: Selection) -> SourceSplits:
+def read_table(path: Place, selection: Selection) -> SourceSplits:
     """Read a CSV, Parquet or Arrow file, or a folder of these in the order of their names."""
     from pipeline.data.mixed_tables import read_mixed
     from pipeline.data.table_source import open_source
@@ -160,7 +161,7 @@ def read_table(path: Path, selection: Selection) -> SourceSplits:
     return SourceSplits(LabelledRows(*rows))
 
 
-def read_images(path: Path, selection: Selection) -> SourceSplits:
+def read_images(path: Place, selection: Selection) -> SourceSplits:
     """Read a folder of images of one size, in the order of their names.
 
     If all pixels of all images are gray, whatever their format, the rows are gray; otherwise gray
@@ -180,15 +181,15 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def locate_source(source: str) -> Path:
+def locate_source(source: str) -> Place:
     """Return the path of what `--data` names, which must be there."""
-    path = MNIST if source == "mnist" else Path(source).expanduser()
+    path = MNIST if source == "mnist" else to_place(source)
     if not source or not path.exists():
         raise UsageRefused(f"no data at {source!r}: give {DATA_KINDS}")
     return path
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Place) -> str:
     """Return which of `READERS` reads what is at a path."""
     from serving.io.csv_format import is_csv_name
     from serving.io.row_formats import find_kind
@@ -204,14 +205,14 @@ def kind_of(path: Path) -> str:
     return "table" if kind is not None and kind != "array" else "array"
 
 
-def _folder_kind(folder: Path) -> str:
+def _folder_kind(folder: Place) -> str:
     if find_idx(folder):
         return "idx"
     return "images" if find_images(folder)[0] else "table"
 
 
 def _read_folders(
-    folder: Path, folders: Mapping[SplitName, Path], read: Reader, selection: Selection
+    folder: Place, folders: Mapping[SplitName, Place], read: Reader, selection: Selection
 ) -> SourceSplits:
     """Read the folders of splits, the others with the columns, colours and dtype of the first."""
     tell_split_folders(folder, folders)
@@ -242,23 +243,23 @@ def select_like(
     )
 
 
-def find_idx(folder: Path) -> dict[tuple[SplitName | None, str], Path]:
+def find_idx(folder: Place) -> dict[tuple[SplitName | None, str], Place]:
     """Find the files of MNIST by split, and by `images` or `labels`; plain ones go before gzip."""
     found = {}
-    for path in sorted(folder.iterdir(), reverse=True):
+    for path in reversed(list_folder(folder)):
         if path.is_file() and (match := _IDX_NAME.fullmatch(path.name)):
             split = "test" if match[1].lower() == "t10k" else find_split(match[1])[0]
             found[split, match[2].lower()] = path
     return found
 
 
-def read_named(path: Path, chosen: ArrayNames, split: SplitName) -> LabelledRows:
+def read_named(path: Place, chosen: ArrayNames, split: SplitName) -> LabelledRows:
     """Read the rows of a split, and the labels of those that are, or will be, the test set."""
     x = read_array(path, chosen.rows[split])
     return LabelledRows(x, read_labels(path, chosen, split, len(x)))
 
 
-def read_labels(path: Path, chosen: ArrayNames, split: SplitName, rows: int) -> Array | None:
+def read_labels(path: Place, chosen: ArrayNames, split: SplitName, rows: int) -> Array | None:
     """Read the labels of the rows of a split of an `.npz` file, if they may be needed."""
     labels = chosen.labels.get(split) if split == "test" or "test" not in chosen.rows else None
     if labels is None or not _may_be_labels(*read_array_type(path, labels), rows):
@@ -266,7 +267,7 @@ def read_labels(path: Path, chosen: ArrayNames, split: SplitName, rows: int) -> 
     return match_labels(path, rows, read_array(path, labels))
 
 
-def match_labels(source: Path, rows: int, labels: Array | None) -> Array | None:
+def match_labels(source: Place, rows: int, labels: Array | None) -> Array | None:
     """Return one integer or string per row; targets of other types are ignored."""
     if labels is None or not _may_be_labels(labels.dtype, labels.shape, rows):
         return None

@@ -44,7 +44,7 @@ class RunningCheck:
     ) -> None:
         self._source, self._names, self._drop = source, names, drop_missing
         self._float32 = Float32Check(source, names)
-        features = int(np.prod(shape))
+        features = self._features = int(np.prod(shape))
         if not total or not features:
             raise DataRefused(
                 f"{source} must be rows of features, at least one of each; got {(total, *shape)}"
@@ -64,15 +64,15 @@ class RunningCheck:
         kept = np.ones(len(x), np.bool_)
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
         if self._drop and x.dtype.kind == "f":
-            kept = np.asarray(~np.isnan(x).reshape(len(x), -1).any(1))
+            kept = np.asarray(~np.isnan(x).reshape(-1, self._features).any(1))
             self._dropped += len(kept) - int(kept.sum())
             x = x if kept.all() else x[kept]
         if x.dtype not in (np.uint8, np.float32):
-            self._float32.watch(x.reshape(len(x), -1))
+            self._float32.watch(x.reshape(-1, self._features))
             with np.errstate(over="ignore"):  # too large a value becomes inf, refused below
                 x = x.astype(np.float32)
         if x.dtype == np.float32:
-            self._watch(x.reshape(len(x), -1))
+            self._watch(x.reshape(-1, self._features))
         self._rows += len(x)
         return x, kept
 

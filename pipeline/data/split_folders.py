@@ -5,7 +5,6 @@ or rows to test on be mixed with those to train on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import get_args
 
 from serving.console import say
@@ -13,6 +12,7 @@ from serving.errors import DataRefused
 from serving.io.array_choice import SplitName, find_split
 from serving.io.image_files import is_image_name
 from serving.io.image_folders import list_files
+from serving.io.remote_paths import Place, list_folder
 
 _PLAIN = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split"))
 """Words beside the split that say no more: `training_set`, `images_train`."""
@@ -20,9 +20,9 @@ _LISTED = 4
 _LISTED_NAMES = 8
 
 
-def find_split_folders(folder: Path) -> Mapping[SplitName, Path]:
+def find_split_folders(folder: Place) -> Mapping[SplitName, Place]:
     """Find the folders of splits; empty if the folders are none, as those of labels."""
-    shown = (path for path in sorted(folder.iterdir()) if path.name[0] not in "._")
+    shown = (path for path in list_folder(folder) if path.name[0] not in "._")
     folders = [path for path in shown if path.is_dir()]
     named = _find_named(folders)
     others = [path for path in folders if path not in named.values()]
@@ -43,9 +43,9 @@ def find_split_folders(folder: Path) -> Mapping[SplitName, Path]:
     return named
 
 
-def _find_named(folders: Sequence[Path]) -> dict[SplitName, Path]:
+def _find_named(folders: Sequence[Place]) -> dict[SplitName, Place]:
     """Find the folders that name a split; `seg_train` does so beside `seg_test`."""
-    named: dict[SplitName, Path] = {}
+    named: dict[SplitName, Place] = {}
     told = {path: find_split(path.name) for path in folders if "=" not in path.name}
     rests = [rest for split, rest in told.values() if split]
     for path, (split, rest) in told.items():
@@ -60,12 +60,12 @@ def _find_named(folders: Sequence[Path]) -> dict[SplitName, Path]:
     return {split: named[split] for split in get_args(SplitName) if split in named}
 
 
-def _list(paths: Iterable[Path]) -> str:
+def _list(paths: Iterable[Place]) -> str:
     names = [repr(path.name) for path in paths]
     return " and ".join(filter(None, (", ".join(names[:-1][:_LISTED]), names[-1])))
 
 
-def tell_split_folders(folder: Path, folders: Mapping[SplitName, Path]) -> None:
+def tell_split_folders(folder: Place, folders: Mapping[SplitName, Place]) -> None:
     """Say what the folders of splits are for; refuse images beside them."""
     beside = list_shown(folder)
     if rows := [name for name in beside if is_image_name(name)]:
@@ -78,7 +78,7 @@ def tell_split_folders(folder: Path, folders: Mapping[SplitName, Path]) -> None:
     say(f"{folder}: {said}" + (f"; passed over {list_files(beside)}" if beside else ""))
 
 
-def list_shown(folder: Path) -> list[str]:
+def list_shown(folder: Place) -> list[str]:
     """Return the names of the files in a folder, without those that start with `_` or `.`."""
     return sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name[0] not in "._"

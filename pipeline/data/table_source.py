@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from serving.io.column_choice import require_columns
 from serving.io.csv_format import find_format, is_csv_name
 from serving.io.csv_rows import open_rows, read_header, widen
 from serving.io.filesystems import locate
+from serving.io.remote_paths import Place
 from serving.io.rows import Rows
 from serving.io.side_columns import describe_side_columns, find_side_columns
 
@@ -48,7 +48,7 @@ _SMALL_SHARE = 0.25
 class TableSource:
     """A table whose columns are known, and whose rows have not been read."""
 
-    path: Path
+    path: Place
     schema: pa.Schema
     names: list[str]
     """The columns to learn from."""
@@ -65,7 +65,8 @@ class TableSource:
     def holds_rows(self) -> bool:
         """Whether one column holds whole rows: lists, bytes or images."""
         kind = unwrap_type(self.schema.field(self.names[0]).type)
-        return len(self.names) == 1 and (bool(list_sizes(kind)) or is_bytes(kind))
+        is_row = bool(list_sizes(kind)) or is_bytes(kind) or pa.types.is_fixed_size_binary(kind)
+        return len(self.names) == 1 and is_row
 
     @property
     def chosen(self) -> pa.Schema:
@@ -83,13 +84,13 @@ class TableSource:
             )
 
 
-def open_source(path: Path, selection: Selection) -> TableSource:
+def open_source(path: Place, selection: Selection) -> TableSource:
     """Open a table, and say how it is read and what is not read of it."""
     is_csv = is_csv_name(path.name) and not path.is_dir()
     return _open_csv(path, selection) if is_csv else _open_files(path, selection)
 
 
-def _open_files(path: Path, selection: Selection) -> TableSource:
+def _open_files(path: Place, selection: Selection) -> TableSource:
     rows = Rows(str(path), ids=None, delimiter=selection.delimiter)
     for note in rows.notes:
         say(note)
@@ -111,7 +112,7 @@ def _open_files(path: Path, selection: Selection) -> TableSource:
     )
 
 
-def _open_csv(path: Path, selection: Selection) -> TableSource:
+def _open_csv(path: Place, selection: Selection) -> TableSource:
     """Open a CSV file with a header; the first megabyte shows which columns are numbers."""
     label = selection.label
     with reading(location := locate(str(path)), pa.ArrowException):
@@ -142,7 +143,7 @@ def _open_csv(path: Path, selection: Selection) -> TableSource:
     return TableSource(path=path, schema=schema, names=names, read=read, seen=seen)
 
 
-def _choose(path: Path, schema: pa.Schema, selection: Selection) -> list[str]:
+def _choose(path: Place, schema: pa.Schema, selection: Selection) -> list[str]:
     """Choose the columns of `x`: those that are named, else all that may be features."""
     known, label = selection.table_schema, selection.label
     columns = known.sources if known else selection.columns

@@ -6,17 +6,15 @@ Raises `DataRefused`, which counts missing values by column.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
+from pipeline.data.number_reader import NumberReader
 from pipeline.data.row_checks import Float32Check
 from pipeline.data.selection import Selection
 from pipeline.data.table_labels import as_labels
@@ -30,9 +28,10 @@ from serving.io.arrow_types import (
     list_sizes,
     unwrap_type,
 )
-from serving.io.column_choice import RowLayout
-from serving.io.columns import COLOUR, NAN, NULL, REASONS, read_x, unwrap_array
-from serving.io.image_files import NotGray, read_image, read_image_shape
+from serving.io.column_choice import RowLayout, check_types
+from serving.io.columns import unwrap_array
+from serving.io.image_files import read_image_shape
+from serving.io.remote_paths import Place
 from serving.io.rows import Rows
 
 Array = NDArray[Any]
@@ -49,50 +48,99 @@ TableRows = tuple[Array, Array | None, tuple[str, ...]]
 """Rows, labels, and the names of the features if each has a column of its own."""
 
 
-def read_numbers(source: TableSource, selection: Selection) -> TableRows:
-    """Read columns of numbers, or one column of (nested) lists or images."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberTable:
+    """How the columns of a table become rows."""
+
+    source: TableSource
+    layout: RowLayout
+    features: tuple[str, ...]
+    """Names of the features if each has a column of its own."""
+    whole: Sequence[bool]
+    """Which features hold whole numbers."""
+    are_images: bool
+    """Whether the rows may be images, whose colours are found while they are read."""
+
+    def reader(self, drop_missing: bool, *, check: bool = True) -> NumberReader:
+        """Return what reads batches; with `check`, it judges at the end what they hold."""
+        watch = Float32Check(self.source.path, self.features, self.whole) if check else None
+        names = self.source.names
+        return NumberReader(self.source.path, names, self.layout, drop_missing, watch)
+
+
+def plan_numbers(source: TableSource) -> NumberTable:
+    """Find the shape and dtype of the rows of columns of numbers, or of one column of whole rows.
+
+    Raises:
+        DataRefused: the columns are not numbers, or the first rows do not tell their size.
+    """
     source.require_numbers()
-    path, names, label = source.path, source.names, selection.label
+    names = source.names
     if source.rows is None:
         layout = RowLayout((len(names),), np.dtype(np.float32), unit_range=False)
-        check = Float32Check(path, names, _are_whole(source.schema, names))
+        features, are_images = tuple(names), False
+    else:
+        layout = _find_layout(source.path, source.rows, names, source.are_bytes)
+        kind = unwrap_type(source.rows.schema.field(names[0]).type)
+        _check_files(source.rows, names, layout)
+        features = tuple(names) if is_number(kind) else ()
+        are_images = is_bytes(kind)
+    whole = _are_whole(source.schema, features)
+    return NumberTable(
+        source=source, layout=layout, features=features, whole=whole, are_images=are_images
+    )
+
+
+def _check_files(rows: Rows, names: Sequence[str], layout: RowLayout) -> None:
+    """Refuse a file whose columns have types that cannot hold the rows of the first file."""
+    for file in rows.files:
+        if frozenset(names) <= frozenset(file.schema.names):
+            try:
+                check_types(file.schema, names, layout)
+            except DataRefused as err:
+                raise DataRefused(f"{file.location}: {err}") from err
+
+
+def read_numbers(source: TableSource, selection: Selection) -> TableRows:
+    """Read columns of numbers, or one column of (nested) lists, bytes or images."""
+    table = plan_numbers(source)
+    drop, label = selection.drop_missing, selection.label
+    rows, features = source.rows, table.features
+    if rows is None:
         with source.read({}) as stream:
-            return *_gather(path, stream, names, selection, layout, check), tuple(names)
-    rows = source.rows
-    layout = _find_layout(path, rows, names, source.are_bytes)
-    wide = min(_WIDE_ROWS, _WIDE_BYTES // layout.row_bytes)  # each batch costs time by column
-    batch_rows = max(1, wide, _BATCH_BYTES // layout.row_bytes)
-    kind = unwrap_type(rows.schema.field(names[0]).type)
-    features = tuple(names) if is_number(kind) else ()
-    whole = _are_whole(rows.schema, features)
-    wanted = [*names, label] if label else names
+            return *_gather(stream, table.reader(drop), label), features
+    wide = min(_WIDE_ROWS, _WIDE_BYTES // table.layout.row_bytes)  # each batch costs by column
+    batch_rows = max(1, wide, _BATCH_BYTES // table.layout.row_bytes)
+    wanted = [*source.names, label] if label else source.names
 
     def gather(shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+        shaped = replace(table, layout=replace(table.layout, shape=shape))
         batches = rows.read(0, rows.total, wanted, batch_rows)
-        check = Float32Check(path, features, whole)
-        return _gather(path, batches, names, selection, replace(layout, shape=shape), check)
+        return _gather(batches, shaped.reader(drop), label)
 
-    if is_bytes(kind):
-        return *selection.read_images(gather, layout.shape), ()
-    x, labels = gather(layout.shape)
+    if table.are_images:
+        return *selection.read_images(gather, table.layout.shape), ()
+    x, labels = gather(table.layout.shape)
     if features and source.are_bytes:
         known = selection.x_dtype
-        x = x.astype(known, copy=False) if known else _separate_ranges(path, x, features)
+        if known:
+            x = x.astype(known, copy=False)
+        elif tell_ranges(source.path, features, x.min(0), x.max(0)):
+            x = x.astype(np.float32)
     return x, labels, features
 
 
-def _separate_ranges(path: Path, x: Array, names: Sequence[str]) -> Array:
-    """Return columns of bytes as numbers if their ranges differ: bytes share one scale."""
-    largest = x.max(0)
-    small = find_small_ranges(x.min(0), largest)
+def tell_ranges(path: Place, names: Sequence[str], smallest: Array, largest: Array) -> bool:
+    """Whether columns of bytes are read as numbers, as their ranges differ: bytes share a scale."""
+    small = find_small_ranges(smallest, largest)
     if not small.any():
-        return x
+        return False
     first, other = int(np.flatnonzero(small)[0]), int(largest.argmax())
     say(
         f"{path}: columns of bytes have ranges of their own ({names[first][:_NAME]!r} reaches "
         f"{largest[first]}, {names[other][:_NAME]!r} {largest[other]}), so they are read as numbers"
     )
-    return x.astype(np.float32)
+    return True
 
 
 def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
@@ -101,12 +149,14 @@ def _are_whole(schema: pa.Schema, names: Sequence[str]) -> list[bool]:
     return [is_whole(schema.field(places[name])) for name in names]
 
 
-def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
+def _find_layout(path: Place, rows: Rows, names: Sequence[str], are_bytes: bool) -> RowLayout:
     """Find the shape and dtype of a row from the types, or from a row if the types lack them."""
     dtype = np.dtype(np.uint8 if are_bytes else np.float32)
     kind = unwrap_type(rows.schema.field(names[0]).type)
     if is_number(kind):
         return RowLayout((len(names),), dtype, unit_range=False)
+    if pa.types.is_fixed_size_binary(kind):
+        return RowLayout((kind.byte_width,), np.dtype(np.uint8), unit_range=False)
     sizes = list_sizes(kind)
     shape = tuple(size for size in sizes if size is not None)
     if not sizes or len(shape) < len(sizes):
@@ -117,7 +167,7 @@ def _find_layout(path: Path, rows: Rows, names: Sequence[str], are_bytes: bool) 
     return RowLayout(shape, dtype if sizes else np.dtype(np.uint8), unit_range=False)
 
 
-def _first_shape(path: Path, rows: Rows, name: str) -> tuple[int, ...]:
+def _first_shape(path: Place, rows: Rows, name: str) -> tuple[int, ...]:
     """Return the shape of the first row that is not null; all others must have it too."""
     first = next(rows.read(0, min(rows.total, _FIRST_ROWS), [name], _FIRST_ROWS))
     values = unwrap_array(first.column(name)).drop_null()
@@ -131,85 +181,18 @@ def _first_shape(path: Path, rows: Rows, name: str) -> tuple[int, ...]:
 
 
 def _gather(
-    path: Path,
-    batches: Iterator[pa.RecordBatch],
-    names: Sequence[str],
-    selection: Selection,
-    layout: RowLayout,
-    check: Float32Check,
+    batches: Iterator[pa.RecordBatch], reader: NumberReader, label: str
 ) -> tuple[Array, Array | None]:
-    """Read all batches; count missing values and bad rows, and refuse them at the end."""
-    label = selection.label
-    x = np.empty((0, *layout.shape), layout.dtype)
+    """Read all batches into one array."""
+    x = np.empty((0, *reader.layout.shape), reader.layout.dtype)
     labels: list[pa.Array] = []
-    missing: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    dropped = seen = 0
-    first = ""
     for batch in batches:
-        good, codes = read_x(batch, names, layout, check.watch)
-        if (codes == COLOUR).any():
-            raise NotGray(
-                f"{path}: {REASONS[COLOUR]}: row {seen + int(np.argmax(codes == COLOUR))}"
-            )
-        gaps = np.isin(codes, (NULL, NAN))
-        if gaps.any():
-            dropped += int(gaps.sum())
-            missing.update(_count_missing(batch.filter(pa.array(gaps)), names))
-        reasons.update(REASONS[code] for code in codes[(codes > 0) & ~gaps].tolist())
-        if reasons and not first:
-            place = int(np.flatnonzero((codes > 0) & ~gaps)[0])
-            first = f"row {seen + place}" + _explain_row(batch.slice(place, 1), names, layout)
-        seen += len(codes)
+        good, codes = reader.read(batch)
         x.resize(
-            (len(x) + len(good), *layout.shape), refcheck=False
+            (len(x) + len(good), *x.shape[1:]), refcheck=False
         )  # in place, without a second copy
         x[len(x) - len(good) :] = good
         labels += [batch.column(label).filter(pa.array(codes == 0))] if label else []
     pa.default_memory_pool().release_unused()  # otherwise the pool keeps the memory of the batches
-    if missing:
-        listed = _list_missing(missing)
-        if not selection.drop_missing:
-            raise DataRefused(
-                f"{path} has missing values, {listed}: fill them in, leave such rows out by "
-                "--drop-missing, or name other columns by --columns"
-            )
-        say(f"{path}: {dropped:,} rows with missing values are left out, {listed}")
-    check.finish()
-    if reasons:
-        listed = ", ".join(f"{reason}: {count} rows" for reason, count in reasons.items())
-        raise DataRefused(f"{path} cannot be used, {listed}; the first is {first}")
-    if not len(x):
-        raise DataRefused(f"{path} must hold at least one row, it has none")
+    reader.finish()
     return x, as_labels(labels) if label else None
-
-
-def _explain_row(row: pa.RecordBatch, names: Sequence[str], layout: RowLayout) -> str:
-    """Say what is wrong with a row that has no gap, as far as one can tell."""
-    value = unwrap_array(row.column(names[0]))[0].as_py()
-    if isinstance(value, bytes):
-        try:
-            read_image(value, layout.shape)
-        except DataRefused as err:
-            return f": {err}"
-    if len(names) > 1:
-        for name in names:
-            number = float(unwrap_array(row.column(name))[0].as_py())
-            if not abs(number) <= _MAX_FLOAT:
-                return f", where {name[:_NAME]!r} is {number:g}"
-    return ""
-
-
-def _count_missing(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, int]:
-    """Count the values, null or NaN, that each column lacks; in a column of lists, the rows."""
-    if not is_number(unwrap_type(batch.schema.field(names[0]).type)):
-        return {names[0]: batch.num_rows}
-    columns = (unwrap_array(batch.column(name)) for name in names)
-    counts = (compute.sum(column.is_null(nan_is_null=True)).as_py() for column in columns)
-    return {name: count for name, count in zip(names, counts, strict=True) if count}
-
-
-def _list_missing(missing: Mapping[str, int]) -> str:
-    shown = [f"{name[:40]}: {count} missing" for name, count in [*missing.items()][:_SHOWN]]
-    more = f" and {len(missing) - _SHOWN} more columns" if len(missing) > _SHOWN else ""
-    return ", ".join(shown) + more

@@ -18,23 +18,24 @@ from serving.files import reading, staged_file
 from serving.io.array_streams import ArrayStream, list_arrays, open_array
 from serving.io.images import write_grid
 from serving.io.memory import require_memory
+from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 
 
-def read_array(path: Path, array: str = "") -> Array:
+def read_array(path: Place, array: str = "") -> Array:
     """Read all values; of an `.npz` file, those of the array that `choose_array` names."""
     with _opened(path) as file, open_array(path, file, array) as found:
         return _read_values(path, found)
 
 
-def read_array_type(path: Path, array: str = "") -> tuple[np.dtype[Any], tuple[int, ...]]:
+def read_array_type(path: Place, array: str = "") -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Read dtype and shape alone."""
     with _opened(path) as file, open_array(path, file, array) as found:
         return found.dtype, found.shape
 
 
-def read_array_names(path: Path) -> list[str] | None:
+def read_array_names(path: Place) -> list[str] | None:
     """Read the names of the arrays of an `.npz` file; None for another file."""
     with _opened(path) as file:
         return list_arrays(path, file)
@@ -99,14 +100,14 @@ def write_table(path: Path, columns: Any) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Place) -> Iterator[io.BufferedReader]:
     with reading(path), path.open("rb") as file:
         if not file.peek(1):
             raise DataRefused(f"{path} is empty")
         yield file
 
 
-def _read_values(path: Path, found: ArrayStream) -> Array:
+def _read_values(path: Place, found: ArrayStream) -> Array:
     if found.dtype.hasobject:
         raise DataRefused(f"{path} holds Python objects, which are never unpickled: save numbers")
     require_memory(path, found.value_bytes)

@@ -97,6 +97,24 @@ def find_kind(head: bytes) -> str | None:
     return next((kind for kind, magics in _MAGICS.items() if head.startswith(magics)), None)
 
 
+def list_blocks(location: Location) -> list[int] | None:
+    """Return the numbers of rows of the parts of a file at which reading can start.
+
+    They are Parquet's row groups, and the batches of an Arrow file; None for any other format,
+    which is read from its first row on.
+    """
+    with reading(location, pa.ArrowException):
+        with location.open() as stream:
+            kind = find_kind(bytes(stream.read(_HEAD)))
+        if kind == "arrow file":
+            return list(_count_ipc_batches(location))
+        if kind != "parquet" or is_csv_name(location.path) or is_image_name(location.path):
+            return None
+        with _parquet(location) as file:
+            groups = range(file.num_row_groups)
+            return [file.metadata.row_group(index).num_rows for index in groups]
+
+
 def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
     with _parquet(location) as file:
         return file.schema_arrow, file.metadata.num_rows
@@ -130,10 +148,29 @@ def _count_ipc_file(location: Location) -> tuple[pa.Schema, int]:
     return fragment.physical_schema, fragment.count_rows()
 
 
-@contextlib.contextmanager
-def _open_ipc_file(location: Location, columns: Sequence[str]) -> Iterator[Batches]:
+def _read_ipc_file(
+    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
+) -> Batches:
+    """Read the file's batches from the one that holds row `start`; earlier ones are only counted.
+
+    A compressed batch is decompressed to be counted, but one column of it alone.
+    """
+    first, skipped = 0, 0
+    if start:
+        for rows in _count_ipc_batches(location):
+            if skipped + rows > start:
+                break
+            first, skipped = first + 1, skipped + rows
     with _mapped(location) as stream, ipc.open_file(stream) as file:
-        yield (file.get_batch(index) for index in range(file.num_record_batches))
+        batches = (file.get_batch(index) for index in range(first, file.num_record_batches))
+        yield from _cut(_slices(batches, batch_rows), start - skipped, stop - skipped, columns)
+
+
+def _count_ipc_batches(location: Location) -> Iterator[int]:
+    options = ipc.IpcReadOptions(included_fields=[0])
+    with _mapped(location) as stream, ipc.open_file(stream, options=options) as file:
+        for index in range(file.num_record_batches):
+            yield file.get_batch(index).num_rows
 
 
 def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
@@ -213,7 +250,7 @@ def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Bat
 
 _FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
     "parquet": (_count_parquet, _read_parquet),
-    "arrow file": (_count_ipc_file, partial(_read_stream, _open_ipc_file)),
+    "arrow file": (_count_ipc_file, _read_ipc_file),
     "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
     "array": (count_array, partial(read_array_rows, "")),
     "picture": (_count_picture, _read_picture),

@@ -3,6 +3,7 @@
 Raises `DataRefused` if the file is cut off or does not hold rows of numbers.
 """
 
+import hashlib
 import math
 import mmap
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from serving.errors import DataRefused
 from serving.files import reading
 from serving.io.array_streams import open_array
 from serving.io.filesystems import locate
+from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 
@@ -64,7 +66,10 @@ class MappedSource:
     checked: bool = False
     """Whether the rows were checked before they were written."""
     cache: Path | None = None
-    labels: Array | None = None
+    sha256: str = ""
+    """Of the bytes of all rows, if they are to be compared with it."""
+    labels: Any = None
+    """A numpy or Arrow array (rows,), if the rows have labels."""
 
     shuffle: Shuffle = "rows"
 
@@ -79,9 +84,12 @@ class MappedSource:
         watch = RunningCheck(kind.name, kind.shape, self.total, kind.columns, self.drop_missing)
         row_bytes = max(1, values[:1].nbytes)
         step = max(1, CHUNK_BYTES // row_bytes)
+        sha = hashlib.sha256()
         for start in range(0, self.total, step):
             self.stamp.check()
             x = values[start : start + step]
+            if self.sha256:
+                sha.update(x.reshape(-1).view(np.uint8).data)
             numbers = np.arange(start, start + len(x))
             labels = None if self.labels is None else self.labels[start : start + step]
             if not self.checked:
@@ -93,6 +101,10 @@ class MappedSource:
             self.mapping.release(1, step * row_bytes)
         if check and not self.checked:
             watch.finish()
+        if self.sha256 and sha.hexdigest() != self.sha256:
+            raise DataRefused(
+                f"{self.stamp.location} is damaged: delete it, and its rows are decoded again"
+            )
 
     def without(self, left_out: NDArray[np.int64]) -> MappedRows:
         """Return all rows but those of the sorted numbers `left_out`."""
@@ -105,8 +117,10 @@ class MappedSource:
         )
 
 
-def map_array(path: Path, name: str, selection: Selection) -> MappedSource | None:
-    """Map an `.npy` or IDX file; None if it is compressed, or is not stored row by row."""
+def map_array(path: Place, name: str, selection: Selection) -> MappedSource | None:
+    """Map an `.npy` or IDX file; None if it is compressed, at a URI, or not stored row by row."""
+    if not isinstance(path, Path):
+        return None
     with reading(path), path.open("rb") as file, open_array(path, file) as found:
         if found.is_packed or found.by_columns:
             return None

@@ -5,7 +5,6 @@ Footers of Parquet, headers of arrays and of one image, sizes of files: no rows 
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -20,6 +19,7 @@ from serving.io.csv_format import is_csv_name
 from serving.io.filesystems import Location, find_files
 from serving.io.image_files import read_image_shape
 from serving.io.image_folders import keep_images
+from serving.io.remote_paths import Place
 
 _FLOAT_BYTES = 4
 _CSV_GROWTH, _PACKED_GROWTH = 2, 10
@@ -44,12 +44,12 @@ def measure_source(source: str, columns: Sequence[str] = (), array: str = "") ->
         return 0  # whoever reads it says what is wrong
 
 
-def _measure_idx(path: Path, columns: Sequence[str], array: str) -> int:
+def _measure_idx(path: Place, columns: Sequence[str], array: str) -> int:
     files = find_idx(path)
     return sum(_measure_array(file) for (_, what), file in files.items() if what == "images")
 
 
-def _measure_arrays(path: Path, columns: Sequence[str], array: str) -> int:
+def _measure_arrays(path: Place, columns: Sequence[str], array: str) -> int:
     names = read_array_names(path)
     if names is None:
         return _measure_array(path)
@@ -57,21 +57,21 @@ def _measure_arrays(path: Path, columns: Sequence[str], array: str) -> int:
     return sum(_measure_array(path, name) for name in chosen.rows.values())
 
 
-def _measure_array(path: Path, name: str = "") -> int:
+def _measure_array(path: Place, name: str = "") -> int:
     """Return the bytes of an array as it is read, and of its copy if it must be converted."""
     dtype, shape = read_array_type(path, name)
     converted = 0 if dtype.name in ("uint8", "float32") else _FLOAT_BYTES
     return math.prod(shape) * (dtype.itemsize + converted)
 
 
-def _measure_images(path: Path, columns: Sequence[str], array: str) -> int:
+def _measure_images(path: Place, columns: Sequence[str], array: str) -> int:
     files, _ = find_images(path)
     with reading(files[0][1]):
         shape = read_image_shape(files[0][1].read())
     return len(files) * math.prod(shape)
 
 
-def _measure_table(path: Path, columns: Sequence[str], array: str) -> int:
+def _measure_table(path: Place, columns: Sequence[str], array: str) -> int:
     files, _ = keep_images(path, find_files(str(path)))
     return sum(_measure_file(location, info.size, columns) for _, location, info in files)
 

@@ -7,7 +7,6 @@ the source's own validation and test sets into memory once the training rows are
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from pipeline.data.split_folders import find_split_folders, tell_split_folders
 from pipeline.data.streaming.chunks import RowKind
 from serving.io.array_choice import SplitName
 from serving.io.array_files import read_array_names, read_array_type
+from serving.io.remote_paths import Place
 
 Array = NDArray[Any]
 ReadSet = Callable[[RowKind], LabelledRows]
@@ -39,7 +39,7 @@ ReadSet = Callable[[RowKind], LabelledRows]
 class Parts:
     """The rows to train on, and the other sets of a source."""
 
-    path: Path
+    path: Place
     """The file or folder of the rows to train on."""
     kind: str
     """Which of `READERS` reads it."""
@@ -70,7 +70,7 @@ def find_parts(source: str, selection: Selection) -> Parts:
     return Parts(path=path, kind=kind)
 
 
-def _find_in_idx(path: Path) -> Parts:
+def _find_in_idx(path: Place) -> Parts:
     def read(split: SplitName, kind: RowKind) -> LabelledRows:
         return sets[split]()
 
@@ -79,7 +79,7 @@ def _find_in_idx(path: Path) -> Parts:
     return Parts(path=find_idx(path)["train", "images"], kind="array", own=own)
 
 
-def _find_in_npz(path: Path, names: Sequence[str], selection: Selection) -> Parts:
+def _find_in_npz(path: Place, names: Sequence[str], selection: Selection) -> Parts:
     def read(split: SplitName, kind: RowKind) -> LabelledRows:
         return read_named(path, chosen, split)
 
@@ -96,7 +96,7 @@ def _find_in_npz(path: Path, names: Sequence[str], selection: Selection) -> Part
 
 
 def _find_in_folders(
-    path: Path, folders: Mapping[SplitName, Path], name: str, selection: Selection
+    path: Place, folders: Mapping[SplitName, Place], name: str, selection: Selection
 ) -> Parts:
     def read(split: SplitName, kind: RowKind) -> LabelledRows:
         like = select_like(selection, kind.shape, kind.dtype, kind.columns, kind.schema)

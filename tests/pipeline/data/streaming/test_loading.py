@@ -1,12 +1,16 @@
 """Streamed data against the same data in memory: the same rows, digests and held-out rows."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import csv, feather, ipc, parquet
 
 from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.data.plan import Resources
@@ -94,6 +98,179 @@ def test_rows_are_read_in_the_shape_of_a_model(tmp_path: Path) -> None:
     memory, streamed = both(tmp_path / "x.npy", tmp_path, x_shape=(3, 2), x_dtype="float32")
     assert streamed.x_shape == (3, 2)
     assert_equal(memory, streamed)
+
+
+def save_images(folder: Path, x: Array, labelled: bool = False) -> Path:
+    for number, image in enumerate(x):
+        path = folder / (f"{number % 3}" if labelled else "") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def to_table(x: Array, names: str = "abc") -> pa.Table:
+    return pa.table(dict(zip(names, x.T, strict=True)))
+
+
+LABELS = pa.array([f"class {number % 4}" for number in range(60)])
+LISTS = pa.FixedSizeListArray.from_arrays(pa.array(BYTES.reshape(-1)), 6)
+NESTED = pa.FixedSizeListArray.from_arrays(
+    pa.FixedSizeListArray.from_arrays(pa.array(BYTES.reshape(-1)), 2), 3
+)
+RAW = pa.array([row.tobytes() for row in BYTES], pa.binary(6))
+TABLES = {
+    "columns of floats": to_table(FLOATS),
+    "columns of whole numbers": to_table(RNG.integers(-9, 9, (60, 3))),
+    "columns of bytes": to_table(BYTES[:, :, 0]),
+    "bytes of two ranges": pa.table({"a": BYTES[:, 0, 0], "b": BYTES[:, 1, 0] % 2}),
+    "lists": pa.table({"x": LISTS}),
+    "lists of any size": pa.table({"x": LISTS.cast(pa.list_(pa.uint8()))}),
+    "nested lists": pa.table({"x": NESTED}),
+    "fixed bytes": pa.table({"x": RAW}),
+    "lists of floats": pa.table({"x": pa.array(FLOATS.tolist())}),
+    "words": pa.table({"a": FLOATS[:, 0], "word": LABELS, "b": pa.array([1.5, None] * 30)}),
+}
+
+
+def write_parquet(table: pa.Table, path: Path) -> Path:
+    parquet.write_table(table, path / "x.parquet", row_group_size=11)
+    return path / "x.parquet"
+
+
+def write_parquet_parts(table: pa.Table, path: Path) -> Path:
+    for number, (start, rows) in enumerate([(0, 23), (23, 1), (24, 36)]):
+        parquet.write_table(
+            table.slice(start, rows), path / f"part{number}.parquet", row_group_size=7
+        )
+    return path
+
+
+def write_arrow(table: pa.Table, path: Path) -> Path:
+    feather.write_feather(table, str(path / "x.arrow"), chunksize=13)
+    return path / "x.arrow"
+
+
+def write_stream(table: pa.Table, path: Path) -> Path:
+    with ipc.new_stream(path / "x.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=13)
+    return path / "x.arrow"
+
+
+@pytest.fixture(params=[32 << 20, 12], ids=["row groups", "slices of row groups"])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.streaming.table_rows.BLOCK_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("write", [write_parquet, write_parquet_parts, write_arrow])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_read_by_blocks(
+    tmp_path: Path, name: str, write: Callable[[pa.Table, Path], Path]
+) -> None:
+    (tmp_path / "in").mkdir()
+    path = write(TABLES[name], tmp_path / "in")
+    memory, streamed = both(path, tmp_path, likelihood="auto")
+    assert_equal(memory, streamed)
+    assert isinstance(streamed.train, StreamedSplit)
+    assert not streamed.train.x.random_access
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["columns of floats", "words", "fixed bytes"])
+def test_what_has_no_blocks_is_decoded_once(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_stream(TABLES[name], tmp_path)
+    for said in (1, 0):
+        memory, streamed = both(path, tmp_path, likelihood="auto")
+        assert_equal(memory, streamed)
+        assert capsys.readouterr().err.count("decoding the rows once") == said
+    assert isinstance(streamed.train, StreamedSplit)
+    assert streamed.train.x.random_access
+
+
+@pytest.mark.parametrize("name", ["columns of floats", "columns of whole numbers", "words"])
+@pytest.mark.parametrize("drop_missing", [False, True])
+def test_a_csv_file_is_decoded_once(tmp_path: Path, name: str, drop_missing: bool) -> None:
+    csv.write_csv(TABLES[name].append_column("label", LABELS), tmp_path / "x.csv")
+    settings = {"likelihood": "auto", "label": "label", "drop_missing": drop_missing}
+    for _ in range(2):
+        memory, streamed = both(tmp_path / "x.csv", tmp_path, **settings)
+        assert_equal(memory, streamed)
+        assert memory.test.labels is not None
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["gray", "colour"])
+def test_a_folder_of_images_is_decoded_once(
+    tmp_path: Path, channels: tuple[int, ...], labelled: bool
+) -> None:
+    x = RNG.integers(0, 256, (30, 5, 4, *channels), dtype=np.uint8)
+    folder = save_images(tmp_path / "images", x, labelled)
+    for _ in range(2):
+        memory, streamed = both(folder, tmp_path)
+        assert_equal(memory, streamed)
+    assert len([*(tmp_path / "cache").glob("*.npy")]) == 1
+
+
+def test_one_image_in_colour_makes_all_of_them_so(tmp_path: Path) -> None:
+    gray, colour = tmp_path / "images/a", tmp_path / "images/b"
+    save_images(gray, BYTES)
+    save_images(colour, RNG.integers(0, 256, (1, 3, 2, 3), dtype=np.uint8))
+    for _ in range(2):
+        memory, streamed = both(tmp_path / "images", tmp_path)
+        assert streamed.x_shape == (3, 2, 3)
+        assert_equal(memory, streamed)
+    assert len([*(tmp_path / "cache").iterdir()]) == 3  # the rows, their labels and facts
+
+
+@pytest.mark.parametrize("drop_missing", [False, True])
+def test_labels_and_rows_that_lack_a_value(tmp_path: Path, drop_missing: bool) -> None:
+    x = FLOATS.copy()
+    x[[0, 7, 8, 59] if drop_missing else [], 1] = np.nan
+    table = to_table(x).append_column("label", LABELS)
+    (tmp_path / "in").mkdir()
+    for write in (write_parquet_parts, write_arrow):
+        path = write(table, tmp_path / "in")
+        assert_equal(*both(path, tmp_path, label="label", drop_missing=drop_missing))
+        for file in (tmp_path / "in").iterdir():
+            file.unlink()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("suffix", [".npy", ".npy.gz", ".npz", "-idx3-ubyte.gz"])
+def test_arrays_of_any_kind(tmp_path: Path, suffix: str, order: Literal["C", "F"]) -> None:
+    path, x = tmp_path / f"x{suffix}", np.asarray(BYTES, order=order)
+    if suffix == ".npz":
+        np.savez_compressed(
+            path, x_train=x, x_test=x[:7], y_train=np.arange(60), y_test=np.arange(7)
+        )
+    elif suffix == "-idx3-ubyte.gz":
+        path.write_bytes(gzip.compress(save_idx(tmp_path / "plain", BYTES).read_bytes()))
+    else:
+        np.save(tmp_path / "plain.npy", x)
+        content = (tmp_path / "plain.npy").read_bytes()
+        path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    for _ in range(2):
+        assert_equal(*both(path, tmp_path))
+
+
+def test_the_rows_of_an_npz_file_keep_their_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=FLOATS, y=np.arange(60))
+    memory, streamed = both(tmp_path / "x.npz", tmp_path)
+    assert memory.test.labels is not None
+    assert_equal(memory, streamed)
+
+
+def test_folders_of_splits_keep_their_sets(tmp_path: Path) -> None:
+    for name, x in (("train", BYTES), ("val", BYTES[:9]), ("test", BYTES[9:20])):
+        save_images(tmp_path / "images" / name, x, labelled=True)
+        (tmp_path / "tables" / name).mkdir(parents=True)
+        table = to_table(x[:, 0, :].astype(np.float32), "ab").append_column("w", LABELS[: len(x)])
+        parquet.write_table(table, tmp_path / "tables" / name / "x.parquet")
+    assert_equal(*both(tmp_path / "images", tmp_path))
+    assert_equal(*both(tmp_path / "tables", tmp_path, likelihood="auto"))
+    assert_equal(*both(tmp_path / "tables", tmp_path, label="w"))
 
 
 def spoil(row: int, value: float) -> Callable[[Array], Array]:

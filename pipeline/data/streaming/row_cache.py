@@ -1,0 +1,175 @@
+"""Keep decoded rows in a file that is mapped, so that each is decoded once and read in any order.
+
+In: rows that are decoded in order, and a folder. Out: the mapped rows. A file is written whole or
+not at all, and is used again while the files that it was made of are the same. Raises `VaeError`,
+with the name of the file, if it cannot be written.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from pipeline.data.plan import format_bytes
+from pipeline.data.selection import EVERYTHING
+from pipeline.data.streaming.decoding import Decodable
+from pipeline.data.streaming.mapped import MappedSource, map_array
+from serving.console import progress, say
+from serving.errors import DataRefused, VaeError
+from serving.files import reading, staged_file
+from serving.user_folders import cache_folder
+
+Array = NDArray[Any]
+
+_VERSION = 1
+"""Of what is decoded: another number makes all earlier files unused."""
+_FACTS, _LABELS, _LABEL = ".json", ".labels", "label"
+
+
+def find_cached(rows: Decodable, folder: Path | None) -> MappedSource | None:
+    """Return the rows if they were decoded before."""
+    path = _place(rows, folder)
+    return _open(rows, path) if path.exists() else None
+
+
+def cache_rows(rows: Decodable, folder: Path | None) -> MappedSource:
+    """Return the rows; decode them first if they were not decoded before.
+
+    Of several processes, one decodes and the others wait.
+
+    Raises:
+        DataRefused: the rows cannot be used.
+        VaeError: the file cannot be written.
+    """
+    path = _place(rows, folder)
+    with _locked(path):
+        if not path.exists():
+            _require_space(rows, path)
+            say(f"{rows.kind.name}: decoding the rows once, to {path}")
+            _write(rows, path)
+            return replace(_open(rows, path), sha256="")
+        return _open(rows, path)
+
+
+def _place(rows: Decodable, folder: Path | None) -> Path:
+    """Return the path of the file, whose name tells all that it depends on."""
+    kind = rows.kind
+    facts = {
+        "version": _VERSION,
+        "files": [(str(file.location), file.size, file.mtime_ns) for file in rows.files],
+        "options": rows.options,
+        "shape": kind.shape,
+        "dtype": str(kind.dtype),
+        "columns": kind.columns,
+        "schema": kind.schema.to_json() if kind.schema else None,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return (folder or cache_folder() / "rows").absolute() / f"{key}.npy"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write the file."""
+    lock = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as err:
+        raise VaeError(f"cannot write {lock}: {err.strerror}: name a folder by --cache") from err
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _require_space(rows: Decodable, path: Path) -> None:
+    needed, free = rows.most_rows * rows.kind.row_bytes, shutil.disk_usage(path.parent).free
+    if rows.exact and needed > free:
+        raise VaeError(
+            f"cannot write {path}: the decoded rows of {rows.kind.name} take "
+            f"{format_bytes(needed)}, and {format_bytes(free)} are free: name another folder by "
+            "--cache"
+        )
+
+
+def _write(rows: Decodable, path: Path) -> None:
+    """Write an `.npy` file, whose header is completed when the number of rows is known.
+
+    What belongs to it is written before it is there.
+    """
+    kind, sha, done = rows.kind, hashlib.sha256(), 0
+    labels: list[pa.Array] = []
+    with (
+        staged_file(path) as temporary,
+        temporary.open("w+b") as file,
+        progress(rows.most_rows, "rows") as bar,
+    ):
+        start = _write_header(file, kind.dtype, (rows.most_rows, *kind.shape))
+        for chunk in rows.chunks():
+            content = np.ascontiguousarray(chunk.x).reshape(-1).view(np.uint8).data
+            try:
+                file.write(content)
+            except OSError as err:
+                raise VaeError(
+                    f"cannot write {path}: {err.strerror}: name another folder by --cache"
+                ) from err
+            sha.update(content)
+            done += len(chunk.x)
+            if rows.exact:
+                bar.advance(len(chunk.x))
+            if chunk.labels is not None:
+                labels.append(pa.array(chunk.labels).dictionary_encode())
+        file.seek(0)
+        if _write_header(file, kind.dtype, (done, *kind.shape)) != start:
+            raise VaeError(f"cannot write {path}: its header does not fit {done} rows")
+        file.flush()
+        if labels:
+            table = pa.table({_LABEL: pa.chunked_array(labels).unify_dictionaries()})
+            with staged_file(path.with_suffix(_LABELS)) as beside:
+                parquet.write_table(table, beside)
+        with staged_file(path.with_suffix(_FACTS)) as beside:
+            beside.write_text(json.dumps({"rows": done, "sha256": sha.hexdigest()}))
+
+
+def _write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    """Write the header of an `.npy` file, which leaves room for more rows; return its length."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _open(rows: Decodable, path: Path) -> MappedSource:
+    """Map the file, and check that it holds what was written.
+
+    Raises:
+        DataRefused: it is damaged.
+    """
+    kind = rows.kind
+    with reading(path, KeyError):
+        facts = json.loads(path.with_suffix(_FACTS).read_text())
+        mapped = map_array(path, kind.name, EVERYTHING)
+        if mapped is None or (len(mapped.values), *mapped.kind.shape, mapped.kind.dtype) != (
+            facts["rows"],
+            *kind.shape,
+            kind.dtype,
+        ):
+            raise DataRefused(f"{path} is damaged: delete it, and its rows are decoded again")
+        beside, labels = path.with_suffix(_LABELS), None
+        if beside.exists():
+            table = parquet.read_table(beside, read_dictionary=[_LABEL])
+            labels = table.column(0).combine_chunks()
+    return replace(
+        mapped, kind=kind, labels=labels, checked=True, sha256=facts["sha256"], cache=path
+    )
