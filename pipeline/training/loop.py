@@ -1,13 +1,14 @@
-"""Train a VAE on a dataset held in memory.
+"""Train a VAE on a dataset.
 
 In: a `Dataset` and a `Config`, or the state of an interrupted training. Out: a `TrainResult` with
-the best weights. Raises `TrainingDiverged` when a number is not finite, and `TrainingStopped` when
-the caller asks for a stop.
+the best weights. Raises `TrainingDiverged` when a number is not finite, `TrainingStopped` when the
+caller asks for a stop, and `DataRefused` when a file of streamed rows has changed.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,18 +22,22 @@ from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.objective import ElboTerms, elbo_terms, loss
 from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
+from pipeline.training.batches import Feed, Stop
+from pipeline.training.feeds import open_feed
 from pipeline.training.schedules import (
     kl_weight_at,
     learning_rate_at,
-    passes_per_epoch,
     total_steps,
     warm_up_over,
 )
 from pipeline.training.state import TrainState, begin_training
+from serving.errors import DataRefused
 from serving.value_range import MAX_BYTE
 
 VALIDATION_VALUES = 1 << 20
 """Decoded values in one batch of validation, which bounds memory."""
+SAVE_EVERY_S = 600.0
+"""Seconds of training between two saves of the state within an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +84,23 @@ def continue_training(
 
     The best epoch is the one with the highest validation ELBO after the warm-up (with the objective
     iwae, the highest importance-weighted bound). Without validation rows there is no early stopping
-    and the last weights are kept. A state is saved before its metrics are logged, and only if all
-    of it is finite.
+    and the last weights are kept. A state is saved at the end of an epoch, before its metrics are
+    logged, and every `SAVE_EVERY_S` seconds, and only if all of it is finite.
 
     Raises:
+        DataRefused: a file of streamed rows has changed; the state has been saved.
         TrainingDiverged: a metric, a weight or a moment of Adam is not finite.
         TrainingStopped: `hooks.stop` returned true; the state has been saved.
     """
-    x_train, x_valid = (
-        torch.from_numpy(split.x).to(state.device) for split in (dataset.train, dataset.valid)
-    )
-    steps, max_byte = total_steps(len(x_train), state.settings), dataset.max_byte
+    x_valid = torch.from_numpy(dataset.valid.x).to(state.device)
+    steps, max_byte = total_steps(dataset.train_rows, state.settings), dataset.max_byte
     start = time.perf_counter() - state.seconds
     state.model.train()
-    with state.isolated_rng():
+    with state.isolated_rng(), closing(open_feed(state, dataset)) as feed:
         while not state.finished:
+            saved_at = state.seconds
             try:
-                for rows in _batches(state, x_train, max_byte):
+                for rows in _batches(state, feed, max_byte, hooks.stop):
                     train_step(state, rows, steps)
                     hooks.advance(1)
                     state.seconds = time.perf_counter() - start
@@ -103,8 +108,12 @@ def continue_training(
                         raise TrainingStopped(f"training was stopped in epoch {state.epoch}")
                     if state.out_of_time:
                         break
+                    if state.seconds - saved_at >= SAVE_EVERY_S:
+                        state.check_finite()
+                        _save(state, hooks)
+                        saved_at = state.seconds
                 _end_epoch(state, x_valid, hooks.stop)
-            except TrainingStopped:
+            except (TrainingStopped, DataRefused):
                 state.check_finite()
                 _save(state, hooks)
                 raise
@@ -177,25 +186,13 @@ def _draw_bytes(rows: Tensor, generator: torch.Generator, max_byte: int) -> Tens
     return noise.view_as(rows)
 
 
-def _batches(state: TrainState, x: Tensor, max_byte: int) -> Iterator[Tensor]:
-    if state.position == 0:
-        state.order = _draw_order(state, x)
-    while state.position < len(state.order):
-        rest_of_pass = len(x) - state.position % len(x)
-        size = min(state.settings.batch_size, rest_of_pass)
-        indices = state.order[state.position :][:size]
-        state.position += size
-        rows = x.index_select(0, indices)
+def _batches(state: TrainState, feed: Feed, max_byte: int, stop: Stop) -> Iterator[Tensor]:
+    for batch in feed.batches(state, stop):
+        state.position += batch.size
         if state.config.data.binarize == "dynamic":
-            rows = binarize_batch(rows, state.generator, max_byte)
-        yield rows
-
-
-def _draw_order(state: TrainState, x: Tensor) -> Tensor:
-    """Draw the order of the rows in each pass of an epoch, (passes * rows,)."""
-    passes = range(passes_per_epoch(len(x), state.settings))
-    draw = partial(torch.randperm, len(x), generator=state.generator, device=x.device)
-    return torch.cat([draw() for _ in passes])
+            yield binarize_batch(batch.rows, state.generator, max_byte)
+        else:
+            yield batch.rows
 
 
 def _end_epoch(state: TrainState, x_valid: Tensor, stop: Callable[[], bool]) -> None:
@@ -220,6 +217,7 @@ def _end_epoch(state: TrainState, x_valid: Tensor, stop: Callable[[], bool]) -> 
     state.epoch += 1
     state.position = 0
     state.order = state.order.new_empty(0)  # a view would keep, and save, the whole order
+    state.drawn_from = state.drawn_from.new_empty(0)
     state.sums.zero_()
 
 

@@ -11,17 +11,20 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Config, TrainConfig
-from pipeline.data.dataset import Dataset
+from pipeline.data.plan import default_memory
+from pipeline.data.splits import Dataset, StreamedSplit
 from pipeline.errors import TrainingDiverged
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
-from pipeline.training.schedules import total_steps
+from pipeline.training.schedules import passes_per_epoch, total_steps
+from pipeline.training.windows import choose_window
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -39,6 +42,8 @@ _SAVED_FIELDS = (
     "best_weights",
 )
 """Fields that are saved unchanged."""
+_STREAMED_FIELDS = ("streamed", "window_rows", "drawn_from")
+"""Fields that are saved as well if the rows are streamed."""
 
 
 @dataclass(slots=True)
@@ -57,7 +62,8 @@ class TrainState:
     """States of torch's global generators by device, which a user's networks may draw from."""
     best_weights: Mapping[str, Tensor]
     order: Tensor
-    """This epoch's permutation of the training rows; empty before its first step."""
+    """This epoch's permutation of the training rows, if they are in memory; empty before its first
+    step."""
     sums: Tensor
     """Sums of log-likelihood, KL and bound over this epoch's rows so far, (3,), on the device."""
     history: list[dict[str, float]]
@@ -65,7 +71,7 @@ class TrainState:
     epoch: int = 1
     """The epoch in progress, from 1."""
     position: int = 0
-    """Number of rows of `order` that have been used."""
+    """Number of rows that have been used in this epoch."""
     step: int = 0
     """Steps completed since the start of training."""
     best_epoch: int = 0
@@ -76,6 +82,11 @@ class TrainState:
     """How often the state has been saved, including this time."""
     streamed: Mapping[str, Any] | None = None
     """What `Dataset.describe` says of rows that are streamed; None for rows in memory."""
+    window_rows: int = 0
+    """The most rows that are permuted at once, if they are streamed; 0 for all of them."""
+    drawn_from: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.uint8))
+    """The state of `generator` from which the order of this epoch was drawn, if the rows are
+    streamed and it is one of all rows; empty before its first step."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where the weights before the first step came from, if they were not drawn; not saved."""
 
@@ -168,7 +179,7 @@ class TrainState:
             "generator": self.generator.get_state(),
             "rng": dict(self.rng),
             **{name: getattr(self, name) for name in _SAVED_FIELDS},
-            **({"streamed": dict(self.streamed)} if self.streamed else {}),
+            **{name: getattr(self, name) for name in _STREAMED_FIELDS if self.streamed},
         }
         buffer = io.BytesIO(bytes(_DIGEST_BYTES))
         buffer.seek(_DIGEST_BYTES)
@@ -232,6 +243,10 @@ def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
         history=[],
     )
     state.best_weights = state.copy_weights()
+    if isinstance(dataset.train, StreamedSplit):
+        passes = passes_per_epoch(dataset.train_rows, config.train)
+        memory = dataset.plan.memory if dataset.plan else default_memory()
+        state.window_rows = choose_window(dataset.train.x, passes, memory)
     return state
 
 
@@ -265,6 +280,9 @@ def restore_training(saved: Mapping[str, Any], dataset: Dataset) -> TrainState:
     state.rng = saved["rng"]
     for name in _SAVED_FIELDS:
         setattr(state, name, _move(saved[name], device))
+    if state.streamed:
+        for name in _STREAMED_FIELDS:
+            setattr(state, name, saved[name])
     return state
 
 
