@@ -126,10 +126,11 @@ def train(
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, git_state
     from pipeline.training.resumable_run import ResumableRun, fit
+    from pipeline.training.training_plan import plan_params
 
     config, device, threads = state.config, state.device, torch.get_num_threads()
     git = git_state()
-    run.log_params(config.flat())
+    run.log_params({**config.flat(), **plan_params(state, dataset)})
     run.set_tags(
         {
             **{f"git.{key}": value for key, value in git.items()},
@@ -164,9 +165,8 @@ def train(
             save_checkpoint(Path(temporary), checkpoint)
             run.log_folder(Path(temporary), CHECKPOINT)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            draw_figures(folder, result.model, result.history, dataset, metrics)
-            run.log_folder(folder, FIGURES)
+            draw_figures(Path(temporary), result.model, result.history, dataset, metrics)
+            run.log_folder(Path(temporary), FIGURES)
     return checkpoint, metrics
 
 

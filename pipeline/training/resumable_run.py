@@ -16,8 +16,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, TrackedRun
 from pipeline.training.loop import TrainHooks, TrainResult, continue_training
-from pipeline.training.schedules import passes_per_epoch, total_steps
+from pipeline.training.schedules import total_steps
 from pipeline.training.state import TrainState, read_state
+from pipeline.training.training_plan import Forecast, plan_lines
 from serving.console import progress, say
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import check_run, connect, store_errors
@@ -80,21 +81,21 @@ class ResumableRun:
 def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
     """Train to the end with progress on stderr; a signal stops training after the current step."""
     state = resumable.state
-    settings = state.settings
-    say(
-        f"training on {dataset.train_rows:,} rows of {state.config.data.data} for at most "
-        f"{settings.epochs} epochs, on {state.device}; preset {state.config.preset}"
-    )
-    if state.step:
-        say(f"resuming in epoch {state.epoch}, after {state.step:,} steps")
+    settings, rows = state.settings, dataset.train_rows
+    for line in plan_lines(state, dataset):
+        say(line)
     for epoch, metrics in enumerate(state.history, start=1):
         resumable.log_metrics(metrics, step=epoch)
-    passes = passes_per_epoch(dataset.train_rows, settings)
-    if passes > 1:
-        say(f"these are few rows: each epoch passes over them {passes} times; see --min-steps")
-    steps = total_steps(dataset.train_rows, settings)
+    steps = total_steps(rows, settings)
+    forecast = Forecast(steps - state.step, steps // settings.epochs)
     with progress(steps, "steps") as bar, deferred_signals() as stop:
         bar.skip(state.step)
+
+        def advance(count: int) -> None:
+            bar.advance(count)
+            if (step_s := forecast.advance()) is not None:
+                bar.say(forecast.line(step_s))
+                resumable.run.log_params({"plan.expected_seconds": round(step_s * steps)})
 
         def log(epoch: int, metrics: Mapping[str, float]) -> None:
             resumable.log_metrics(metrics, step=epoch)
@@ -104,9 +105,8 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
                 f"kl {metrics['kl']:.2f}  {state.seconds:.0f} s"
             )
 
-        result = continue_training(
-            state, dataset, TrainHooks(log, bar.advance, resumable.save, stop)
-        )
+        hooks = TrainHooks(log, advance, resumable.save, stop)
+        result = continue_training(state, dataset, hooks)
     if state.early_end:
         say(state.early_end)
     resumable.log_metrics({"best_epoch": result.best_epoch, "train_seconds": result.seconds})
@@ -128,8 +128,8 @@ def fetch_state(run_id: str) -> Mapping[str, Any]:
         contents = [path.read_bytes() for path in run.fetch_folder(RESUME, Path(temporary))]
     if not contents:
         raise UsageRefused(
-            f"run {run_id} holds no state to resume from: it ended before the end of its first "
-            "epoch, or after its training; start a new run with vae train"
+            f"run {run_id} holds no state to resume from: it ended before the first one was saved, "
+            "or after its training; start a new run with vae train"
         )
     states, damage = [], None
     for content in contents:

@@ -20,7 +20,7 @@ from pipeline.data.streamed_rows import StreamedRows
 Array = NDArray[Any]
 Numbers = NDArray[np.int64]
 
-WINDOW_ROWS, WINDOW_BYTES = 1 << 18, 256 << 20
+WINDOW_ROWS, WINDOW_BYTES = 1 << 18, 1 << 30
 """The most rows of a window, and its bytes if that is more rows. Windows are of equal size up to a
 block, so that if there are several, each has at least half of that."""
 MEMORY_SHARE = 8

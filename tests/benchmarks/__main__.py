@@ -5,7 +5,8 @@ Every line is a ratio with what it should be, or a figure of a real use; nothing
 `parity` is a table: which rule catches which corruption, and whether clean models pass; `runtimes`
 is one too: how near other runtimes come to torch, as shares of what is allowed.
 `tables` is a benchmark of its own with options, beside peers in their own environment; it is not
-part of the others, since it takes most of an hour. Nor is `live`, what must hold of live rows.
+part of the others, since it takes most of an hour. Nor are `live`, what must hold of live rows, and
+`scale`, what must hold of data larger than memory.
 """
 
 import sys
@@ -49,7 +50,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[object]]] = {
 
 
 def main(names: list[str]) -> None:
-    """Run the named benchmarks, or all but `tables` and `live`."""
+    """Run the named benchmarks, or all but `tables`, `live` and `scale`."""
     if names[:1] == ["tables"]:
         from tests.benchmarks.tables.__main__ import main as measure_tables
 
@@ -59,6 +60,11 @@ def main(names: list[str]) -> None:
         from tests.benchmarks.live.__main__ import main as measure_live
 
         measure_live(names[1:])
+        return
+    if names[:1] == ["scale"]:
+        from tests.benchmarks.scale.__main__ import main as measure_scale
+
+        measure_scale(names[1:])
         return
     print(f"{'what':<58} {'measured':>10}  {'beside':>10}  {'ratio':>7}  goal")
     for name in names or BENCHMARKS:

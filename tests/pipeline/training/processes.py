@@ -28,6 +28,8 @@ class Interruption:
     step: int | None = None
     save: int | None = None
     change: int | None = None
+    save_always: bool = False
+    """Whether a state is saved after each step, as after ten minutes."""
 
     def prepare(self) -> None:
         """Patch the functions of the process that is to be interrupted."""
@@ -35,6 +37,8 @@ class Interruption:
         self._signal_after(TrackedRun, "log_file", self.save)
         if self.change is not None:
             die_at(self.change)
+        if self.save_always:
+            loop.SAVE_EVERY_S = 0.0
 
     def _signal_after(self, owner: Any, name: str, count: int | None) -> None:
         real, calls = getattr(owner, name), [0]

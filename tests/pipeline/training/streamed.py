@@ -54,6 +54,12 @@ class BlockRows:
         raise AssertionError("rows of blocks are not read one by one")
 
 
+class SmallBlocks(MappedRows):
+    """Mapped rows whose blocks have 16 rows."""
+
+    _block_rows = 16
+
+
 def in_blocks(dataset: Dataset, block_rows: int = 16, **settings: Any) -> Dataset:
     """Return a dataset whose training rows are read in blocks."""
     return stream(dataset, BlockRows(dataset.sample, block_rows), **settings)
@@ -68,7 +74,7 @@ def blocks_of(dataset: Dataset) -> BlockRows:
 
 def mapped(dataset: Dataset, **settings: Any) -> Dataset:
     """Return a dataset whose training rows are read in any order."""
-    return stream(dataset, MappedRows(dataset.sample, np.arange(0)), **settings)
+    return stream(dataset, SmallBlocks(dataset.sample, np.arange(0)), **settings)
 
 
 def stream(dataset: Dataset, x: StreamedRows, memory: int = 1 << 30) -> Dataset:
@@ -97,8 +103,8 @@ def memory_for(window_rows: int, row_bytes: int) -> int:
     return 8 * window_rows * (row_bytes + 8)
 
 
-SMALL = memory_for(64, 30)
-"""Memory for windows of 64 rows of `images`, and too little for an order of its 270 rows."""
+SMALL = memory_for(54, 30)
+"""Memory for windows of 54 rows of `images`, and too little for an order of its 270 rows."""
 KINDS = {
     "mapped": mapped,
     "mapped windows": lambda dataset: mapped(dataset, memory=SMALL),

@@ -109,7 +109,7 @@ def test_windows_give_the_batches_that_an_epoch_of_them_is_divided_into(
     expected = [
         window.x[window.order]
         for epoch in (1, 2, 3)
-        for window in read_windows(BlockRows(images.sample, 16), 64, seed=0, epoch=epoch, passes=2)
+        for window in read_windows(BlockRows(images.sample, 16), 54, seed=0, epoch=epoch, passes=2)
     ]
     assert len(expected) == 6 * 5
     np.testing.assert_array_equal(torch.cat(seen).numpy(), np.concatenate(expected))
@@ -198,9 +198,13 @@ def test_a_saved_state_does_not_hold_the_order_of_the_rows(
 def test_a_resumed_training_keeps_its_windows_if_the_memory_is_another(images: Dataset) -> None:
     state = begin_training(in_blocks(images, memory=SMALL), ready(images), "cpu")
     saved = read_state(state.to_bytes())
-    assert restore_training(saved, in_blocks(images)).window_rows == 64
-    assert restore_training(saved, mapped(images)).window_rows == 64
+    assert restore_training(saved, in_blocks(images)).window_rows == 54
+    assert restore_training(saved, mapped(images)).window_rows == 54
     assert begin_training(mapped(images), ready(images), "cpu").window_rows == 0
+    windows = [
+        begin_training(make(images), ready(images), "cpu").window_rows for make in KINDS.values()
+    ]
+    assert windows == [0, 54, 54, (1 << 30) // 8 // (30 + 8)]
     assert "window_rows" not in read_state(begin_training(images, ready(images), "cpu").to_bytes())
 
 

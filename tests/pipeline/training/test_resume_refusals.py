@@ -209,7 +209,7 @@ def test_settings_beside_resume_are_refused_by_name(given: str) -> None:
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
         f"Error: {given} cannot be combined with --resume, which takes all settings from the run "
-        "except --device, --threads, --learning-rate"
+        "except --device, --threads, --learning-rate, --memory, --cache"
     )
 
 

@@ -142,7 +142,7 @@ def test_a_window_has_100_000_rows_unless_the_memory_is_too_small() -> None:
     assert choose_window(wide, 1, 1 << 30) == (1 << 30) // 8 // (12_288 + 8)
     assert choose_window(wide, 1, 1) == 1
     narrow = BlockRows(np.zeros((4, 64), np.float32), 1)
-    assert choose_window(narrow, 1, 64 << 30) == (256 << 20) // (256 + 8)
+    assert choose_window(narrow, 1, 64 << 30) == (1 << 30) // (256 + 8)
 
 
 def test_mapped_rows_have_one_order_if_it_fits_in_its_share_of_the_memory() -> None:
