@@ -4,7 +4,7 @@ In: a source, and the shares to hold out. Out: the splits, of which the rows to 
 they are. Memory is bounded by the rows that are held out and the sample. Raises `DataRefused`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.data.plan import HELD_OUT_BYTES, SAMPLE_BYTES
 from pipeline.data.splits import RunningDigest, StreamedSplit, choose_held_out
 from pipeline.data.streamed_rows import count_up
 from pipeline.data.streaming.chunks import Chunk, RowKind, RowSource
+from serving.console import progress, say
 
 Array = NDArray[Any]
 Numbers = NDArray[np.int64]
@@ -112,6 +113,7 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
         DataRefused: rows cannot be used, or are too few to split.
     """
     kind, name = source.kind, source.kind.name
+    say(f"{name}: reading {source.total:,} rows once, to check them and to hold rows out")
     dropped = _find_dropped(source) if shares.drop_missing else np.arange(0)
     kept = source.total - len(dropped)
     most = max(1, HELD_OUT_BYTES // kind.row_bytes)
@@ -127,7 +129,7 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
     sample = _Picked(kind, count_up(_choose_sample(rows, kind.row_bytes), left_out))
     digest = RunningDigest(kind.dtype, (rows, *kind.shape))
     extremes = _Extremes(kind)
-    for chunk in source.chunks(check=not shares.drop_missing):
+    for chunk in _watched(source, check=not shares.drop_missing):
         for picked in (*held_out, sample):
             picked.add(chunk)
         x = chunk.x
@@ -146,6 +148,14 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
     )
 
 
+def _watched(source: RowSource, *, check: bool) -> Iterator[Chunk]:
+    """Yield all rows, and show how many have been read."""
+    with progress(source.total, "rows") as bar:
+        for chunk in source.chunks(check=check):
+            yield chunk
+            bar.advance(len(chunk.numbers))
+
+
 def _among(numbers: Numbers, chunk: Chunk) -> Numbers:
     """Return those of the numbers that rows of the chunk have."""
     return numbers[np.isin(numbers, chunk.numbers, assume_unique=True)]
@@ -154,7 +164,7 @@ def _among(numbers: Numbers, chunk: Chunk) -> Numbers:
 def _find_dropped(source: RowSource) -> Numbers:
     """Return the sorted numbers of the rows that are left out for a gap; check the others."""
     dropped, done = [np.arange(0)], 0
-    for chunk in source.chunks(check=True):
+    for chunk in _watched(source, check=True):
         if not len(chunk.numbers):
             continue
         last = int(chunk.numbers[-1]) + 1
