@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,15 +84,26 @@ def _locked(path: Path) -> Iterator[None]:
     lock = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
+        file = _lock(lock)
     except OSError as err:
         raise VaeError(f"cannot write {lock}: {err.strerror}: name a folder by --cache") from err
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink()  # by a process that was killed
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open a file and lock it, again if the process that held it has deleted it meanwhile."""
+    while True:
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()
 
 
 def _require_space(rows: Decodable, path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / "in" / f"{number}.png")
     with pytest.raises(DataRefused, match=r"/7\.png has 5x4"):
         load(tmp_path / "in")
-    assert not (tmp_path / "cache").exists()
+    assert [*(tmp_path / "cache").iterdir()] == []
 
 
 def test_an_image_that_cannot_be_decoded_leaves_nothing(tmp_path: Path) -> None:
@@ -174,6 +175,25 @@ def test_a_cache_that_was_damaged_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DataRefused, match="is damaged: delete it"):
         load(tmp_path / "x.csv")
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    csv.write_csv(pa.table({"a": X[0, :, 0], "b": X[0, :, 1]}), tmp_path / "x.csv")
+    load(tmp_path / "x.csv")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    file.rename(file.with_name(f".{file.name}.0a1b2c3d"))
+    load(tmp_path / "x.csv")
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([file, file.with_suffix(".json")])
+
+
+def test_several_at_once_decode_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lock is one of an open file, so that threads stand for processes."""
+    csv.write_csv(pa.table({"a": X[0, :, 0], "b": X[0, :, 1]}), tmp_path / "x.csv")
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(load, [tmp_path / "x.csv"] * 4)]
+    assert len({data.train.sha256 for data in found}) == 1
+    assert capsys.readouterr().err.count("decoding the rows once") == 1
+    assert len([*(tmp_path / "cache").iterdir()]) == 2
 
 
 def test_a_source_that_changes_is_decoded_again(tmp_path: Path) -> None:
