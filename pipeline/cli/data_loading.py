@@ -1,5 +1,6 @@
 """Load the data that a command needs: that of a config, or the rows to evaluate a model on."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -126,6 +127,11 @@ def rows_to_evaluate(
     data = checkpoint.config.data
     if source is None:
         return load_data(checkpoint.config, checkpoint).test
+    if "streamed" in checkpoint.data and not (array or delimiter):
+        with contextlib.suppress(DataRefused, UsageRefused):  # they are rows of other data
+            split = load_data(checkpoint.config, checkpoint, source).test
+            say(f"{source}: the model's own held-out rows")
+            return split
     known = checkpoint.data["splits"]["test"]["sha256"]
     if not array and data.array and has_array(source, data.array):
         array = data.array
