@@ -86,12 +86,14 @@ def load_data(
 def _load(source: str, resources: "Resources", settings: dict[str, Any]) -> "Dataset":
     """Load data into memory, or stream them."""
     from pipeline.data.dataset import load_dataset
-    from pipeline.data.streaming.loading import load_streamed, plan_in_memory
+    from pipeline.data.splits import plan_in_memory
     from pipeline.data.streaming.measuring import measure_source
 
     needed = measure_source(source, settings["columns"], settings["array"])
     streamed = needed > resources.memory if resources.streamed is None else resources.streamed
     if streamed:
+        from pipeline.data.streaming.loading import load_streamed
+
         return load_streamed(source, resources, needed, **settings)
     return plan_in_memory(load_dataset(source, **settings), resources, needed)
 

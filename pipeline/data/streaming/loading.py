@@ -103,21 +103,6 @@ def load_streamed(
     )
 
 
-def plan_in_memory(dataset: Dataset, resources: Resources, needed: int) -> Dataset:
-    """Add the plan to a data set that was loaded into memory."""
-    plan = DataPlan(
-        rows=dataset.train_rows,
-        row_bytes=int(np.prod(dataset.x_shape)) * dataset.x_dtype.itemsize,
-        valid_rows=len(dataset.valid.x),
-        test_rows=len(dataset.test.x),
-        memory=resources.memory,
-        needed=needed,
-        streamed=False,
-        statistics_rows=dataset.train_rows,
-    )
-    return replace(dataset, plan=plan)
-
-
 def _read_own(
     parts: Parts, rows: RowSource, source: str, split: Any, selection: Selection
 ) -> LabelledRows | None:
