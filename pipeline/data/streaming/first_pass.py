@@ -15,6 +15,7 @@ from pipeline.data.plan import HELD_OUT_BYTES, SAMPLE_BYTES
 from pipeline.data.splits import RunningDigest, StreamedSplit, choose_held_out
 from pipeline.data.streamed_rows import count_up
 from pipeline.data.streaming.chunks import Chunk, RowKind, RowSource
+from pipeline.data.table_labels import as_labels
 from serving.console import progress, say
 
 Array = NDArray[Any]
@@ -41,8 +42,10 @@ class FirstPass:
     train: StreamedSplit
     valid: Array
     test: Array
-    labels: Sequence[Any]
-    """Parts of the labels of the test rows, if the source has labels."""
+    labels: Array | None
+    """Integers or strings (test rows,), if the source has labels."""
+    left_out: Numbers
+    """The sorted numbers of the rows that are not trained on."""
     capped: bool
     """Whether fewer rows are held out than the shares ask for."""
 
@@ -143,7 +146,8 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
         train=train,
         valid=held_out[1].x,
         test=held_out[0].x,
-        labels=held_out[0].labels,
+        labels=_join_labels(held_out[0].labels),
+        left_out=left_out,
         capped=capped,
     )
 
@@ -173,6 +177,12 @@ def _find_dropped(source: RowSource) -> Numbers:
         dropped.append(done + np.flatnonzero(gaps))
         done = last
     return np.concatenate([*dropped, np.arange(done, source.total)])
+
+
+def _join_labels(parts: Sequence[Any]) -> Array | None:
+    if not parts:
+        return None
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else as_labels(parts)
 
 
 def _choose_sample(rows: int, row_bytes: int) -> Numbers:
