@@ -43,8 +43,8 @@ class StreamedSplit:
     sample: Array
     """Rows for scaling, output bias and calibration, chosen once and for all."""
     extremes: Array
-    """Rows that show, beside the sample, what all rows hold: the least and the largest value, a
-    fraction, and a value other than 0 and 1, if there are such."""
+    """Rows that show, beside the sample, what all rows hold: the least and the largest value, and a
+    fraction, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)

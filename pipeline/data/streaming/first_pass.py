@@ -91,11 +91,8 @@ class _Extremes:
         if high > self._high:
             self._high = high
             self._keep("largest", flat, lambda rows: rows == high)
-        if x.dtype != np.uint8:
-            if "fraction" not in self._rows:
-                self._keep("fraction", flat, lambda rows: (rows != np.rint(rows)) & (rows == rows))
-            if "other" not in self._rows:
-                self._keep("other", flat, lambda rows: (rows != 0) & (rows != 1))
+        if x.dtype != np.uint8 and "fraction" not in self._rows:
+            self._keep("fraction", flat, lambda rows: (rows != np.rint(rows)) & (rows == rows))
 
     def _keep(self, fact: str, flat: Array, shows: Callable[[Array], Array]) -> None:
         rows = shows(flat).any(1)
@@ -104,7 +101,7 @@ class _Extremes:
 
     @property
     def x(self) -> Array:
-        """The rows (at most four, *x_shape)."""
+        """The rows (at most three, *x_shape)."""
         rows = np.array([*self._rows.values()], self._kind.dtype)
         return rows.reshape(len(self._rows), *self._kind.shape)
 

@@ -88,6 +88,20 @@ def test_a_part_that_changes_between_epochs_is_refused(
         read_all(dataset)
 
 
+def test_rows_that_can_no_longer_be_used_are_refused(tmp_path: Path) -> None:
+    """Size and time are those of the file whose rows were checked."""
+    path, x = tmp_path / "x.parquet", X[0, :, 0].copy()
+    for value in (1.5, np.nan):
+        x[5:20] = value
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        parquet.write_table(pa.table({"a": x}), path, **plain)
+        os.utime(path, ns=(1, 1))
+        if value == 1.5:
+            dataset = load(path)
+    with pytest.raises(DataRefused, match=r"/x\.parquet has changed since its rows were checked"):
+        read_all(dataset)
+
+
 @pytest.mark.parametrize(
     ("change", "word"), [(touch, "changed"), (truncate, "changed"), (Path.unlink, "gone")]
 )

@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -379,10 +379,10 @@ def test_the_sample_and_the_extremes_show_what_all_rows_hold(
     monkeypatch.setattr("pipeline.data.streaming.first_pass.SAMPLE_BYTES", 10 * 12)
     monkeypatch.setattr("pipeline.data.streaming.first_pass.HELD_OUT_BYTES", 5 * 12)
     x = (FLOATS > 0).astype(np.float32)
-    for change in (None, 0.25, 1.75, -3.0):
-        if change is not None:
-            x[33, 1] = change
-        np.save(tmp_path / "x.npy", x)
+    for row, change in product(range(0, 60, 3), (1.0, 0.25, 1.75, 2.0, -3.0)):
+        spoiled = x.copy()
+        spoiled[row, 1] = change
+        np.save(tmp_path / "x.npy", spoiled)
         memory, streamed = both(tmp_path / "x.npy", tmp_path, valid_fraction=0.3)
         assert (len(streamed.sample), len(streamed.valid.x), len(streamed.test.x)) == (10, 5, 5)
         assert streamed.train_rows == 50
