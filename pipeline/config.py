@@ -25,7 +25,7 @@ LikelihoodName = Literal[
 
 DATA_KINDS = (
     "mnist, a folder in MNIST's IDX layout, an .npy, .npz, .parquet, .csv or .tsv file, or a "
-    "folder of Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM)"
+    "folder of Parquet files or of images (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM), also at a URI"
 )
 """What `--data` reads."""
 

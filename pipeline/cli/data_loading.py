@@ -1,5 +1,6 @@
 """Load the data that a command needs: that of a config, or the rows to evaluate a model on."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -85,12 +86,14 @@ def load_data(
 def _load(source: str, resources: "Resources", settings: dict[str, Any]) -> "Dataset":
     """Load data into memory, or stream them."""
     from pipeline.data.dataset import load_dataset
-    from pipeline.data.streaming.loading import load_streamed, plan_in_memory
+    from pipeline.data.splits import plan_in_memory
     from pipeline.data.streaming.measuring import measure_source
 
     needed = measure_source(source, settings["columns"], settings["array"])
     streamed = needed > resources.memory if resources.streamed is None else resources.streamed
     if streamed:
+        from pipeline.data.streaming.loading import load_streamed
+
         return load_streamed(source, resources, needed, **settings)
     return plan_in_memory(load_dataset(source, **settings), resources, needed)
 
@@ -126,6 +129,11 @@ def rows_to_evaluate(
     data = checkpoint.config.data
     if source is None:
         return load_data(checkpoint.config, checkpoint).test
+    if "streamed" in checkpoint.data and not (array or delimiter):
+        with contextlib.suppress(DataRefused, UsageRefused):  # they are rows of other data
+            split = load_data(checkpoint.config, checkpoint, source).test
+            say(f"{source}: the model's own held-out rows")
+            return split
     known = checkpoint.data["splits"]["test"]["sha256"]
     if not array and data.array and has_array(source, data.array):
         array = data.array

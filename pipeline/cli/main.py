@@ -24,7 +24,7 @@ from pipeline.cli.config_options import (
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
 from pipeline.cli.doctor_command import doctor
-from pipeline.cli.memory_options import memory_options
+from pipeline.cli.memory_options import cache_option, memory_options
 from pipeline.cli.migrate import migrate
 from pipeline.cli.run_options import experiment_option, project_run, run_name_option
 from pipeline.cli.schema_command import schema
@@ -202,6 +202,7 @@ def train(
     help="Any data that fits the model  [default: the held-out rows of its training]",
 )
 @read_options
+@cache_option
 @settings_options(EvaluateConfig)
 @group("Computing")
 @seed_option
@@ -247,6 +248,7 @@ def evaluate(
 @click.option("--run-id", required=True, help="The training run")
 @click.option("--out", type=target(), required=True, help="Folder to create")
 @data_option
+@cache_option
 @settings_options(ExportConfig)
 def export(run_id: str, out: Path, precision: Precision | None, source: str | None) -> None:
     """Export a run's model as a bundle of ONNX graphs.
@@ -267,6 +269,7 @@ def export(run_id: str, out: Path, precision: Precision | None, source: str | No
 @click.command(cls=Command, context_settings=CONTEXT)
 @click.argument("bundle", type=Origin())
 @data_option
+@cache_option
 @click.option(
     "--device",
     type=DeviceName("all"),

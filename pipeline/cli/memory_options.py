@@ -43,28 +43,27 @@ def _keep(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return keep
 
 
+cache_option = click.option(
+    "--cache",
+    type=target(),
+    expose_value=False,
+    callback=_keep(_CACHE),
+    help="Folder for rows that are decoded once, of data that do not fit in the memory and cannot "
+    "be read in any order  [default: in the user's cache folder]",
+)
+_memory_option = click.option(
+    "--memory",
+    type=Size(),
+    expose_value=False,
+    callback=_keep(_MEMORY),
+    help="Memory for the rows, such as 4GB; data that need more are read anew in each epoch  "
+    "[default: half of the machine's or the container's]",
+)
+
+
 def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--memory` and `--cache`; `allowed_resources` heeds them."""
-    for add in (
-        click.option(
-            "--cache",
-            type=target(),
-            expose_value=False,
-            callback=_keep(_CACHE),
-            help="Folder for rows decoded once, of data that do not fit in the memory and cannot "
-            "be read in any order  [default: in the user's cache folder]",
-        ),
-        click.option(
-            "--memory",
-            type=Size(),
-            expose_value=False,
-            callback=_keep(_MEMORY),
-            help="Memory for the rows, such as 4GB; data that need more are read anew in each "
-            "epoch  [default: half of the machine's or the container's]",
-        ),
-    ):
-        command = add(command)
-    return command
+    return _memory_option(cache_option(command))
 
 
 def allowed_resources(streamed: bool | None) -> "Resources":

@@ -14,6 +14,7 @@ import click
 from pipeline.cli import results, stages
 from pipeline.cli.config_options import gate_config, settings_file, settings_options
 from pipeline.cli.data_loading import data_option
+from pipeline.cli.memory_options import cache_option
 from pipeline.cli.run_options import experiment_option, project_run
 from pipeline.config import PromoteConfig
 from serving.cli.command import CONTEXT, Command
@@ -136,6 +137,7 @@ def approve(version: str, name: str, reason: str) -> None:
 @settings_file
 @name_option
 @data_option
+@cache_option
 @threads_option
 @verify_key_option
 @settings_options(PromoteConfig)

@@ -28,13 +28,13 @@ Array = NDArray[Any]
 
 
 class ImageFolder:
-    """The images of a folder or a URI, all of one size.
+    """The images of a folder or a URI.
 
     Args:
         source: where they are, and what messages call them.
 
     Raises:
-        DataRefused: there are none, or they differ in size.
+        DataRefused: there are none, or the first one cannot be read.
     """
 
     def __init__(self, source: Place) -> None:
@@ -44,22 +44,32 @@ class ImageFolder:
             raise DataRefused(f"{source} has no images")
         if note:
             say(note)
-        first, shape = self.files[0], self._read_shape(self.files[0])
-        for file in self.files[1:]:
-            other = self._read_shape(file)
-            if other[:2] != shape[:2]:
-                raise DataRefused(
-                    f"images must be of one size: {first[1]} has {shape[1]}x{shape[0]} pixels, "
-                    f"{file[1]} has {other[1]}x{other[0]}"
-                )
-        self.size = shape[:2]
+        self.size = self._read_shape(self.files[0])[:2]
+        self._checked = False
         folders = [name.split("/")[:-1] for name, *_ in self.files]
         self.labels = np.array([names[0] for names in folders]) if all(folders) else None
 
     def read(self, shape: tuple[int, ...]) -> Array:
         """Decode all images to `shape`: (rows, *shape) of bytes."""
         require_memory(self.source, len(self.files) * math.prod(shape))
+        self.require_one_size()
         return self.read_some(0, len(self.files), shape)
+
+    def require_one_size(self) -> None:
+        """Look at the size of each image, before all of them are decoded.
+
+        Raises:
+            DataRefused: one differs from the first.
+        """
+        height, width = self.size
+        for file in () if self._checked else self.files[1:]:
+            other = self._read_shape(file)
+            if other[:2] != self.size:
+                raise DataRefused(
+                    f"images must be of one size: {self.files[0][1]} has {width}x{height} pixels, "
+                    f"{file[1]} has {other[1]}x{other[0]}"
+                )
+        self._checked = True
 
     def read_some(self, start: int, stop: int, shape: tuple[int, ...]) -> Array:
         """Decode the images from `start` to `stop`."""

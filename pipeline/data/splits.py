@@ -5,13 +5,13 @@ streamed: then a fixed sample of them stands for all where statistics are taken.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan import DataPlan
+from pipeline.data.plan import DataPlan, Resources
 from pipeline.data.streamed_rows import StreamedRows
 from serving.errors import DataRefused
 from serving.schema import Schema
@@ -43,8 +43,8 @@ class StreamedSplit:
     sample: Array
     """Rows for scaling, output bias and calibration, chosen once and for all."""
     extremes: Array
-    """Rows that show, beside the sample, what all rows hold: the least and the largest value, a
-    fraction, and a value other than 0 and 1, if there are such."""
+    """Rows that show, beside the sample, what all rows hold: the least and the largest value, and a
+    fraction, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,21 @@ class Dataset:
 
     def _splits(self) -> dict[str, Split | StreamedSplit]:
         return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+def plan_in_memory(dataset: Dataset, resources: Resources, needed: int) -> Dataset:
+    """Add the plan to a data set that was loaded into memory."""
+    plan = DataPlan(
+        rows=dataset.train_rows,
+        row_bytes=int(np.prod(dataset.x_shape)) * dataset.x_dtype.itemsize,
+        valid_rows=len(dataset.valid.x),
+        test_rows=len(dataset.test.x),
+        memory=resources.memory,
+        needed=needed,
+        streamed=False,
+        statistics_rows=dataset.train_rows,
+    )
+    return replace(dataset, plan=plan)
 
 
 def digest(x: Array) -> str:

@@ -1,6 +1,6 @@
 """What a source of rows gives that is read in order, a part at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.plan import Shuffle
-from pipeline.data.streamed_rows import StreamedRows
+from pipeline.data.streamed_rows import FileStamp, StreamedRows
 from serving.schema import Schema
 
 Array = NDArray[Any]
@@ -69,6 +69,10 @@ class RowSource(Protocol):
     def cache(self) -> Path | None:
         """The file that was made of the source, if one was."""
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the rows depend on: files, sizes, times, and what is chosen; in JSON's own types."""
+
     def chunks(self, *, check: bool) -> Iterator[Chunk]:
         """Yield all rows; with `check`, refuse them at the end if a model cannot learn from them.
 
@@ -78,3 +82,17 @@ class RowSource(Protocol):
 
     def without(self, left_out: NDArray[np.int64]) -> StreamedRows:
         """Return all rows but those of the sorted numbers `left_out`."""
+
+
+def describe_rows(
+    kind: RowKind, files: Sequence[FileStamp], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what rows depend on, in JSON's own types."""
+    return {
+        "files": [(str(file.location), file.size, file.mtime_ns) for file in files],
+        "options": options,
+        "shape": kind.shape,
+        "dtype": str(kind.dtype),
+        "columns": kind.columns,
+        "schema": kind.schema.to_json() if kind.schema else None,
+    }

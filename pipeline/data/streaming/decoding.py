@@ -85,6 +85,7 @@ class DecodedImages:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all images."""
+        self.folder.require_one_size()
         labels = self.folder.labels
         step = max(1, CHUNK_BYTES // self.kind.row_bytes)
         for start in range(0, self.most_rows, step):

@@ -4,7 +4,7 @@ In: a source, and the shares to hold out. Out: the splits, of which the rows to 
 they are. Memory is bounded by the rows that are held out and the sample. Raises `DataRefused`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from pipeline.data.plan import HELD_OUT_BYTES, SAMPLE_BYTES
 from pipeline.data.splits import RunningDigest, StreamedSplit, choose_held_out
 from pipeline.data.streamed_rows import count_up
 from pipeline.data.streaming.chunks import Chunk, RowKind, RowSource
+from pipeline.data.table_labels import as_labels
+from serving.console import progress, say
 
 Array = NDArray[Any]
 Numbers = NDArray[np.int64]
@@ -40,8 +42,10 @@ class FirstPass:
     train: StreamedSplit
     valid: Array
     test: Array
-    labels: Sequence[Any]
-    """Parts of the labels of the test rows, if the source has labels."""
+    labels: Array | None
+    """Integers or strings (test rows,), if the source has labels."""
+    left_out: Numbers
+    """The sorted numbers of the rows that are not trained on."""
     capped: bool
     """Whether fewer rows are held out than the shares ask for."""
 
@@ -87,11 +91,8 @@ class _Extremes:
         if high > self._high:
             self._high = high
             self._keep("largest", flat, lambda rows: rows == high)
-        if x.dtype != np.uint8:
-            if "fraction" not in self._rows:
-                self._keep("fraction", flat, lambda rows: (rows != np.rint(rows)) & (rows == rows))
-            if "other" not in self._rows:
-                self._keep("other", flat, lambda rows: (rows != 0) & (rows != 1))
+        if x.dtype != np.uint8 and "fraction" not in self._rows:
+            self._keep("fraction", flat, lambda rows: (rows != np.rint(rows)) & (rows == rows))
 
     def _keep(self, fact: str, flat: Array, shows: Callable[[Array], Array]) -> None:
         rows = shows(flat).any(1)
@@ -100,7 +101,7 @@ class _Extremes:
 
     @property
     def x(self) -> Array:
-        """The rows (at most four, *x_shape)."""
+        """The rows (at most three, *x_shape)."""
         rows = np.array([*self._rows.values()], self._kind.dtype)
         return rows.reshape(len(self._rows), *self._kind.shape)
 
@@ -112,6 +113,7 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
         DataRefused: rows cannot be used, or are too few to split.
     """
     kind, name = source.kind, source.kind.name
+    say(f"{name}: reading {source.total:,} rows once, to check them and to hold rows out")
     dropped = _find_dropped(source) if shares.drop_missing else np.arange(0)
     kept = source.total - len(dropped)
     most = max(1, HELD_OUT_BYTES // kind.row_bytes)
@@ -127,7 +129,7 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
     sample = _Picked(kind, count_up(_choose_sample(rows, kind.row_bytes), left_out))
     digest = RunningDigest(kind.dtype, (rows, *kind.shape))
     extremes = _Extremes(kind)
-    for chunk in source.chunks(check=not shares.drop_missing):
+    for chunk in _watched(source, check=not shares.drop_missing):
         for picked in (*held_out, sample):
             picked.add(chunk)
         x = chunk.x
@@ -141,9 +143,18 @@ def take_first_pass(source: RowSource, shares: Shares) -> FirstPass:
         train=train,
         valid=held_out[1].x,
         test=held_out[0].x,
-        labels=held_out[0].labels,
+        labels=_join_labels(held_out[0].labels),
+        left_out=left_out,
         capped=capped,
     )
+
+
+def _watched(source: RowSource, *, check: bool) -> Iterator[Chunk]:
+    """Yield all rows, and show how many have been read."""
+    with progress(source.total, "rows") as bar:
+        for chunk in source.chunks(check=check):
+            yield chunk
+            bar.advance(len(chunk.numbers))
 
 
 def _among(numbers: Numbers, chunk: Chunk) -> Numbers:
@@ -154,7 +165,7 @@ def _among(numbers: Numbers, chunk: Chunk) -> Numbers:
 def _find_dropped(source: RowSource) -> Numbers:
     """Return the sorted numbers of the rows that are left out for a gap; check the others."""
     dropped, done = [np.arange(0)], 0
-    for chunk in source.chunks(check=True):
+    for chunk in _watched(source, check=True):
         if not len(chunk.numbers):
             continue
         last = int(chunk.numbers[-1]) + 1
@@ -163,6 +174,12 @@ def _find_dropped(source: RowSource) -> Numbers:
         dropped.append(done + np.flatnonzero(gaps))
         done = last
     return np.concatenate([*dropped, np.arange(done, source.total)])
+
+
+def _join_labels(parts: Sequence[Any]) -> Array | None:
+    if not parts:
+        return None
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else as_labels(parts)
 
 
 def _choose_sample(rows: int, row_bytes: int) -> Numbers:

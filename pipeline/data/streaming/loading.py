@@ -19,10 +19,10 @@ from pipeline.data.selection import Selection
 from pipeline.data.source_checks import check_like
 from pipeline.data.splits import Dataset, Split, digest
 from pipeline.data.streaming.chunks import RowSource
-from pipeline.data.streaming.first_pass import FirstPass, Shares, take_first_pass
+from pipeline.data.streaming.first_pass import FirstPass, Shares
+from pipeline.data.streaming.first_pass_cache import remember_first_pass
 from pipeline.data.streaming.opening import run_on_rows
 from pipeline.data.streaming.parts import Parts, find_parts
-from pipeline.data.table_labels import as_labels
 from serving.errors import UsageRefused
 from serving.value_range import find_range, max_byte_of
 
@@ -68,10 +68,10 @@ def load_streamed(
     )
 
     def take(rows: RowSource) -> tuple[RowSource, FirstPass]:
-        return rows, take_first_pass(rows, shares)
+        return rows, remember_first_pass(rows, shares, resources.cache)
 
     rows, found = run_on_rows(parts, source, selection, resources, take)
-    test = LabelledRows(found.test, _join_labels(found.labels))
+    test = LabelledRows(found.test, found.labels)
     valid = LabelledRows(found.valid)
     test = _read_own(parts, rows, source, "test", selection) or test
     valid = _read_own(parts, rows, source, "valid", selection) or valid
@@ -103,21 +103,6 @@ def load_streamed(
     )
 
 
-def plan_in_memory(dataset: Dataset, resources: Resources, needed: int) -> Dataset:
-    """Add the plan to a data set that was loaded into memory."""
-    plan = DataPlan(
-        rows=dataset.train_rows,
-        row_bytes=int(np.prod(dataset.x_shape)) * dataset.x_dtype.itemsize,
-        valid_rows=len(dataset.valid.x),
-        test_rows=len(dataset.test.x),
-        memory=resources.memory,
-        needed=needed,
-        streamed=False,
-        statistics_rows=dataset.train_rows,
-    )
-    return replace(dataset, plan=plan)
-
-
 def _read_own(
     parts: Parts, rows: RowSource, source: str, split: Any, selection: Selection
 ) -> LabelledRows | None:
@@ -128,11 +113,3 @@ def _read_own(
     train = LabelledRows(np.empty((0, *kind.shape), kind.dtype))
     name = "validation" if split == "valid" else split
     return check_like(train, source, name, parts.own[split](kind), selection)
-
-
-def _join_labels(labels: Any) -> Array | None:
-    if not labels:
-        return None
-    if isinstance(labels[0], np.ndarray):
-        return np.concatenate(labels)
-    return as_labels(labels)

@@ -6,7 +6,7 @@ Raises `DataRefused` if the file is cut off or does not hold rows of numbers.
 import hashlib
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.data.plan import Shuffle
 from pipeline.data.running_check import RunningCheck
 from pipeline.data.selection import Selection
 from pipeline.data.streamed_rows import FileStamp, MappedRows
-from pipeline.data.streaming.chunks import CHUNK_BYTES, Chunk, RowKind
+from pipeline.data.streaming.chunks import CHUNK_BYTES, Chunk, RowKind, describe_rows
 from serving.errors import DataRefused
 from serving.files import reading
 from serving.io.array_streams import open_array
@@ -28,7 +28,7 @@ from serving.io.remote_paths import Place
 Array = NDArray[Any]
 
 
-class Mapping:
+class MappedFile:
     """A mapped file, whose pages this process can give back."""
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class MappedSource:
     values: Array
     """(rows, *x_shape), in the type that the file has."""
     stamp: FileStamp
-    mapping: Mapping
+    mapping: MappedFile
     drop_missing: bool = False
     checked: bool = False
     """Whether the rows were checked before they were written."""
@@ -69,6 +69,12 @@ class MappedSource:
     def total(self) -> int:
         """The number of rows."""
         return len(self.values)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the rows depend on, in JSON's own types."""
+        options = {"drop_missing": self.drop_missing, "labels": self.labels is not None}
+        return describe_rows(self.kind, [self.stamp], options)
 
     def chunks(self, *, check: bool) -> Iterator[Chunk]:
         """Yield all rows, a few megabytes at a time."""
@@ -128,7 +134,7 @@ def map_array(path: Place, name: str, selection: Selection) -> MappedSource | No
                 f"{path} is cut off or too long: shape {found.shape} needs "
                 f"{start + found.value_bytes} bytes, got {stamp.size}"
             )
-        mapping = Mapping(path)
+        mapping = MappedFile(path)
         values = mapping.array(found.dtype, found.shape, start)
     kind = fit_model(
         RowKind(

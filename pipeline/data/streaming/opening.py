@@ -99,7 +99,8 @@ def _run_on_table(
             schema=schema,
         )
         total = source.rows.total if source.rows else 0
-        mixed = _MixedDecoder(source, schema, total, selection)
+        known = selection.table_schema is None and 0 < total <= _SAMPLE_ROWS
+        mixed = _MixedDecoder(source, schema, total, selection, told=not known)
         return run(_open_table(source, kind, mixed, csv_types(schema), selection, resources))
     table = plan_numbers(source)
 
@@ -121,11 +122,15 @@ class _MixedDecoder:
     schema: Schema
     total: int
     selection: Selection
+    told: bool
+    """Whether words and gaps that the schema does not know are told: it may be that of a sample."""
 
     def reader(self, drop_missing: bool, *, check: bool) -> MixedReader:
         """Return what reads batches."""
         selection = replace(self.selection, drop_missing=drop_missing)
-        return MixedReader(self.source.path, self.schema, self.total, selection, told=check)
+        return MixedReader(
+            self.source.path, self.schema, self.total, selection, told=check and self.told
+        )
 
 
 def _kind_of_numbers(table: NumberTable, name: str, selection: Selection) -> RowKind:

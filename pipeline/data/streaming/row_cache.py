@@ -9,8 +9,9 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from pyarrow import parquet
 
 from pipeline.data.plan import format_bytes
 from pipeline.data.selection import EVERYTHING
+from pipeline.data.streaming.chunks import describe_rows
 from pipeline.data.streaming.decoding import Decodable
 from pipeline.data.streaming.mapped import MappedSource, map_array
 from serving.console import progress, say
@@ -52,7 +54,7 @@ def cache_rows(rows: Decodable, folder: Path | None) -> MappedSource:
         VaeError: the file cannot be written.
     """
     path = _place(rows, folder)
-    with _locked(path):
+    with locked(path):
         if not path.exists():
             _require_space(rows, path)
             say(f"{rows.kind.name}: decoding the rows once, to {path}")
@@ -63,35 +65,42 @@ def cache_rows(rows: Decodable, folder: Path | None) -> MappedSource:
 
 def _place(rows: Decodable, folder: Path | None) -> Path:
     """Return the path of the file, whose name tells all that it depends on."""
-    kind = rows.kind
-    facts = {
-        "version": _VERSION,
-        "files": [(str(file.location), file.size, file.mtime_ns) for file in rows.files],
-        "options": rows.options,
-        "shape": kind.shape,
-        "dtype": str(kind.dtype),
-        "columns": kind.columns,
-        "schema": kind.schema.to_json() if kind.schema else None,
-    }
+    facts = describe_rows(rows.kind, rows.files, rows.options)
+    return cache_place(folder, {"version": _VERSION, **facts}, ".npy")
+
+
+def cache_place(folder: Path | None, facts: Mapping[str, Any], suffix: str) -> Path:
+    """Return the path of a file that depends on `facts`, which its name stands for."""
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    return (folder or cache_folder() / "rows").absolute() / f"{key}.npy"
+    return (folder or cache_folder() / "rows").absolute() / f"{key}{suffix}"
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Let one process at a time write the file."""
     lock = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
+        file = _lock(lock)
     except OSError as err:
         raise VaeError(f"cannot write {lock}: {err.strerror}: name a folder by --cache") from err
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink()  # by a process that was killed
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Open a file and lock it, again if the process that held it has deleted it meanwhile."""
+    while True:
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()
 
 
 def _require_space(rows: Decodable, path: Path) -> None:

@@ -6,7 +6,7 @@ read.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.plan import Shuffle
 from pipeline.data.running_check import RunningCheck
 from pipeline.data.streamed_rows import FileStamp
-from pipeline.data.streaming.chunks import Chunk, RowKind
+from pipeline.data.streaming.chunks import Chunk, RowKind, describe_rows
 from serving.errors import DataRefused
 from serving.io.row_formats import list_blocks
 from serving.io.rows import Rows
@@ -101,6 +101,21 @@ class TableRows:
         """The number of rows."""
         return self.rows.total
 
+    @property
+    def stamps(self) -> list[FileStamp]:
+        """The files as they were when their rows were counted."""
+        return [FileStamp(file.location, file.size, file.mtime_ns) for file in self.rows.files]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the rows depend on, in JSON's own types."""
+        options = {
+            "names": list(self.names),
+            "label": self.label,
+            "drop_missing": self.drop_missing,
+        }
+        return describe_rows(self.kind, self.stamps, options)
+
     def chunks(self, *, check: bool) -> Iterator[Chunk]:
         """Yield all rows, a few megabytes at a time."""
         reader = self.decoder.reader(self.drop_missing, check=check)
@@ -143,9 +158,7 @@ class Batches:
     def __init__(self, source: TableRows, *, label: bool) -> None:
         self._source = source
         self._columns = [*source.names, *([source.label] if label else [])]
-        self._stamps = [
-            FileStamp(file.location, file.size, file.mtime_ns) for file in source.rows.files
-        ]
+        self._stamps = source.stamps
         self._ends = np.cumsum([file.rows for file in source.rows.files])
         self._batch_rows = max(_LEAST_ROWS, _BATCH_BYTES // source.kind.row_bytes)
         self._next = (-1, 0)

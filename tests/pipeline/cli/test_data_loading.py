@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,8 @@ import pytest
 from pyarrow import parquet
 
 from pipeline.cli.data_loading import rows_to_evaluate
+from pipeline.data.plan import Resources
+from pipeline.data.streaming.loading import load_streamed
 from serving.errors import DataRefused, UsageRefused
 from tests.trained_models import Trained, draw_images, draw_table
 
@@ -26,6 +29,24 @@ def test_the_training_data_in_another_place_gives_its_held_out_rows(
     rows = rows_to_evaluate(checkpoint, str(tmp_path / "moved.npy"))
     assert rows.sha256 == dataset.test.sha256
     assert "the model's own held-out rows" in capsys.readouterr().err
+
+
+def test_the_data_of_a_streamed_training_in_another_place(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer of them are held out than the share tells, and all of them need not fit in memory."""
+    checkpoint, _ = trained
+    monkeypatch.setattr("pipeline.data.streaming.first_pass.HELD_OUT_BYTES", 7 * 64)
+    np.save(tmp_path / "moved.npy", draw_images(400))
+    settings: dict[str, Any] = {"valid_fraction": 0.1, "test_fraction": 0.1}
+    path = str(tmp_path / "moved.npy")
+    dataset = load_streamed(path, Resources(memory=1), **settings)
+    checkpoint = replace(checkpoint, data=dataset.describe())
+    rows = rows_to_evaluate(checkpoint, path)
+    np.testing.assert_array_equal(rows.x, dataset.test.x)
+    assert len(rows.x) < 40
+    np.save(tmp_path / "other.npy", draw_images(33))
+    assert len(rows_to_evaluate(checkpoint, str(tmp_path / "other.npy")).x) == 33
 
 
 def test_data_that_has_moved_is_asked_for(trained: Trained) -> None:

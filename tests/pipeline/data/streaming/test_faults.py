@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_a_part_that_changes_between_epochs_is_refused(
         read_all(dataset)
 
 
+def test_rows_that_can_no_longer_be_used_are_refused(tmp_path: Path) -> None:
+    """Size and time are those of the file whose rows were checked."""
+    path, x = tmp_path / "x.parquet", X[0, :, 0].copy()
+    for value in (1.5, np.nan):
+        x[5:20] = value
+        plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        parquet.write_table(pa.table({"a": x}), path, **plain)
+        os.utime(path, ns=(1, 1))
+        if value == 1.5:
+            dataset = load(path)
+    with pytest.raises(DataRefused, match=r"/x\.parquet has changed since its rows were checked"):
+        read_all(dataset)
+
+
 @pytest.mark.parametrize(
     ("change", "word"), [(touch, "changed"), (truncate, "changed"), (Path.unlink, "gone")]
 )
@@ -122,7 +137,7 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / "in" / f"{number}.png")
     with pytest.raises(DataRefused, match=r"/7\.png has 5x4"):
         load(tmp_path / "in")
-    assert not (tmp_path / "cache").exists()
+    assert [*(tmp_path / "cache").iterdir()] == []
 
 
 def test_an_image_that_cannot_be_decoded_leaves_nothing(tmp_path: Path) -> None:
@@ -174,6 +189,25 @@ def test_a_cache_that_was_damaged_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DataRefused, match="is damaged: delete it"):
         load(tmp_path / "x.csv")
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    csv.write_csv(pa.table({"a": X[0, :, 0], "b": X[0, :, 1]}), tmp_path / "x.csv")
+    load(tmp_path / "x.csv")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    file.rename(file.with_name(f".{file.name}.0a1b2c3d"))
+    load(tmp_path / "x.csv")
+    assert sorted((tmp_path / "cache").iterdir()) == sorted([file, file.with_suffix(".json")])
+
+
+def test_several_at_once_decode_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lock is one of an open file, so that threads stand for processes."""
+    csv.write_csv(pa.table({"a": X[0, :, 0], "b": X[0, :, 1]}), tmp_path / "x.csv")
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(load, [tmp_path / "x.csv"] * 4)]
+    assert len({data.train.sha256 for data in found}) == 1
+    assert capsys.readouterr().err.count("decoding the rows once") == 1
+    assert len([*(tmp_path / "cache").iterdir()]) == 2
 
 
 def test_a_source_that_changes_is_decoded_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,6 +274,55 @@ def test_folders_of_splits_keep_their_sets(tmp_path: Path) -> None:
     assert_equal(*both(tmp_path / "tables", tmp_path, label="w"))
 
 
+def test_the_keys_of_a_partitioned_folder_are_columns(tmp_path: Path) -> None:
+    for year, x in ((2025, FLOATS[:20]), (2026, FLOATS[20:])):
+        (tmp_path / f"in/year={year}").mkdir(parents=True)
+        parquet.write_table(to_table(x), tmp_path / f"in/year={year}/x.parquet", row_group_size=7)
+    memory, streamed = both(tmp_path / "in", tmp_path, columns=("a", "year", "c"))
+    assert memory.columns == ("a", "year", "c")
+    assert_equal(memory, streamed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tables_of_any_size_and_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Sizes, shares, row groups, slices and gaps are drawn."""
+    rng = np.random.default_rng(seed)
+    rows, features = int(rng.integers(4, 300)), int(rng.integers(1, 5))
+    x = rng.normal(size=(rows, features)).astype(np.float32 if seed % 2 else np.float64)
+    drop = bool(rng.random() < 0.5)
+    x[rng.random(x.shape) < (0.2 if drop else 0)] = np.nan
+    x[:3] = 1.5
+    monkeypatch.setattr(
+        "pipeline.data.streaming.table_rows.BLOCK_BYTES", int(rng.integers(1, 60)) * 4 * features
+    )
+    folder = tmp_path / "in"
+    folder.mkdir()
+    edges = np.unique([0, rows, *rng.integers(0, rows, 3)])
+    for start, stop in pairwise(edges):
+        size = int(rng.integers(1, 80))
+        table = to_table(x[start:stop], "abcd"[:features])
+        parquet.write_table(table, folder / f"{start:03}.parquet", row_group_size=size)
+    fractions = {"valid_fraction": rng.choice([0, 0.1, 0.3]), "test_fraction": rng.random() * 0.4}
+    assert_equal(*both(folder, tmp_path, drop_missing=drop, **fractions))
+
+
+def test_words_that_are_not_in_the_sample_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.data.streaming.opening._SAMPLE_ROWS", 64)
+    words = ["a", "b"] * 1000 + ["new"] * 7 + ["a"]
+    table = pa.table({"word": words, "x": np.arange(2008) % 7 / 3})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=100)
+    settings: dict[str, Any] = {"valid_fraction": 0.1, "test_fraction": 0.1, "likelihood": "auto"}
+    streamed = load_streamed(str(tmp_path / "x.parquet"), Resources(memory=1), **settings)
+    assert streamed.schema is not None
+    assert streamed.schema.columns[0].words == ("a", "b")
+    assert "words not seen in training count as" in capsys.readouterr().err
+    assert streamed.train_rows == 2008 - 201 - 181
+
+
 def spoil(row: int, value: float) -> Callable[[Array], Array]:
     def change(x: Array) -> Array:
         x = x.astype(np.float64)
@@ -329,10 +379,10 @@ def test_the_sample_and_the_extremes_show_what_all_rows_hold(
     monkeypatch.setattr("pipeline.data.streaming.first_pass.SAMPLE_BYTES", 10 * 12)
     monkeypatch.setattr("pipeline.data.streaming.first_pass.HELD_OUT_BYTES", 5 * 12)
     x = (FLOATS > 0).astype(np.float32)
-    for change in (None, 0.25, 1.75, -3.0):
-        if change is not None:
-            x[33, 1] = change
-        np.save(tmp_path / "x.npy", x)
+    for row, change in product(range(0, 60, 3), (1.0, 0.25, 1.75, 2.0, -3.0)):
+        spoiled = x.copy()
+        spoiled[row, 1] = change
+        np.save(tmp_path / "x.npy", spoiled)
         memory, streamed = both(tmp_path / "x.npy", tmp_path, valid_fraction=0.3)
         assert (len(streamed.sample), len(streamed.valid.x), len(streamed.test.x)) == (10, 5, 5)
         assert streamed.train_rows == 50
