@@ -112,7 +112,7 @@ def kill_often(what: str, place: Place) -> str:
     said = place.finish("--data", place.data, *SETTINGS)
     (whole,) = place.runs()
     (took,) = re.findall(r"epoch 3/3 .*?(\d+) s$", said, re.MULTILINE)
-    equal, points = 0, []
+    equal, points = 0, list[tuple[str, str]]()
     while len(points) < KILLS:
         if (run := place.kill(0.7 * float(took))) is None:
             continue
