@@ -164,8 +164,7 @@ class WindowFeed:
                 continue
             here = range(places.start, min(places.stop, window.stop), places.step)
             order = window.order[here.start - window.start : here.stop - window.start : here.step]
-            rows = torch.from_numpy(window.x)
-            parts.append(rows.index_select(0, torch.from_numpy(order)))
+            parts.append(torch.from_numpy(window.x).index_select(0, torch.from_numpy(order)))
             places = places[len(here) :]
         if not parts:
             return torch.from_numpy(np.empty((0, *self.x.shape[1:]), self.x.dtype))

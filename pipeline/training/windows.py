@@ -111,5 +111,6 @@ def _read(x: StreamedRows, blocks: Numbers, rows: int, closing: Event | None) ->
     return read
 
 
-def _random(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+def _random(seed: int, *key: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence(seed, spawn_key=key)  # a key of its own for each length
+    return np.random.Generator(np.random.Philox(sequence))

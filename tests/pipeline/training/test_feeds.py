@@ -235,6 +235,21 @@ def test_processes_share_each_batch(
             np.testing.assert_array_equal(rows, every[rank::world])
 
 
+@pytest.mark.cuda
+def test_mapped_rows_come_in_the_order_that_they_have_in_the_memory_of_a_gpu(
+    images: Dataset,
+) -> None:
+    batches = []
+    for dataset in (images, mapped(images)):
+        state = begin_training(dataset, ready(images, min_steps=30), "cuda")
+        feed = open_feed(state, dataset)
+        batches.append(list(feed.batches(state, never)))
+        feed.close()
+    for memory, streamed in zip(*batches, strict=True):
+        assert streamed.rows.is_cuda
+        assert torch.equal(memory.rows, streamed.rows)
+
+
 def test_a_process_may_have_no_row_of_a_small_batch(images: Dataset) -> None:
     dataset = in_blocks(images, memory=SMALL)
     state = begin_training(dataset, ready(images, batch_size=67), "cpu")  # 270 = 4 * 67 + 2

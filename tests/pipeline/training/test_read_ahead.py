@@ -2,8 +2,10 @@
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.errors import TrainingDiverged, TrainingStopped
+from pipeline.training import windows
 from pipeline.training.feeds import open_feed
 from pipeline.training.loop import TrainHooks, continue_training, train
 from pipeline.training.state import begin_training, read_state, restore_training
 from serving.errors import DataRefused
 from tests.pipeline.training.streamed import (
     SMALL,
+    Array,
     blocks_of,
     each_kind,
     in_blocks,
@@ -52,6 +56,26 @@ def test_the_next_window_is_read_while_one_is_trained_on(images: Dataset) -> Non
         assert not read.acquire(timeout=0.05)
     assert (seen, len(x.read)) == (5, 6)
     feed.close()
+
+
+def test_two_windows_are_in_memory_at_most(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a window begins to be read, only the one that is trained on is alive."""
+    read, alive = windows._read, list[int]()
+    made: list[weakref.ref[Array]] = []
+
+    def watched(*arguments: Any) -> Array | None:
+        alive.append(sum(reference() is not None for reference in made))
+        x = read(*arguments)
+        if x is not None:
+            made.append(weakref.ref(x))
+        return x
+
+    monkeypatch.setattr(windows, "_read", watched)
+    train(in_blocks(images, memory=SMALL), ready(images))
+    assert len(made) == 3 * 5
+    assert max(alive) == 1
 
 
 @each_kind

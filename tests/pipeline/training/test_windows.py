@@ -21,8 +21,8 @@ def order_of(x: BlockRows, window_rows: int, *, epoch: int = 1, passes: int = 1)
     return np.concatenate([window.x[window.order, 0] for window in windows]).astype(int)
 
 
-def philox(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+def philox(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 @pytest.mark.parametrize(
