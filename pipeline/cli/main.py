@@ -8,7 +8,7 @@ import gc
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,10 @@ from pipeline.cli.config_options import (
     settings_options,
 )
 from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
+from pipeline.cli.doctor_command import doctor
 from pipeline.cli.migrate import migrate
+from pipeline.cli.processes import prepare_processes, shared
+from pipeline.cli.resumption import prepare_resume, train_along
 from pipeline.cli.run_options import experiment_option, project_run, run_name_option
 from pipeline.cli.schema_command import schema
 from pipeline.config import (
@@ -49,7 +52,9 @@ from serving.cli.sample import sample
 from serving.cli.score import score
 from serving.cli.serve import deploy, serve
 from serving.console import finish, say
-from serving.errors import VaeError
+
+if TYPE_CHECKING:
+    from pipeline.training.processes import Processes
 
 _OBJECTS = 100_000
 """Objects that a run makes between two searches for garbage: nearly all are modules and graphs,
@@ -63,6 +68,7 @@ def cli() -> None:
 
     The main job is `vae run`. The last line that a command writes to stdout is JSON.
     """
+    prepare_processes(click.get_current_context().invoked_subcommand)
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -80,7 +86,9 @@ def cli() -> None:
 @group("Computing")
 @device_option
 @threads_option
+@shared
 def run(
+    processes: "Processes",
     preset: str,
     device: str,
     threads: int,
@@ -105,7 +113,9 @@ def run(
     gate = gate_config(settings)
     config = configure(preset, **chosen(settings))
     check_output_folder(out or Path("bundles", "new"))
-    state, dataset = stages.prepare(config, device, threads)
+    state, dataset = stages.prepare(config, device, threads, processes)
+    if processes.rank:
+        return train_along(state, dataset)
     if not no_promote:
         check_audit(name)
     with stages.open_run(config, experiment, run_name) as tracked:
@@ -153,7 +163,9 @@ def run(
 @group("Computing")
 @device_option
 @threads_option
+@shared
 def train(
+    processes: "Processes",
     preset: str,
     resume: str | None,
     device: str,
@@ -171,10 +183,12 @@ def train(
     started = time.perf_counter()
     if resume is None:
         config = configure(preset, **chosen(settings))
-        state, dataset = stages.prepare(config, device, threads)
+        state, dataset = stages.prepare(config, device, threads, processes)
     else:
         given = given_beside("--resume", "--device", "--threads", "--learning-rate")
-        state, dataset = stages.prepare_resume(resume, **given)
+        state, dataset = prepare_resume(resume, processes=processes, **given)
+    if processes.rank:
+        return train_along(state, dataset)
     with (
         tracked_run(run_id=resume)
         if resume
@@ -306,34 +320,6 @@ def check(
     verdict = "passed" if report.passed else "failed"
     finish({"bundle": bundle, "digest": digest, "parity": verdict, "report": place})
     results.raise_unless_parity_passed(report)
-
-
-@click.command(cls=Command, context_settings=CONTEXT)
-@click.option(
-    "--repair-store",
-    is_flag=True,
-    help="First correct the paths in an sqlite store whose folder was moved or copied",
-)
-def doctor(repair_store: bool) -> None:
-    """Show what this machine lacks, and the command that fixes it.
-
-    Example: vae doctor
-    """
-    from pipeline.cli import doctor as this_machine
-
-    if repair_store:
-        this_machine.repair_store()
-    findings = this_machine.examine()
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        mark = {"ok": " ok ", "warning": "warn", "failed": "FAIL"}[finding.status]
-        say(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
-        if finding.fix:
-            say(f"      {'':<{width}}  → {finding.fix}")
-    failed = [finding.subject for finding in findings if finding.status == "failed"]
-    finish({"ok": not failed, "failed": failed})
-    if failed:
-        raise VaeError(f"{len(failed)} of {len(findings)} findings failed: {', '.join(failed)}")
 
 
 cli.add_section("Train", run, schema, train, evaluate, export, check, show_config)
