@@ -3,13 +3,13 @@
 from serving.errors import DeviceUnavailable
 
 
-def torch_device(device: str, threads: int) -> str:
+def torch_device(device: str, threads: int, number: int = 0) -> str:
     """Set torch's threads and return `cpu` or `cuda`; either computes in float32.
 
-    `auto` becomes `cuda` if there is a GPU.
+    `auto` becomes `cuda` if there is a GPU. It is the GPU of this `number`.
 
     Raises:
-        DeviceUnavailable: `device` is `cuda` and there is none.
+        DeviceUnavailable: `device` is `cuda` and there is none, or none of this number.
     """
     import torch
 
@@ -19,6 +19,12 @@ def torch_device(device: str, threads: int) -> str:
         return "cpu"
     if missing:
         raise DeviceUnavailable(f"device cuda is not available: {missing}; use --device cpu")
+    if number >= (count := torch.cuda.device_count()):
+        raise DeviceUnavailable(
+            f"process {number} of this machine needs a GPU of its own, and there are {count}: "
+            f"start {count} with torchrun --nproc-per-node {count}"
+        )
+    torch.cuda.set_device(number)
     # by default torch uses TF32 for convolutions, but not for matrix products
     torch.backends.cudnn.allow_tf32 = False
     return "cuda"

@@ -8,7 +8,7 @@ import gc
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,8 @@ from pipeline.cli.data_loading import data_option, load_data, rows_to_evaluate
 from pipeline.cli.doctor_command import doctor
 from pipeline.cli.memory_options import cache_option, memory_options
 from pipeline.cli.migrate import migrate
+from pipeline.cli.processes import prepare_processes, shared
+from pipeline.cli.resumption import prepare_resume, train_along
 from pipeline.cli.run_options import experiment_option, project_run, run_name_option
 from pipeline.cli.schema_command import schema
 from pipeline.config import (
@@ -52,6 +54,9 @@ from serving.cli.score import score
 from serving.cli.serve import deploy, serve
 from serving.console import finish, say
 
+if TYPE_CHECKING:
+    from pipeline.training.processes import Processes
+
 _OBJECTS = 100_000
 """Objects that a run makes between two searches for garbage: nearly all are modules and graphs,
 which live on, and by default it would visit them again and again for two seconds."""
@@ -64,6 +69,7 @@ def cli() -> None:
 
     The main job is `vae run`. The last line that a command writes to stdout is JSON.
     """
+    prepare_processes(click.get_current_context().invoked_subcommand)
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -82,7 +88,9 @@ def cli() -> None:
 @device_option
 @threads_option
 @memory_options
+@shared
 def run(
+    processes: "Processes",
     preset: str,
     device: str,
     threads: int,
@@ -107,7 +115,9 @@ def run(
     gate = gate_config(settings)
     config = configure(preset, **chosen(settings))
     check_output_folder(out or Path("bundles", "new"))
-    state, dataset = stages.prepare(config, device, threads)
+    state, dataset = stages.prepare(config, device, threads, processes)
+    if processes.rank:
+        return train_along(state, dataset)
     if not no_promote:
         check_audit(name)
     with stages.open_run(config, experiment, run_name) as tracked:
@@ -156,7 +166,9 @@ def run(
 @device_option
 @threads_option
 @memory_options
+@shared
 def train(
+    processes: "Processes",
     preset: str,
     resume: str | None,
     device: str,
@@ -174,12 +186,14 @@ def train(
     started = time.perf_counter()
     if resume is None:
         config = configure(preset, **chosen(settings))
-        state, dataset = stages.prepare(config, device, threads)
+        state, dataset = stages.prepare(config, device, threads, processes)
     else:
         given = given_beside(
             "--resume", "--device", "--threads", "--learning-rate", "--memory", "--cache"
         )
-        state, dataset = stages.prepare_resume(resume, **given)
+        state, dataset = prepare_resume(resume, processes=processes, **given)
+    if processes.rank:
+        return train_along(state, dataset)
     with (
         tracked_run(run_id=resume)
         if resume

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli.data_loading import load_data
-from pipeline.cli.devices import missing_cuda, torch_device
+from pipeline.cli.devices import torch_device
 from pipeline.cli.run_options import project_run
 from pipeline.config import Config, Precision, PromoteConfig
 from serving.cli.options import verify_key
 from serving.console import progress, say, warn
-from serving.errors import DeviceUnavailable, UsageRefused
 
 if TYPE_CHECKING:
     from pipeline.data.dataset import Dataset, Split
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.registry.audit_log import Decision
     from pipeline.tracking import TrackedRun
     from pipeline.training.loop import TrainResult
+    from pipeline.training.processes import Processes
     from pipeline.training.state import TrainState
     from serving.bundle import Bundle, Manifest
     from serving.source import Source
@@ -44,23 +44,28 @@ def open_run(
     return tracked_run(experiment, run_id=project_run(), name=name, default_name=label)
 
 
-def prepare(config: Config, device: str, threads: int) -> "tuple[TrainState, Dataset]":
+def prepare(
+    config: Config, device: str, threads: int, processes: "Processes | None" = None
+) -> "tuple[TrainState, Dataset]":
     """Load the data and begin the training, so that an error comes before a run is opened."""
     say("loading torch")
     from pipeline.cli.initial_weights import fetch_initial
+    from pipeline.training.processes import ALONE
     from pipeline.training.state import begin_training
     from pipeline.training.warm_start import warm_start
 
-    device = torch_device(device, threads)
+    processes = processes or ALONE
+    device = torch_device(device, threads, processes.local_rank)
     initial = fetch_initial(config.train.init_from)
     dataset = load_data(config)
     config = _resolve_config(config, dataset)
-    if initial is None:
-        return begin_training(dataset, config, device), dataset
-    config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))
-    state = begin_training(dataset, config, device)
-    warm_start(state, str(dataset.x_dtype), initial)
-    say(f"starting from the weights of {config.train.init_from}")
+    if initial is not None:
+        config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))
+    state = begin_training(dataset, config, device, processes)
+    if initial is not None:
+        warm_start(state, str(dataset.x_dtype), initial)
+        say(f"starting from the weights of {config.train.init_from}")
+    state.check_processes()
     return state, dataset
 
 
@@ -81,39 +86,6 @@ def _resolve_config(config: Config, dataset: "Dataset") -> Config:
     return replace(config, model=model)
 
 
-def prepare_resume(
-    run_id: str, device: str | None, threads: int | None, learning_rate: float | None = None
-) -> "tuple[TrainState, Dataset]":
-    """Read the state of an interrupted run; a setting of None keeps its value from that run.
-
-    Raises:
-        UsageRefused: `device` is not the one that the run was training on.
-        DeviceUnavailable: this machine does not have the run's device.
-    """
-    say("loading torch and MLflow")
-    from pipeline.training.resumable_run import fetch_state
-    from pipeline.training.state import restore_training
-
-    saved = fetch_state(run_id)
-    if device not in (None, "auto", saved["device"]):
-        raise UsageRefused(
-            f"run {run_id} was training on {saved['device']}, so it can only continue there; "
-            f"got --device {device}"
-        )
-    if saved["device"] == "cuda" and (missing := missing_cuda()):
-        raise DeviceUnavailable(
-            f"run {run_id} was training on cuda, which this machine lacks: {missing}; continue it "
-            "on a machine with a GPU, or start again with vae train"
-        )
-    torch_device(saved["device"], threads or saved["threads"])
-    dataset = load_data(Config.from_json(saved["config"]), streamed="streamed" in saved)
-    state = restore_training(saved, dataset)
-    if learning_rate is not None:
-        rate = replace(state.config.train, learning_rate=learning_rate)
-        state.config = replace(state.config, train=rate)
-    return state, dataset
-
-
 def train(
     run: "TrackedRun", state: "TrainState", dataset: "Dataset"
 ) -> "tuple[Checkpoint, Metrics]":
@@ -125,6 +97,7 @@ def train(
     from pipeline.export.model_card import render_figures, render_warnings
     from pipeline.model.checkpoint import Checkpoint, save_checkpoint
     from pipeline.tracking import CHECKPOINT, FIGURES, git_state
+    from pipeline.training.failures import end_together
     from pipeline.training.resumable_run import ResumableRun, fit
     from pipeline.training.training_plan import plan_params
 
@@ -143,7 +116,8 @@ def train(
     run.log_json("config.json", config.to_json())
     tracked = ResumableRun(run, state)
     with tracked.advise_resume():
-        result = fit(tracked, dataset)
+        with end_together(state.processes):
+            result = fit(tracked, dataset)
         checkpoint = Checkpoint(
             model=result.model,
             config=config,

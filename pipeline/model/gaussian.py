@@ -1,6 +1,7 @@
 """The likelihood of real numbers: a normal distribution around the decoder's output."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Gaussian(nn.Module):
     min_log_scale = -6.0  # as in sigma-VAE (Rybkin et al., 2021)
     averaged_batches = 50.0
     """About how many batches the moving average of the optimal scale covers."""
+    batch_mean: Callable[[Tensor], Tensor]
+    """Turns a mean over rows into that of the batch, of which several processes may have a part."""
 
     def __init__(self, features: int, settings: ModelConfig) -> None:
         super().__init__()
@@ -40,6 +43,7 @@ class Gaussian(nn.Module):
         self.register_buffer("x_shift", torch.zeros(features))
         self.register_buffer("x_unit", torch.ones(features))
         self.sigma = settings.sigma
+        self.batch_mean = _unchanged
         if self.sigma == "learned":
             self.x_log_scale = nn.Parameter(torch.zeros(()))
         else:
@@ -89,7 +93,8 @@ class Gaussian(nn.Module):
         if self.sigma != "optimal" or not self.training:
             return self._current_log_scale()
         # detached: at the optimal scale, the derivative of the loss with respect to it is zero
-        best = (errors.detach().square().mean().log() / 2).clamp(min=self.min_log_scale)
+        error = self.batch_mean(errors.detach().square().mean())
+        best = (error.log() / 2).clamp(min=self.min_log_scale)
         self.batches += 1
         self.x_log_scale.lerp_(best, 1 / self.batches.clamp(max=self.averaged_batches))
         return best
@@ -98,6 +103,10 @@ class Gaussian(nn.Module):
         if self.sigma == "fixed":
             return self.x_log_scale
         return self.x_log_scale.clamp(min=self.min_log_scale)
+
+
+def _unchanged(value: Tensor) -> Tensor:
+    return value
 
 
 def column_moments(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,6 +7,7 @@ Kingma et al. (2016), appendix C.8: free bits, an amount of KL per latent that c
 Mattei & Frellsen (2019), section 3.2: the weights of that bound predict what is missing.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -127,11 +128,21 @@ def even_weights(weights: Tensor) -> Tensor:
     return share * weights + (1 - share) * even
 
 
-def loss(terms: ElboTerms, settings: TrainConfig, kl_weight: float) -> Tensor:
-    """Return the loss: a mean over the batch, so that its size does not scale the gradients."""
+def loss(
+    terms: ElboTerms,
+    settings: TrainConfig,
+    kl_weight: float,
+    batch_mean: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return the loss: a mean over the batch, so that its size does not scale the gradients.
+
+    If the rows are a part of the batch, `batch_mean` turns a mean over them into that of all.
+    """
     if settings.objective == "iwae":
         return -terms.iw_elbo(kl_weight).mean()
     kl = terms.latent_kl.mean(0)
     if settings.free_bits:
+        if batch_mean is not None:  # the mean of the batch decides, and the rows give the gradient
+            kl = kl + (batch_mean(kl.detach()) - kl.detach())
         kl = kl.clamp(min=settings.free_bits)
     return kl_weight * kl.sum() - terms.log_likelihood.mean()

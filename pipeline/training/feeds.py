@@ -32,9 +32,10 @@ _READ_BYTES, _READS_AHEAD = 4 << 20, 2
 """Bytes of batches that are gathered at once from mapped rows, and how many such reads go ahead."""
 
 
-def open_feed(state: TrainState, dataset: Dataset, *, rank: int = 0, world: int = 1) -> Feed:
-    """Return what gives the process `rank` of `world` its batches; it must be closed."""
+def open_feed(state: TrainState, dataset: Dataset) -> Feed:
+    """Return what gives this process its share of the batches; it must be closed."""
     train, settings = dataset.train, state.settings
+    rank, world = state.processes.rank, state.processes.world
     passes = passes_per_epoch(dataset.train_rows, settings)
     division = Division(dataset.train_rows, passes, settings.batch_size, rank, world)
     if isinstance(train, Split):

@@ -7,7 +7,7 @@ caller asks for a stop, and `DataRefused` when a file of streamed rows has chang
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,12 @@ from torch import Tensor
 from pipeline.config import Config, TrainConfig
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged, TrainingStopped
-from pipeline.model.objective import ElboTerms, elbo_terms, loss
+from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
-from pipeline.training.batches import Feed, Stop
+from pipeline.training.batches import Batch, Feed, Stop
 from pipeline.training.feeds import open_feed
+from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import (
     kl_weight_at,
     learning_rate_at,
@@ -51,7 +52,7 @@ class TrainHooks:
     save: Callable[[TrainState], None] = lambda state: None
     """Saves a state; all of it is finite."""
     stop: Callable[[], bool] = lambda: False
-    """Returns whether training is to stop after the current step."""
+    """Returns whether training is to stop after the current step, in this process and in all."""
 
 
 NO_HOOKS = TrainHooks()
@@ -94,17 +95,25 @@ def continue_training(
     """
     x_valid = torch.from_numpy(dataset.valid.x).to(state.device)
     steps, max_byte = total_steps(dataset.train_rows, state.settings), dataset.max_byte
+    state.processes.agree()  # the time begins when all are ready
     start = time.perf_counter() - state.seconds
+
+    def stop() -> bool:
+        """Tell time and stop as all processes have them, so that all of them do the same."""
+        state.seconds, stopped = state.processes.agree(time.perf_counter() - start, hooks.stop())
+        return bool(stopped)
+
+    several = state.processes.world > 1
+    reading_stop = NO_HOOKS.stop if several else hooks.stop  # several stop after the same step
     state.model.train()
     with state.isolated_rng(), closing(open_feed(state, dataset)) as feed:
         while not state.finished:
             saved_at = state.seconds
             try:
-                for rows in _batches(state, feed, max_byte, hooks.stop):
-                    train_step(state, rows, steps)
+                for batch in _batches(state, feed, max_byte, reading_stop):
+                    train_step(state, batch, steps)
                     hooks.advance(1)
-                    state.seconds = time.perf_counter() - start
-                    if hooks.stop():
+                    if stop():
                         raise TrainingStopped(f"training was stopped in epoch {state.epoch}")
                     if state.out_of_time:
                         break
@@ -112,29 +121,34 @@ def continue_training(
                         state.check_finite()
                         _save(state, hooks)
                         saved_at = state.seconds
-                _end_epoch(state, x_valid, hooks.stop)
-            except (TrainingStopped, DataRefused):
+                _end_epoch(state, x_valid, stop)
+            except (TrainingStopped, DataRefused) as err:
+                if several and isinstance(err, DataRefused):
+                    raise  # the others do not know of it, and cannot save
                 state.check_finite()
                 _save(state, hooks)
                 raise
-            state.seconds = time.perf_counter() - start
+            stop()  # a stop waits for a step, so that what was computed is logged
             _save(state, hooks)
             hooks.log(state.epoch - 1, state.history[-1])
     return _result(state)
 
 
-def train_step(state: TrainState, rows: Tensor, steps: int) -> None:
+def train_step(state: TrainState, batch: Batch, steps: int) -> None:
     """Make one of `steps` steps of Adam, on a batch of rows."""
     settings = state.settings
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, settings, steps=steps)
-    eps = _draw_eps(state.model, len(rows), settings.train_samples, state.generator)
-    terms = elbo_terms(state.model, _hide_cells(state, rows), eps)
+    own, rank = state.processes.own, state.processes.rank
+    eps = own(_draw_eps(state.model, batch.size, settings.train_samples, state.generator))
+    rows = _hide_cells(state, batch)
     state.optimizer.zero_grad()
-    value = loss(terms, settings, kl_weight_at(state.step, settings))
-    value.backward()  # type: ignore[no-untyped-call]
+    kl_weight = kl_weight_at(state.step, settings)
+    value, terms = state.batch_loss(rows, eps, batch.size, kl_weight)
+    value.backward()
     state.optimizer.step()
-    state.sums += _sum_terms(terms)
+    if len(rows):  # otherwise the terms are those of a row without weight
+        state.sums[rank] += _sum_terms(terms)
     state.step += 1
 
 
@@ -146,8 +160,11 @@ def mean_metrics(
     seed: int,
     num_samples: int = 1,
     stop: Callable[[], bool] = NO_HOOKS.stop,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Return mean `elbo`, `log_likelihood` and `kl` over rows; of several samples also `iw_elbo`.
+
+    Several processes share the rows, and each returns the means of all.
 
     Raises:
         TrainingStopped: `stop` returned true before all rows were done.
@@ -157,52 +174,74 @@ def mean_metrics(
     for rows in torch.split(x, max(1, VALIDATION_VALUES // (x[0].numel() * num_samples))):
         if stop():
             raise TrainingStopped("training was stopped during validation")
-        eps = _draw_eps(model, len(rows), num_samples, generator)
-        sums += _sum_terms(elbo_terms(model, rows, eps))
-    return _means(sums, len(x), num_samples)
+        eps = processes.own(_draw_eps(model, len(rows), num_samples, generator))
+        if len(eps):
+            sums += _sum_terms(elbo_terms(model, processes.own(rows), eps))
+    return _means(processes.sum(sums), len(x), num_samples)
 
 
-def binarize_batch(rows: Tensor, generator: torch.Generator, max_byte: int = MAX_BYTE) -> Tensor:
+def binarize_batch(
+    rows: Tensor,
+    generator: torch.Generator,
+    max_byte: int = MAX_BYTE,
+    size: int | None = None,
+    processes: Processes = ALONE,
+) -> Tensor:
     """Draw each pixel as 0 or 1 (bytes: 0 or `max_byte`); its value is the probability of 1.
 
-    The probability of a byte is exact, byte / max_byte; that of a float is exact to 2⁻²⁴.
+    The probability of a byte is exact, byte / max_byte; that of a float is exact to 2⁻²⁴. If the
+    rows are one process's share of a batch, `size` is that of the batch.
     """
+    shape = (len(rows) if size is None else size, *rows.shape[1:])
     if rows.dtype == torch.uint8:
-        ones = _draw_bytes(rows, generator, max_byte) < rows
+        ones = processes.own(_draw_bytes(shape, generator, max_byte)) < rows
         return ones.view(torch.uint8).mul_(max_byte)
-    noise = torch.rand(rows.shape, generator=generator, device=rows.device)
+    noise = processes.own(torch.rand(shape, generator=generator, device=rows.device))
     return (noise < rows).to(rows.dtype)
 
 
-def _draw_bytes(rows: Tensor, generator: torch.Generator, max_byte: int) -> Tensor:
-    if rows.is_cuda or max_byte != MAX_BYTE:
-        return torch.empty_like(rows).random_(0, max_byte, generator=generator)
+def _draw_bytes(shape: Sequence[int], generator: torch.Generator, max_byte: int) -> Tensor:
+    device = generator.device
+    if device.type == "cuda" or max_byte != MAX_BYTE:
+        noise = torch.empty(shape, dtype=torch.uint8, device=device)
+        return noise.random_(0, max_byte, generator=generator)
     # eight bytes at a time, with those that are 255 drawn again, take a third of the time
-    words = torch.empty(-(-rows.numel() // 8), dtype=torch.int64)
-    noise = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[: rows.numel()]
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 8), dtype=torch.int64)
+    noise = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:count]
     again = np.flatnonzero(noise.numpy() == 255)  # torch's nonzero takes ten times as long
     redrawn = torch.empty(len(again), dtype=torch.uint8).random_(0, 255, generator=generator)
     noise.numpy()[again] = redrawn.numpy()
-    return noise.view_as(rows)
+    return noise.view(shape)
 
 
-def _batches(state: TrainState, feed: Feed, max_byte: int, stop: Stop) -> Iterator[Tensor]:
+def _batches(state: TrainState, feed: Feed, max_byte: int, stop: Stop) -> Iterator[Batch]:
     for batch in feed.batches(state, stop):
         state.position += batch.size
         if state.config.data.binarize == "dynamic":
-            yield binarize_batch(batch.rows, state.generator, max_byte)
+            rows = binarize_batch(
+                batch.rows, state.generator, max_byte, batch.size, state.processes
+            )
+            yield Batch(rows, batch.size)
         else:
-            yield batch.rows
+            yield batch
 
 
 def _end_epoch(state: TrainState, x_valid: Tensor, stop: Callable[[], bool]) -> None:
     """Record the metrics, keep the weights if they are the best, and move to the next epoch."""
     settings = state.settings
     samples = settings.train_samples
-    metrics = _means(state.sums, state.position, samples)
+    metrics = _means(state.gather_sums(), state.position, samples)
     if len(x_valid):
         state.model.eval()
-        valid = mean_metrics(state.model, x_valid, seed=0, num_samples=samples, stop=stop)
+        valid = mean_metrics(
+            state.model,
+            x_valid,
+            seed=0,
+            num_samples=samples,
+            stop=stop,
+            processes=state.processes,
+        )
         state.model.train()
         metrics |= {f"valid_{name}": value for name, value in valid.items()}
     _check_finite(state.epoch, metrics)
@@ -222,7 +261,7 @@ def _end_epoch(state: TrainState, x_valid: Tensor, stop: Callable[[], bool]) -> 
 
 
 def _save(state: TrainState, hooks: TrainHooks) -> None:
-    state.record_rng()
+    state.gather()
     hooks.save(state)
 
 
@@ -250,16 +289,17 @@ def _draw_eps(model: VAE, rows: int, num_samples: int, generator: torch.Generato
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _hide_cells(state: TrainState, rows: Tensor) -> Tensor:
+def _hide_cells(state: TrainState, batch: Batch) -> Tensor:
     """Make gaps of cells of a mixed table: of each row a share, from 0 to twice the mean.
 
     The model learns to do without any of them, as it must where there are gaps.
     """
     if state.model.mixed is None or not state.settings.hidden_share:
-        return rows
-    draw = partial(torch.rand, generator=state.generator, device=rows.device)
-    share = 2 * state.settings.hidden_share * draw(len(rows), 1)
-    return rows.masked_fill(draw(rows.shape) < share, math.nan)
+        return batch.rows
+    draw = partial(torch.rand, generator=state.generator, device=batch.rows.device)
+    share = 2 * state.settings.hidden_share * draw(batch.size, 1)
+    hidden = draw(batch.size, *batch.rows.shape[1:]) < share
+    return batch.rows.masked_fill(state.processes.own(hidden), math.nan)
 
 
 def _sum_terms(terms: ElboTerms) -> Tensor:

@@ -7,6 +7,7 @@ not finite raise `TrainingDiverged`.
 
 import hashlib
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Config, TrainConfig
 from pipeline.data.plan import default_memory
@@ -23,6 +24,8 @@ from pipeline.data.splits import Dataset, StreamedSplit
 from pipeline.errors import TrainingDiverged
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
+from pipeline.training.batch_loss import BatchLoss
+from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.windows import choose_window
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
@@ -59,13 +62,17 @@ class TrainState:
     generator: torch.Generator
     """The source of the order of rows, of binarized pixels and of noise."""
     rng: Mapping[str, Tensor]
-    """States of torch's global generators by device, which a user's networks may draw from."""
+    """States of torch's global generators by device, (processes, bytes), which a user's networks
+    may draw from; empty before they are first recorded."""
     best_weights: Mapping[str, Tensor]
     order: Tensor
     """This epoch's permutation of the training rows, if they are in memory; empty before its first
     step."""
     sums: Tensor
-    """Sums of log-likelihood, KL and bound over this epoch's rows so far, (3,), on the device."""
+    """Sums of log-likelihood, KL and bound over the rows that each process has had in this epoch,
+    (processes, 3), on the device; of other processes, as they were when they were last gathered."""
+    batch_loss: nn.Module
+    """The `BatchLoss` of the model; its gradients are those of all processes."""
     history: list[dict[str, float]]
     """Metrics of each epoch."""
     epoch: int = 1
@@ -87,6 +94,8 @@ class TrainState:
     drawn_from: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.uint8))
     """The state of `generator` from which the order of this epoch was drawn, if the rows are
     streamed and it is one of all rows; empty before its first step."""
+    processes: Processes = ALONE
+    """Those that share each batch."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where the weights before the first step came from, if they were not drawn; not saved."""
 
@@ -131,15 +140,40 @@ class TrainState:
         """Set torch's global generators to this training's state within the block only."""
         cuda = [torch.device(self.device)] if self.device != "cpu" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(self.settings.seed)
-            for device, value in self.rng.items():
-                _global_generator(device).set_state(value)
+            torch.manual_seed(self.settings.seed + self.processes.rank)
+            for device, values in self.rng.items():
+                # set_state reads from the start of the memory, whatever the offset of a view
+                _global_generator(device).set_state(values[self.processes.rank].clone())
             yield
 
-    def record_rng(self) -> None:
-        """Record the states of torch's global generators in `rng`."""
-        devices = {"cpu", self.device}
-        self.rng = {device: _global_generator(device).get_state() for device in devices}
+    def gather(self) -> None:
+        """Record what each process has of its own: its sums, and its global generators in `rng`."""
+        gather = self.processes.gather
+        devices = sorted({"cpu", self.device})
+        self.rng = {device: gather(_global_generator(device).get_state()) for device in devices}
+        self.gather_sums()
+
+    def gather_sums(self) -> Tensor:
+        """Record the sums of each process, and return those of all, (3,)."""
+        self.sums = self.processes.gather(self.sums[self.processes.rank])
+        return self.sums.sum(0)
+
+    def check_processes(self) -> None:
+        """Check that all processes are about to train the same.
+
+        Raises:
+            DataRefused: one has other data.
+            UsageRefused: one has other settings, or other weights.
+        """
+        weights = b"".join(value.cpu().numpy().tobytes() for value in self.copy_weights().values())
+        settings = json.dumps([self.config.to_json(), self.device, self.step])
+        for content, what, error in (
+            (json.dumps(dict(self.data)).encode(), "data", DataRefused),
+            (settings.encode(), "settings", UsageRefused),
+            (weights, "weights", UsageRefused),
+        ):
+            if (other := self.processes.differing(content)) is not None:
+                raise error(f"process {other} has other {what} than process 0")
 
     def check_finite(self) -> None:
         """Check that weights, Adam's moments and sums are finite, with one synchronization.
@@ -157,7 +191,7 @@ class TrainState:
             )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in zip(("log-likelihood", "KL", "bound"), self.sums, strict=True):
+        for name, value in zip(("log-likelihood", "KL", "bound"), self.sums.sum(0), strict=True):
             yield f"the sum of the {name}", value
         weights = dict(self.model.named_parameters())
         yield from weights.items()  # and not buffers: a mask may be infinite
@@ -174,6 +208,7 @@ class TrainState:
             "data": dict(self.data),
             "device": self.device,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.world,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -210,8 +245,10 @@ def build_model(dataset: Dataset, config: Config) -> VAE:
     return model
 
 
-def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
-    """Return the state before the first step.
+def begin_training(
+    dataset: Dataset, config: Config, device: str, processes: Processes = ALONE
+) -> TrainState:
+    """Return the state before the first step, of a training that several processes may share.
 
     Raises:
         DataRefused: the data does not fit the likelihood.
@@ -223,24 +260,29 @@ def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
             f"the training has {steps:,} steps, and its warm-up {config.train.kl_warmup_steps:,}: "
             "give fewer --kl-warmup-steps, or more --epochs"
         )
-    return _initial_state(dataset, config, device)
+    return _initial_state(dataset, config, device, processes)
 
 
-def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
-    model = build_model(dataset, config)
+def _initial_state(
+    dataset: Dataset, config: Config, device: str, processes: Processes
+) -> TrainState:
+    model = build_model(dataset, config).to(device)
+    any_row = torch.from_numpy(dataset.sample[:1]).to(device)
     state = TrainState(
         config=config,
         data=dataset.digests(),
         streamed=dataset.streamed,
         device=device,
-        model=model.to(device),
+        model=model,
+        batch_loss=processes.parallel(BatchLoss(model, config.train, processes, any_row)),
         optimizer=torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True),
         generator=torch.Generator(device).manual_seed(config.train.seed),
         rng={},
         best_weights={},
         order=torch.empty(0, dtype=torch.int64, device=device),
-        sums=torch.zeros(3, device=device),
+        sums=torch.zeros(processes.world, 3, device=device),
         history=[],
+        processes=processes,
     )
     state.best_weights = state.copy_weights()
     if isinstance(dataset.train, StreamedSplit):
@@ -260,8 +302,13 @@ def read_state(content: bytes) -> Mapping[str, Any]:
     return saved
 
 
-def restore_training(saved: Mapping[str, Any], dataset: Dataset) -> TrainState:
+def restore_training(
+    saved: Mapping[str, Any], dataset: Dataset, processes: Processes = ALONE
+) -> TrainState:
     """Return the state whose content `read_state` read.
+
+    Of as many processes as it was saved by, each goes on with what it had of its own. Of another
+    number, the first takes the sums of all.
 
     Raises:
         DataRefused: the training used other data.
@@ -273,21 +320,41 @@ def restore_training(saved: Mapping[str, Any], dataset: Dataset) -> TrainState:
                 f"{digest[:12]}, the training's {saved['data'][split][:12]}"
             )
     device = saved["device"]
-    state = _initial_state(dataset, Config.from_json(saved["config"]), device)
+    state = _initial_state(dataset, Config.from_json(saved["config"]), device, processes)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.generator.set_state(saved["generator"])
-    state.rng = saved["rng"]
     for name in _SAVED_FIELDS:
         setattr(state, name, _move(saved[name], device))
     if state.streamed:
         for name in _STREAMED_FIELDS:
             setattr(state, name, saved[name])
+    before, world = saved_processes(saved), processes.world
+    # one process saved them without their first axis before there could be several
+    state.rng = {name: value.reshape(before, -1) for name, value in saved["rng"].items()}
+    state.sums = state.sums.reshape(before, 3)
+    if before != world:
+        state.rng = {name: _repeat(value, world) for name, value in state.rng.items()}
+        total = state.sums.sum(0)
+        state.sums = total.new_zeros(world, 3)
+        state.sums[0] = total
     return state
 
 
+def saved_processes(saved: Mapping[str, Any]) -> int:
+    """Return how many processes saved a state."""
+    return int(saved.get("processes", 1))
+
+
+def _repeat(values: Tensor, count: int) -> Tensor:
+    """Return `count` rows of a tensor, from its first one again if it has fewer."""
+    return values[torch.arange(count) % len(values)]
+
+
 def _global_generator(device: str) -> torch.Generator:
-    return torch.default_generator if device == "cpu" else torch.cuda.default_generators[0]
+    if device == "cpu":
+        return torch.default_generator
+    return torch.cuda.default_generators[torch.cuda.current_device()]
 
 
 def _move(value: Any, device: str) -> Any:

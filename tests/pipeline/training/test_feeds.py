@@ -16,6 +16,7 @@ from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.training import loop
 from pipeline.training.feeds import open_feed
 from pipeline.training.loop import TrainHooks, continue_training, train
+from pipeline.training.processes import Processes
 from pipeline.training.schedules import total_steps
 from pipeline.training.state import TrainState, begin_training, read_state, restore_training
 from pipeline.training.windows import read_windows
@@ -219,7 +220,8 @@ def test_processes_share_each_batch(
     def batches(rank: int, world: int) -> list[tuple[Array, int]]:
         dataset = make(images)
         state = begin_training(dataset, config, "cpu")
-        feed = open_feed(state, dataset, rank=rank, world=world)
+        state.processes = Processes(rank, world)
+        feed = open_feed(state, dataset)
         got = []
         for state.epoch in (1, 2):
             got += [(b.rows.numpy().copy(), b.size) for b in feed.batches(state, never)]
@@ -253,7 +255,8 @@ def test_mapped_rows_come_in_the_order_that_they_have_in_the_memory_of_a_gpu(
 def test_a_process_may_have_no_row_of_a_small_batch(images: Dataset) -> None:
     dataset = in_blocks(images, memory=SMALL)
     state = begin_training(dataset, ready(images, batch_size=67), "cpu")  # 270 = 4 * 67 + 2
-    feed = open_feed(state, dataset, rank=2, world=3)
+    state.processes = Processes(rank=2, world=3)
+    feed = open_feed(state, dataset)
     counts = []
     for state.epoch in (1, 2):
         counts += [len(batch.rows) for batch in feed.batches(state, never)]

@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.config import TrainConfig, configure
 from pipeline.data.dataset import Dataset, Split
 from pipeline.presets import PRESETS
 from pipeline.training import loop
-from pipeline.training.loop import train, train_step
+from pipeline.training.loop import Batch, train, train_step
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import TrainState
 from tests.trained_models import tiny_config
@@ -47,9 +46,9 @@ def test_each_pass_holds_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None
     dataset = Dataset("few", *(Split(part, "") for part in (rows, rows[:0], rows)))
     seen: list[list[float]] = []
 
-    def watched_step(state: TrainState, rows: torch.Tensor, steps: int) -> None:
-        seen.append((10 * rows[:, 0]).round().tolist())
-        train_step(state, rows, steps)
+    def watched_step(state: TrainState, batch: Batch, steps: int) -> None:
+        seen.append((10 * batch.rows[:, 0]).round().tolist())
+        train_step(state, batch, steps)
 
     monkeypatch.setattr(loop, "train_step", watched_step)
     config = tiny_config(dataset, epochs=2, min_steps=16, batch_size=4)

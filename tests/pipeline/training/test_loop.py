@@ -8,6 +8,7 @@ from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import TrainingDiverged
 from pipeline.training import loop
 from pipeline.training.loop import (
+    Batch,
     TrainHooks,
     binarize_batch,
     continue_training,
@@ -157,9 +158,9 @@ def test_batches_are_binarized_anew_and_only_with_dynamic_binarization(
 ) -> None:
     seen: list[torch.Tensor] = []
 
-    def watched_step(state: TrainState, rows: torch.Tensor, steps: int) -> None:
-        seen.append(rows)
-        train_step(state, rows, steps)
+    def watched_step(state: TrainState, batch: Batch, steps: int) -> None:
+        seen.append(batch.rows)
+        train_step(state, batch, steps)
 
     monkeypatch.setattr(loop, "train_step", watched_step)
     for binarize, values in (("none", 200), ("dynamic", 2)):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline.cli import stages
 from pipeline.cli.data_loading import load_data
 from pipeline.cli.main import cli
+from pipeline.cli.resumption import prepare_resume
 from pipeline.config import configure
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
@@ -67,7 +67,7 @@ def test_a_resumed_run_overwrites_the_older_file(images: Dataset) -> None:
     run = interrupted_run(images, saves=2)
     older, newer = (folder(run) / STATE_FILES[saves % 2] for saves in (1, 2))
     content = newer.read_bytes()
-    state, _ = stages.prepare_resume(run.run_id, None, 1)
+    state, _ = prepare_resume(run.run_id, None, 1)
     ResumableRun(run, state).save(state)
     assert newer.read_bytes() == content
     assert fetch_state(run.run_id)["saves"] == 3
@@ -144,19 +144,19 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason_and_left_unchan
     spoil(run)
     before = run.status()
     with pytest.raises(kind, match=message):
-        stages.prepare_resume(run.run_id, device, None)
+        prepare_resume(run.run_id, device, None)
     assert run.status() == before
 
 
 def test_a_run_on_a_gpu_is_resumed_only_there(images: Dataset) -> None:
     run = interrupted_run(images, device="cuda")
     with pytest.raises(UsageRefused, match="was training on cuda, so it can only continue there"):
-        stages.prepare_resume(run.run_id, "cpu", None)
+        prepare_resume(run.run_id, "cpu", None)
     if torch.cuda.is_available():
         return
     for device in (None, "auto", "cuda"):
         with pytest.raises(DeviceUnavailable) as caught:
-            stages.prepare_resume(run.run_id, device, None)
+            prepare_resume(run.run_id, device, None)
         message = f"run {run.run_id} was training on cuda, which this machine lacks: torch "
         assert str(caught.value).startswith(message)
         assert "--device" not in str(caught.value)
@@ -164,7 +164,7 @@ def test_a_run_on_a_gpu_is_resumed_only_there(images: Dataset) -> None:
 
 
 def test_device_auto_takes_the_device_of_the_run(images: Dataset) -> None:
-    state, _ = stages.prepare_resume(interrupted_run(images).run_id, "auto", 1)
+    state, _ = prepare_resume(interrupted_run(images).run_id, "auto", 1)
     assert state.device == "cpu"
 
 

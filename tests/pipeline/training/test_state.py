@@ -133,6 +133,28 @@ def test_the_best_epoch_and_its_weights_are_restored(images: Dataset, config: Co
         assert torch.equal(weights(result)[name], value)
 
 
+def test_one_process_goes_on_with_the_sums_of_two(images: Dataset, config: Config) -> None:
+    saved = saved_after(8, images, config)
+    (rng,) = saved["rng"]["cpu"]
+    changed = {
+        "processes": 2,
+        "sums": torch.tensor([[1.0, 2.0, 3.0], [5.0, 7.0, 9.0]]),
+        "rng": {"cpu": torch.stack([rng, rng.flip(0)])},
+    }
+    state = restore_training({**saved, **changed}, images)
+    assert state.sums.tolist() == [[6.0, 9.0, 12.0]]
+    assert torch.equal(state.rng["cpu"], rng.unsqueeze(0))
+
+
+def test_a_state_from_before_several_processes_is_read(images: Dataset, config: Config) -> None:
+    saved = dict(saved_after(8, images, config))
+    before = {"sums": saved["sums"][0], "rng": {"cpu": saved["rng"]["cpu"][0]}}
+    del saved["processes"]
+    state = restore_training({**saved, **before}, images)
+    assert torch.equal(state.sums, saved["sums"])
+    assert torch.equal(state.rng["cpu"], saved["rng"]["cpu"])
+
+
 def test_an_early_end_of_training_is_explained(images: Dataset) -> None:
     config = tiny_config(images, epochs=9, patience=2, max_time=3.0)
     state = begin_training(images, config, "cpu")
@@ -189,7 +211,7 @@ def spoil_moment(state: TrainState) -> None:
 
 
 def spoil_sums(state: TrainState) -> None:
-    state.sums[1] = math.nan
+    state.sums[0, 1] = math.nan
 
 
 @pytest.mark.parametrize(
