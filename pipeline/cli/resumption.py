@@ -34,9 +34,9 @@ def prepare_resume(
         DeviceUnavailable: this machine does not have the run's device.
     """
     say("loading torch and MLflow")
+    from pipeline.training.beginning import restore_training, saved_processes
     from pipeline.training.processes import ALONE
     from pipeline.training.resumable_run import fetch_state
-    from pipeline.training.state import restore_training, saved_processes
 
     processes = processes or ALONE
     saved, world = fetch_state(run_id), processes.world

@@ -50,8 +50,8 @@ def prepare(
     """Load the data and begin the training, so that an error comes before a run is opened."""
     say("loading torch")
     from pipeline.cli.initial_weights import fetch_initial
+    from pipeline.training.beginning import begin_training
     from pipeline.training.processes import ALONE
-    from pipeline.training.state import begin_training
     from pipeline.training.warm_start import warm_start
 
     processes = processes or ALONE

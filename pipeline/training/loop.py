@@ -23,6 +23,7 @@ from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from pipeline.training.batches import Batch, Feed, Stop
+from pipeline.training.beginning import begin_training
 from pipeline.training.feeds import open_feed
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import (
@@ -31,7 +32,7 @@ from pipeline.training.schedules import (
     total_steps,
     warm_up_over,
 )
-from pipeline.training.state import TrainState, begin_training
+from pipeline.training.state import TrainState
 from serving.errors import DataRefused
 from serving.value_range import MAX_BYTE
 

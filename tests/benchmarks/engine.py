@@ -17,7 +17,7 @@ from pipeline.export.bundle_export import export_bundle
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.operations import FUNCTIONS
 from pipeline.model.vae import VAE
-from pipeline.training.state import build_model
+from pipeline.training.beginning import build_model
 from serving.bundle import Bundle
 from serving.engine import Engine
 from tests.benchmarks.measure import Row, best_in_turns

@@ -14,9 +14,11 @@ from pipeline.cli.processes import join
 from pipeline.config import configure
 from pipeline.data.dataset import load_dataset
 from pipeline.training import loop
+from pipeline.training.beginning import begin_training
+from pipeline.training.feeds import open_feed
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import total_steps
-from pipeline.training.state import TrainState, begin_training
+from pipeline.training.state import TrainState
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bytes": ("images.npy", {}),
@@ -41,23 +43,24 @@ def measure(folder: Path, processes: Processes, file: str, settings: dict[str, A
         str(folder / file), valid_fraction=0.1, test_fraction=0.1, likelihood="auto"
     )
     states = [begin_training(dataset, config, "cpu", each) for each in (ALONE, processes)]
-    assert len(dataset.train.x) % 11 == 1
+    assert dataset.train_rows % 11 == 1
     gradients = []
     for state in states:
-        first, *rest = batches = list(loop._batches(state, torch.from_numpy(dataset.train.x), 255))
-        loop.train_step(state, first, total_steps(len(dataset.train.x), config.train))
+        feed = open_feed(state, dataset)
+        first, *rest = batches = list(loop._batches(state, feed, 255, loop.NO_HOOKS.stop))
+        loop.train_step(state, first, total_steps(dataset.train_rows, config.train))
         gradients.append(gradient(state))
         for batch in rest:
-            loop.train_step(state, batch, total_steps(len(dataset.train.x), config.train))
+            loop.train_step(state, batch, total_steps(dataset.train_rows, config.train))
     rows = torch.cat([batch.rows for batch in batches]).flatten(1).double().nan_to_num().sum()
     alone, shared = gradients
     sums = [state.gather_sums() for state in states]
     seen = processes.sum(torch.tensor([sum(len(batch.rows) for batch in batches), float(rows)]))
-    every = torch.from_numpy(dataset.train.x).flatten(1).double().nan_to_num().sum()
+    every = torch.from_numpy(dataset.sample).flatten(1).double().nan_to_num().sum()
     return {
         "gradient": float((alone - shared).norm() / alone.norm()),
         "sums": float(((sums[0] - sums[1]) / sums[0]).abs().max()),
-        "rows": [int(seen[0]), len(dataset.train.x)],
+        "rows": [int(seen[0]), dataset.train_rows],
         "values": [float(seen[1]), float(every)],
     }
 

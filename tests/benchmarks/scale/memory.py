@@ -102,19 +102,11 @@ def cases() -> Iterator[Case]:
     yield Case("Parquet", _DIGIT, "uint8", rows, ALLOWED_MIB)
     yield Case(".npy", _DIGIT, "uint8", rows, ALLOWED_MIB)
     pictures = ALLOWED_MIB * MIB * TIMES // int(np.prod(_PICTURE))
-    options = (
-        "--hidden-dims",
-        "16",
-        "--latent-dim",
-        "8",
-        "--batch-size",
-        "100",
-        "--learning-rate",
-        "1e-5",
-    )
-    yield Case("folder of PNG", _PICTURE, "uint8", pictures, ALLOWED_MIB, options)
-    options = ("--hidden-dims", "64", "--latent-dim", "8", "--batch-size", "1000")
-    yield Case("ten million rows", (WIDE_COLUMNS,), "float32", WIDE_ROWS, WIDE_MIB, options)
+    small = ("--hidden-dims", "16", "--latent-dim", "8", "--batch-size", "100")
+    pictured = (*small, "--learning-rate", "1e-5")
+    yield Case("folder of PNG", _PICTURE, "uint8", pictures, ALLOWED_MIB, pictured)
+    wide = ("--hidden-dims", "64", "--latent-dim", "8", "--batch-size", "1000")
+    yield Case("ten million rows", (WIDE_COLUMNS,), "float32", WIDE_ROWS, WIDE_MIB, wide)
 
 
 def measure() -> Iterator[str]:

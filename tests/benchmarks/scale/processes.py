@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,26 @@ def main(out: Path, threads: int) -> None:
     from pipeline.cli.processes import join
     from pipeline.config import configure
     from pipeline.data.dataset import load_dataset
+    from pipeline.data.splits import Split
     from pipeline.training import loop
+    from pipeline.training.beginning import begin_training
+    from pipeline.training.feeds import open_feed
     from pipeline.training.schedules import total_steps
-    from pipeline.training.state import begin_training
 
     torch.set_num_threads(threads)
     config = configure(data="mnist", epochs=EPOCHS)
     dataset = load_dataset("mnist", valid_fraction=0.1, test_fraction=0.1)
-    x, rows = torch.from_numpy(dataset.train.x), len(dataset.train.x)
+    rows = dataset.train_rows
+    numbered = replace(dataset, train=Split(np.arange(rows, dtype=np.int64), ""))
     with join() as processes:
         state = begin_training(dataset, config, "cpu", processes)
         seen = torch.zeros(rows)
-        numbers = torch.arange(rows)
-        for batch in loop._batches(state, numbers, 255):
+        for batch in loop._batches(state, open_feed(state, numbered), 255, loop.NO_HOOKS.stop):
             seen.index_add_(0, batch.rows, torch.ones(len(batch.rows)))
         seen = processes.sum(seen)
         state = begin_training(dataset, config, "cpu", processes)
-        loop.train_step(state, next(loop._batches(state, x, 255)), total_steps(rows, config.train))
+        first = next(loop._batches(state, open_feed(state, dataset), 255, loop.NO_HOOKS.stop))
+        loop.train_step(state, first, total_steps(rows, config.train))
         weights = state.model.parameters()
         gradient = np.concatenate(
             [weight.grad.numpy().ravel() for weight in weights if weight.grad is not None]

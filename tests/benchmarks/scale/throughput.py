@@ -22,9 +22,9 @@ from pipeline.config import configure
 from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
+from pipeline.training.beginning import begin_training
 from pipeline.training.loop import continue_training
 from pipeline.training.schedules import total_steps
-from pipeline.training.state import begin_training
 from serving.cpu import available_cores
 
 COPIES, EPOCHS, ROUNDS = 4, 2, 3

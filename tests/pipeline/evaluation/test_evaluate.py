@@ -10,7 +10,7 @@ from pipeline.errors import TrainingDiverged
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.evaluate import ROWS_PER_CHUNK, SAMPLES_PER_CHUNK, evaluate
 from pipeline.model.objective import elbo_terms
-from pipeline.training.state import build_model
+from pipeline.training.beginning import build_model
 from serving.errors import DataRefused
 from tests.trained_models import Trained, tiny_config
 

@@ -14,11 +14,13 @@ from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.training import loop
+from pipeline.training.batches import Batch
+from pipeline.training.beginning import begin_training, restore_training
 from pipeline.training.feeds import open_feed
 from pipeline.training.loop import TrainHooks, continue_training, train
 from pipeline.training.processes import Processes
 from pipeline.training.schedules import total_steps
-from pipeline.training.state import TrainState, begin_training, read_state, restore_training
+from pipeline.training.state import TrainState, read_state
 from pipeline.training.windows import read_windows
 from tests.pipeline.training.streamed import (
     KINDS,
@@ -90,9 +92,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
     step = loop.train_step
 
-    def watched(state: Any, rows: torch.Tensor, steps: int) -> None:
-        seen.append(rows)
-        step(state, rows, steps)
+    def watched(state: Any, batch: Batch, steps: int) -> None:
+        seen.append(batch.rows)
+        step(state, batch, steps)
 
     monkeypatch.setattr(loop, "train_step", watched)
     return seen

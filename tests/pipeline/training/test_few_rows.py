@@ -10,7 +10,8 @@ from pipeline.config import TrainConfig, configure
 from pipeline.data.dataset import Dataset, Split
 from pipeline.presets import PRESETS
 from pipeline.training import loop
-from pipeline.training.loop import Batch, train, train_step
+from pipeline.training.batches import Batch
+from pipeline.training.loop import train, train_step
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import TrainState
 from tests.trained_models import tiny_config

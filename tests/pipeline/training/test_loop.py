@@ -7,8 +7,9 @@ import torch
 from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import TrainingDiverged
 from pipeline.training import loop
+from pipeline.training.batches import Batch
+from pipeline.training.beginning import begin_training, build_model
 from pipeline.training.loop import (
-    Batch,
     TrainHooks,
     binarize_batch,
     continue_training,
@@ -17,7 +18,7 @@ from pipeline.training.loop import (
     train_step,
 )
 from pipeline.training.schedules import total_steps
-from pipeline.training.state import TrainState, begin_training, build_model
+from pipeline.training.state import TrainState
 from tests.trained_models import tiny_config
 
 

@@ -15,9 +15,10 @@ from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.training import windows
+from pipeline.training.beginning import begin_training, restore_training
 from pipeline.training.feeds import open_feed
 from pipeline.training.loop import TrainHooks, continue_training, train
-from pipeline.training.state import begin_training, read_state, restore_training
+from pipeline.training.state import read_state
 from serving.errors import DataRefused
 from tests.pipeline.training.streamed import (
     SMALL,

@@ -17,8 +17,8 @@ from pipeline.config import configure
 from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.tracking import RESUME, TrackedRun, tracked_run
+from pipeline.training.beginning import begin_training
 from pipeline.training.resumable_run import STATE_FILES, ResumableRun, fetch_state, fit
-from pipeline.training.state import begin_training
 from serving.errors import (
     DataRefused,
     DeviceUnavailable,

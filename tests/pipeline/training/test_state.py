@@ -15,6 +15,7 @@ from pipeline.data.dataset import Dataset, Split
 from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.net_spec import Nets, NetSpec
 from pipeline.training import loop
+from pipeline.training.beginning import begin_training, build_model, restore_training
 from pipeline.training.loop import (
     TrainHooks,
     TrainResult,
@@ -23,13 +24,7 @@ from pipeline.training.loop import (
     train,
 )
 from pipeline.training.schedules import total_steps
-from pipeline.training.state import (
-    TrainState,
-    begin_training,
-    build_model,
-    read_state,
-    restore_training,
-)
+from pipeline.training.state import TrainState, read_state
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 from tests.trained_models import tiny_config
 

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.data.dataset import Dataset
 from pipeline.tracking import TrackedRun, tracked_run
+from pipeline.training.beginning import begin_training, restore_training
 from pipeline.training.loop import train
 from pipeline.training.resumable_run import ResumableRun, fetch_state, fit
-from pipeline.training.state import TrainState, begin_training, restore_training
+from pipeline.training.state import TrainState
 from pipeline.training.training_plan import Forecast, plan_lines, plan_params
 from serving.mlflow_store import connect
 from tests.pipeline.training.streamed import SMALL, BlockRows, in_blocks, mapped, ready, stream

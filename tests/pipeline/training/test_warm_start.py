@@ -10,8 +10,9 @@ import torch
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.training.beginning import begin_training, restore_training
 from pipeline.training.loop import TrainHooks, continue_training, mean_metrics
-from pipeline.training.state import TrainState, begin_training, read_state, restore_training
+from pipeline.training.state import TrainState, read_state
 from pipeline.training.warm_start import InitialModel, warm_start
 from serving.errors import UsageRefused
 from tests.trained_models import Trained, draw_images, draw_table, load, tiny_config
