@@ -12,7 +12,7 @@ from pyarrow import csv, parquet
 from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from serving.errors import DataRefused
-from tests.pipeline.data.streaming.test_loading import (
+from tests.pipeline.data.streaming.sources import (
     FLOATS,
     LABELS,
     TABLES,

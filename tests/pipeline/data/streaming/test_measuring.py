@@ -9,7 +9,7 @@ from pyarrow import csv
 from pipeline.data.dataset import load_dataset
 from pipeline.data.streaming.measuring import measure_source
 from serving.errors import UsageRefused
-from tests.pipeline.data.streaming.test_loading import (
+from tests.pipeline.data.streaming.sources import (
     BYTES,
     FLOATS,
     TABLES,

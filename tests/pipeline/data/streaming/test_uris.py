@@ -14,7 +14,7 @@ from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.data.streaming.measuring import measure_source
 from serving.errors import DataRefused, UsageRefused
-from tests.pipeline.data.streaming.test_loading import (
+from tests.pipeline.data.streaming.sources import (
     BYTES,
     FLOATS,
     TABLES,
