@@ -36,9 +36,8 @@ from tests.trained_models import draw_images
 
 @pytest.fixture(autouse=True)
 def no_threads_are_left() -> Iterator[None]:
-    before = threading.active_count()
     yield
-    assert threading.active_count() == before
+    assert [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name] == []
 
 
 def test_the_next_window_is_read_while_one_is_trained_on(images: Dataset) -> None:
