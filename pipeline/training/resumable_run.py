@@ -81,9 +81,11 @@ def fit(resumable: ResumableRun, dataset: Dataset) -> TrainResult:
     """Train to the end with progress on stderr; a signal stops training after the current step."""
     state = resumable.state
     settings = state.settings
+    world = state.processes.world
+    where = f"in {world} processes on {state.device}" if world > 1 else f"on {state.device}"
     say(
         f"training on {len(dataset.train.x):,} rows of {state.config.data.data} for at most "
-        f"{settings.epochs} epochs, on {state.device}; preset {state.config.preset}"
+        f"{settings.epochs} epochs, {where}; preset {state.config.preset}"
     )
     if state.step:
         say(f"resuming in epoch {state.epoch}, after {state.step:,} steps")
