@@ -132,7 +132,7 @@ def test_a_signal_to_one_process_stops_all(folder: Path) -> None:
     running.wait_for("epoch 2/")
     os.kill(running.pid(1), signal.SIGTERM)
     ended = running.wait()
-    assert set(ended.exit_codes) == {128 + signal.SIGTERM}
+    assert set(ended.exit_codes) <= {128 + signal.SIGTERM, -signal.SIGTERM}
     assert ended.said[-1] == "terminated"
     assert run_statuses(folder) == ["KILLED"]
     assert any(line.startswith("the state is saved; resume with: ") for line in ended.said)
