@@ -108,6 +108,7 @@ def train(
         {
             **{f"git.{key}": value for key, value in git.items()},
             **describe_system(device, threads),
+            "system.processes": state.processes.world,
             **{f"data.{split}.sha256": value for split, value in dataset.digests().items()},
             **{f"init.{key}": value for key, value in state.origin.items()},
         }

@@ -34,7 +34,8 @@ def end_together(processes: Processes) -> Iterator[None]:
     When a process has ended, torchrun sends SIGTERM to the others. From a failure on it is ignored
     here, since this process ends anyway, and may have a run to close.
     """
-    if processes.store is None:
+    store = processes.store
+    if store is None:
         yield
         return
     try:
@@ -44,7 +45,7 @@ def end_together(processes: Processes) -> Iterator[None]:
         if isinstance(failure, TrainingStopped):
             signal.raise_signal(signal.SIGTERM)  # another process was told to stop, and so is this
         if isinstance(failure, KeyboardInterrupt):
-            if first := _read_first(processes.store):
+            if first := _read_first(store):
                 raise ProcessFailed(*first) from None
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,9 +54,11 @@ def end_together(processes: Processes) -> Iterator[None]:
         lost = _is_loss(failure)
         code = failure.exit_code if isinstance(failure, VaeError) else 1
         mine = (processes.rank, code, _LOST if lost else str(failure) or type(failure).__name__)
-        first = _tell(processes, mine)
+        first = _tell(store, mine)
         if lost:
             raise ProcessFailed(*first, teller=first == mine) from failure
+        if failure is err:
+            raise
         raise failure from None
 
 
@@ -92,13 +95,12 @@ Failure = tuple[int, int, str]
 """The process that failed, its exit code and its message."""
 
 
-def _tell(processes: Processes, mine: Failure) -> Failure:
+def _tell(store: Store, mine: Failure) -> Failure:
     """Tell the others of a failure, and return the first that was told."""
     try:
-        assert processes.store is not None
-        if processes.rank == 0:
-            processes.store.set(_FIRST_RANK_SPEAKS, "")
-        told = processes.store.compare_set(_FIRST, "", json.dumps(mine))
+        if mine[0] == 0:
+            store.set(_FIRST_RANK_SPEAKS, "")
+        told = store.compare_set(_FIRST, "", json.dumps(mine))
     except RuntimeError:  # the store has ended with its process
         return mine
     rank, code, message = json.loads(told)

@@ -29,9 +29,11 @@ def plan_lines(state: TrainState, dataset: Dataset) -> list[str]:
     lines = [] if dataset.plan is None else _order_of(dataset.plan, state).lines()
     if state.window_rows:
         lines.append(_tell_windows(state.window_rows, rows))
+    world = state.processes.world
+    where = f"in {world} processes on {state.device}" if world > 1 else f"on {state.device}"
     lines.append(
         f"training on {rows:,} rows of {state.config.data.data} for at most {settings.epochs} "
-        f"epochs of {steps:,} steps, on {state.device}; preset {state.config.preset}"
+        f"epochs of {steps:,} steps, {where}; preset {state.config.preset}"
     )
     if state.step:
         lines.append(f"resuming in epoch {state.epoch}, after {state.step:,} steps")

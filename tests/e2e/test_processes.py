@@ -127,6 +127,17 @@ def test_a_killed_process_ends_all(folder: Path, rank: int, status: str) -> None
     assert run_statuses(folder) == [status]
 
 
+def test_a_signal_to_one_process_stops_all(folder: Path) -> None:
+    running = Torchrun(folder, "train", "--data", "x.npy", *SLOW)
+    running.wait_for("epoch 2/")
+    os.kill(running.pid(1), signal.SIGTERM)
+    ended = running.wait()
+    assert set(ended.exit_codes) <= {128 + signal.SIGTERM, -signal.SIGTERM}
+    assert ended.said[-1] == "terminated"
+    assert run_statuses(folder) == ["KILLED"]
+    assert any(line.startswith("the state is saved; resume with: ") for line in ended.said)
+
+
 def test_data_that_one_process_refuses_end_all_with_its_message_and_exit_code(folder: Path) -> None:
     np.save(folder / "bad.npy", np.full((300, 4), np.nan, np.float32))
     script = folder / "script.py"
