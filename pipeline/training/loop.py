@@ -21,6 +21,7 @@ from pipeline.errors import TrainingDiverged, TrainingStopped
 from pipeline.model.objective import ElboTerms, elbo_terms, loss
 from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
+from pipeline.training.resident import place_rows, take_rows
 from pipeline.training.schedules import (
     kl_weight_at,
     learning_rate_at,
@@ -87,7 +88,7 @@ def continue_training(
         TrainingStopped: `hooks.stop` returned true; the state has been saved.
     """
     x_train, x_valid = (
-        torch.from_numpy(split.x).to(state.device) for split in (dataset.train, dataset.valid)
+        place_rows(split.x, state.device) for split in (dataset.train, dataset.valid)
     )
     steps, max_byte = total_steps(len(x_train), state.settings), dataset.max_byte
     start = time.perf_counter() - state.seconds
@@ -117,16 +118,29 @@ def continue_training(
 def train_step(state: TrainState, rows: Tensor, steps: int) -> None:
     """Make one of `steps` steps of Adam, on a batch of rows."""
     settings = state.settings
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, settings, steps=steps)
+    rate = learning_rate_at(state.step, settings, steps=steps)
+    kl_weight = kl_weight_at(state.step, settings)
     eps = _draw_eps(state.model, len(rows), settings.train_samples, state.generator)
-    terms = elbo_terms(state.model, _hide_cells(state, rows), eps)
+    rows = _hide_cells(state, rows)
+    if state.graph is None:
+        _descend(state, rows, eps, rate, kl_weight)
+    else:
+        state.graph.make_step(partial(_descend, state), rows, eps, rate, kl_weight)
+    state.step += 1
+
+
+def _descend(
+    state: TrainState, rows: Tensor, eps: Tensor, rate: float | Tensor, kl_weight: float | Tensor
+) -> None:
+    """Descend the gradient of the loss on rows with noise; a CUDA graph may record this."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    terms = elbo_terms(state.model, rows, eps, bf16=state.settings.bf16)
     state.optimizer.zero_grad()
-    value = loss(terms, settings, kl_weight_at(state.step, settings))
+    value = loss(terms, state.settings, kl_weight)
     value.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
     state.sums += _sum_terms(terms)
-    state.step += 1
 
 
 @torch.no_grad()
@@ -143,13 +157,14 @@ def mean_metrics(
     Raises:
         TrainingStopped: `stop` returned true before all rows were done.
     """
-    generator = torch.Generator(x.device).manual_seed(seed)
-    sums = torch.zeros(3, device=x.device)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    sums = torch.zeros(3, device=device)
     for rows in torch.split(x, max(1, VALIDATION_VALUES // (x[0].numel() * num_samples))):
         if stop():
             raise TrainingStopped("training was stopped during validation")
         eps = _draw_eps(model, len(rows), num_samples, generator)
-        sums += _sum_terms(elbo_terms(model, rows, eps))
+        sums += _sum_terms(elbo_terms(model, rows.to(device), eps))
     return _means(sums, len(x), num_samples)
 
 
@@ -185,7 +200,7 @@ def _batches(state: TrainState, x: Tensor, max_byte: int) -> Iterator[Tensor]:
         size = min(state.settings.batch_size, rest_of_pass)
         indices = state.order[state.position :][:size]
         state.position += size
-        rows = x.index_select(0, indices)
+        rows = take_rows(x, indices)
         if state.config.data.binarize == "dynamic":
             rows = binarize_batch(rows, state.generator, max_byte)
         yield rows
@@ -194,7 +209,7 @@ def _batches(state: TrainState, x: Tensor, max_byte: int) -> Iterator[Tensor]:
 def _draw_order(state: TrainState, x: Tensor) -> Tensor:
     """Draw the order of the rows in each pass of an epoch, (passes * rows,)."""
     passes = range(passes_per_epoch(len(x), state.settings))
-    draw = partial(torch.randperm, len(x), generator=state.generator, device=x.device)
+    draw = partial(torch.randperm, len(x), generator=state.generator, device=state.device)
     return torch.cat([draw() for _ in passes])
 
 

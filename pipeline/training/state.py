@@ -21,6 +21,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingDiverged
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
+from pipeline.training.cuda_graph import StepGraph, check_gpu_settings
 from pipeline.training.schedules import total_steps
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 
@@ -74,6 +75,8 @@ class TrainState:
     """Training time so far, over all processes."""
     saves: int = 0
     """How often the state has been saved, including this time."""
+    graph: StepGraph | None = None
+    """What makes the steps by a CUDA graph, if the settings ask for it; not saved."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where the weights before the first step came from, if they were not drawn; not saved."""
 
@@ -199,7 +202,9 @@ def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
 
     Raises:
         DataRefused: the data does not fit the likelihood.
-        UsageRefused: the warm-up is not shorter than the training.
+        DeviceUnavailable: the device lacks what the settings ask for.
+        UsageRefused: the warm-up is not shorter than the training, or a setting does not fit the
+            networks.
     """
     steps = total_steps(len(dataset.train.x), config.train)
     if config.train.kl_warmup_steps >= steps:
@@ -211,6 +216,7 @@ def begin_training(dataset: Dataset, config: Config, device: str) -> TrainState:
 
 
 def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
+    check_gpu_settings(config, device)
     model = build_model(dataset, config)
     state = TrainState(
         config=config,
@@ -226,6 +232,8 @@ def _initial_state(dataset: Dataset, config: Config, device: str) -> TrainState:
         history=[],
     )
     state.best_weights = state.copy_weights()
+    if config.train.cuda_graph:
+        state.graph = StepGraph(state.optimizer)
     return state
 
 
@@ -244,6 +252,7 @@ def restore_training(saved: Mapping[str, Any], dataset: Dataset) -> TrainState:
 
     Raises:
         DataRefused: the training used other data.
+        DeviceUnavailable: the device lacks what the settings ask for.
     """
     for split, digest in dataset.digests().items():
         if digest != saved["data"][split]:
