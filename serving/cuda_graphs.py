@@ -97,11 +97,10 @@ def _bind(session: ort.InferenceSession, rows: int, number: int, memory: str) ->
     binding, options = session.io_binding(), ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
     host = {node.name: _zeros(node, rows) for node in session.get_inputs()}
-    inputs = {n: ort.OrtValue.ortvalue_from_numpy(array, memory) for n, array in host.items()}
-    outputs = {
-        node.name: ort.OrtValue.ortvalue_from_numpy(_zeros(node, rows), memory)
-        for node in session.get_outputs()
-    }
+    inputs, outputs = (
+        {node.name: ort.OrtValue.ortvalue_from_numpy(_zeros(node, rows), memory) for node in nodes}
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, value)
     for name, value in outputs.items():

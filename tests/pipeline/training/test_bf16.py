@@ -69,6 +69,7 @@ def test_only_the_networks_are_in_bfloat16(images: Dataset) -> None:
     assert {part.dtype for part in terms if isinstance(part, Tensor)} == {torch.float32}
     z = terms.z.flatten(0, 1)
     params = run_network(model.decoder, z, bf16=True).unflatten(0, (20, 2))
+    assert params.dtype == torch.float32
     expected = model.px.log_prob(params, model.px.standardize(x).unsqueeze(1))
     assert torch.equal(terms.log_likelihood, expected)
     expm1 = torch.expm1(2 * terms.log_scale.double())
