@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from serving import engine as engines
-from serving import sessions
 from serving.bundle import Bundle
 from serving.cuda_graphs import SIZES, OneThreadSession, RecordedSession, record_sessions
 from serving.engine import MAX_BATCH, Engine
@@ -118,7 +118,7 @@ def test_the_session_is_opened_with_the_option(
         seen.extend(providers)
         raise RuntimeError("no GPU")
 
-    monkeypatch.setattr(sessions.ort, "InferenceSession", refuse)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     with pytest.raises(DeviceUnavailable, match=r"device cuda cannot run encoder.onnx: no GPU"):
         open_session(bundle.path / "encoder.onnx", "cuda", cuda_graph=True)
     assert seen == [("CUDAExecutionProvider", {"use_tf32": "0", "enable_cuda_graph": "1"})]
