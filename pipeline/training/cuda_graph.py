@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.config import Config
 from serving.errors import DeviceUnavailable, UsageRefused
 
-Step = Callable[[Tensor, Tensor, float | Tensor, float | Tensor], None]
-"""Makes a step on rows with noise, a learning rate and a weight of the KL."""
+Step = Callable[[Tensor, Tensor, float | Tensor, float | Tensor], Tensor]
+"""Makes a step on rows with noise, a learning rate and a weight of the KL; returns its sums."""
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """Records a function, without running it, and returns what runs it again."""
 
@@ -104,8 +104,10 @@ class StepGraph:
 
     def make_step(
         self, step: Step, rows: Tensor, eps: Tensor, learning_rate: float, kl_weight: float
-    ) -> None:
+    ) -> Tensor:
         """Make one step; `step` makes it eagerly, and is what a graph records.
+
+        The next step overwrites the tensor that is returned.
 
         Raises:
             DeviceUnavailable: the step cannot be recorded.
@@ -113,19 +115,19 @@ class StepGraph:
         if len(rows) > self._size:
             self._size, self._warm, self._replay = len(rows), 0, None
         if len(rows) < self._size:
-            step(rows, eps, learning_rate, kl_weight)
-        elif self._warm < WARM_UP_STEPS:
+            return step(rows, eps, learning_rate, kl_weight)
+        if self._warm < WARM_UP_STEPS:
             self._warm += 1
             with _side_stream(rows):
-                step(rows, eps, learning_rate, kl_weight)
-        else:
-            self._replay = self._replay or self._record(step, rows, eps)
-            self._rows.copy_(rows)
-            self._eps.copy_(eps)
-            self._learning_rate.fill_(learning_rate)
-            self._kl_weight.fill_(kl_weight)
-            self._replay()
-            self.replays += 1
+                return step(rows, eps, learning_rate, kl_weight)
+        self._replay = self._replay or self._record(step, rows, eps)
+        self._rows.copy_(rows)
+        self._eps.copy_(eps)
+        self._learning_rate.fill_(learning_rate)
+        self._kl_weight.fill_(kl_weight)
+        self._replay()
+        self.replays += 1
+        return self._sums
 
     def _record(self, step: Step, rows: Tensor, eps: Tensor) -> Callable[[], None]:
         self._rows, self._eps = torch.empty_like(rows), torch.empty_like(eps)
@@ -133,9 +135,13 @@ class StepGraph:
             torch.zeros((), device=eps.device) for _ in range(2)
         )
         inputs = self._rows, self._eps, self._learning_rate, self._kl_weight
+
+        def make() -> None:
+            self._sums = step(*inputs)
+
         self._optimizer.zero_grad()  # so that the graph has gradients of its own
         with _capturable(self._optimizer):
-            return self._capture(lambda: step(*inputs))
+            return self._capture(make)
 
 
 @contextmanager

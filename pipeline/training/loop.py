@@ -122,17 +122,20 @@ def train_step(state: TrainState, rows: Tensor, steps: int) -> None:
     kl_weight = kl_weight_at(state.step, settings)
     eps = _draw_eps(state.model, len(rows), settings.train_samples, state.generator)
     rows = _hide_cells(state, rows)
-    if state.graph is None:
-        _descend(state, rows, eps, rate, kl_weight)
-    else:
-        state.graph.make_step(partial(_descend, state), rows, eps, rate, kl_weight)
+    step = partial(_descend, state)
+    if state.graph is not None:
+        step = partial(state.graph.make_step, step)
+    state.sums += step(rows, eps, rate, kl_weight)
     state.step += 1
 
 
 def _descend(
     state: TrainState, rows: Tensor, eps: Tensor, rate: float | Tensor, kl_weight: float | Tensor
-) -> None:
-    """Descend the gradient of the loss on rows with noise; a CUDA graph may record this."""
+) -> Tensor:
+    """Descend the gradient of the loss on rows with noise, and return the sums of the terms, (3,).
+
+    A CUDA graph may record this. It must not write to what may be replaced between two steps.
+    """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     terms = elbo_terms(state.model, rows, eps, bf16=state.settings.bf16)
@@ -140,7 +143,7 @@ def _descend(
     value = loss(terms, state.settings, kl_weight)
     value.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
-    state.sums += _sum_terms(terms)
+    return _sum_terms(terms)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.errors import TrainingStopped
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.training.cuda_graph import WARM_UP_STEPS
-from pipeline.training.loop import TrainHooks, TrainResult, continue_training, train
+from pipeline.training.loop import TrainHooks, TrainResult, continue_training, train, train_step
 from pipeline.training.state import begin_training, read_state, restore_training
 from tests.mixed_tables import make_dataset
 from tests.trained_models import tiny_config
@@ -56,6 +56,20 @@ def test_a_graph_trains_what_eager_steps_train(images: Dataset, settings: dict[s
     assert replays == 3 * 5 - WARM_UP_STEPS
     torch.testing.assert_close(weights(by_graph.model), weights(eager.model), rtol=1e-2, atol=1e-3)
     assert by_graph.history[-1] == pytest.approx(eager.history[-1], rel=1e-3)
+
+
+def test_sums_that_are_replaced_between_two_steps_are_counted_on(images: Dataset) -> None:
+    """A state that is read, or gathered from processes, has them in other memory."""
+    state = begin_training(images, tiny_config(images, epochs=1, cuda_graph=True), "cuda")
+    assert state.graph is not None
+    rows = torch.from_numpy(images.train.x[:50]).cuda()
+    counted = []
+    for _ in range(WARM_UP_STEPS + 3):
+        state.sums = torch.zeros(3, device="cuda")
+        train_step(state, rows, 100)
+        counted.append(state.sums)
+    assert state.graph.replays == 3
+    assert all(sums[0] < 0 for sums in counted)
 
 
 def test_a_graph_trains_a_table_with_hidden_cells() -> None:
