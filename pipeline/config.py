@@ -152,6 +152,13 @@ class TrainConfig:
     kl_warmup_steps: Annotated[int, Option("Steps for the KL's weight to rise from 0", min=0)] = 0
     free_bits: Annotated[float, Option("Nats of each latent's mean KL that are free", min=0)] = 0.0
     patience: Annotated[int, Option("Epochs to wait for a better validation ELBO", min=1)] = 5
+    bf16: Annotated[
+        bool,
+        Option("Compute the networks in bfloat16 in training; validation and the rest in float32"),
+    ] = False
+    cuda_graph: Annotated[
+        bool, Option("Make each training step by one CUDA graph; only with --device cuda")
+    ] = False
     max_time: Annotated[
         float | None, Option("Minutes after which training stops", min=0, open_min=True)
     ] = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.bundle import Bundle
+from serving.cuda_graphs import record_sessions
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 from serving.input_checks import check_inputs
 from serving.noise import draw_eps, draw_noise, draw_rows, noise_vectors
@@ -47,6 +48,7 @@ class Engine:
         threads: threads of one operator on the CPU.
         level: onnxruntime's graph optimisation level.
         tf32: let CUDA round the factors of matrix products to ten bits, for speed.
+        cuda_graph: run by CUDA graphs with bound memory what takes no free number of draws.
         operations: what to run, if not all that the bundle has, in the forms that fit the device.
 
     Raises:
@@ -62,6 +64,7 @@ class Engine:
         threads: int = 1,
         level: Level = "all",
         tf32: bool = False,
+        cuda_graph: bool = False,
         operations: Mapping[str, Operation] | None = None,
     ) -> None:
         self.bundle = bundle
@@ -74,17 +77,25 @@ class Engine:
         self._gaps = bundle.manifest.schema is not None
         self._most_rows = _most_rows(bundle.manifest.schema)
         graphs = dict.fromkeys(operation.graph for operation in self.operations.values())
+        free = {operation.graph for operation in self.operations.values() if operation.is_drawn}
+        recorded = graphs.keys() - free if cuda_graph else set()
         self._sessions = {
             graph: open_session(
-                bundle.path / graph, device, threads=threads, level=level, tf32=tf32
+                bundle.path / graph,
+                device,
+                threads=threads,
+                level=level,
+                tf32=tf32,
+                cuda_graph=graph in recorded,
             )
             for graph in graphs
         }
         for operation in self.operations.values():
             _check_tensors(self._sessions[operation.graph], operation)
+        runners = record_sessions(self._sessions, recorded) if cuda_graph else self._sessions
         self._calls = {
             name: _Call(
-                self._sessions[operation.graph],
+                runners[operation.graph],
                 tuple(zip(operation.graph_inputs(), names_of(operation.inputs), strict=True)),
                 names_of(operation.outputs),
             )

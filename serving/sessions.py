@@ -170,18 +170,24 @@ def open_session(
     threads: int = 1,
     level: Level = "all",
     tf32: bool = False,
+    cuda_graph: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph on a device and prove that every node that computes was placed there.
 
+    With `cuda_graph`, onnxruntime records its runs, see `serving.cuda_graphs`.
+
     Raises:
-        DeviceUnavailable: the device cannot run every node.
+        DeviceUnavailable: the device cannot run every node, or has no CUDA graphs.
         VerificationFailed: the graph does not open.
     """
     name = graph.name if isinstance(graph, Path) else "a graph"
     options, providers = session_options(threads, level), None
     wanted = provider_of(device)
+    if cuda_graph and device != "cuda":
+        raise DeviceUnavailable(f"device {device} has no CUDA graphs: use --device cuda")
     if device in PROVIDERS:
-        providers = [provider(device, tf32=tf32)]
+        chosen, settings = provider(device, tf32=tf32)
+        providers = [(chosen, settings | ({"enable_cuda_graph": "1"} if cuda_graph else {}))]
     else:
         options.add_provider_for_devices([_plugin_device(device)], {})
     try:

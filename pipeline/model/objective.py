@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.model.inversion import Drawn
+from pipeline.model.network_precision import run_network
 from pipeline.model.vae import VAE, Posterior
 from serving.errors import UsageRefused
 
@@ -57,11 +58,11 @@ class ElboTerms(NamedTuple):
         """Return the bound with the closed-form KL, (batch,)."""
         return self.log_likelihood.mean(-1) - self.kl
 
-    def log_weights(self, kl_weight: float = 1.0) -> Tensor:
+    def log_weights(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """Return log p(x, z_k) - log q(z_k given x), (batch, num_samples)."""
         return self.log_likelihood + kl_weight * self.log_ratio
 
-    def iw_elbo(self, kl_weight: float = 1.0) -> Tensor:
+    def iw_elbo(self, kl_weight: float | Tensor = 1.0) -> Tensor:
         """Return the importance-weighted bound, (batch,); with one sample it is an ELBO."""
         weights = self.log_weights(kl_weight)
         top = weights.amax(-1, keepdim=True)
@@ -73,16 +74,20 @@ def elbo_terms(
     x: Tensor,
     eps: Tensor,
     dtype: torch.dtype | None = None,
+    *,
+    bf16: bool = False,
 ) -> ElboTerms:
     """Evaluate the model on `x` (batch, *x_shape) with `eps` (batch, num_samples, latent_dim).
 
     Everything after the networks is computed in `dtype`, by default that of their outputs, and for
-    a mixed table everything before them.
+    a mixed table everything before them. With `bf16` the networks compute in bfloat16, and nothing
+    else does.
     """
     rows = model.px.standardize(x.to(dtype) if model.mixed and dtype is not None else x)
-    qz = model.infer(rows)
+    qz = model.infer(rows, bf16=bf16)
     z = qz.loc.unsqueeze(1) + qz.scale.unsqueeze(1) * eps
-    params = given = model.decoder(z.flatten(0, 1)).unflatten(0, (-1, eps.shape[1]))
+    decoded = run_network(model.decoder, z.flatten(0, 1), bf16=bf16)
+    params = given = decoded.unflatten(0, (-1, eps.shape[1]))
     if dtype is not None:
         rows, z, eps, params = (tensor.to(dtype) for tensor in (rows, z, eps, params))
         qz = Posterior(*(tensor.to(dtype) for tensor in qz))
@@ -131,7 +136,7 @@ def even_weights(weights: Tensor) -> Tensor:
 def loss(
     terms: ElboTerms,
     settings: TrainConfig,
-    kl_weight: float,
+    kl_weight: float | Tensor,
     batch_mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return the loss: a mean over the batch, so that its size does not scale the gradients.

@@ -9,6 +9,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.likelihoods import Likelihood, make_likelihood
 from pipeline.model.mixed import Mixed
 from pipeline.model.net_spec import NetSpec
+from pipeline.model.network_precision import run_network
 from pipeline.model.networks import build_nets
 from serving.schema import Schema
 
@@ -69,11 +70,11 @@ class VAE(nn.Module):
         """Return q(z given x) for data (batch, *x_shape) in its own units."""
         return self.infer(self.px.standardize(x))
 
-    def infer(self, rows: Tensor) -> Posterior:
+    def infer(self, rows: Tensor, *, bf16: bool = False) -> Posterior:
         """Return q(z given x) for rows in network units, of a mixed table in any precision."""
         if self.mixed:
             rows = self.mixed.inputs(rows).to(self.mixed.gap.dtype)
-        loc, log_scale = self.encoder(rows)
+        loc, log_scale = run_network(self.encoder, rows, bf16=bf16)
         return Posterior(loc, log_scale.clamp(*LOG_SCALE_RANGE))
 
     def decode(self, z: Tensor) -> Tensor:

@@ -36,18 +36,16 @@ class BatchLoss(nn.Module):
             model.px.batch_mean = self._mean
 
     def forward(
-        self, rows: Tensor, eps: Tensor, size: int, kl_weight: float
+        self, rows: Tensor, eps: Tensor, size: int, kl_weight: float | Tensor
     ) -> tuple[Tensor, ElboTerms]:
         """Return the loss and its terms, for rows and noise of a batch of `size` rows in all."""
-        if self._processes.world == 1:
-            terms = elbo_terms(self.model, rows, eps)
-            return loss(terms, self._settings, kl_weight), terms
+        several = self._processes.world > 1
         self._weight = len(rows) * self._processes.world / size
         if not len(rows):
             rows, eps = self._any_row, eps.new_zeros(1, *eps.shape[1:])
-        terms = elbo_terms(self.model, rows, eps)
-        value = self._weight * loss(terms, self._settings, kl_weight, self._mean)
-        return value, terms
+        terms = elbo_terms(self.model, rows, eps, bf16=self._settings.bf16)
+        value = loss(terms, self._settings, kl_weight, self._mean if several else None)
+        return (self._weight * value if several else value), terms
 
     def _mean(self, share: Tensor) -> Tensor:
         """Return the mean over the whole batch of what has this mean over this process's rows."""

@@ -16,6 +16,7 @@ from pipeline.data.splits import Dataset, StreamedSplit
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
 from pipeline.training.batch_loss import BatchLoss
+from pipeline.training.cuda_graph import StepGraph
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import SAVED_FIELDS, STREAMED_FIELDS, TrainState
@@ -51,7 +52,9 @@ def begin_training(
 
     Raises:
         DataRefused: the data does not fit the likelihood.
-        UsageRefused: the warm-up is not shorter than the training.
+        DeviceUnavailable: the device lacks what the settings ask for.
+        UsageRefused: the warm-up is not shorter than the training, or a setting does not fit the
+            networks.
     """
     steps = total_steps(dataset.train_rows, config.train)
     if config.train.kl_warmup_steps >= steps:
@@ -72,6 +75,7 @@ def restore_training(
 
     Raises:
         DataRefused: the training used other data.
+        DeviceUnavailable: the device lacks what the settings ask for.
     """
     for split, digest in dataset.digests().items():
         if digest != saved["data"][split]:
@@ -128,6 +132,8 @@ def _initial_state(
         processes=processes,
     )
     state.best_weights = state.copy_weights()
+    if config.train.cuda_graph:
+        state.graph = StepGraph(state.optimizer)
     if isinstance(dataset.train, StreamedSplit):
         passes = passes_per_epoch(dataset.train_rows, config.train)
         memory = dataset.plan.memory if dataset.plan else default_memory()

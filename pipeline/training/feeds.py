@@ -22,6 +22,7 @@ from pipeline.data.splits import Dataset, Split
 from pipeline.data.streamed_rows import StreamedRows
 from pipeline.training.batches import Batch, Division, Feed, Stop
 from pipeline.training.read_ahead import read_ahead
+from pipeline.training.resident import place_rows, take_rows
 from pipeline.training.schedules import passes_per_epoch
 from pipeline.training.state import TrainState
 from pipeline.training.windows import Window, read_windows
@@ -39,7 +40,7 @@ def open_feed(state: TrainState, dataset: Dataset) -> Feed:
     passes = passes_per_epoch(dataset.train_rows, settings)
     division = Division(dataset.train_rows, passes, settings.batch_size, rank, world)
     if isinstance(train, Split):
-        return MemoryFeed(torch.from_numpy(train.x).to(state.device), division)
+        return MemoryFeed(place_rows(train.x, state.device), division)
     if state.window_rows:
         return WindowFeed(train.x, division)
     return MappedFeed(train.x, division)
@@ -47,7 +48,7 @@ def open_feed(state: TrainState, dataset: Dataset) -> Feed:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFeed:
-    """Rows in the memory of the training's device; the state holds the order of the epoch."""
+    """Rows in memory, of the device if they fit; the state holds the order of the epoch."""
 
     x: Tensor
     division: Division
@@ -58,7 +59,7 @@ class MemoryFeed:
             state.order = self.division.draw_order(state.generator)
         for places in self.division.batches_after(state.position):
             own = self.division.own(places)
-            rows = self.x.index_select(0, state.order[own.start : own.stop : own.step])
+            rows = take_rows(self.x, state.order[own.start : own.stop : own.step])
             yield Batch(rows, len(places))
 
     def close(self) -> None:

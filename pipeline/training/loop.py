@@ -7,12 +7,11 @@ caller asks for a stop, and `DataRefused` when a file of streamed rows has chang
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +23,10 @@ from pipeline.model.parametrizations import fix_weights
 from pipeline.model.vae import VAE
 from pipeline.training.batches import Batch, Feed, Stop
 from pipeline.training.beginning import begin_training
+from pipeline.training.binarization import binarize_batch
 from pipeline.training.feeds import open_feed
 from pipeline.training.processes import ALONE, Processes
+from pipeline.training.resident import place_rows
 from pipeline.training.schedules import (
     kl_weight_at,
     learning_rate_at,
@@ -34,7 +35,6 @@ from pipeline.training.schedules import (
 )
 from pipeline.training.state import TrainState
 from serving.errors import DataRefused
-from serving.value_range import MAX_BYTE
 
 VALIDATION_VALUES = 1 << 20
 """Decoded values in one batch of validation, which bounds memory."""
@@ -94,7 +94,7 @@ def continue_training(
         TrainingDiverged: a metric, a weight or a moment of Adam is not finite.
         TrainingStopped: `hooks.stop` returned true; the state has been saved.
     """
-    x_valid = torch.from_numpy(dataset.valid.x).to(state.device)
+    x_valid = place_rows(dataset.valid.x, state.device)
     steps, max_byte = total_steps(dataset.train_rows, state.settings), dataset.max_byte
     state.processes.agree()  # the time begins when all are ready
     start = time.perf_counter() - state.seconds
@@ -138,19 +138,40 @@ def continue_training(
 def train_step(state: TrainState, batch: Batch, steps: int) -> None:
     """Make one of `steps` steps of Adam, on a batch of rows."""
     settings = state.settings
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, settings, steps=steps)
     own, rank = state.processes.own, state.processes.rank
+    rate = learning_rate_at(state.step, settings, steps=steps)
+    kl_weight = kl_weight_at(state.step, settings)
     eps = own(_draw_eps(state.model, batch.size, settings.train_samples, state.generator))
     rows = _hide_cells(state, batch)
+    step = partial(_descend, state, batch.size)
+    if state.graph is not None:
+        step = partial(state.graph.make_step, step)
+    sums = step(rows, eps, rate, kl_weight)
+    if len(rows):  # otherwise the terms are those of a row without weight
+        state.sums[rank] += sums
+    state.step += 1
+
+
+def _descend(
+    state: TrainState,
+    size: int,
+    rows: Tensor,
+    eps: Tensor,
+    rate: float | Tensor,
+    kl_weight: float | Tensor,
+) -> Tensor:
+    """Descend the gradient of the loss of a batch of `size` rows, and return sums of terms, (3,).
+
+    `rows` and `eps` are those of this process, and so are the sums. A CUDA graph may record this.
+    It must not write to what may be replaced between two steps.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
     state.optimizer.zero_grad()
-    kl_weight = kl_weight_at(state.step, settings)
-    value, terms = state.batch_loss(rows, eps, batch.size, kl_weight)
+    value, terms = state.batch_loss(rows, eps, size, kl_weight)
     value.backward()
     state.optimizer.step()
-    if len(rows):  # otherwise the terms are those of a row without weight
-        state.sums[rank] += _sum_terms(terms)
-    state.step += 1
+    return _sum_terms(terms)
 
 
 @torch.no_grad()
@@ -170,50 +191,17 @@ def mean_metrics(
     Raises:
         TrainingStopped: `stop` returned true before all rows were done.
     """
-    generator = torch.Generator(x.device).manual_seed(seed)
-    sums = torch.zeros(3, device=x.device)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    sums = torch.zeros(3, device=device)
     for rows in torch.split(x, max(1, VALIDATION_VALUES // (x[0].numel() * num_samples))):
         if stop():
             raise TrainingStopped("training was stopped during validation")
         eps = processes.own(_draw_eps(model, len(rows), num_samples, generator))
         if len(eps):
-            sums += _sum_terms(elbo_terms(model, processes.own(rows), eps))
+            own = processes.own(rows).to(device)
+            sums += _sum_terms(elbo_terms(model, own, eps))
     return _means(processes.sum(sums), len(x), num_samples)
-
-
-def binarize_batch(
-    rows: Tensor,
-    generator: torch.Generator,
-    max_byte: int = MAX_BYTE,
-    size: int | None = None,
-    processes: Processes = ALONE,
-) -> Tensor:
-    """Draw each pixel as 0 or 1 (bytes: 0 or `max_byte`); its value is the probability of 1.
-
-    The probability of a byte is exact, byte / max_byte; that of a float is exact to 2⁻²⁴. If the
-    rows are one process's share of a batch, `size` is that of the batch.
-    """
-    shape = (len(rows) if size is None else size, *rows.shape[1:])
-    if rows.dtype == torch.uint8:
-        ones = processes.own(_draw_bytes(shape, generator, max_byte)) < rows
-        return ones.view(torch.uint8).mul_(max_byte)
-    noise = processes.own(torch.rand(shape, generator=generator, device=rows.device))
-    return (noise < rows).to(rows.dtype)
-
-
-def _draw_bytes(shape: Sequence[int], generator: torch.Generator, max_byte: int) -> Tensor:
-    device = generator.device
-    if device.type == "cuda" or max_byte != MAX_BYTE:
-        noise = torch.empty(shape, dtype=torch.uint8, device=device)
-        return noise.random_(0, max_byte, generator=generator)
-    # eight bytes at a time, with those that are 255 drawn again, take a third of the time
-    count = math.prod(shape)
-    words = torch.empty(-(-count // 8), dtype=torch.int64)
-    noise = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:count]
-    again = np.flatnonzero(noise.numpy() == 255)  # torch's nonzero takes ten times as long
-    redrawn = torch.empty(len(again), dtype=torch.uint8).random_(0, 255, generator=generator)
-    noise.numpy()[again] = redrawn.numpy()
-    return noise.view(shape)
 
 
 def _batches(state: TrainState, feed: Feed, max_byte: int, stop: Stop) -> Iterator[Batch]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import Config, TrainConfig
 from pipeline.errors import TrainingDiverged
 from pipeline.model.vae import VAE
+from pipeline.training.cuda_graph import StepGraph
 from pipeline.training.processes import ALONE, Processes
 from serving.errors import DataRefused, UsageRefused, VerificationFailed
 
@@ -90,6 +91,8 @@ class TrainState:
     streamed and it is one of all rows; empty before its first step."""
     processes: Processes = ALONE
     """Those that share each batch."""
+    graph: StepGraph | None = None
+    """What makes the steps by a CUDA graph, if the settings ask for it; not saved."""
     origin: Mapping[str, str] = field(default_factory=dict)
     """Where the weights before the first step came from, if they were not drawn; not saved."""
 
@@ -160,7 +163,7 @@ class TrainState:
             UsageRefused: one has other settings, or other weights.
         """
         weights = b"".join(value.cpu().numpy().tobytes() for value in self.copy_weights().values())
-        settings = json.dumps([self.config.to_json(), self.device, self.step])
+        settings = json.dumps([self.config.to_json(), self.device, self.step, self.window_rows])
         for content, what, error in (
             (json.dumps(dict(self.data)).encode(), "data", DataRefused),
             (settings.encode(), "settings", UsageRefused),

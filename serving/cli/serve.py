@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _PASSED_ON = (
-    *("workers", "threads", "max_requests", "max_queue", "max_connections"),
+    *("workers", "threads", "cuda_graph", "max_requests", "max_queue", "max_connections"),
     *("timeout_s", "drain_s", "log_format", "access_log"),
 )
 """Options that are passed to the workers unchanged."""
@@ -135,6 +135,11 @@ _PASSED_ON = (
     type=click.IntRange(min=1),
     default=1,
     help="Threads inside one run of a graph, on the CPU",
+)
+@click.option(
+    "--cuda-graph",
+    is_flag=True,
+    help="Run by CUDA graphs with bound memory, for which --device must be cuda; not measured yet",
 )
 @live_options
 @group("Logs")

@@ -24,6 +24,8 @@ class Settings:
     grpc_port: int
     workers: int
     device: str
+    cuda_graph: bool = False
+    """Whether engines run by CUDA graphs."""
     threads: int
     max_requests: int
     max_queue: int

@@ -122,7 +122,8 @@ def self_check(settings: Settings, source: Source) -> None:
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(
-        target=_self_check, args=(sender, source.bundle, settings.device, settings.threads)
+        target=_self_check,
+        args=(sender, source.bundle, settings.device, settings.threads, settings.cuda_graph),
     )
     with block_signals():  # this process decides what a signal ends
         process.start()
@@ -139,11 +140,13 @@ def self_check(settings: Settings, source: Source) -> None:
         raise err
 
 
-def _self_check(sender: Connection, bundle: Bundle, device: str, threads: int) -> None:
+def _self_check(
+    sender: Connection, bundle: Bundle, device: str, threads: int, cuda_graph: bool
+) -> None:
     from serving.engine import Engine
 
     try:
-        Engine(bundle, device=device, threads=threads).self_check()
+        Engine(bundle, device=device, threads=threads, cuda_graph=cuda_graph).self_check()
     except Exception as err:  # noqa: BLE001 - raised in the parent
         sender.send(err)
     else:

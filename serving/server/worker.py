@@ -118,7 +118,13 @@ class Worker:
         bundle = open_bundle(Path(version.path))
         if bundle.manifest.digest != version.digest:
             raise VerificationFailed(f"{version.path} holds another bundle than at the start")
-        engine = Engine(bundle, device=self._settings.device, threads=self._settings.threads)
+        settings = self._settings
+        engine = Engine(
+            bundle,
+            device=settings.device,
+            threads=settings.threads,
+            cuda_graph=settings.cuda_graph,
+        )
         return self._service.load(engine, version.name, version.version)
 
     async def _watch(self) -> None:

@@ -8,7 +8,7 @@ from scipy import special, stats
 from pipeline.config import ModelConfig
 from pipeline.data.dataset import binarize
 from pipeline.model.likelihoods import AnyLikelihood, choose_likelihood, make_likelihood
-from pipeline.training.loop import binarize_batch
+from pipeline.training.binarization import binarize_batch
 from serving.errors import DataRefused
 
 TOP = 16

@@ -9,14 +9,8 @@ from pipeline.errors import TrainingDiverged
 from pipeline.training import loop
 from pipeline.training.batches import Batch
 from pipeline.training.beginning import begin_training, build_model
-from pipeline.training.loop import (
-    TrainHooks,
-    binarize_batch,
-    continue_training,
-    mean_metrics,
-    train,
-    train_step,
-)
+from pipeline.training.binarization import binarize_batch
+from pipeline.training.loop import TrainHooks, continue_training, mean_metrics, train, train_step
 from pipeline.training.schedules import total_steps
 from pipeline.training.state import TrainState
 from tests.trained_models import tiny_config

@@ -44,6 +44,12 @@ def test_cuda_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
     assert len(said.splitlines()) == 1
 
 
+def test_cuda_graphs_on_the_cpu_end_the_start(tmp_path: Path) -> None:
+    code, said = refusal(tmp_path, *ANY, "--cuda-graph")
+    assert code == DeviceUnavailable.exit_code == 8
+    assert said == "error: device cpu has no CUDA graphs: use --device cuda\n"
+
+
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, taken: int, option: str) -> None:
     code, said = refusal(tmp_path, *ANY, option, str(taken))
