@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from pipeline.config import Precision
 from pipeline.model.bernoulli import Bernoulli
-from pipeline.model.operations import EPS, Array, product_layers, run_reference
+from pipeline.model.operations import EPS, Array, run_reference
 from pipeline.model.perceptron import MlpEncoder
+from pipeline.model.roundings import product_layers
 from pipeline.model.vae import VAE
 from serving.errors import UsageRefused
 from serving.noise import draw_rows

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.operations import Tolerance, round_to_tf32
+from pipeline.model.operations import Tolerance
+from pipeline.model.roundings import round_to_tf32
 from pipeline.parity.inputs import (
     ADVERSARIAL_BATCHES,
     FAR,
