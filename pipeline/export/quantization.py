@@ -242,6 +242,8 @@ def unambiguous_rows(
     """
     rows = len(next(iter(inputs.values())))
     settled = np.ones(rows, bool)
+    if not any(isinstance(layer, QuantizedLinear) for layer in reduced.modules()):
+        return np.flatnonzero(settled)
     exact, rounded = (
         _roundings(reduced, operation, inputs, dtype) for dtype in (torch.float64, torch.float32)
     )
@@ -273,6 +275,5 @@ def _roundings(
             seen.append(_Rounding(inputs[0].double().numpy(), scale, ends))
 
         layer.register_forward_pre_hook(keep)
-    if layers:
-        run_reference(watched, operation, inputs, dtype)
+    run_reference(watched, operation, inputs, dtype)
     return seen

@@ -18,22 +18,20 @@ from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Comparison, ElboParity, Fault
-from pipeline.parity.comparisons import (
-    Case,
-    CheckedEngine,
-    SettingPlan,
-    compare_case,
-    make_cases,
-    open_engine,
-    open_engines,
-    plan_settings,
-)
+from pipeline.parity.comparisons import Case, compare_case, make_cases
 from pipeline.parity.graph_checks import load_graphs
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.noise_check import noise_faults
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
 from pipeline.parity.row_counts import RowCounts, choose_counts
+from pipeline.parity.settings import (
+    CheckedEngine,
+    SettingPlan,
+    open_engine,
+    open_engines,
+    plan_settings,
+)
 from pipeline.parity.tolerances import FLOAT32, Rules
 from serving.bundle import PARITY, WEIGHTS, Bundle
 from serving.engine import Engine

@@ -1,12 +1,11 @@
 """Run the engine on every case under every setting, and compare its outputs.
 
 In: a bundle and the model. Out: a `Comparison` for each output, and an `ElboParity` for each
-setting that serves. Raises `DeviceUnavailable` if a device is missing, `VerificationFailed` if a
-graph does not open or its tensors are not those of the operation table.
+setting that serves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,50 +21,20 @@ from pipeline.model.operations import (
 )
 from pipeline.model.roundings import Roundings
 from pipeline.model.vae import VAE
-from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Setting, compare
+from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, compare
 from pipeline.parity.inputs import Kind, draw_cases, repeat_rows
 from pipeline.parity.row_counts import FULL, RowCounts
-from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
+from pipeline.parity.settings import CheckedEngine, SettingPlan, checked_forms
+from pipeline.parity.tolerances import Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle, Manifest
-from serving.engine import Engine
 from serving.operations import Operation, OperationName
-from serving.sessions import Level, has_float64, provider_of
 
-OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
-THREADS = (1, 2)
 ENOUGH_ROWS = 64
 """The least number of rows for which the root mean square is judged too."""
 HARD_ROWS = 16
 EXACTLY = Tolerance(0.0, 0.0)
 
 Outputs = Mapping[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class SettingPlan:
-    """A setting to check, and by which rules."""
-
-    device: str
-    setting: Setting
-    rules: Rules
-    as_served: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedEngine:
-    """An engine under one setting, and which rows it is checked on."""
-
-    engine: Engine
-    setting: Setting
-    rules: Rules
-    as_served: bool
-    counts: RowCounts
-
-    def batches(self, kind: Kind) -> tuple[int, ...]:
-        """Return the batch sizes in which rows of this kind are checked."""
-        if kind == "held-out":
-            return self.counts.batches if self.as_served else self.counts.other_batches
-        return self.counts.adversarial if self.as_served else self.counts.adversarial[-1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,61 +157,6 @@ class EngineOutputs:
 
     outputs: Outputs
     reason: str = ""
-
-
-def plan_settings(devices: Sequence[str], threads: int, rules: Rules) -> Iterator[SettingPlan]:
-    """Yield the setting that serves, then other levels, other threads and, on CUDA, TF32."""
-    for device in devices:
-        served = Setting(provider=provider_of(device), level="all", threads=threads)
-        yield SettingPlan(device, served, rules, as_served=True)
-        for level in OTHER_LEVELS:
-            yield SettingPlan(device, replace(served, level=level), rules)
-        if device == "cuda":
-            yield SettingPlan(device, replace(served, tf32=True), TF32, as_served=True)
-        elif device == "cpu":
-            for other in THREADS:
-                if other != threads:
-                    yield SettingPlan(device, replace(served, threads=other), rules)
-
-
-def open_engines(bundle: Bundle, plan: SettingPlan, counts: RowCounts) -> Iterator[CheckedEngine]:
-    """Yield the engine under one setting; of a wide model an engine for each graph, one by one.
-
-    A session keeps the memory of its largest batch until it is closed.
-    """
-    if counts is FULL:
-        yield open_engine(bundle, plan, counts)
-        return
-    forms = checked_forms(bundle, plan.device)
-    for graph in dict.fromkeys(form.graph for form in forms.values()):
-        part = {label: form for label, form in forms.items() if form.graph == graph}
-        yield open_engine(bundle, plan, counts, part)
-
-
-def open_engine(
-    bundle: Bundle,
-    plan: SettingPlan,
-    counts: RowCounts,
-    forms: Mapping[str, Operation] | None = None,
-) -> CheckedEngine:
-    """Open the engine under one setting, for all forms that are checked or for some."""
-    setting = plan.setting
-    engine = Engine(
-        bundle,
-        device=plan.device,
-        threads=setting.threads,
-        level=setting.level,
-        tf32=setting.tf32,
-        operations=forms or checked_forms(bundle, plan.device),
-    )
-    return CheckedEngine(engine, setting, plan.rules, plan.as_served, counts)
-
-
-def checked_forms(bundle: Bundle, device: str) -> Mapping[str, Operation]:
-    """Return what is checked on a device: all forms that it can run, by label."""
-    if has_float64(device):
-        return bundle.all_forms
-    return {form.label: form for form in bundle.operations_for(float64=False).values()}
 
 
 def make_cases(

@@ -6,6 +6,7 @@ pictures of 64 by 64 in colour have as many values as 1,000 of MNIST. Tables kee
 each of their columns has weights of its own, and a single row may stand out.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,9 +55,10 @@ WIDEST = replace(WIDE, batches=(1, 2, 7, 64, 256))
 WIDE_FLOPS = 20e6
 """Operations, for encoding and decoding one row, above which a model is wide. The preset `conv`
 needs 9 million on MNIST and 43 million on pictures of 64 by 64 in colour; `default` 2 and 25."""
-WIDEST_FLOPS = 2e9
-"""Above this a batch of 1,000 rows would take minutes and gigabytes; `resnet` needs 1.5e9 for 64 by
-64 in colour, and 6e9 for 128 by 128."""
+LARGE_FLOPS, LARGE_ROW = 1e9, 2**15
+"""Operations and values of a row above which a batch of 1,000 would take minutes or gigabytes, and
+256 rows are the largest. `resnet` needs 1.5e9 for pictures of 64 by 64 in colour; those of 128 by
+128 have 49,152 values."""
 
 
 def choose_counts(model: VAE) -> RowCounts:
@@ -66,7 +68,8 @@ def choose_counts(model: VAE) -> RowCounts:
     flops = row_flops(model)
     if flops <= WIDE_FLOPS:
         return FULL
-    return WIDE if flops <= WIDEST_FLOPS else WIDEST
+    large = flops > LARGE_FLOPS or math.prod(model.x_shape) > LARGE_ROW
+    return WIDEST if large else WIDE
 
 
 @torch.no_grad()
