@@ -31,6 +31,8 @@ DRAWS = 8
 the error of that row is too little in one of seven cases, with eight in one of some hundreds."""
 _COPIES = 1024
 """Copies of rows that are computed at a time, of operations that make many of each row."""
+_VALUES = 2**20
+"""Values of rows that are computed at a time, which are more than 1,000 rows of MNIST have."""
 
 
 def _encode(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
@@ -195,7 +197,8 @@ def run_reference(
     rounded = _roundings(model).get(dtype, draw, tf32=tf32, plain=operation.portable)
     tensors = tuple(_as_tensors(operation, inputs, dtype))
     # the copies of all rows at once would fill gigabytes
-    step = max(1, _COPIES // operation.copies) if operation.copies > 1 else len(tensors[0])
+    copies = _COPIES // operation.copies if operation.copies > 1 else len(tensors[0])
+    step = max(1, min(copies, _VALUES // torch.Size(rounded.x_shape).numel()))
     parts = [
         function(rounded, *part)
         for part in zip(*(torch.split(t, step) for t in tensors), strict=True)
