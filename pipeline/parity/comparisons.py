@@ -22,8 +22,8 @@ from pipeline.model.operations import (
 from pipeline.model.roundings import Roundings
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, compare
-from pipeline.parity.inputs import Kind, draw_cases, repeat_rows
-from pipeline.parity.row_counts import FULL, RowCounts
+from pipeline.parity.inputs import draw_cases, repeat_rows
+from pipeline.parity.row_counts import FULL, Kind, RowCounts
 from pipeline.parity.settings import CheckedEngine, SettingPlan, checked_forms
 from pipeline.parity.tolerances import Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle, Manifest

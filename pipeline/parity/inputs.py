@@ -5,17 +5,15 @@ input of an operation is left out, such as far latents for `encode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
 from pipeline.model.operations import Array, draw_inputs
-from pipeline.parity.row_counts import FULL, RowCounts
+from pipeline.parity.row_counts import FULL, Kind, RowCounts
 from serving.operations import Operation
 from serving.value_range import MAX_BYTE
-
-Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals", "gaps"]
 
 FAR = 100.0
 """Distance of a far latent from the origin, in standard deviations."""

@@ -1,4 +1,4 @@
-"""How many rows parity compares: fewer of a wide model, each of which has more values.
+"""Which rows parity compares, and how many: fewer of a wide model, each of which has more values.
 
 In: a model. Out: `RowCounts`. All models are compared under the same rules, settings and kinds of
 rows. What grows with the model, the float64 reference first of all, is spent on fewer rows: 64
@@ -8,11 +8,14 @@ each of their columns has weights of its own, and a single row may stand out.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.model.vae import VAE
+
+Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals", "gaps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.parity.comparison_result import Setting
-from pipeline.parity.inputs import Kind
-from pipeline.parity.row_counts import FULL, RowCounts
+from pipeline.parity.row_counts import FULL, Kind, RowCounts
 from pipeline.parity.tolerances import TF32, Rules
 from serving.bundle import Bundle
 from serving.engine import Engine
