@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import TrainingDiverged
-from pipeline.model.objective import elbo_terms
+from pipeline.model.objective import ElboTerms, elbo_terms
 from pipeline.model.vae import VAE
 from serving.drift import SCORE_SEED, HeldOut, held_out_samples, summarize
 from serving.errors import DataRefused
@@ -25,6 +25,8 @@ from serving.noise import draw_eps
 ROWS_PER_CHUNK = 64
 SAMPLES_PER_CHUNK = 16
 """Together they bound memory to 1,024 decoded rows at a time, which fit a processor's cache."""
+MOST_VALUES = 2**20
+"""Decoded values at a time, so that wide rows do not fill memory; 1,024 rows of MNIST are fewer."""
 
 ACTIVE_VARIANCE = 0.01
 INFORMATIVE = 0.1
@@ -186,11 +188,21 @@ def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]
     eps = draw_eps(x, SCORE_SEED, num_samples, model.latent_dim)
     parts = (torch.split(torch.from_numpy(array), ROWS_PER_CHUNK) for array in (x, eps))
     chunks = [
-        elbo_terms(model, rows.to(device), noise.to(device), torch.float64).elbo()
+        terms.elbo()
         for rows, noise in zip(*parts, strict=True)
+        for terms in _terms(model, rows.to(device), noise.to(device), torch.float64)
     ]
     elbo: NDArray[Any] = torch.cat(chunks).cpu().numpy()
     return elbo
+
+
+def _terms(
+    model: VAE, x: Tensor, eps: Tensor, dtype: torch.dtype | None = None
+) -> Iterator[ElboTerms]:
+    """Yield the terms of the rows, of so many at a time as fit in memory."""
+    step = max(1, MOST_VALUES // (x[0].numel() * eps.shape[1]))
+    for rows, noise in zip(torch.split(x, step), torch.split(eps, step), strict=True):
+        yield elbo_terms(model, rows, noise, dtype)
 
 
 def _evaluate_rows(
@@ -210,12 +222,16 @@ def _evaluate_rows(
     for start in range(0, nll_samples, SAMPLES_PER_CHUNK):
         samples = min(SAMPLES_PER_CHUNK, nll_samples - start)
         eps = torch.randn(len(x), samples, model.latent_dim, generator=generator, device=x.device)
-        terms = elbo_terms(model, x, eps)
-        log_likelihood += terms.log_likelihood.sum(-1)
-        log_sum = torch.logaddexp(log_sum, terms.log_weights().logsumexp(-1))
+        sums = [
+            (terms.log_likelihood.sum(-1), terms.log_weights().logsumexp(-1), terms.kl)
+            for terms in _terms(model, x, eps)
+        ]
+        of_draws, weights, kl = (torch.cat(values) for values in zip(*sums, strict=True))
+        log_likelihood += of_draws
+        log_sum = torch.logaddexp(log_sum, weights)
         advance(len(x) * samples)
     log_p = log_sum - float(np.log(nll_samples))
     qz = model.encode(x)
     errors = torch.zeros_like(x[:, :1]) if model.mixed else model.decode(qz.loc) - x
     squared_errors = errors.square().flatten(1).mean(1)
-    return log_likelihood / nll_samples, terms.kl, log_p, squared_errors, qz.loc, qz.log_scale
+    return log_likelihood / nll_samples, kl, log_p, squared_errors, qz.loc, qz.log_scale

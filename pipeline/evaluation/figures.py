@@ -15,13 +15,15 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.evaluate import Metrics
 from pipeline.evaluation.plots import plot_curves, plot_latents, plot_scores, plot_traversals
 from pipeline.model.operations import Array
-from pipeline.model.vae import VAE
+from pipeline.model.vae import VAE, Posterior
 from serving.io.images import is_picture, write_grid, write_pairs
 from serving.noise import draw_rows
 from serving.value_range import Range, picture_range, to_brightness
 
 PAIRS = 10
 ENCODED_ROWS = 1024
+MOST_VALUES = 2**20
+"""Values that are encoded or decoded at a time; fewer rows than `ENCODED_ROWS` if they are wide."""
 MAPPED_ROWS = 10_000
 """The largest number of held-out rows in the map of latents."""
 SAMPLES = 100
@@ -67,8 +69,7 @@ def _draw_images(folder: Path, model: VAE, x: Array, values: Range) -> list[Path
 
 @torch.no_grad()
 def _encode(model: VAE, x: Array) -> Array:
-    z_loc = [model.encode(rows).loc for rows in torch.split(torch.from_numpy(x), ENCODED_ROWS)]
-    encoded: np.ndarray[Any, Any] = torch.cat(z_loc).numpy()
+    encoded: np.ndarray[Any, Any] = _infer(model, x).loc.numpy()
     return encoded
 
 
@@ -78,7 +79,7 @@ def _traverse(model: VAE, x: Array) -> tuple[Array, list[str]]:
 
     The rows are decoded from the posterior mean of the first row of `x`; only one latent changes.
     """
-    qz = model.encode(torch.from_numpy(x))
+    qz = _infer(model, x)
     kl = qz.latent_kl().mean(0).numpy()
     latents = np.argsort(-kl, kind="stable")[:TRAVERSED_LATENTS]
     z = np.repeat(qz.loc[:1].numpy(), len(latents) * len(TRAVERSAL), axis=0)
@@ -88,5 +89,15 @@ def _traverse(model: VAE, x: Array) -> tuple[Array, list[str]]:
 
 @torch.no_grad()
 def _decode(model: VAE, z: Array) -> Array:
-    decoded: np.ndarray[Any, Any] = model.decode(torch.from_numpy(z)).numpy()
+    parts = torch.split(torch.from_numpy(z), _step(model))
+    decoded: np.ndarray[Any, Any] = torch.cat([model.decode(part) for part in parts]).numpy()
     return decoded
+
+
+def _infer(model: VAE, x: Array) -> Posterior:
+    parts = [model.encode(rows) for rows in torch.split(torch.from_numpy(x), _step(model))]
+    return Posterior(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _step(model: VAE) -> int:
+    return max(1, min(ENCODED_ROWS, MOST_VALUES // torch.Size(model.x_shape).numel()))

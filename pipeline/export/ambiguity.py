@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.export.quantization import unambiguous_rows
 from pipeline.model.operations import EPS, Array, run_gaps
+from pipeline.model.roundings import Roundings
 from pipeline.model.vae import VAE
 from serving.noise import draw_noise
 from serving.operations import Operation
@@ -27,7 +28,7 @@ _ANY = 0.1
 
 
 def settle_inputs(
-    model: VAE, operation: Operation, inputs: Mapping[str, Array], *, tf32: bool = False
+    model: VAE | Roundings, operation: Operation, inputs: Mapping[str, Array], *, tf32: bool = False
 ) -> tuple[dict[str, Array], NDArray[np.intp]]:
     """Return inputs, and their rows whose results are unambiguous.
 
@@ -35,9 +36,10 @@ def settle_inputs(
     rounding is that of TF32, if it is larger.
     """
     settled = dict(inputs)
+    whole = model.model if isinstance(model, Roundings) else model
     gaps = run_gaps(model, operation, inputs, torch.float64)
     if gaps is None:
-        return settled, unambiguous_rows(model, operation, settled)
+        return settled, unambiguous_rows(whole, operation, settled)
     limits = _limits(model, operation, inputs, gaps, tf32=tf32)
     doubtful = _within(gaps, limits)
     for attempt in range(_ATTEMPTS):
@@ -49,7 +51,7 @@ def settle_inputs(
         settled["noise"] = noise.reshape(settled["noise"].shape)
         part = {name: values[again] for name, values in settled.items()}
         doubtful[again] = _within(run_gaps(model, operation, part, torch.float64), limits)
-    rows = unambiguous_rows(model, operation, settled)
+    rows = unambiguous_rows(whole, operation, settled)
     return settled, rows[~doubtful[rows].any(1)]
 
 
@@ -64,7 +66,12 @@ def doubtful_cells(
 
 
 def _limits(
-    model: VAE, operation: Operation, inputs: Mapping[str, Array], gaps: Array, *, tf32: bool
+    model: VAE | Roundings,
+    operation: Operation,
+    inputs: Mapping[str, Array],
+    gaps: Array,
+    *,
+    tf32: bool,
 ) -> Array:
     """Return the gap of each column, (features,), up to which its cells are doubtful.
 

@@ -27,6 +27,21 @@ def describe_folder(folder: Path) -> Mapping[str, dict[str, Any]]:
     return {path.name: describe_needs(onnx.load(path)) for path in graphs}
 
 
+def nodes_of(proto: ModelProto) -> Iterator[NodeProto]:
+    """Yield every node in execution order, with those of functions and branches."""
+    yield from _nodes(proto.graph)
+    for function in proto.functions:
+        yield from function.node
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+
+
 def element_types(proto: ModelProto) -> Iterator[tuple[str, str]]:
     """Yield the types of elements of a graph, each with every place where it stands.
 

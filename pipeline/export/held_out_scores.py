@@ -24,6 +24,8 @@ MOST_CELLS, LEAST_ROWS = 200_000, 1000
 """Cells whose log-likelihood is kept, 0.8 MB, and the rows that are kept in any case."""
 _DECODED_ROWS = 1024
 """Rows times draws at a time, which fit a processor's cache."""
+_DECODED_VALUES = 2**20
+"""Values of those at a time, so that wide rows do not fill memory."""
 
 
 def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
@@ -34,7 +36,8 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
     x = _choose(x, MOST_ROWS)
     model = copy.deepcopy(model).float()  # the weights of fp16 are half numbers
     num_samples = held_out_samples(mixed=model.mixed is not None)
-    step = max(1, _DECODED_ROWS // num_samples)
+    decoded = min(_DECODED_ROWS, _DECODED_VALUES // x[0].size)
+    step = max(1, decoded // num_samples)
     parts = [
         _score(model, score, x[start : start + step], num_samples)
         for start in range(0, len(x), step)

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from pipeline.config import Precision
 from pipeline.model.bernoulli import Bernoulli
-from pipeline.model.operations import EPS, Array, product_layers, run_reference
+from pipeline.model.operations import EPS, Array, run_reference
 from pipeline.model.perceptron import MlpEncoder
+from pipeline.model.roundings import product_layers
 from pipeline.model.vae import VAE
 from serving.errors import UsageRefused
 from serving.noise import draw_rows
@@ -241,6 +242,8 @@ def unambiguous_rows(
     """
     rows = len(next(iter(inputs.values())))
     settled = np.ones(rows, bool)
+    if not any(isinstance(layer, QuantizedLinear) for layer in reduced.modules()):
+        return np.flatnonzero(settled)
     exact, rounded = (
         _roundings(reduced, operation, inputs, dtype) for dtype in (torch.float64, torch.float32)
     )
@@ -272,6 +275,5 @@ def _roundings(
             seen.append(_Rounding(inputs[0].double().numpy(), scale, ends))
 
         layer.register_forward_pre_hook(keep)
-    if layers:
-        run_reference(watched, operation, inputs, dtype)
+    run_reference(watched, operation, inputs, dtype)
     return seen

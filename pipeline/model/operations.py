@@ -4,7 +4,6 @@ In: a model and arrays. Out: arrays of float64 or float32, and the tolerance tha
 rounding errors of float32 or TF32.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.model.explanation import explain
 from pipeline.model.inversion import Drawn
 from pipeline.model.mixed import cell_scores
 from pipeline.model.objective import elbo_terms, impute
 from pipeline.model.plain_functions import PlainFunctions
+from pipeline.model.roundings import Roundings
 from pipeline.model.vae import VAE
 from serving.noise import draw_noise, draw_rows
 from serving.operations import Operation, OperationName
@@ -31,6 +31,8 @@ DRAWS = 8
 the error of that row is too little in one of seven cases, with eight in one of some hundreds."""
 _COPIES = 1024
 """Copies of rows that are computed at a time, of operations that make many of each row."""
+_VALUES = 2**20
+"""Values of rows that are computed at a time, which are more than 1,000 rows of MNIST have."""
 
 
 def _encode(model: VAE, x: Tensor) -> tuple[Tensor, ...]:
@@ -179,7 +181,7 @@ def derive_tolerances(
 
 @torch.no_grad()
 def run_reference(
-    model: VAE,
+    model: VAE | Roundings,
     operation: Operation,
     inputs: Mapping[str, Array],
     dtype: torch.dtype,
@@ -187,17 +189,18 @@ def run_reference(
     draw: int = 0,
     tf32: bool = False,
 ) -> dict[str, Array]:
-    """Run one operation of the eager model in `dtype`; `tf32` rounds the factors of products.
+    """Run one operation of the eager model in `dtype`; `draw` and `tf32` as `Roundings.get`.
 
-    Any `draw` but 0 rounds each weight in another way, so that the errors fall anew: by one
-    rounding of float32 away from where it is, or to the one or other neighbour in TF32.
+    Given a model's `Roundings`, a network is not run again on inputs that it has had.
     """
-    model, function = _rounded(model, dtype, draw, tf32=tf32), FUNCTIONS[operation.label]
+    function = FUNCTIONS[operation.label]
+    rounded = _roundings(model).get(dtype, draw, tf32=tf32, plain=operation.portable)
     tensors = tuple(_as_tensors(operation, inputs, dtype))
     # the copies of all rows at once would fill gigabytes
-    step = max(1, _COPIES // operation.copies) if operation.copies > 1 else len(tensors[0])
+    copies = _COPIES // operation.copies if operation.copies > 1 else len(tensors[0])
+    step = max(1, min(copies, _VALUES // torch.Size(rounded.x_shape).numel()))
     parts = [
-        function(model, *part)
+        function(rounded, *part)
         for part in zip(*(torch.split(t, step) for t in tensors), strict=True)
     ]
     outputs = (torch.cat(output) for output in zip(*parts, strict=True))
@@ -206,7 +209,7 @@ def run_reference(
 
 @torch.no_grad()
 def run_gaps(
-    model: VAE,
+    model: VAE | Roundings,
     operation: Operation,
     inputs: Mapping[str, Array],
     dtype: torch.dtype,
@@ -215,11 +218,16 @@ def run_gaps(
     tf32: bool = False,
 ) -> Array | None:
     """Return the `GAPS` of an operation in `dtype`, (batch, features), or None if nothing jumps."""
-    if operation.name not in GAPS or not (model.mixed or operation.name == "draw"):
+    roundings = _roundings(model)
+    if operation.name not in GAPS or not (roundings.model.mixed or operation.name == "draw"):
         return None
-    model = _rounded(model, dtype, draw, tf32=tf32)
-    gaps: Array = GAPS[operation.name](model, *_as_tensors(operation, inputs, dtype)).numpy()
+    rounded = roundings.get(dtype, draw, tf32=tf32)
+    gaps: Array = GAPS[operation.name](rounded, *_as_tensors(operation, inputs, dtype)).numpy()
     return gaps
+
+
+def _roundings(model: VAE | Roundings) -> Roundings:
+    return model if isinstance(model, Roundings) else Roundings(model)
 
 
 def _as_tensors(
@@ -228,53 +236,6 @@ def _as_tensors(
     for tensor in operation.inputs:
         values = torch.from_numpy(np.array(inputs[tensor.name]))
         yield values.to(dtype) if values.is_floating_point() else values
-
-
-def _rounded(model: VAE, dtype: torch.dtype, draw: int, *, tf32: bool = False) -> VAE:
-    model = copy.deepcopy(model).to(dtype)
-    if draw:
-        generator = torch.Generator().manual_seed(draw)
-        if tf32:
-            _round_by_chance(model, generator)
-        else:
-            _move_weights(model, generator)
-    if tf32:
-        _round_products(model)
-    return model
-
-
-def _move_weights(model: VAE, generator: torch.Generator) -> None:
-    for weight in model.parameters():
-        if weight.is_floating_point():
-            up = torch.rand(weight.shape, generator=generator) < 0.5
-            towards = torch.where(up, torch.inf, -torch.inf).to(weight.dtype)
-            weight.copy_(weight.nextafter(towards))
-
-
-def _round_by_chance(model: VAE, generator: torch.Generator) -> None:
-    """Round the weights of products up or down, as often as they are near to either."""
-    for layer in product_layers(model).values():
-        bits = layer.weight.view(torch.int32)
-        chance = torch.randint(0, 0x2000, bits.shape, generator=generator, dtype=torch.int32)
-        layer.weight.copy_(((bits + chance) & ~0x1FFF).view(torch.float32))
-
-
-def round_to_tf32(values: Tensor) -> Tensor:
-    """Round float32 to nearest with the ten bits of mantissa that tensor cores keep."""
-    return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def _round_products(model: VAE) -> None:
-    """Round both factors of every matrix product to TF32; sums stay float32, as on a GPU."""
-    for layer in product_layers(model).values():
-        layer.weight.copy_(round_to_tf32(layer.weight))
-        layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
-
-
-def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:
-    """Return the layers that multiply by a weight, by name."""
-    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
 
 
 def draw_inputs(operation: Operation, x: Array, *, num_samples: int, seed: int) -> dict[str, Array]:

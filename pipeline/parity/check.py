@@ -18,19 +18,20 @@ from pipeline.export.quantization import convert_precision
 from pipeline.model.operations import Array
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Comparison, ElboParity, Fault
-from pipeline.parity.comparisons import (
-    Case,
-    SettingPlan,
-    compare_case,
-    make_cases,
-    open_engine,
-    plan_settings,
-)
+from pipeline.parity.comparisons import Case, compare_case, make_cases
 from pipeline.parity.graph_checks import load_graphs
-from pipeline.parity.inputs import ROWS, repeat_rows
+from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.noise_check import noise_faults
 from pipeline.parity.quantization_loss import measure_loss
 from pipeline.parity.report import ParityReport
+from pipeline.parity.row_counts import RowCounts, choose_counts
+from pipeline.parity.settings import (
+    CheckedEngine,
+    SettingPlan,
+    open_engine,
+    open_engines,
+    plan_settings,
+)
 from pipeline.parity.tolerances import FLOAT32, Rules
 from serving.bundle import PARITY, WEIGHTS, Bundle
 from serving.engine import Engine
@@ -71,7 +72,7 @@ def check_parity(
     faults += rules.weights(graphs, model, reduced, bundle.all_forms)
     faults += noise_faults(bundle)
     plans = tuple(plan_settings(devices, threads, rules))
-    found = _Found()
+    found = _Found(choose_counts(model))
     try:
         found.compare(plans, bundle, reduced, x)
         if manifest.precision != "float32":
@@ -98,25 +99,31 @@ def check_parity(
 class _Found:
     """The results so far."""
 
+    counts: RowCounts
     comparisons: list[Comparison] = field(default_factory=list)
     elbo: list[ElboParity] = field(default_factory=list)
     placement: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
     def compare(self, plans: Sequence[SettingPlan], bundle: Bundle, model: VAE, x: Array) -> None:
         """Check every setting on every case, with one engine at a time, which bounds memory."""
-        cases: list[Case] = []
+        for plan in plans:  # first: a graph that does not open ends the check
+            if plan.as_served and name_of(plan.device) not in self.placement:
+                run = open_engine(bundle, plan, self.counts)
+                self.placement[name_of(plan.device)] = run.engine.placement()
+        rows = repeat_rows(x, self.counts.different)
+        cases = list(make_cases(plans, bundle, model, rows, self.counts))
         for plan in plans:
-            run = open_engine(bundle, plan)  # first: a graph that does not open ends the check
-            cases = cases or list(make_cases(plans, bundle, model, repeat_rows(x)))
-            self.placement.setdefault(name_of(plan.device), run.engine.placement())
-            for case in cases:
-                if case.operation.label not in run.engine.operations:
-                    continue  # the device has another form of it
-                for result in compare_case(run, case):
-                    if isinstance(result, ElboParity):
-                        self.elbo.append(replace(result, different=min(len(x), ROWS)))
-                    else:
-                        self.comparisons.append(result)
+            for run in open_engines(bundle, plan, self.counts):
+                for case in cases:
+                    if case.operation.label in run.engine.operations:  # or another form is
+                        self._compare(run, case, different=min(len(x), len(rows)))
+
+    def _compare(self, run: CheckedEngine, case: Case, *, different: int) -> None:
+        for result in compare_case(run, case):
+            if isinstance(result, ElboParity):
+                self.elbo.append(replace(result, different=different))
+            else:
+                self.comparisons.append(result)
 
 
 def expand_devices(device: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.model.operations import Array, Tolerance, rms
-from pipeline.parity.inputs import Kind
+from pipeline.parity.row_counts import Kind
 from serving.sessions import Level
 
 Rule = Literal[

@@ -1,15 +1,15 @@
 """Run the engine on every case under every setting, and compare its outputs.
 
 In: a bundle and the model. Out: a `Comparison` for each output, and an `ElboParity` for each
-setting that serves. Raises `DeviceUnavailable` if a device is missing, `VerificationFailed` if a
-graph does not open or its tensors are not those of the operation table.
+setting that serves.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.export.ambiguity import settle_inputs
 from pipeline.model.operations import (
@@ -19,51 +19,22 @@ from pipeline.model.operations import (
     derive_tolerances,
     run_reference,
 )
+from pipeline.model.roundings import Roundings
 from pipeline.model.vae import VAE
-from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, Setting, compare
-from pipeline.parity.inputs import ADVERSARIAL_BATCHES, BATCHES, ROWS, Kind, draw_cases
-from pipeline.parity.tolerances import TF32, Rules, compare_elbo, difference, errors_of
+from pipeline.parity.comparison_result import Comparison, ElboParity, Rule, compare
+from pipeline.parity.inputs import draw_cases, repeat_rows
+from pipeline.parity.row_counts import FULL, Kind, RowCounts
+from pipeline.parity.settings import CheckedEngine, SettingPlan, checked_forms
+from pipeline.parity.tolerances import Rules, compare_elbo, difference, errors_of
 from serving.bundle import Bundle, Manifest
-from serving.engine import Engine
 from serving.operations import Operation, OperationName
-from serving.sessions import Level, has_float64, provider_of
 
-OTHER_LEVELS: tuple[Level, ...] = ("off", "basic", "extended")
-THREADS = (1, 2)
 ENOUGH_ROWS = 64
 """The least number of rows for which the root mean square is judged too."""
-RERUN_ROWS = 256
 HARD_ROWS = 16
-BACKWARDS = slice(None, None, -1)
 EXACTLY = Tolerance(0.0, 0.0)
 
 Outputs = Mapping[str, Array]
-
-
-@dataclass(frozen=True, slots=True)
-class SettingPlan:
-    """A setting to check, and by which rules."""
-
-    device: str
-    setting: Setting
-    rules: Rules
-    as_served: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedEngine:
-    """An engine under one setting, and which rows it is checked on."""
-
-    engine: Engine
-    setting: Setting
-    rules: Rules
-    as_served: bool
-
-    def batches(self, kind: Kind) -> tuple[int, ...]:
-        """Return the batch sizes in which rows of this kind are checked."""
-        if kind == "held-out":
-            return BATCHES
-        return ADVERSARIAL_BATCHES if self.as_served else ADVERSARIAL_BATCHES[-1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +64,14 @@ class CaseResults:
     def make(cls, checked: CheckedEngine, case: Case) -> "CaseResults":
         """Run the case's rows at every batch size."""
         batches = checked.batches(case.kind)
-        return cls(checked, case, {rows: run_rows(checked, case, slice(rows)) for rows in batches})
+        return cls(
+            checked, case, {rows: run_rows(checked, case, np.arange(rows)) for rows in batches}
+        )
+
+    @property
+    def whole(self) -> int:
+        """The number of different rows, which are a batch too."""
+        return self.checked.counts.different
 
     @property
     def noise(self) -> Outputs:
@@ -115,27 +93,32 @@ class CaseResults:
         """Compare an output with torch in float64, at every batch size."""
         exact, noise = self.case.exact[name], self.noise[name]
         for rows, got in self.answers.items():
-            found = errors_of(got.outputs.get(name), exact[:rows], noise[:rows])
+            found = errors_of(
+                got.outputs.get(name), repeat_rows(exact, rows), repeat_rows(noise, rows)
+            )
             yield self._row("values", name, rows, found, self.tolerance(name, rows), got)
 
     def beside_other_batches(self, name: str, backwards: "EngineOutputs") -> Iterator[Comparison]:
         """Compare each batch with the same rows in the whole, and the whole with its reverse."""
-        whole = self.answers[ROWS].outputs.get(name)
-        for rows, got in {**self.answers, ROWS: backwards}.items():
-            part = BACKWARDS if rows == ROWS else slice(rows)
-            found = difference(got.outputs.get(name), None if whole is None else whole[part])
+        whole = self.answers[self.whole].outputs.get(name)
+        for rows, got in {**self.answers, self.whole: backwards}.items():
+            other = None if whole is None else repeat_rows(whole, rows)
+            if got is backwards and other is not None:
+                other = other[::-1]
+            found = difference(got.outputs.get(name), other)
             yield self._row("batch", name, rows, found, self.tolerance(name, rows), got)
 
     def beside_itself(self, name: str, again: "EngineOutputs") -> Comparison:
         """Compare an output with that of a second run: byte for byte on the CPU."""
-        found = difference(again.outputs.get(name), self.answers[RERUN_ROWS].outputs.get(name))
+        rows = self.checked.counts.rerun
+        found = difference(again.outputs.get(name), self.answers[rows].outputs.get(name))
         exactly = self.checked.engine.device == "cpu"
-        tolerance = EXACTLY if exactly else self.tolerance(name, RERUN_ROWS)
-        return self._row("rerun", name, RERUN_ROWS, found, tolerance, again)
+        tolerance = EXACTLY if exactly else self.tolerance(name, rows)
+        return self._row("rerun", name, rows, found, tolerance, again)
 
     def elbo(self) -> ElboParity:
-        """Compare the ELBO of all rows with that of float64."""
-        found = self.answers[ROWS].outputs
+        """Compare the ELBO of all different rows with that of float64."""
+        found = self.answers[self.whole].outputs
         return compare_elbo(
             found,
             self.case.exact,
@@ -176,44 +159,12 @@ class EngineOutputs:
     reason: str = ""
 
 
-def plan_settings(devices: Sequence[str], threads: int, rules: Rules) -> Iterator[SettingPlan]:
-    """Yield the setting that serves, then other levels, other threads and, on CUDA, TF32."""
-    for device in devices:
-        served = Setting(provider=provider_of(device), level="all", threads=threads)
-        yield SettingPlan(device, served, rules, as_served=True)
-        for level in OTHER_LEVELS:
-            yield SettingPlan(device, replace(served, level=level), rules)
-        if device == "cuda":
-            yield SettingPlan(device, replace(served, tf32=True), TF32, as_served=True)
-        elif device == "cpu":
-            for other in THREADS:
-                if other != threads:
-                    yield SettingPlan(device, replace(served, threads=other), rules)
-
-
-def open_engine(bundle: Bundle, plan: SettingPlan) -> CheckedEngine:
-    """Open the engine under one setting."""
-    setting = plan.setting
-    engine = Engine(
-        bundle,
-        device=plan.device,
-        threads=setting.threads,
-        level=setting.level,
-        tf32=setting.tf32,
-        operations=checked_forms(bundle, plan.device),
-    )
-    return CheckedEngine(engine, setting, plan.rules, plan.as_served)
-
-
-def checked_forms(bundle: Bundle, device: str) -> Mapping[str, Operation]:
-    """Return what is checked on a device: all forms that it can run, by label."""
-    if has_float64(device):
-        return bundle.all_forms
-    return {form.label: form for form in bundle.operations_for(float64=False).values()}
-
-
 def make_cases(
-    plans: Sequence[SettingPlan], bundle: Bundle, model: VAE, x: Array
+    plans: Sequence[SettingPlan],
+    bundle: Bundle,
+    model: VAE,
+    x: Array,
+    counts: RowCounts = FULL,
 ) -> Iterator[Case]:
     """Yield every operation on every kind of rows, with the reference outputs that are needed.
 
@@ -225,13 +176,16 @@ def make_cases(
     # bytes are bounded, and no row stands out so far that one draw of all rows could not measure it
     draws = 1 if bundle.manifest.x_dtype == "uint8" else DRAWS
     forms = {k: v for plan in plans for k, v in checked_forms(bundle, plan.device).items()}
+    roundings = Roundings(model)
     # one reference for all forms of an operation
     references: dict[OperationName, list[tuple[Kind, dict[str, Array], Outputs]]] = {}
     for operation in forms.values():
         if operation.name not in references:
-            cases = unambiguous_cases(model, operation, x, bundle.manifest, tf32="tf32" in rules)
+            cases = unambiguous_cases(
+                roundings, operation, x, bundle.manifest, counts, tf32="tf32" in rules
+            )
             references[operation.name] = [
-                (kind, inputs, run_reference(model, operation, inputs, torch.float64))
+                (kind, inputs, run_reference(roundings, operation, inputs, torch.float64))
                 for kind, inputs in cases
             ]
         least: Mapping[str, Tolerance] = {}
@@ -239,8 +193,10 @@ def make_cases(
             least = least or derive_tolerances(exact, ())  # of held-out rows, the first
             rounded, tolerances = {}, {}
             for name, rule in rules.items():
-                rounded[name] = rule.noise(model, operation, inputs)
-                others = _draw_again(rule, model, operation, inputs, exact, rounded[name], draws)
+                rounded[name] = rule.noise(roundings, operation, inputs)
+                others = _draw_again(
+                    rule, roundings, operation, inputs, exact, rounded[name], draws
+                )
                 found = derive_tolerances(exact, (rounded[name], *others))
                 tolerances[name] = {key: value.wider(least[key]) for key, value in found.items()}
             yield Case(operation, kind, inputs, exact, rounded, tolerances)
@@ -248,7 +204,7 @@ def make_cases(
 
 def _draw_again(
     rule: Rules,
-    model: VAE,
+    model: Roundings,
     operation: Operation,
     inputs: Mapping[str, Array],
     exact: Outputs,
@@ -276,14 +232,20 @@ def _draw_again(
 
 
 def unambiguous_cases(
-    model: VAE, operation: Operation, x: Array, manifest: Manifest, *, tf32: bool = False
+    model: VAE | Roundings,
+    operation: Operation,
+    x: Array,
+    manifest: Manifest,
+    counts: RowCounts = FULL,
+    *,
+    tf32: bool = False,
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
     """Yield the cases, each with only those rows whose results are unambiguous, repeated.
 
     If no held-out row is unambiguous, all are compared, and may fail. A case of another kind
     without such a row is left out.
     """
-    for kind, drawn in draw_cases(operation, x, manifest.likelihood, manifest.max_byte):
+    for kind, drawn in draw_cases(operation, x, manifest.likelihood, manifest.max_byte, counts):
         inputs, rows = settle_inputs(model, operation, drawn, tf32=tf32)
         if rows.size:
             yield kind, {name: v[np.resize(rows, len(v))] for name, v in inputs.items()}
@@ -298,7 +260,8 @@ def compare_case(checked: CheckedEngine, case: Case) -> Iterator[Comparison | El
         yield from results.beside_torch(name)
     if not checked.as_served or case.kind != "held-out":
         return
-    again, backwards = (run_rows(checked, case, rows) for rows in (slice(RERUN_ROWS), BACKWARDS))
+    again = run_rows(checked, case, np.arange(checked.counts.rerun))
+    backwards = run_rows(checked, case, np.arange(checked.counts.different)[::-1])
     for name in case.exact:
         yield from results.beside_other_batches(name, backwards)
         yield results.beside_itself(name, again)
@@ -306,9 +269,9 @@ def compare_case(checked: CheckedEngine, case: Case) -> Iterator[Comparison | El
         yield results.elbo()
 
 
-def run_rows(checked: CheckedEngine, case: Case, rows: slice) -> EngineOutputs:
-    """Run the engine on some rows of a case."""
-    inputs = {name: values[rows] for name, values in case.inputs.items()}
+def run_rows(checked: CheckedEngine, case: Case, rows: NDArray[np.intp]) -> EngineOutputs:
+    """Run the engine on some rows of a case, repeated if there are fewer."""
+    inputs = {name: values[rows % len(values)] for name, values in case.inputs.items()}
     try:
         return EngineOutputs(checked.engine.run(case.operation.label, inputs))
     except Exception as err:  # noqa: BLE001  onnxruntime's exceptions share no base class

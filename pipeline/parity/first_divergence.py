@@ -25,6 +25,7 @@ from pipeline.parity.comparison_result import Comparison
 from pipeline.parity.comparisons import unambiguous_cases
 from pipeline.parity.inputs import repeat_rows
 from pipeline.parity.report import Difference, ParityReport
+from pipeline.parity.row_counts import choose_counts
 from pipeline.parity.tolerances import errors_of
 from serving.bundle import Bundle
 from serving.operations import Operation
@@ -144,9 +145,13 @@ def _difference(
 def _feeds(
     bundle: Bundle, reduced: VAE, operation: Operation, x: Array, failed: Comparison
 ) -> dict[str, Array]:
-    cases = dict(unambiguous_cases(reduced, operation, repeat_rows(x), bundle.manifest))
+    counts = choose_counts(reduced)
+    rows = repeat_rows(x, counts.different)
+    cases = dict(unambiguous_cases(reduced, operation, rows, bundle.manifest, counts))
     names = zip(operation.graph_inputs(), operation.inputs, strict=True)
-    return {name: cases[failed.rows][tensor.name][: failed.batch] for name, tensor in names}
+    return {
+        name: repeat_rows(cases[failed.rows][tensor.name], failed.batch) for name, tensor in names
+    }
 
 
 def _export(model: VAE, operation: Operation, reduced: VAE) -> ModelProto:

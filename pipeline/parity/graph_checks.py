@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import ModelProto, NodeProto
 
-from pipeline.export.graph_needs import describe_needs, element_types
+from pipeline.export.graph_needs import describe_needs, element_types, nodes_of
 from pipeline.parity.comparison_result import Fault
 from serving.bundle import Bundle
 
@@ -64,21 +64,6 @@ def _needs_faults(proto: ModelProto, said: Mapping[str, Any], *, portable: bool)
     for name, value in found.items():
         if name != "types" and value != said[name]:
             yield f"needs {name} {value}, but the manifest says {said[name]}"
-
-
-def nodes_of(proto: ModelProto) -> Iterator[NodeProto]:
-    """Yield every node in execution order, with those of functions and branches."""
-    yield from _nodes(proto.graph)
-    for function in proto.functions:
-        yield from function.node
-
-
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
 
 
 def _operator_faults(proto: ModelProto) -> Iterator[str]:

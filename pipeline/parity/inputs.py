@@ -5,22 +5,16 @@ input of an operation is left out, such as far latents for `encode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
 from pipeline.model.operations import Array, draw_inputs
+from pipeline.parity.row_counts import FULL, Kind, RowCounts
 from serving.operations import Operation
 from serving.value_range import MAX_BYTE
 
-Kind = Literal["held-out", "zeros", "maxima", "noise", "six sigma", "far", "denormals", "gaps"]
-
-BATCHES = (1, 2, 7, 64, 256, 1000)
-ROWS = max(BATCHES)
-ADVERSARIAL_BATCHES = (1, 7, 256)
-"""Batch sizes of the other kinds of rows."""
-NUM_SAMPLES = 3
 FAR = 100.0
 """Distance of a far latent from the origin, in standard deviations."""
 LARGE = 1e15
@@ -35,16 +29,20 @@ Draw = Callable[[Array, Generator], Array]
 
 
 def draw_cases(
-    operation: Operation, x: Array, likelihood: str, max_byte: int = MAX_BYTE
+    operation: Operation,
+    x: Array,
+    likelihood: str,
+    max_byte: int = MAX_BYTE,
+    counts: RowCounts = FULL,
 ) -> Iterator[tuple[Kind, dict[str, Array]]]:
-    """Yield the inputs of one operation for every kind of rows; `x` are `ROWS` held-out rows.
+    """Yield the inputs of one operation for every kind of rows.
 
-    The held-out kind has `ROWS` rows, the others have as many as their largest batch. Bytes are
+    The held-out kind has the rows `x`, the others have as many as their largest batch. Bytes are
     drawn up to `max_byte`, the largest that the model takes.
     """
-    whole = draw_inputs(operation, x, num_samples=NUM_SAMPLES, seed=2)
+    whole = draw_inputs(operation, x, num_samples=counts.num_samples, seed=2)
     yield "held-out", whole
-    held_out = {name: values[: max(ADVERSARIAL_BATCHES)] for name, values in whole.items()}
+    held_out = {name: values[: max(counts.adversarial)] for name, values in whole.items()}
     for kind in KINDS:
         latents = LATENTS.get(kind)
         draws: dict[str, Draw | None] = {tensor.name: latents for tensor in operation.inputs}
@@ -61,9 +59,9 @@ def draw_cases(
             )
 
 
-def repeat_rows(x: Array) -> Array:
-    """Return `ROWS` held-out rows: the first ones, or all of them repeated."""
-    return x[np.arange(ROWS) % len(x)]
+def repeat_rows(x: Array, rows: int = FULL.different) -> Array:
+    """Return this number of held-out rows: the first ones, or all of them repeated."""
+    return x[np.arange(rows) % len(x)]
 
 
 def _bytes(largest: int) -> Draw:

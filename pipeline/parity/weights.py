@@ -14,10 +14,10 @@ import torch
 from onnx import AttributeProto, ModelProto, numpy_helper
 
 from pipeline.export.graph_export import SMALL_CONSTANT, trace_constants
+from pipeline.export.graph_needs import nodes_of
 from pipeline.model.operations import FUNCTIONS, GAPS, Array, draw_inputs
 from pipeline.model.vae import VAE
 from pipeline.parity.comparison_result import Fault
-from pipeline.parity.graph_checks import nodes_of
 from serving.bundle import WEIGHTS
 from serving.operations import Operation
 

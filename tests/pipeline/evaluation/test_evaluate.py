@@ -52,6 +52,23 @@ def test_a_smaller_last_chunk_is_weighted_by_its_rows(
     assert metrics.rows == 7
 
 
+def test_wide_rows_are_decoded_few_at_a_time_with_the_same_noise(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = trained[0].model, trained[1].test.x
+    whole = evaluate(model, x, nll_samples=20, seed=0)
+    most = 5 * x[0].size * SAMPLES_PER_CHUNK
+    monkeypatch.setattr(evaluation, "MOST_VALUES", most)
+    sizes: list[int] = []
+    handle = model.decoder.register_forward_pre_hook(lambda _, z: sizes.append(len(z[0])))
+    parts = evaluate(model, x, nll_samples=20, seed=0)
+    handle.remove()
+    assert SAMPLES_PER_CHUNK * 5 in sizes
+    assert max(sizes) * x[0].size <= most
+    for name, value in whole.numbers("").items():
+        assert parts.numbers("")[name] == pytest.approx(value, rel=1e-5), name
+
+
 def test_more_samples_tighten_the_nll(trained: Trained) -> None:
     model, x = trained[0].model, trained[1].test.x
     nll = [evaluate(model, x, nll_samples=n, seed=0).nll for n in (1, 10, 300)]

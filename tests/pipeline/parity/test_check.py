@@ -15,8 +15,8 @@ from pipeline.parity.comparison_result import (
     Setting,
     compare,
 )
-from pipeline.parity.inputs import BATCHES
 from pipeline.parity.report import ParityReport
+from pipeline.parity.row_counts import FULL
 from serving.bundle import Bundle
 from serving.errors import VerificationFailed
 from tests.pipeline.parity.mutations import change_report, reseal
@@ -40,7 +40,7 @@ def test_a_clean_bundle_passes_on_every_output_batch_level_and_thread(
         (operation.label, tensor.name, batch, *setting)
         for operation in sealed.all_forms.values()
         for tensor in operation.outputs
-        for batch in BATCHES
+        for batch in FULL.batches
         for setting in settings
     }
     assert {row.provider for row in report.comparisons} == {"CPUExecutionProvider"}
@@ -52,7 +52,7 @@ def test_a_clean_bundle_passes_on_every_output_batch_level_and_thread(
 
 def test_every_output_is_compared_with_itself_and_in_other_batches(report: ParityReport) -> None:
     outputs = {(row.operation, row.output) for row in report.comparisons}
-    for rule, batches in (("batch", BATCHES), ("rerun", (256,))):
+    for rule, batches in (("batch", FULL.batches), ("rerun", (256,))):
         rows = [row for row in report.comparisons if row.rule == rule]
         assert [(row.operation, row.output, row.batch) for row in rows] == [
             (*output, batch)

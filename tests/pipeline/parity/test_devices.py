@@ -12,11 +12,9 @@ from pipeline.cli.main import cli
 from pipeline.model.operations import Tolerance, derive_tolerances
 from pipeline.parity.check import check_parity, expand_devices, parity_faults
 from pipeline.parity.comparison_result import Setting
-from pipeline.parity.comparisons import (
-    make_cases,
-    plan_settings,
-)
+from pipeline.parity.comparisons import make_cases
 from pipeline.parity.inputs import repeat_rows
+from pipeline.parity.settings import plan_settings
 from pipeline.parity.tolerances import FLOAT32, TF32, compare_elbo
 from serving.bundle import Bundle
 from serving.errors import DeviceUnavailable

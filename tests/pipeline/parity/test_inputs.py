@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.operations import Tolerance, round_to_tf32
+from pipeline.model.operations import Tolerance
+from pipeline.model.roundings import round_to_tf32
 from pipeline.parity.inputs import (
-    ADVERSARIAL_BATCHES,
     FAR,
     LARGE,
-    NUM_SAMPLES,
-    ROWS,
     draw_cases,
     repeat_rows,
 )
+from pipeline.parity.row_counts import FULL
 from pipeline.parity.tolerances import difference, errors_of
 from serving.operations import operation_table
 from tests.trained_models import draw_images, draw_table
@@ -29,7 +28,7 @@ def cases(name: str, x: Any, likelihood: str) -> dict[str, dict[str, Any]]:
 def test_held_out_rows_are_repeated_to_a_thousand() -> None:
     x = draw_images(400)
     rows = cases("encode", x, "bernoulli")["held-out"]["x"]
-    assert len(rows) == ROWS == 1000
+    assert len(rows) == FULL.different == 1000
     np.testing.assert_array_equal(rows[400:800], x)
 
 
@@ -46,7 +45,7 @@ def test_bytes_are_zero_maximal_and_random() -> None:
 def test_rows_of_one_value_differ_in_one_feature() -> None:
     """Equal rows make equal roundings, and one sample is no measure of noise."""
     rows = cases("encode", draw_table(400), "gaussian")["zeros"]["x"]
-    np.testing.assert_array_equal((rows != 0).sum(1), [0] + [1] * (max(ADVERSARIAL_BATCHES) - 1))
+    np.testing.assert_array_equal((rows != 0).sum(1), [0] + [1] * (max(FULL.adversarial) - 1))
 
 
 def test_a_table_gets_large_finite_features_and_denormals() -> None:
@@ -87,7 +86,7 @@ def test_latents_go_to_six_sigma_and_far_out() -> None:
     assert set(np.unique(np.abs(z["far"]))) == {FAR}
     assert np.abs(z["noise"]).max() <= 6
     eps = cases("score", x, "bernoulli")["six sigma"]
-    assert eps["eps"].shape == (256, NUM_SAMPLES, 3)
+    assert eps["eps"].shape == (256, FULL.num_samples, 3)
     np.testing.assert_array_equal(eps["x"], x[:256])
 
 

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from pipeline.data.dataset import Dataset
 from pipeline.model.vae import VAE
+from pipeline.parity import row_counts
 from pipeline.parity.check import check_parity
 from pipeline.parity.comparison_result import Rule
 from pipeline.parity.weights import NETS as NETS_PARTS
@@ -42,6 +43,8 @@ NETS: Mapping[str, Mapping[str, object]] = {
 EACH_NET = [
     pytest.param(net, id=net, marks=[] if net == "dense" else pytest.mark.slow) for net in NETS
 ]
+WIDE = EACH_NET[2]
+"""Also compared on the rows of wide models."""
 IMAGES = [param for param in EACH_NET if param.id not in ("table", "mixed")]
 
 
@@ -113,6 +116,30 @@ def test_a_corruption_of_a_mixed_table_is_seen_in_its_values(
     assert mutation.rule in broken, broken
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare images on as many rows as those of a wide model."""
+    monkeypatch.setattr(row_counts, "WIDE_FLOPS", 0)
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("subject", [WIDE], indirect=True)
+def test_a_corruption_of_a_wide_model_is_caught_by_its_rule(
+    mutation: Mutation, subject: Subject, copied: Bundle
+) -> None:
+    broken = broken_rules(mutation, subject, copied)
+    assert mutation.rule in broken, broken
+    if mutation.sole:
+        assert broken.keys() == {mutation.rule}
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("subject", [WIDE], indirect=True)
+def test_clean_wide_models_give_no_false_alarm(subject: Subject, copied: Bundle) -> None:
+    assert_no_false_alarm(subject, copied)
+
+
 def broken_rules(mutation: Mutation, subject: Subject, copied: Bundle) -> Counter[Rule]:
     corrupted = corrupt(copied, mutation, subject.others[0])
     report = check_parity(corrupted, subject.model, subject.x)
@@ -165,6 +192,10 @@ def test_there_is_a_corruption_for_every_rule() -> None:
 
 @pytest.mark.parametrize("subject", EACH_NET, indirect=True)
 def test_clean_models_of_other_seeds_give_no_false_alarm(subject: Subject, copied: Bundle) -> None:
+    assert_no_false_alarm(subject, copied)
+
+
+def assert_no_false_alarm(subject: Subject, copied: Bundle) -> None:
     """Their weights go into the graphs of one export, whose nodes are those of all."""
     graphs = read_graphs(copied)
     for model in subject.others:
