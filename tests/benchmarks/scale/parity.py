@@ -104,7 +104,7 @@ def _random_model(preset: str, dataset: Dataset) -> Checkpoint:
     torch.manual_seed(0)
     config = configure(preset, likelihood="bernoulli")
     model = VAE(dataset.test.x.shape[1:], config.model).eval()
-    model.likelihood.fit(dataset.train.x)
+    model.likelihood.fit(dataset.sample)
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any():
             torch.nn.init.normal_(layer.weight, std=0.01)
