@@ -16,7 +16,7 @@ from pipeline.data.splits import Dataset, StreamedSplit
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
 from pipeline.training.batch_loss import BatchLoss
-from pipeline.training.cuda_graph import StepGraph
+from pipeline.training.cuda_graph import StepGraph, check_gpu_settings
 from pipeline.training.processes import ALONE, Processes
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import SAVED_FIELDS, STREAMED_FIELDS, TrainState
@@ -113,6 +113,7 @@ def saved_processes(saved: Mapping[str, Any]) -> int:
 def _initial_state(
     dataset: Dataset, config: Config, device: str, processes: Processes
 ) -> TrainState:
+    check_gpu_settings(config, device)
     model = build_model(dataset, config).to(device)
     any_row = torch.from_numpy(dataset.sample[:1]).to(device)
     state = TrainState(
