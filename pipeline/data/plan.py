@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from serving.io.memory import memory_limit
 
-HELD_OUT_BYTES = 64 << 20
+HELD_OUT_BYTES = 32 << 20
 """The most bytes of rows to validate on, and of rows to test on, that are taken from streamed data.
 The same on every machine, so that models are compared on the same rows."""
-SAMPLE_BYTES = 64 << 20
+SAMPLE_BYTES = 32 << 20
 """The most bytes of training rows from which the statistics of streamed data are taken."""
 
 Shuffle = Literal["rows", "blocks"]

@@ -83,12 +83,11 @@ class Dataset:
         return self.train.sample if isinstance(self.train, StreamedSplit) else self.train.x
 
     @property
-    def rows(self) -> tuple[Array, Array, Array]:
-        """Rows of the three splits: all of them, or what shows which values all of them have."""
+    def rows(self) -> tuple[Array, ...]:
+        """Rows of all splits: all of them, or what shows which values all of them have."""
         if not isinstance(self.train, StreamedSplit):
             return self.train.x, self.valid.x, self.test.x
-        shown = np.concatenate([self.train.sample, self.train.extremes])
-        return shown, self.valid.x, self.test.x
+        return self.train.sample, self.train.extremes, self.valid.x, self.test.x
 
     @property
     def value_range(self) -> Range:

@@ -185,13 +185,12 @@ def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
 def score_rows(model: VAE, x: NDArray[Any], device: str = "cpu") -> NDArray[Any]:
     """Return the ELBO of each row in nats, (rows,), each with `held_out_samples` of its own."""
     num_samples = held_out_samples(mixed=model.mixed is not None)
-    eps = draw_eps(x, SCORE_SEED, num_samples, model.latent_dim)
-    parts = (torch.split(torch.from_numpy(array), ROWS_PER_CHUNK) for array in (x, eps))
-    chunks = [
-        terms.elbo()
-        for rows, noise in zip(*parts, strict=True)
-        for terms in _terms(model, rows.to(device), noise.to(device), torch.float64)
-    ]
+    chunks = []
+    for start in range(0, len(x), ROWS_PER_CHUNK):
+        rows = x[start : start + ROWS_PER_CHUNK]
+        eps = torch.from_numpy(draw_eps(rows, SCORE_SEED, num_samples, model.latent_dim))
+        terms = _terms(model, torch.from_numpy(rows).to(device), eps.to(device), torch.float64)
+        chunks += [each.elbo() for each in terms]
     elbo: NDArray[Any] = torch.cat(chunks).cpu().numpy()
     return elbo
 

@@ -29,8 +29,8 @@ class Ended:
     stderr: str
 
 
-def run_limited(command: Sequence[str], limit_mib: float | None, cwd: Path) -> Ended:
-    """Run a command, in a cgroup of `limit_mib` if it is given.
+def run_limited(command: Sequence[str], limit_mib: float, cwd: Path) -> Ended:
+    """Run a command in a cgroup of `limit_mib`.
 
     Raises:
         OSError: no cgroup can be made here.
@@ -42,7 +42,7 @@ def run_limited(command: Sequence[str], limit_mib: float | None, cwd: Path) -> E
             cwd=cwd,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            preexec_fn=None if folder is None else lambda: _enter(folder),
+            preexec_fn=lambda: _enter(folder),
         )
         most = 0.0
         while process.poll() is None:
@@ -57,10 +57,7 @@ def _enter(folder: Path) -> None:
 
 
 @contextmanager
-def _cgroup(limit_mib: float | None) -> Iterator[Path | None]:
-    if limit_mib is None:
-        yield None
-        return
+def _cgroup(limit_mib: float) -> Iterator[Path]:
     old = _ROOT / "memory"
     folder = (old if old.is_dir() else _ROOT) / f"vae-scale-{os.getpid()}"
     folder.mkdir()
