@@ -93,8 +93,8 @@ class Forecast:
         """Return for a person how long a training with such steps takes from its start here."""
         epoch, left = (_format_time(count * step_s) for count in (self.per_epoch, self.left))
         return (
-            f"a step takes {step_s * 1e3:.3g} ms: an epoch takes {epoch}, and all steps that were "
-            f"left at most {left}, without validation"
+            f"a step takes {step_s * 1e3:.3g} ms: an epoch takes {epoch}, and all {self.left:,} "
+            f"steps to the last epoch take {left}, without validation"
         )
 
 

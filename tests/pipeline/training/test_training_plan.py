@@ -80,7 +80,7 @@ def test_the_time_is_foretold_once_from_the_steps_after_the_first_ten() -> None:
         told.append(forecast.advance())
     assert [(step, value) for step, value in enumerate(told, 1) if value is not None] == [(100, 2)]
     assert forecast.line(2) == (
-        "a step takes 2e+03 ms: an epoch takes 16:40, and all steps that were left at most "
+        "a step takes 2e+03 ms: an epoch takes 16:40, and all 5,000 steps to the last epoch take "
         "2:46:40, without validation"
     )
     assert "takes 3.21 ms: an epoch takes 0:02, and" in forecast.line(0.00321)
