@@ -72,5 +72,5 @@ def make_live_status(
 
 def live_file_of(folder: Path) -> Path:
     """Return where the workers of a server look, whose TMPDIR was `folder`."""
-    (shared,) = folder.glob("vae-serve-*")
+    (shared,) = folder.glob("vae-server-*")
     return shared / "live.json"

@@ -11,10 +11,11 @@ from serving.cli.paths import target
 
 if TYPE_CHECKING:
     from pipeline.data.plan import Resources
+    from pipeline.training.processes import Processes
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_MEMORY, _CACHE = f"{__name__}.memory", f"{__name__}.cache"
+_MEMORY, _CACHE, _AGREED = (f"{__name__}.{name}" for name in ("memory", "cache", "agreed"))
 """Where a click context keeps the values, which are no settings of a model."""
 
 
@@ -56,7 +57,8 @@ _memory_option = click.option(
     type=Size(),
     expose_value=False,
     callback=_keep(_MEMORY),
-    help="Memory for the rows, such as 4GB; data that need more are read anew in each epoch  "
+    help="Memory for the rows, such as 4GB, of all processes of this machine together; data that "
+    "need more are read anew in each epoch  "
     "[default: half of the machine's or the container's]",
 )
 
@@ -68,9 +70,22 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def allowed_resources(streamed: bool | None) -> "Resources":
     """Return what the options of this command allow; `streamed` tells what is settled."""
-    from pipeline.data.plan import Resources, default_memory
+    from pipeline.data.plan import Resources, process_memory
 
     context = click.get_current_context(silent=True)
     given = context.meta if context else {}
     cache: Path | None = given.get(_CACHE)
-    return Resources(memory=given.get(_MEMORY) or default_memory(), cache=cache, streamed=streamed)
+    memory = given.get(_AGREED) or process_memory(given.get(_MEMORY))
+    return Resources(memory=memory, cache=cache, streamed=streamed)
+
+
+def agree_on_memory(processes: "Processes") -> None:
+    """Let all processes of a training take what the one with the least memory may take.
+
+    What is streamed, and in which windows, depends on it, and must be the same for all.
+    """
+    from pipeline.data.plan import process_memory
+
+    given = click.get_current_context().meta
+    (least,) = processes.agree(-process_memory(given.get(_MEMORY)))
+    given[_AGREED] = -int(least)

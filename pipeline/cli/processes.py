@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.memory_options import agree_on_memory
 from serving.errors import UsageRefused
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
             beside = _number("LOCAL_WORLD_SIZE", 1)
             parameters["threads"] = max(1, parameters["threads"] // beside)
         with join() as processes:
+            agree_on_memory(processes)
             command(processes=processes, **parameters)
 
     return call

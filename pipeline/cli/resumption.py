@@ -35,6 +35,7 @@ def prepare_resume(
     """
     say("loading torch and MLflow")
     from pipeline.training.beginning import restore_training, saved_processes
+    from pipeline.training.failures import wait_for_all
     from pipeline.training.processes import ALONE
     from pipeline.training.resumable_run import fetch_state
 
@@ -58,6 +59,7 @@ def prepare_resume(
         )
     torch_device(saved["device"], threads or saved["threads"], processes.local_rank)
     dataset = load_data(Config.from_json(saved["config"]), streamed="streamed" in saved)
+    wait_for_all(processes)
     state = restore_training(saved, dataset, processes)
     if learning_rate is not None:
         rate = replace(state.config.train, learning_rate=learning_rate)

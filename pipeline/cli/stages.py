@@ -51,6 +51,7 @@ def prepare(
     say("loading torch")
     from pipeline.cli.initial_weights import fetch_initial
     from pipeline.training.beginning import begin_training
+    from pipeline.training.failures import wait_for_all
     from pipeline.training.processes import ALONE
     from pipeline.training.warm_start import warm_start
 
@@ -58,6 +59,7 @@ def prepare(
     device = torch_device(device, threads, processes.local_rank)
     initial = fetch_initial(config.train.init_from)
     dataset = load_data(config)
+    wait_for_all(processes)
     config = _resolve_config(config, dataset)
     if initial is not None:
         config = replace(config, train=replace(config.train, init_from=initial.origin["from"]))

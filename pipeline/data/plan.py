@@ -34,9 +34,13 @@ class Resources:
     """Whether rows are streamed, if that is settled: a model's data are read as in training."""
 
 
-def default_memory() -> int:
-    """Return half of the memory of the machine or container, shared by torchrun's processes."""
-    return memory_limit() // 2 // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def process_memory(allowed: int | None = None) -> int:
+    """Return the share of a process of torchrun, or all, of the memory that rows may take.
+
+    By default they may take half of the memory of the machine or container.
+    """
+    beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return (allowed or memory_limit() // 2) // beside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

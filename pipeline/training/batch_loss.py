@@ -4,6 +4,9 @@ In: this process's rows and noise. Out: a share of the loss, whose gradients hav
 processes that is the gradient of the loss of the whole batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +35,6 @@ class BatchLoss(nn.Module):
         self.model = model
         self._settings, self._processes, self._any_row = settings, processes, any_row
         self._weight = 1.0
-        if processes.world > 1 and isinstance(model.px, Gaussian):
-            model.px.batch_mean = self._mean
 
     def forward(
         self, rows: Tensor, eps: Tensor, size: int, kl_weight: float | Tensor
@@ -43,9 +44,23 @@ class BatchLoss(nn.Module):
         self._weight = len(rows) * self._processes.world / size
         if not len(rows):
             rows, eps = self._any_row, eps.new_zeros(1, *eps.shape[1:])
-        terms = elbo_terms(self.model, rows, eps, bf16=self._settings.bf16)
+        with self._shared_mean():
+            terms = elbo_terms(self.model, rows, eps, bf16=self._settings.bf16)
         value = loss(terms, self._settings, kl_weight, self._mean if several else None)
         return (self._weight * value if several else value), terms
+
+    @contextmanager
+    def _shared_mean(self) -> Iterator[None]:
+        """Let the likelihood use the mean over the whole batch; the model does not keep this."""
+        px = self.model.px
+        if self._processes.world == 1 or not isinstance(px, Gaussian):
+            yield
+            return
+        before, px.batch_mean = px.batch_mean, self._mean
+        try:
+            yield
+        finally:
+            px.batch_mean = before
 
     def _mean(self, share: Tensor) -> Tensor:
         """Return the mean over the whole batch of what has this mean over this process's rows."""

@@ -4,14 +4,16 @@ In: a `Dataset` and a `Config`, or what `read_state` read. Out: a `TrainState`. 
 `DataRefused`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import Config
-from pipeline.data.plan import default_memory
+from pipeline.data.plan import process_memory
 from pipeline.data.splits import Dataset, StreamedSplit
 from pipeline.model.likelihoods import resolve_model_config
 from pipeline.model.vae import VAE
@@ -74,7 +76,7 @@ def restore_training(
     number, the first takes the sums of all.
 
     Raises:
-        DataRefused: the training used other data.
+        DataRefused: the training used other data, or has read a part of other blocks.
         DeviceUnavailable: the device lacks what the settings ask for.
     """
     for split, digest in dataset.digests().items():
@@ -91,8 +93,16 @@ def restore_training(
     for name in SAVED_FIELDS:
         setattr(state, name, _move(saved[name], device))
     if state.streamed:
+        blocks = state.blocks
         for name in STREAMED_FIELDS:
             setattr(state, name, saved[name])
+        if state.window_rows and state.position and blocks != state.blocks:
+            raise DataRefused(
+                f"{dataset.source} has the rows of the training in other blocks than when it was "
+                f"interrupted, in epoch {state.epoch}: its files were written again, and the order "
+                "of that epoch cannot be found; bring the files back, or train anew"
+            )
+        state.blocks = blocks
     before, world = saved_processes(saved), processes.world
     # one process saved them without their first axis before there could be several
     state.rng = {name: value.reshape(before, -1) for name, value in saved["rng"].items()}
@@ -137,8 +147,10 @@ def _initial_state(
         state.graph = StepGraph(state.optimizer)
     if isinstance(dataset.train, StreamedSplit):
         passes = passes_per_epoch(dataset.train_rows, config.train)
-        memory = dataset.plan.memory if dataset.plan else default_memory()
+        memory = dataset.plan.memory if dataset.plan else process_memory()
         state.window_rows = choose_window(dataset.train.x, passes, memory)
+        sizes = np.array([len(block) for block in dataset.train.x.blocks], np.int64)
+        state.blocks = hashlib.sha256(sizes.tobytes()).hexdigest()
     return state
 
 

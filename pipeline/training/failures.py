@@ -19,6 +19,7 @@ from serving.errors import VaeError
 
 _FIRST, _FIRST_RANK_SPEAKS = "failure", "speaks"
 """Keys of the store."""
+_READY, _LOOK_S = "ready", 0.1
 _GRACE_S = 1.0
 """How long a process waits for the first one to report the same failure instead of it."""
 _LOST = (
@@ -60,6 +61,22 @@ def end_together(processes: Processes) -> Iterator[None]:
         if failure is err:
             raise
         raise failure from None
+
+
+def wait_for_all(processes: Processes) -> None:
+    """Wait until all processes have come here, however long they take to read their data.
+
+    Raises:
+        ProcessFailed: another process failed.
+    """
+    store = processes.store
+    if store is None:
+        return
+    store.add(_READY, 1)
+    while store.add(_READY, 0) < processes.world:
+        if first := _read_first(store):
+            raise ProcessFailed(*first)
+        time.sleep(_LOOK_S)
 
 
 def someone_speaks(processes: Processes, err: BaseException) -> bool:

@@ -90,7 +90,8 @@ def continue_training(
     logged, and every `SAVE_EVERY_S` seconds, and only if all of it is finite.
 
     Raises:
-        DataRefused: a file of streamed rows has changed; the state has been saved.
+        DataRefused: a file of streamed rows has changed; one process has saved its state, several
+            have not.
         TrainingDiverged: a metric, a weight or a moment of Adam is not finite.
         TrainingStopped: `hooks.stop` returned true; the state has been saved.
     """

@@ -40,7 +40,7 @@ SAVED_FIELDS = (
     "best_weights",
 )
 """Fields that are saved unchanged."""
-STREAMED_FIELDS = ("streamed", "window_rows", "drawn_from")
+STREAMED_FIELDS = ("streamed", "window_rows", "drawn_from", "blocks")
 """Fields that are saved as well if the rows are streamed."""
 
 
@@ -89,6 +89,9 @@ class TrainState:
     drawn_from: Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.uint8))
     """The state of `generator` from which the order of this epoch was drawn, if the rows are
     streamed and it is one of all rows; empty before its first step."""
+    blocks: str = ""
+    """SHA-256 of the numbers of rows in the blocks of streamed rows, on which their order depends.
+    """
     processes: Processes = ALONE
     """Those that share each batch."""
     graph: StepGraph | None = None

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from serving.errors import VaeError
 
-PREFIX = "vae-serve-"
+PREFIX = "vae-server-"
+"""Other than that of the versions which held no lock."""
 _NEW_S = 60.0
 """Age up to which a folder without a lock may be about to get one."""
 

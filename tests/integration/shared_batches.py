@@ -3,6 +3,7 @@
 Argument: a folder with the data, where process 0 writes `differences.json`.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def measure(folder: Path, processes: Processes, file: str, settings: dict[str, A
         gradients.append(gradient(state))
         for batch in rest:
             loop.train_step(state, batch, total_steps(dataset.train_rows, config.train))
+    copy.deepcopy(states[1].model)  # as export does: the model keeps nothing of the processes
     rows = torch.cat([batch.rows for batch in batches]).flatten(1).double().nan_to_num().sum()
     alone, shared = gradients
     sums = [state.gather_sums() for state in states]

@@ -56,6 +56,7 @@ def test_by_default_the_processes_of_a_machine_share_half_of_it(
     assert resources_of().memory == memory_limit() // 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert resources_of().memory == memory_limit() // 2 // 4
+    assert resources_of("--memory", "4GB").memory == 10**9
     assert resources_of("--cache", str(tmp_path)).cache == tmp_path
 
 

@@ -22,6 +22,7 @@ from pipeline.training.processes import Processes
 from pipeline.training.schedules import total_steps
 from pipeline.training.state import TrainState, read_state
 from pipeline.training.windows import read_windows
+from serving.errors import DataRefused
 from tests.pipeline.training.streamed import (
     KINDS,
     SMALL,
@@ -264,3 +265,17 @@ def test_a_process_may_have_no_row_of_a_small_batch(images: Dataset) -> None:
         counts += [len(batch.rows) for batch in feed.batches(state, never)]
     feed.close()
     assert counts == [22, 22, 22, 22, 0] * 2
+
+
+def test_a_part_of_an_epoch_is_not_gone_on_with_in_other_blocks(images: Dataset) -> None:
+    """The same rows have the same digests in whatever blocks, but another order."""
+    state = begin_training(in_blocks(images, memory=SMALL), ready(images), "cpu")
+    state.position = 50
+    saved = read_state(state.to_bytes())
+    assert restore_training(saved, in_blocks(images, memory=SMALL)).position == 50
+    others = in_blocks(images, block_rows=17, memory=SMALL)
+    with pytest.raises(DataRefused, match=r"the rows of the training in other blocks .* epoch 1"):
+        restore_training(saved, others)
+    state.position = 0
+    fresh = restore_training(read_state(state.to_bytes()), others)
+    assert fresh.blocks == begin_training(others, ready(images), "cpu").blocks != state.blocks

@@ -59,9 +59,9 @@ def test_the_folder_of_a_killed_server_is_removed_and_that_of_a_living_one_is_no
 
 
 def test_a_folder_that_was_made_just_now_may_be_about_to_be_locked(temporary: Path) -> None:
-    (temporary / "vae-serve-new").mkdir()
+    (temporary / "vae-server-new").mkdir()
     with runtime_folder():
-        assert (temporary / "vae-serve-new").exists()
+        assert (temporary / "vae-server-new").exists()
 
 
 def test_a_missing_temporary_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
