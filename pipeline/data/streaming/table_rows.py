@@ -65,7 +65,7 @@ def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
     most = max(1, BLOCK_BYTES // row_bytes)
     pieces, start = [], 0
     for index, file in enumerate(rows.files):
-        blocks = list_blocks(file.location)
+        blocks = list_blocks(file)
         if blocks is None:
             return None
         if sum(blocks) != file.rows:
