@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.streamed_rows import StreamedRows
+from pipeline.data.streamed_rows import MappedRows, StreamedRows
 
 Array = NDArray[Any]
 Numbers = NDArray[np.int64]
@@ -53,7 +53,7 @@ def choose_window(x: StreamedRows, passes: int, memory: int) -> int:
     It has one if rows can be read in any order, and that order fits in its share of `memory`.
     """
     rows, share = x.shape[0], memory // MEMORY_SHARE
-    if x.random_access and rows * passes * _ORDER_BYTES <= share:
+    if isinstance(x, MappedRows) and rows * passes * _ORDER_BYTES <= share:
         return 0
     row_bytes = math.prod(x.shape[1:]) * x.dtype.itemsize + _ORDER_BYTES
     return max(1, min(max(WINDOW_ROWS, WINDOW_BYTES // row_bytes), share // row_bytes))

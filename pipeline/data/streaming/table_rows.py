@@ -219,7 +219,6 @@ class BlockRows:
     left_out: NDArray[np.int64]
     """The sorted numbers of the rows that are not among these."""
 
-    random_access = False
     _blocks: list[tuple[int, range]] = field(init=False)
     """The piece of each block, and the numbers of its rows."""
     _batches: Batches = field(init=False)
@@ -272,14 +271,4 @@ class BlockRows:
                 rows = rows if kept.all() else rows[kept]
                 x[done : done + len(rows)] = rows
                 done += len(rows)
-        return x
-
-    def take(self, rows: Array) -> Array:
-        """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
-        x = np.empty((len(rows), *self.source.kind.shape), self.dtype)
-        starts = np.array([own.start for _, own in self._blocks])
-        places = np.searchsorted(starts, rows, "right") - 1
-        for block in np.unique(places):
-            own = places == block
-            x[own] = self.read_block(int(block))[np.asarray(rows)[own] - starts[block]]
         return x

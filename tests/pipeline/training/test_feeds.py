@@ -22,6 +22,7 @@ from pipeline.training.processes import Processes
 from pipeline.training.schedules import total_steps
 from pipeline.training.state import TrainState, read_state
 from pipeline.training.windows import read_windows
+from serving.errors import DataRefused
 from tests.pipeline.training.streamed import (
     KINDS,
     SMALL,
@@ -212,6 +213,15 @@ def test_a_resumed_training_keeps_its_windows_if_the_memory_is_another(images: D
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
+def test_an_order_of_all_rows_is_refused_where_rows_can_only_be_read_in_blocks(
+    images: Dataset,
+) -> None:
+    saved = read_state(begin_training(mapped(images), ready(images), "cpu").to_bytes())
+    state = restore_training(saved, in_blocks(images))
+    with pytest.raises(DataRefused, match="can only be read in blocks"):
+        open_feed(state, in_blocks(images))
+
+
 @pytest.mark.parametrize("make", [lambda dataset: dataset, *KINDS.values()], ids=["memory", *KINDS])
 def test_processes_share_each_batch(
     images: Dataset, make: Callable[[Dataset], Dataset], world: int
