@@ -23,7 +23,7 @@ _BLOCK_BYTES = 4 << 20
 
 
 class StreamedRows(Protocol):
-    """Rows (rows, *x_shape) of uint8 or float32."""
+    """Rows (rows, *x_shape) of uint8 or float32, which are read in blocks."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,15 +37,8 @@ class StreamedRows(Protocol):
     def blocks(self) -> Sequence[range]:
         """The row numbers that are read at once, in order and without gaps."""
 
-    @property
-    def random_access(self) -> bool:
-        """Whether `take` reads scattered rows as fast as those that follow each other."""
-
     def read_block(self, block: int) -> Array:
         """Return the rows of a block, (rows of the block, *x_shape)."""
-
-    def take(self, rows: Array) -> Array:
-        """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,10 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class MappedRows:
-    """The rows of a mapped file, without those that are held out."""
+    """The rows of a mapped file, without those that are held out; `StreamedRows`.
+
+    `take` reads scattered rows as fast as those that follow each other.
+    """
 
     source: Array
     """All rows of the file, (all rows, *x_shape), as `numpy.load(mmap_mode="r")` maps them."""
@@ -84,8 +80,6 @@ class MappedRows:
     """The dtype to which values are converted, if it is not that of the file."""
     stamp: FileStamp | None = field(kw_only=True, default=None)
     """What the file must still be when rows are read."""
-
-    random_access = True
 
     @property
     def shape(self) -> tuple[int, ...]:

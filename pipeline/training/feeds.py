@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.splits import Dataset, Split
-from pipeline.data.streamed_rows import StreamedRows
+from pipeline.data.streamed_rows import MappedRows, StreamedRows
 from pipeline.training.batches import Batch, Division, Feed, Stop
 from pipeline.training.read_ahead import read_ahead
 from pipeline.training.resident import place_rows, take_rows
 from pipeline.training.schedules import passes_per_epoch
 from pipeline.training.state import TrainState
 from pipeline.training.windows import Window, read_windows
+from serving.errors import DataRefused
 
 Array = NDArray[Any]
 
@@ -34,7 +35,11 @@ _READ_BYTES, _READS_AHEAD = 4 << 20, 2
 
 
 def open_feed(state: TrainState, dataset: Dataset) -> Feed:
-    """Return what gives this process its share of the batches; it must be closed."""
+    """Return what gives this process its share of the batches; it must be closed.
+
+    Raises:
+        DataRefused: a training that began with mapped rows cannot go on with what is there now.
+    """
     train, settings = dataset.train, state.settings
     rank, world = state.processes.rank, state.processes.world
     passes = passes_per_epoch(dataset.train_rows, settings)
@@ -43,6 +48,11 @@ def open_feed(state: TrainState, dataset: Dataset) -> Feed:
         return MemoryFeed(place_rows(train.x, state.device), division)
     if state.window_rows:
         return WindowFeed(train.x, division)
+    if not isinstance(train.x, MappedRows):
+        raise DataRefused(
+            f"{dataset.source} can only be read in blocks, but the training began with mapped "
+            "rows, which have another order: train anew"
+        )
     return MappedFeed(train.x, division)
 
 
@@ -73,7 +83,7 @@ class MappedFeed:
     The state does not hold the order, which may be long, but the numbers that it is drawn from.
     """
 
-    x: StreamedRows
+    x: MappedRows
     division: Division
     _reading: Generator[list[Batch], None, None] | None = field(init=False, default=None)
 

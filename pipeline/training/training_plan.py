@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.data.plan import DataPlan
-from pipeline.data.splits import Dataset
+from pipeline.data.splits import Dataset, StreamedSplit
+from pipeline.data.streamed_rows import StreamedRows
 from pipeline.training.schedules import passes_per_epoch, total_steps
 from pipeline.training.state import TrainState
+from pipeline.training.windows import largest_window
 
 FORECAST_STEPS = 100
 """Steps after which the time of all is foretold."""
@@ -27,8 +29,8 @@ def plan_lines(state: TrainState, dataset: Dataset) -> list[str]:
     passes = passes_per_epoch(rows, settings)
     steps = total_steps(rows, settings) // settings.epochs
     lines = [] if dataset.plan is None else _order_of(dataset.plan, state).lines()
-    if state.window_rows:
-        lines.append(_tell_windows(state.window_rows, rows))
+    if state.window_rows and isinstance(dataset.train, StreamedSplit):
+        lines.append(_tell_windows(state.window_rows, dataset.train.x))
     world = state.processes.world
     where = f"in {world} processes on {state.device}" if world > 1 else f"on {state.device}"
     lines.append(
@@ -60,13 +62,16 @@ def _order_of(plan: DataPlan, state: TrainState) -> DataPlan:
     return replace(plan, shuffle="blocks" if state.window_rows else "rows")
 
 
-def _tell_windows(window_rows: int, rows: int) -> str:
-    if window_rows >= rows:
+def _tell_windows(window_rows: int, x: StreamedRows) -> str:
+    most = largest_window(x, window_rows)
+    if most >= x.shape[0]:
         return "one window holds all rows, so that they come in a new order of all in each epoch"
-    small = ""
-    if window_rows < _FEW_ROWS:
-        small = f"; these are fewer than {_FEW_ROWS:,} because of --memory"
-    return f"rows are permuted in windows of at most {window_rows:,}, two in memory{small}"
+    note = ""
+    if most > window_rows:
+        note = f"; so many are in a block, and --memory has room for only {window_rows:,}"
+    elif most < _FEW_ROWS:
+        note = f"; these are fewer than {_FEW_ROWS:,} because of --memory"
+    return f"rows are permuted in windows of at most {most:,}, two in memory{note}"
 
 
 @dataclass(slots=True)

@@ -8,9 +8,11 @@ batches. Raises `DataRefused` if a file cannot be read.
 """
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -87,7 +89,7 @@ def _find_reader(location: Location, array: str) -> tuple[RowCounter, RowReader]
     if kind is None:
         raise DataRefused(explain_unread(str(location), head))
     if not array:
-        return _FORMATS[kind]
+        return (_count_ipc_file, _IpcFile()) if kind == "arrow file" else _FORMATS[kind]
     if kind != "array":
         raise UsageRefused(f"--array chooses from an .npz file, and {location} is not one")
     return partial(count_array, array=array), partial(read_array_rows, array)
@@ -98,22 +100,20 @@ def find_kind(head: bytes) -> str | None:
     return next((kind for kind, magics in _MAGICS.items() if head.startswith(magics)), None)
 
 
-def list_blocks(location: Location) -> list[int] | None:
+def list_blocks(file: InputFile) -> list[int] | None:
     """Return the numbers of rows of the parts of a file at which reading can start.
 
     They are Parquet's row groups, and the batches of an Arrow file; None for any other format,
     which is read from its first row on.
     """
-    with reading(location, pa.ArrowException):
-        with location.open() as stream:
-            kind = find_kind(bytes(stream.read(_HEAD)))
-        if kind == "arrow file":
-            return list(_count_ipc_batches(location))
-        if kind != "parquet" or is_csv_name(location.path) or is_image_name(location.path):
+    with reading(file.location, pa.ArrowException):
+        if isinstance(file.read, _IpcFile):
+            return file.read.sizes(file.location)
+        if file.read is not _read_parquet:
             return None
-        with _parquet(location) as file:
-            groups = range(file.num_row_groups)
-            return [file.metadata.row_group(index).num_rows for index in groups]
+        with _parquet(file.location) as opened:
+            groups = range(opened.num_row_groups)
+            return [opened.metadata.row_group(index).num_rows for index in groups]
 
 
 def _count_parquet(location: Location) -> tuple[pa.Schema, int]:
@@ -168,29 +168,37 @@ def _count_ipc_file(location: Location) -> tuple[pa.Schema, int]:
     return fragment.physical_schema, fragment.count_rows()
 
 
-def _read_ipc_file(
-    location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
-) -> Batches:
-    """Read the file's batches from the one that holds row `start`; earlier ones are only counted.
+@dataclass(slots=True)
+class _IpcFile:
+    """Reads an Arrow file, from the one of its batches that holds the first row that is wanted.
 
-    A compressed batch is decompressed to be counted, but one column of it alone.
+    The rows of all batches are counted once. A compressed batch is decompressed to be counted, but
+    one column of it alone.
     """
-    first, skipped = 0, 0
-    if start:
-        for rows in _count_ipc_batches(location):
-            if skipped + rows > start:
-                break
-            first, skipped = first + 1, skipped + rows
-    with _mapped(location) as stream, ipc.open_file(stream) as file:
-        batches = (file.get_batch(index) for index in range(first, file.num_record_batches))
-        yield from _cut(_slices(batches, batch_rows), start - skipped, stop - skipped, columns)
 
+    _sizes: list[int] | None = field(init=False, default=None)
 
-def _count_ipc_batches(location: Location) -> Iterator[int]:
-    options = ipc.IpcReadOptions(included_fields=[0])
-    with _mapped(location) as stream, ipc.open_file(stream, options=options) as file:
-        for index in range(file.num_record_batches):
-            yield file.get_batch(index).num_rows
+    def sizes(self, location: Location) -> list[int]:
+        """Return the number of rows of each batch."""
+        if self._sizes is None:
+            options = ipc.IpcReadOptions(included_fields=[0])
+            with _mapped(location) as stream, ipc.open_file(stream, options=options) as file:
+                batches = range(file.num_record_batches)
+                self._sizes = [file.get_batch(index).num_rows for index in batches]
+        return self._sizes
+
+    def __call__(
+        self, location: Location, start: int, stop: int, columns: Sequence[str], batch_rows: int
+    ) -> Batches:
+        """Read rows `start` to `stop`; a `RowReader`."""
+        first, skipped = 0, 0
+        if start:
+            ends = list(accumulate(self.sizes(location)))
+            first = bisect_right(ends, start)
+            skipped = ends[first - 1] if first else 0
+        with _mapped(location) as stream, ipc.open_file(stream) as file:
+            batches = (file.get_batch(index) for index in range(first, file.num_record_batches))
+            yield from _cut(_slices(batches, batch_rows), start - skipped, stop - skipped, columns)
 
 
 def _count_ipc_stream(location: Location) -> tuple[pa.Schema, int]:
@@ -270,7 +278,6 @@ def _cut(batches: Batches, start: int, stop: int, columns: Sequence[str]) -> Bat
 
 _FORMATS: Mapping[str, tuple[RowCounter, RowReader]] = {
     "parquet": (_count_parquet, _read_parquet),
-    "arrow file": (_count_ipc_file, _read_ipc_file),
     "arrow stream": (_count_ipc_stream, partial(_read_stream, _open_ipc_stream)),
     "array": (count_array, partial(read_array_rows, "")),
     "picture": (_count_picture, _read_picture),

@@ -28,7 +28,8 @@ Array = NDArray[Any]
 
 BLOCK_BYTES = 64 << 20
 """The most bytes of decoded rows in a block: the same on every machine, as the order of an epoch
-depends on the blocks. To read a slice of a row group, what stands before it is decoded too."""
+depends on the blocks. To read a slice of a row group, what stands before it is decoded too, unless
+a slice before it was read last."""
 _BATCH_BYTES = 4 << 20
 _LEAST_ROWS = 1024
 
@@ -56,8 +57,13 @@ class _Piece:
 
     file: int
     rows: range
-    is_whole: bool
-    """Whether they are all rows of a row group or a batch."""
+    group: range
+    """All rows of its row group or batch."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are all rows of a row group or a batch."""
+        return self.rows == self.group
 
 
 def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
@@ -65,7 +71,7 @@ def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
     most = max(1, BLOCK_BYTES // row_bytes)
     pieces, start = [], 0
     for index, file in enumerate(rows.files):
-        blocks = list_blocks(file.location)
+        blocks = list_blocks(file)
         if blocks is None:
             return None
         if sum(blocks) != file.rows:
@@ -73,7 +79,8 @@ def find_pieces(rows: Rows, row_bytes: int) -> list[_Piece] | None:
         for count in filter(None, blocks):
             parts = -(-count // most)
             edges = [start + count * part // parts for part in range(parts + 1)]
-            pieces += [_Piece(index, range(*ends), parts == 1) for ends in pairwise(edges)]
+            group = range(start, start + count)
+            pieces += [_Piece(index, range(*ends), group) for ends in pairwise(edges)]
             start += count
     return pieces
 
@@ -147,8 +154,9 @@ class TableRows:
 class Batches:
     """Reads the batches of pieces.
 
-    A slice that follows the last one is read on, without a new start. Of large slices, buffers and
-    pages of all columns are in memory; a whole row group is read column after column.
+    A slice that comes after the last one, in the same row group or next to it, is read on to,
+    without a new start at the beginning of the row group. Of large slices, buffers and pages of all
+    columns are in memory; a whole row group is read column after column.
 
     Args:
         source: the table.
@@ -169,10 +177,23 @@ class Batches:
         """Yield the batches of a piece, all of which must be taken before the next piece."""
         piece = self._source.pieces[number]
         self._stamps[piece.file].check()
-        if piece.is_whole or self._next != (piece.file, piece.rows.start):
-            self._open(piece)
+        file, place = self._next
         self._next = (-1, 0)  # until all of it has been read
-        left = len(piece.rows)
+        if (
+            piece.is_whole
+            or file != piece.file
+            or not piece.group.start <= place <= piece.rows.start
+        ):
+            self._open(piece)
+            place = piece.rows.start
+        for _ in self._take(piece.rows.start - place):
+            pass
+        yield from self._take(len(piece.rows))
+        if not piece.is_whole:  # after it, the stream has nothing more
+            self._next = (piece.file, piece.rows.stop)
+
+    def _take(self, left: int) -> Iterator[pa.RecordBatch]:
+        """Yield the next rows of the stream."""
         while left:
             batch = self._rest if self._rest is not None else next(self._stream)
             taken = batch.slice(0, min(left, self._batch_rows))
@@ -181,7 +202,6 @@ class Batches:
             left -= rows
             yield taken
             del batch, taken  # before the next one is read
-        self._next = (piece.file, piece.rows.stop)
 
     def _open(self, piece: _Piece) -> None:
         self._rest = None
@@ -199,7 +219,6 @@ class BlockRows:
     left_out: NDArray[np.int64]
     """The sorted numbers of the rows that are not among these."""
 
-    random_access = False
     _blocks: list[tuple[int, range]] = field(init=False)
     """The piece of each block, and the numbers of its rows."""
     _batches: Batches = field(init=False)
@@ -252,14 +271,4 @@ class BlockRows:
                 rows = rows if kept.all() else rows[kept]
                 x[done : done + len(rows)] = rows
                 done += len(rows)
-        return x
-
-    def take(self, rows: Array) -> Array:
-        """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
-        x = np.empty((len(rows), *self.source.kind.shape), self.dtype)
-        starts = np.array([own.start for _, own in self._blocks])
-        places = np.searchsorted(starts, rows, "right") - 1
-        for block in np.unique(places):
-            own = places == block
-            x[own] = self.read_block(int(block))[np.asarray(rows)[own] - starts[block]]
         return x

@@ -29,8 +29,6 @@ class BlockRows:
     """Receives the number of each block before it is read; may raise."""
     read: list[int] = field(default_factory=list)
 
-    random_access = False
-
     @property
     def shape(self) -> tuple[int, ...]:
         return self.x.shape
@@ -49,9 +47,6 @@ class BlockRows:
         self.read.append(block)
         rows = self.blocks[block]
         return self.x[rows.start : rows.stop]
-
-    def take(self, rows: Array) -> Array:
-        raise AssertionError("rows of blocks are not read one by one")
 
 
 class SmallBlocks(MappedRows):

@@ -115,9 +115,10 @@ def test_windows_give_the_batches_that_an_epoch_of_them_is_divided_into(
         for epoch in (1, 2, 3)
         for window in read_windows(BlockRows(images.sample, 16), 54, seed=0, epoch=epoch, passes=2)
     ]
-    assert len(expected) == 6 * 5
+    assert len(expected) == 6 * 6
+    assert max(map(len, expected)) == 48  # of blocks of 16, no more fit into 54
     np.testing.assert_array_equal(torch.cat(seen).numpy(), np.concatenate(expected))
-    one_pass = np.concatenate(expected[:5]).reshape(270, -1)
+    one_pass = np.concatenate(expected[:6]).reshape(270, -1)
     every_row = images.sample.reshape(270, -1)
     np.testing.assert_array_equal(np.unique(one_pass, axis=0), np.unique(every_row, axis=0))
 
@@ -210,6 +211,15 @@ def test_a_resumed_training_keeps_its_windows_if_the_memory_is_another(images: D
     ]
     assert windows == [0, 54, 54, (1 << 30) // 8 // (30 + 8)]
     assert "window_rows" not in read_state(begin_training(images, ready(images), "cpu").to_bytes())
+
+
+def test_an_order_of_all_rows_is_refused_where_rows_can_only_be_read_in_blocks(
+    images: Dataset,
+) -> None:
+    saved = read_state(begin_training(mapped(images), ready(images), "cpu").to_bytes())
+    state = restore_training(saved, in_blocks(images))
+    with pytest.raises(DataRefused, match="can only be read in blocks"):
+        open_feed(state, in_blocks(images))
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

@@ -74,7 +74,7 @@ def test_two_windows_are_in_memory_at_most(
 
     monkeypatch.setattr(windows, "_read", watched)
     train(in_blocks(images, memory=SMALL), ready(images))
-    assert len(made) == 3 * 5
+    assert len(made) == 3 * 6
     assert max(alive) == 1
 
 
@@ -159,7 +159,7 @@ def test_a_block_that_cannot_be_read_ends_training_with_a_state_to_resume_from(
     with pytest.raises(DataRefused, match=r"^part-3\.parquet is gone$"):
         train(dataset, config, hooks=TrainHooks(save=lambda state: saved.append(state.to_bytes())))
     state = restore_training(read_state(saved[-1]), in_blocks(images, memory=SMALL))
-    assert (state.epoch, state.position) == (2, 100)  # of two windows, which have 128 rows at most
+    assert (state.epoch, state.position) == (2, 100)  # of three windows of 144 rows
     result = continue_training(state, in_blocks(images, memory=SMALL))
     assert result.history == whole.history
     assert weights(result) == weights(whole)

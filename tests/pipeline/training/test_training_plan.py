@@ -71,6 +71,16 @@ def test_only_a_window_of_fewer_than_100_000_rows_is_called_small(images: Datase
         assert ("because of --memory" in line) == small
 
 
+def test_a_block_that_is_larger_than_a_window_is_told(images: Dataset) -> None:
+    lines = plan_lines(*begin(in_blocks(images, 100, memory=SMALL)))
+    assert lines[-2] == (
+        "rows are permuted in windows of at most 100, two in memory; so many are in a block, and "
+        "--memory has room for only 54"
+    )
+    whole = plan_lines(*begin(in_blocks(images, 270, memory=SMALL)))
+    assert whole[-2].startswith("one window holds all rows, so")
+
+
 def test_the_time_is_foretold_once_from_the_steps_after_the_first_ten() -> None:
     clock = [0.0]
     forecast = Forecast(left=5_000, per_epoch=500, now=lambda: clock[0])

@@ -1,12 +1,14 @@
 """The order of rows that are read in blocks."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from threading import Event
 
 import numpy as np
 import pytest
 
 from pipeline.data.streamed_rows import MappedRows
-from pipeline.training.windows import WINDOW_ROWS, choose_window, read_windows
+from pipeline.training.windows import WINDOW_ROWS, choose_window, largest_window, read_windows
 from tests.pipeline.training.streamed import Array, BlockRows
 
 
@@ -38,15 +40,16 @@ def test_every_row_comes_once_in_a_pass(rows: int, block_rows: int, window_rows:
 
 
 def test_the_order_is_the_one_that_numpy_draws_from_the_same_seeds() -> None:
-    """19 blocks of 10 rows and one of 5 make 4 windows: a block is where its first row is."""
+    """19 blocks of 10 rows and one of 5 make 4 windows: of 5 blocks, or of 45 rows."""
     expected: list[Array] = []
     for number in range(2):
-        windows: list[list[int]] = [[], [], [], []]
-        before = 0
+        windows: list[list[int]] = [[]]
         for block in philox(3, 5, number).permutation(20):
             rows = range(10 * block, min(10 * block + 10, 195))
-            windows[before * 4 // 195] += rows
-            before += len(rows)
+            if len(windows[-1]) + len(rows) > 50:
+                windows.append([])
+            windows[-1] += rows
+        assert len(windows) == 4
         for window, rows_of in enumerate(windows):
             order = philox(3, 5, number, window).permutation(len(rows_of))
             expected.append(np.array(rows_of)[order])
@@ -83,6 +86,52 @@ def test_windows_are_equal_up_to_a_block_and_not_larger_than_allowed() -> None:
     assert len(sizes) == 4
     assert max(sizes) - min(sizes) <= 10
     assert max(sizes) <= 260
+
+
+class UnevenBlocks(BlockRows):
+    """Rows in blocks of drawn sizes."""
+
+    sizes: Sequence[int] = ()
+
+    @property
+    def blocks(self) -> Sequence[range]:
+        return [range(*ends) for ends in pairwise([0, *np.cumsum(self.sizes).tolist()])]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_window_is_larger_than_allowed_only_if_it_is_a_single_block(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    largest, window_rows = int(rng.integers(1, 60)), int(rng.integers(1, 100))
+    sizes = rng.integers(1, largest + 1, rng.integers(1, 80)).tolist()
+    x = UnevenBlocks(np.arange(sum(sizes), dtype=np.float32)[:, None], 0)
+    x.sizes = sizes
+    found = []
+    for window in read_windows(x, window_rows, seed=seed, epoch=1):
+        found.append(len(window.x))
+        assert found[-1] <= window_rows or len(x.read) == 1
+        x.read.clear()
+    assert sum(found) == sum(sizes)
+    assert max(found) <= largest_window(x, window_rows)
+    if len(found) > 1:
+        assert min(found) > window_rows / 2 - max(sizes)
+
+
+def test_the_largest_window_is_told() -> None:
+    x = numbers(100, 30)
+    found = [largest_window(x, window_rows) for window_rows in (1, 30, 50, 100, 500)]
+    assert found == [30, 30, 50, 100, 100]
+
+
+def test_the_blocks_of_a_window_are_read_in_the_order_of_the_file() -> None:
+    x = numbers(1000, 10)
+    read = []
+    for _ in read_windows(x, 250, seed=0, epoch=1):
+        assert x.read == sorted(x.read)
+        assert len(x.read) == 25
+        read.append(x.read.copy())
+        x.read.clear()
+    assert sorted(np.concatenate(read)) == [*range(100)]
+    assert read[0] != [*range(25)]
 
 
 def test_reading_ends_between_two_blocks_when_it_is_closing() -> None:

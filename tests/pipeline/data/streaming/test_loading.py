@@ -15,7 +15,9 @@ from pyarrow import csv, parquet
 from pipeline.data.dataset import load_dataset
 from pipeline.data.plan import Resources
 from pipeline.data.splits import StreamedSplit, digest
+from pipeline.data.streamed_rows import MappedRows
 from pipeline.data.streaming.loading import load_streamed
+from pipeline.data.streaming.table_rows import BlockRows
 from serving.errors import DataRefused
 from tests.pipeline.data.streaming.sources import (
     BYTES,
@@ -46,7 +48,7 @@ def test_an_npy_file_is_mapped(tmp_path: Path, x: Array) -> None:
     np.save(tmp_path / "x.npy", x)
     memory, streamed = both(tmp_path / "x.npy", tmp_path)
     assert_equal(memory, streamed)
-    assert streamed.train.x.random_access  # type: ignore[union-attr]
+    assert isinstance(streamed.train.x, MappedRows)
     assert not (tmp_path / "cache").exists()
 
 
@@ -85,7 +87,7 @@ def test_a_table_is_read_by_blocks(
     memory, streamed = both(path, tmp_path, likelihood="auto")
     assert_equal(memory, streamed)
     assert isinstance(streamed.train, StreamedSplit)
-    assert not streamed.train.x.random_access
+    assert isinstance(streamed.train.x, BlockRows)
     assert not (tmp_path / "cache").exists()
 
 
@@ -99,7 +101,7 @@ def test_what_has_no_blocks_is_decoded_once(
         assert_equal(memory, streamed)
         assert capsys.readouterr().err.count("decoding the rows once") == said
     assert isinstance(streamed.train, StreamedSplit)
-    assert streamed.train.x.random_access
+    assert isinstance(streamed.train.x, MappedRows)
 
 
 @pytest.mark.parametrize("name", ["columns of floats", "columns of whole numbers", "words"])
@@ -309,4 +311,5 @@ def test_the_digest_of_rows_in_parts_is_that_of_all(tmp_path: Path) -> None:
     _, streamed = both(tmp_path / "x.npy", tmp_path)
     assert isinstance(streamed.train, StreamedSplit)
     rows = streamed.train.x
+    assert isinstance(rows, MappedRows)
     assert streamed.train.sha256 == digest(rows.take(np.arange(rows.shape[0])))
