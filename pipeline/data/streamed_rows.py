@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from serving.errors import DataRefused
 
 if TYPE_CHECKING:
+    from pyarrow import fs
+
     from serving.io.filesystems import Location
 
 Array = NDArray[Any]
@@ -54,7 +56,14 @@ class FileStamp:
 
     location: "Location"
     size: int
-    mtime_ns: int | None
+    version: str
+    """See `Location.version`; empty if only the size tells whether it has changed."""
+
+    @classmethod
+    def of(cls, location: "Location", info: "fs.FileInfo | None" = None) -> "FileStamp":
+        """Return the stamp of a file as it is now, or as `info` has it."""
+        found = info or location.info()
+        return cls(location, found.size, location.version(found))
 
     def check(self) -> None:
         """Look whether the file is still the same.
@@ -65,7 +74,7 @@ class FileStamp:
         info = self.location.info()
         if not info.is_file:
             raise DataRefused(f"{self.location} is gone: it was there when its rows were counted")
-        if (info.size, info.mtime_ns) != (self.size, self.mtime_ns):
+        if (info.size, self.location.version(info)) != (self.size, self.version):
             raise DataRefused(
                 f"{self.location} has changed since its rows were counted: it has {info.size:,} "
                 f"bytes, and had {self.size:,}, or it was written again"

@@ -177,13 +177,11 @@ def _open_table(
             judge=kind.schema is None,
         )
     if rows:
-        stamps = [FileStamp(file.location, file.size, file.mtime_ns) for file in rows.files]
+        stamps = [FileStamp(file.location, file.size, file.version) for file in rows.files]
         most = rows.total
     else:
-        location = locate(str(source.path))
-        info = location.info()
-        stamps = [FileStamp(location, info.size, info.mtime_ns)]
-        most = max(1, info.size // (2 * len(source.names)))  # a field has a digit and a comma
+        stamps = [FileStamp.of(locate(str(source.path)))]
+        most = max(1, stamps[0].size // (2 * len(source.names)))  # a field has a digit and a comma
     decoded = DecodedTable(
         kind=kind,
         files=stamps,

@@ -104,7 +104,7 @@ class TableRows:
     @property
     def stamps(self) -> list[FileStamp]:
         """The files as they were when their rows were counted."""
-        return [FileStamp(file.location, file.size, file.mtime_ns) for file in self.rows.files]
+        return [FileStamp(file.location, file.size, file.version) for file in self.rows.files]
 
     @property
     def facts(self) -> Mapping[str, Any]:
