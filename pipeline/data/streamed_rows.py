@@ -95,6 +95,11 @@ class MappedRows:
     """What the file must still be when rows are read."""
 
     random_access = True
+    _before: Array = field(init=False, repr=False)
+    """The number of rows before each of `held_out` that are among these."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_before", _count_before(self.held_out))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,7 +130,7 @@ class MappedRows:
         """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
         if self.stamp is not None:
             self.stamp.check()
-        return np.asarray(self.source[count_up(rows, self.held_out)], self.dtype)
+        return np.asarray(self.source[_count_up(rows, self._before)], self.dtype)
 
 
 def count_up(rows: Array, left_out: Array) -> Array:
@@ -133,5 +138,13 @@ def count_up(rows: Array, left_out: Array) -> Array:
 
     `left_out` must be sorted.
     """
-    before = np.searchsorted(left_out - np.arange(len(left_out)), rows, "right")
-    return np.asarray(rows + before)
+    return _count_up(rows, _count_before(left_out))
+
+
+def _count_before(left_out: Array) -> Array:
+    """Return how many rows that are not left out stand before each that is."""
+    return np.asarray(left_out - np.arange(len(left_out)))
+
+
+def _count_up(rows: Array, before: Array) -> Array:
+    return np.asarray(rows + np.searchsorted(before, rows, "right"))
