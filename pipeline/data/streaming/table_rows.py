@@ -127,7 +127,7 @@ class TableRows:
                 x, codes = reader.read(batch)
                 good = np.flatnonzero(codes == 0)
                 labels = batch.column(self.label).take(pa.array(good)) if self.label else None
-                x = x.astype(self.kind.dtype, copy=False)
+                x = x.reshape(len(x), *self.kind.shape).astype(self.kind.dtype, copy=False)
                 if check and self.judge:
                     watch.add(x)
                 yield Chunk(x, start + good, labels)
@@ -250,7 +250,7 @@ class BlockRows:
                     )
                 kept = kept[codes == 0]
                 rows = rows if kept.all() else rows[kept]
-                x[done : done + len(rows)] = rows
+                x[done : done + len(rows)] = rows.reshape(len(rows), *x.shape[1:])
                 done += len(rows)
         return x
 
