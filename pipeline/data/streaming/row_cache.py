@@ -127,7 +127,8 @@ def locked(path: Path) -> Iterator[None]:
         raise VaeError(f"cannot write {lock}: {err.strerror}: name a folder by --cache") from err
     with file:
         for left in path.parent.glob(f".{path.name}.*"):
-            left.unlink()  # by a process that was killed
+            with contextlib.suppress(OSError):
+                left.unlink()  # by a process that was killed
         try:
             yield
         finally:

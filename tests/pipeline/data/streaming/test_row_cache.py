@@ -89,6 +89,12 @@ def test_the_owner_is_this_user_or_whom_the_disk_gives_new_files(
     assert not row_cache.is_own(tmp_path / "x")
 
 
+def test_leftovers_that_cannot_be_deleted_remain(tmp_path: Path) -> None:
+    (tmp_path / ".x.npy.of another user").mkdir()
+    with row_cache.locked(tmp_path / "x.npy"):
+        assert (tmp_path / ".x.npy.of another user").exists()
+
+
 @pytest.mark.parametrize("look", [1, 2])
 def test_a_lock_that_is_deleted_meanwhile_is_taken_anew(
     tmp_path: Path, look: int, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """Data at a URI, in memory and streamed, are the data of a folder."""
 
 import atexit
+import json
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.data.streaming.measuring import measure_source
 from serving.errors import DataRefused, UsageRefused
+from serving.io.filesystems import locate
 from tests.pipeline.data.streaming.sources import (
     BYTES,
     FLOATS,
@@ -182,3 +184,21 @@ def test_a_file_at_a_uri_that_is_written_again_in_training_is_refused(
     upload(tmp_path, bucket)
     with pytest.raises(DataRefused, match=r"x\.parquet has changed .* or it was written again"):
         data.train.x.take(np.arange(data.train_rows))
+
+
+@pytest.mark.parametrize("field", ["ETag", "Last-Modified", "generation"])
+def test_a_file_system_tells_a_file_by_what_it_knows(
+    bucket: str, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of HTTP knows what the server tells, and that of memory when a file was written."""
+    location = locate(write_again(bucket, np.arange(4), ".npy"))
+    version = location.version(location.info())
+    write_again(bucket, np.arange(4), ".npy")
+    assert version != location.version(location.info()) != ""
+    monkeypatch.setattr(MemoryFileSystem, "modified", AbstractFileSystem.modified)
+    assert location.version(location.info()) == ""
+    info = MemoryFileSystem.info
+    for told in ("one", "two"):
+        tell = lambda system, path, told=told: {**info(system, path), field: told}  # noqa: E731
+        monkeypatch.setattr(MemoryFileSystem, "info", tell)
+        assert json.loads(location.version(location.info())) == {field: told}
