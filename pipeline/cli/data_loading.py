@@ -1,6 +1,5 @@
 """Load the data that a command needs: that of a config, or the rows to evaluate a model on."""
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ import click
 from pipeline.cli.memory_options import allowed_resources
 from pipeline.config import Config
 from serving.cli.paths import Origin
-from serving.console import say
-from serving.errors import DataRefused, UsageRefused
+from serving.console import say, warn
+from serving.errors import DataRefused, UsageRefused, VaeError
 from serving.schema import Schema
 
 if TYPE_CHECKING:
@@ -110,6 +109,39 @@ def _rows_of(model: RowsOfModel) -> dict[str, Any]:
     }
 
 
+def _own_rows(checkpoint: "Checkpoint", source: str) -> "Split | None":
+    """Return the held-out rows of a streamed model if `source` is its data, else None.
+
+    All rows are read for it, unless their kind, shape or number tells that they are others.
+
+    Raises:
+        VaeError: the rows can neither be streamed nor held in memory.
+    """
+    from pipeline.data.streaming.measuring import measure_source
+    from pipeline.data.streaming.recognition import may_hold
+
+    data, known = checkpoint.config.data, checkpoint.data
+    try:
+        if not may_hold(
+            source,
+            sum(split["rows"] for split in known["splits"].values()),
+            checkpoint.x_shape,
+            has_columns="columns" in known or "schema" in known,
+            some_dropped=data.drop_missing,
+            array=data.array,
+        ):
+            return None
+        return load_data(checkpoint.config, checkpoint, source).test
+    except (DataRefused, UsageRefused):
+        return None  # they are rows of other data
+    except VaeError as err:
+        needed = measure_source(source, data.columns, data.array)
+        if needed > allowed_resources(streamed=False).memory:
+            raise
+        warn(f"{source}: cannot tell whether the model learned from some of these rows: {err}")
+        return None
+
+
 def rows_to_evaluate(
     checkpoint: "Checkpoint", source: str | None, array: str = "", delimiter: str = ""
 ) -> "Split":
@@ -130,8 +162,8 @@ def rows_to_evaluate(
     if source is None:
         return load_data(checkpoint.config, checkpoint).test
     if "streamed" in checkpoint.data and not (array or delimiter):
-        with contextlib.suppress(DataRefused, UsageRefused):  # they are rows of other data
-            split = load_data(checkpoint.config, checkpoint, source).test
+        split = _own_rows(checkpoint, source)
+        if split is not None:
             say(f"{source}: the model's own held-out rows")
             return split
     known = checkpoint.data["splits"]["test"]["sha256"]

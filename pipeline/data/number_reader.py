@@ -38,6 +38,7 @@ class NumberReader:
         layout: shape and dtype of a row.
         drop_missing: whether rows that lack a value are left out, and not refused.
         check: watches the values, and judges them at the end; None if they were judged before.
+        advice: what else can be done about missing values, with a comma at its end.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class NumberReader:
         layout: RowLayout,
         drop_missing: bool,
         check: Float32Check | None,
+        advice: str = "",
     ) -> None:
-        self.layout = layout
+        self.layout, self._advice = layout, advice
         self._path, self._names, self._drop, self._check = path, names, drop_missing, check
         self._missing: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -95,8 +97,8 @@ class NumberReader:
             listed = _list_missing(self._missing)
             if not self._drop:
                 raise DataRefused(
-                    f"{path} has missing values, {listed}: fill them in, leave such rows out by "
-                    "--drop-missing, or name other columns by --columns"
+                    f"{path} has missing values, {listed}: {self._advice}fill them in, leave such "
+                    "rows out by --drop-missing, or name other columns by --columns"
                 )
             say(f"{path}: {self._dropped:,} rows with missing values are left out, {listed}")
         if self._check:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from serving.errors import DataRefused
 
 if TYPE_CHECKING:
+    from pyarrow import fs
+
     from serving.io.filesystems import Location
 
 Array = NDArray[Any]
@@ -47,7 +49,14 @@ class FileStamp:
 
     location: "Location"
     size: int
-    mtime_ns: int | None
+    version: str
+    """See `Location.version`; empty if only the size tells whether it has changed."""
+
+    @classmethod
+    def of(cls, location: "Location", info: "fs.FileInfo | None" = None) -> "FileStamp":
+        """Return the stamp of a file as it is now, or as `info` has it."""
+        found = info or location.info()
+        return cls(location, found.size, location.version(found))
 
     def check(self) -> None:
         """Look whether the file is still the same.
@@ -58,7 +67,7 @@ class FileStamp:
         info = self.location.info()
         if not info.is_file:
             raise DataRefused(f"{self.location} is gone: it was there when its rows were counted")
-        if (info.size, info.mtime_ns) != (self.size, self.mtime_ns):
+        if (info.size, self.location.version(info)) != (self.size, self.version):
             raise DataRefused(
                 f"{self.location} has changed since its rows were counted: it has {info.size:,} "
                 f"bytes, and had {self.size:,}, or it was written again"
@@ -80,6 +89,12 @@ class MappedRows:
     """The dtype to which values are converted, if it is not that of the file."""
     stamp: FileStamp | None = field(kw_only=True, default=None)
     """What the file must still be when rows are read."""
+
+    _before: Array = field(init=False, repr=False)
+    """The number of rows before each of `held_out` that are among these."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_before", _count_before(self.held_out))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,7 +125,7 @@ class MappedRows:
         """Return the rows of these numbers, (len(rows), *x_shape), in their order."""
         if self.stamp is not None:
             self.stamp.check()
-        return np.asarray(self.source[count_up(rows, self.held_out)], self.dtype)
+        return np.asarray(self.source[_count_up(rows, self._before)], self.dtype)
 
 
 def count_up(rows: Array, left_out: Array) -> Array:
@@ -118,5 +133,13 @@ def count_up(rows: Array, left_out: Array) -> Array:
 
     `left_out` must be sorted.
     """
-    before = np.searchsorted(left_out - np.arange(len(left_out)), rows, "right")
-    return np.asarray(rows + before)
+    return _count_up(rows, _count_before(left_out))
+
+
+def _count_before(left_out: Array) -> Array:
+    """Return how many rows that are not left out stand before each that is."""
+    return np.asarray(left_out - np.arange(len(left_out)))
+
+
+def _count_up(rows: Array, before: Array) -> Array:
+    return np.asarray(rows + np.searchsorted(before, rows, "right"))

@@ -60,12 +60,14 @@ class NumberTable:
     """Which features hold whole numbers."""
     are_images: bool
     """Whether the rows may be images, whose colours are found while they are read."""
+    advice: str = ""
+    """What else than to fill them in can be done about missing values, with a comma at its end."""
 
     def reader(self, drop_missing: bool, *, check: bool = True) -> NumberReader:
         """Return what reads batches; with `check`, it judges at the end what they hold."""
         watch = Float32Check(self.source.path, self.features, self.whole) if check else None
-        names = self.source.names
-        return NumberReader(self.source.path, names, self.layout, drop_missing, watch)
+        path, names = self.source.path, self.source.names
+        return NumberReader(path, names, self.layout, drop_missing, watch, self.advice)
 
 
 def plan_numbers(source: TableSource) -> NumberTable:

@@ -6,6 +6,7 @@ Raises `UsageRefused` if there is nothing at a path, or if no file system fits t
 
 import contextlib
 import fnmatch
+import json
 import os
 import posixpath
 import uuid
@@ -21,6 +22,11 @@ from serving.errors import DataRefused, UsageRefused, VaeError
 
 _PATTERN = frozenset("*?[")
 _TEMPORARY = "_tmp."
+_VERSIONS = (
+    *("ETag", "etag", "Content-MD5", "Digest", "md5Hash", "generation"),
+    *("Last-Modified", "LastModified", "last_modified", "updated"),
+)
+"""What file systems of fsspec tell that is another when a file is written again."""
 _LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 
 
@@ -45,6 +51,27 @@ class Location:
     def info(self) -> fs.FileInfo:
         """Return kind, size and time of change; the kind is `NotFound` if there is no such path."""
         return self.system.get_file_info(self.path)
+
+    def version(self, info: fs.FileInfo) -> str:
+        """Return what tells a file from others at its path; empty if nothing does.
+
+        It is the time of change, which `info` holds, or what fsspec knows in its place: a checksum
+        or another time.
+        """
+        if info.mtime_ns is not None:
+            return str(info.mtime_ns)
+        handler = getattr(self.system, "handler", None)
+        if not isinstance(handler, fs.FSSpecHandler):
+            return ""
+        system: Any = handler.fs
+        try:
+            found = system.info(self.path)
+            told = {name: str(found[name]) for name in _VERSIONS if found.get(name)}
+            with contextlib.suppress(NotImplementedError):
+                told["modified"] = system.modified(self.path).isoformat()
+        except (OSError, LookupError, AttributeError):
+            return ""
+        return json.dumps(told) if told else ""
 
     def exists(self) -> bool:
         """Whether the path is a file or a folder."""

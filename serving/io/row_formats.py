@@ -53,6 +53,8 @@ class InputFile:
     keys: Mapping[str, str | None]
     """Keys and values in the names of its folders."""
     note: str = ""
+    version: str = ""
+    """See `Location.version`."""
 
 
 def open_file(
@@ -66,6 +68,7 @@ def open_file(
 ) -> InputFile:
     """Find out how a file is read, and count its rows; the other arguments are those of `Rows`."""
     with reading(location, pa.ArrowException):
+        version = location.version(info)  # before anything of it is read
         if info.size == 0 and not is_image_name(location.path):
             raise DataRefused(f"{location} is empty")
         if is_csv_name(location.path):
@@ -77,8 +80,8 @@ def open_file(
             count, read = _find_reader(location, array)
             schema, rows = count(location)
             note = ""
-    keys = partition_keys(name)
-    return InputFile(name, location, info.size, info.mtime_ns, schema, rows, read, keys, note)
+    keys, size, mtime_ns = partition_keys(name), info.size, info.mtime_ns
+    return InputFile(name, location, size, mtime_ns, schema, rows, read, keys, note, version)
 
 
 def _find_reader(location: Location, array: str) -> tuple[RowCounter, RowReader]:

@@ -71,7 +71,10 @@ class RowSource(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the rows depend on: files, sizes, times, and what is chosen; in JSON's own types."""
+        """What the rows depend on: files, sizes, times, and what is chosen; in JSON's own types.
+
+        It is empty if nothing tells whether a file has changed, so that nothing may be kept of it.
+        """
 
     def chunks(self, *, check: bool) -> Iterator[Chunk]:
         """Yield all rows; with `check`, refuse them at the end if a model cannot learn from them.
@@ -87,9 +90,11 @@ class RowSource(Protocol):
 def describe_rows(
     kind: RowKind, files: Sequence[FileStamp], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what rows depend on, in JSON's own types."""
+    """Return what rows depend on, in JSON's own types; nothing if a file may change unseen."""
+    if not all(file.version for file in files):
+        return {}
     return {
-        "files": [(str(file.location), file.size, file.mtime_ns) for file in files],
+        "files": [(str(file.location), file.size, file.version) for file in files],
         "options": options,
         "shape": kind.shape,
         "dtype": str(kind.dtype),

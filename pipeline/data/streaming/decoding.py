@@ -69,9 +69,7 @@ class DecodedImages:
     @property
     def files(self) -> list[FileStamp]:
         """The images."""
-        return [
-            FileStamp(location, info.size, info.mtime_ns) for _, location, info in self.folder.files
-        ]
+        return [FileStamp.of(location, info) for _, location, info in self.folder.files]
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -161,8 +159,7 @@ class DecodedArray:
     @property
     def files(self) -> list[FileStamp]:
         """The file."""
-        info = self.location.info()
-        return [FileStamp(self.location, info.size, info.mtime_ns)]
+        return [FileStamp.of(self.location)]
 
     @property
     def options(self) -> Mapping[str, Any]:

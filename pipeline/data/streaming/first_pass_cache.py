@@ -15,7 +15,7 @@ from pipeline.data.plan import HELD_OUT_BYTES, SAMPLE_BYTES
 from pipeline.data.splits import StreamedSplit
 from pipeline.data.streaming.chunks import RowSource
 from pipeline.data.streaming.first_pass import FirstPass, Shares, take_first_pass
-from pipeline.data.streaming.row_cache import cache_place, locked
+from pipeline.data.streaming.row_cache import cache_place, is_own, locked, open_private
 from serving.console import say
 from serving.errors import VaeError
 from serving.files import reading, staged_file
@@ -34,14 +34,15 @@ def remember_first_pass(source: RowSource, shares: Shares, folder: Path | None) 
     Raises:
         DataRefused: rows cannot be used, or the file is damaged.
     """
-    if source.total * source.kind.row_bytes < LEAST_BYTES:
+    known = source.facts
+    if source.total * source.kind.row_bytes < LEAST_BYTES or not known:
         return take_first_pass(source, shares)
     facts = {
         "version": _VERSION,
         "most": [HELD_OUT_BYTES, SAMPLE_BYTES],
         "shares": asdict(shares),
         "name": source.kind.name,
-        **source.facts,
+        **known,
     }
     path = cache_place(folder, facts, ".npz")
     with contextlib.ExitStack() as stack:
@@ -49,7 +50,7 @@ def remember_first_pass(source: RowSource, shares: Shares, folder: Path | None) 
             stack.enter_context(locked(path))
         except VaeError:
             return take_first_pass(source, shares)  # nothing can be kept
-        if path.exists():
+        if is_own(path):
             say(f"{source.kind.name}: {source.total:,} rows, which were read before: {path}")
             return _load(source, path)
         found = take_first_pass(source, shares)
@@ -69,7 +70,7 @@ def _save(found: FirstPass, path: Path) -> None:
         "capped": np.array(found.capped),
         **({} if found.labels is None else {"labels": found.labels}),
     }
-    with staged_file(path) as temporary, temporary.open("w+b") as file:
+    with staged_file(path) as temporary, open_private(temporary) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

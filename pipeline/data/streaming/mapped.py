@@ -58,6 +58,8 @@ class MappedSource:
     checked: bool = False
     """Whether the rows were checked before they were written."""
     cache: Path | None = None
+    once: bool = False
+    """Whether the file is of no use to others, as what it was made of may change unseen."""
     sha256: str = ""
     """Of the bytes of all rows, if they are to be compared with it."""
     labels: Any = None
@@ -73,6 +75,8 @@ class MappedSource:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the rows depend on, in JSON's own types."""
+        if self.once:
+            return {}
         options = {"drop_missing": self.drop_missing, "labels": self.labels is not None}
         return describe_rows(self.kind, [self.stamp], options)
 
@@ -162,6 +166,4 @@ def fit_model(kind: RowKind, selection: Selection) -> RowKind:
 
 def stamp_file(path: Path) -> FileStamp:
     """Return what shows whether a file has changed."""
-    location = locate(str(path))
-    info = location.info()
-    return FileStamp(location, info.size, info.mtime_ns)
+    return FileStamp.of(locate(str(path)))

@@ -26,6 +26,7 @@ from pipeline.data.streamed_rows import FileStamp
 from pipeline.data.streaming.chunks import RowKind, RowSource
 from pipeline.data.streaming.decoding import DecodedImages, DecodedTable, open_decoded_array
 from pipeline.data.streaming.mapped import fit_model, map_array
+from pipeline.data.streaming.null_counts import find_columns_with_nulls
 from pipeline.data.streaming.parts import Parts
 from pipeline.data.streaming.row_cache import cache_rows, find_cached
 from pipeline.data.streaming.table_rows import Decoder, TableRows, find_pieces
@@ -41,6 +42,7 @@ _Run = Callable[[RowSource], _Result]
 _SAMPLE_ROWS = 100_000
 """Rows from which the schema of a table is found."""
 _SAMPLED_PIECES = 32
+_TAKE_GAPS = "learn from them by --likelihood mixed, "
 
 
 def run_on_rows(
@@ -102,7 +104,8 @@ def _run_on_table(
         known = selection.table_schema is None and 0 < total <= _SAMPLE_ROWS
         mixed = _MixedDecoder(source, schema, total, selection, told=not known)
         return run(_open_table(source, kind, mixed, csv_types(schema), selection, resources))
-    table = plan_numbers(source)
+    may_have_gaps = may_be_mixed(source, selection)  # and the sample has none
+    table = replace(plan_numbers(source), advice=_TAKE_GAPS if may_have_gaps else "")
 
     def run_shaped(shape: tuple[int, ...]) -> _Result:
         shaped = replace(table, layout=replace(table.layout, shape=shape))
@@ -177,13 +180,11 @@ def _open_table(
             judge=kind.schema is None,
         )
     if rows:
-        stamps = [FileStamp(file.location, file.size, file.mtime_ns) for file in rows.files]
+        stamps = [FileStamp(file.location, file.size, file.version) for file in rows.files]
         most = rows.total
     else:
-        location = locate(str(source.path))
-        info = location.info()
-        stamps = [FileStamp(location, info.size, info.mtime_ns)]
-        most = max(1, info.size // (2 * len(source.names)))  # a field has a digit and a comma
+        stamps = [FileStamp.of(locate(str(source.path)))]
+        most = max(1, stamps[0].size // (2 * len(source.names)))  # a field has a digit and a comma
     decoded = DecodedTable(
         kind=kind,
         files=stamps,
@@ -203,7 +204,24 @@ def _find_schema(source: TableSource, selection: Selection) -> Schema | None:
     if not may_be_mixed(source, selection):
         return None
     types = guess_types(source)
-    return settle_schema(source, _sample(source, types, selection), selection)
+    table = _sample(source, types, selection)
+    return settle_schema(source, _add_gaps(source, table, selection), selection)
+
+
+def _add_gaps(source: TableSource, table: pa.Table, selection: Selection) -> pa.Table:
+    """Add a row that shows which columns have gaps outside the sample, as far as footers tell.
+
+    Its other cells are those of the first row.
+    """
+    if source.rows is None or source.rows.total <= _SAMPLE_ROWS or selection.drop_missing:
+        return table
+    full = [name for name in source.names if not table.column(name).null_count]
+    gaps = find_columns_with_nulls(source.rows, full)
+    row = table.slice(0, 1)
+    for place, item in enumerate(table.schema):
+        if item.name in gaps:
+            row = row.set_column(place, item, pa.nulls(1, item.type))
+    return pa.concat_tables([table, row]) if gaps else table
 
 
 def _sample(

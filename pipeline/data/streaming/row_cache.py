@@ -1,16 +1,20 @@
 """Keep decoded rows in a file that is mapped, so that each is decoded once and read in any order.
 
 In: rows that are decoded in order, and a folder. Out: the mapped rows. A file is written whole or
-not at all, and is used again while the files that it was made of are the same. Raises `VaeError`,
-with the name of the file, if it cannot be written.
+not at all, and is used again while the files that it was made of are the same; if their file system
+does not tell that, it is deleted at the end of the process. Files are for their user alone. Raises
+`VaeError`, with the name of the file, if it cannot be written.
 """
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +44,8 @@ _FACTS, _LABELS, _LABEL = ".json", ".labels", "label"
 
 def find_cached(rows: Decodable, folder: Path | None) -> MappedSource | None:
     """Return the rows if they were decoded before."""
-    path = _place(rows, folder)
-    return _open(rows, path) if path.exists() else None
+    path, once = _place(rows, folder)
+    return _open(rows, path) if not once and _is_kept(path) else None
 
 
 def cache_rows(rows: Decodable, folder: Path | None) -> MappedSource:
@@ -53,26 +57,63 @@ def cache_rows(rows: Decodable, folder: Path | None) -> MappedSource:
         DataRefused: the rows cannot be used.
         VaeError: the file cannot be written.
     """
-    path = _place(rows, folder)
+    path, once = _place(rows, folder)
     with locked(path):
-        if not path.exists():
-            _require_space(rows, path)
-            say(f"{rows.kind.name}: decoding the rows once, to {path}")
-            _write(rows, path)
-            return replace(_open(rows, path), sha256="")
-        return _open(rows, path)
+        if _is_kept(path):
+            return _open(rows, path)
+        _require_space(rows, path)
+        say(f"{rows.kind.name}: decoding the rows once, to {path}")
+        if once:
+            atexit.register(_delete, path)
+        _write(rows, path)
+        return replace(_open(rows, path), sha256="", once=once)
 
 
-def _place(rows: Decodable, folder: Path | None) -> Path:
-    """Return the path of the file, whose name tells all that it depends on."""
+def _place(rows: Decodable, folder: Path | None) -> tuple[Path, bool]:
+    """Return the path of the file, and whether it is for this process alone.
+
+    The name tells all that the rows depend on, or is used once if that cannot be told.
+    """
     facts = describe_rows(rows.kind, rows.files, rows.options)
-    return cache_place(folder, {"version": _VERSION, **facts}, ".npy")
+    key = facts or {"once": secrets.token_hex()}
+    return cache_place(folder, {"version": _VERSION, **key}, ".npy"), not facts
+
+
+def _is_kept(path: Path) -> bool:
+    return is_own(path) and is_own(path.with_suffix(_FACTS))
+
+
+def _delete(path: Path) -> None:
+    for suffix in (path.suffix, _FACTS, _LABELS):
+        with contextlib.suppress(OSError):
+            path.with_suffix(suffix).unlink()
 
 
 def cache_place(folder: Path | None, facts: Mapping[str, Any], suffix: str) -> Path:
-    """Return the path of a file that depends on `facts`, which its name stands for."""
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    """Return the path of this user's file that depends on `facts`, which its name stands for."""
+    told = json.dumps({"user": os.geteuid(), **facts}, sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()[:32]
     return (folder or cache_folder() / "rows").absolute() / f"{key}{suffix}"
+
+
+def is_own(path: Path) -> bool:
+    """Whether there is a file that this user has written; that of another is not trusted."""
+    try:
+        owner = path.lstat().st_uid
+        return owner == os.geteuid() or owner == _owner_of_new_files(path.parent)
+    except OSError:
+        return False
+
+
+def _owner_of_new_files(folder: Path) -> int:
+    """Return who owns what this process writes: shared disks may give it to another user."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """Open a file to write and read, which is made for this user alone."""
+    return open(path, "w+b", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 @contextlib.contextmanager
@@ -80,26 +121,28 @@ def locked(path: Path) -> Iterator[None]:
     """Let one process at a time write the file."""
     lock = path.with_suffix(".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = _lock(lock)
     except OSError as err:
         raise VaeError(f"cannot write {lock}: {err.strerror}: name a folder by --cache") from err
     with file:
         for left in path.parent.glob(f".{path.name}.*"):
-            left.unlink()  # by a process that was killed
+            with contextlib.suppress(OSError):
+                left.unlink()  # by a process that was killed
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path) -> IO[bytes]:
     """Open a file and lock it, again if the process that held it has deleted it meanwhile."""
     while True:
-        file = path.open("w")
+        file = open_private(path)
         fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
         file.close()
 
 
@@ -122,7 +165,7 @@ def _write(rows: Decodable, path: Path) -> None:
     labels: list[pa.Array] = []
     with (
         staged_file(path) as temporary,
-        temporary.open("w+b") as file,
+        open_private(temporary) as file,
         progress(rows.most_rows, "rows") as bar,
     ):
         start = _write_header(file, kind.dtype, (rows.most_rows, *kind.shape))
@@ -146,10 +189,11 @@ def _write(rows: Decodable, path: Path) -> None:
         file.flush()
         if labels:
             table = pa.table({_LABEL: pa.chunked_array(labels).unify_dictionaries()})
-            with staged_file(path.with_suffix(_LABELS)) as beside:
-                parquet.write_table(table, beside)
-        with staged_file(path.with_suffix(_FACTS)) as beside:
-            beside.write_text(json.dumps({"rows": done, "sha256": sha.hexdigest()}))
+            with staged_file(path.with_suffix(_LABELS)) as beside, open_private(beside) as written:
+                parquet.write_table(table, written)
+        told = json.dumps({"rows": done, "sha256": sha.hexdigest()}).encode()
+        with staged_file(path.with_suffix(_FACTS)) as beside, open_private(beside) as written:
+            written.write(told)
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
@@ -176,7 +220,7 @@ def _open(rows: Decodable, path: Path) -> MappedSource:
         ):
             raise DataRefused(f"{path} is damaged: delete it, and its rows are decoded again")
         beside, labels = path.with_suffix(_LABELS), None
-        if beside.exists():
+        if is_own(beside):
             table = parquet.read_table(beside, read_dictionary=[_LABEL])
             labels = table.column(0).combine_chunks()
     return replace(

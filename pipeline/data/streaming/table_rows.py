@@ -111,7 +111,7 @@ class TableRows:
     @property
     def stamps(self) -> list[FileStamp]:
         """The files as they were when their rows were counted."""
-        return [FileStamp(file.location, file.size, file.mtime_ns) for file in self.rows.files]
+        return [FileStamp(file.location, file.size, file.version) for file in self.rows.files]
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ class TableRows:
                 x, codes = reader.read(batch)
                 good = np.flatnonzero(codes == 0)
                 labels = batch.column(self.label).take(pa.array(good)) if self.label else None
-                x = x.astype(self.kind.dtype, copy=False)
+                x = x.reshape(len(x), *self.kind.shape).astype(self.kind.dtype, copy=False)
                 if check and self.judge:
                     watch.add(x)
                 yield Chunk(x, start + good, labels)
@@ -269,6 +269,6 @@ class BlockRows:
                     )
                 kept = kept[codes == 0]
                 rows = rows if kept.all() else rows[kept]
-                x[done : done + len(rows)] = rows
+                x[done : done + len(rows)] = rows.reshape(len(rows), *x.shape[1:])
                 done += len(rows)
         return x

@@ -1,5 +1,6 @@
 """The rows that `vae evaluate MODEL --data …` uses."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 from pyarrow import parquet
 
 from pipeline.cli.data_loading import rows_to_evaluate
+from pipeline.data.dataset import Dataset
 from pipeline.data.plan import Resources
 from pipeline.data.streaming.loading import load_streamed
-from serving.errors import DataRefused, UsageRefused
+from pipeline.model.checkpoint import Checkpoint
+from serving.errors import DataRefused, UsageRefused, VaeError
 from tests.trained_models import Trained, draw_images, draw_table
 
 
@@ -47,6 +52,91 @@ def test_the_data_of_a_streamed_training_in_another_place(
     assert len(rows.x) < 40
     np.save(tmp_path / "other.npy", draw_images(33))
     assert len(rows_to_evaluate(checkpoint, str(tmp_path / "other.npy")).x) == 33
+
+
+@pytest.fixture
+def streamed_model(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Checkpoint, list[str]]:
+    """A model of 400 streamed images, and the list of the sources that are streamed anew."""
+    np.save(tmp_path / "own.npy", draw_images(400))
+    settings: dict[str, Any] = {"valid_fraction": 0.1, "test_fraction": 0.1}
+    dataset = load_streamed(str(tmp_path / "own.npy"), Resources(memory=1), **settings)
+    seen: list[str] = []
+
+    def load(source: str, *given: Any, **chosen: Any) -> Dataset:
+        seen.append(source)
+        return load_streamed(source, *given, **chosen)
+
+    monkeypatch.setattr("pipeline.data.streaming.loading.load_streamed", load)
+    return replace(trained[0], data=dataset.describe()), seen
+
+
+def save_gray(folder: Path, x: NDArray[Any]) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(x):
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    return folder
+
+
+def save_as(folder: Path, kind: str) -> Path:
+    """Save the model's rows, or others, in one of several formats."""
+    own, path = draw_images(400), folder / kind
+    if kind == "images":
+        return save_gray(path, own[:30])
+    if kind.endswith(".parquet"):
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(own.reshape(-1)), 30)
+        parquet.write_table(pa.table({"x": rows[: 399 if "fewer" in kind else 400]}), path)
+    elif kind.endswith(".npz"):
+        np.savez(path, x_train=own[:300], x_test=own[: 100 if "same" in kind else 50])
+    else:
+        np.save(path, {"fewer": own[:399], "wider": draw_images(400)[:, :, :4]}.get(path.stem, own))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("same.npy", True),
+        ("same.parquet", True),
+        ("same.npz", True),
+        ("fewer.npy", False),
+        ("wider.npy", False),
+        ("fewer.parquet", False),
+        ("fewer.npz", False),
+        ("images", False),
+    ],
+)
+def test_rows_of_other_number_or_shape_are_not_streamed_to_be_compared(
+    streamed_model: tuple[Checkpoint, list[str]], tmp_path: Path, kind: str, read: bool
+) -> None:
+    checkpoint, seen = streamed_model
+    path = str(save_as(tmp_path, kind))
+    seen.clear()
+    with contextlib.suppress(DataRefused):  # rows of another shape
+        rows_to_evaluate(checkpoint, path)
+    assert seen == ([path] if read else [])
+
+
+def test_a_full_disk_does_not_end_an_evaluation_that_fits_in_memory(
+    streamed_model: tuple[Checkpoint, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*given: Any, **chosen: Any) -> Dataset:
+        raise VaeError("cannot write x.npy: No space left on device")
+
+    checkpoint, _ = streamed_model
+    monkeypatch.setattr("pipeline.data.streaming.loading.load_streamed", refuse)
+    np.save(tmp_path / "other.npy", draw_images(400)[::-1])
+    rows = rows_to_evaluate(checkpoint, str(tmp_path / "other.npy"))
+    np.testing.assert_array_equal(rows.x, draw_images(400)[::-1])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot tell whether the model learned from some of these rows: cannot write" in said
+    monkeypatch.setattr("pipeline.data.streaming.measuring.measure_source", lambda *given: 1 << 60)
+    with pytest.raises(VaeError, match="No space left"):
+        rows_to_evaluate(checkpoint, str(tmp_path / "other.npy"))
 
 
 def test_data_that_has_moved_is_asked_for(trained: Trained) -> None:

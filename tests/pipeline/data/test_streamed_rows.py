@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data import streamed_rows
 from pipeline.data.streamed_rows import MappedRows
 
 
@@ -22,3 +23,10 @@ def test_a_mapped_file_gives_the_rows_that_are_not_held_out(
     assert np.array_equal(rows.take(chosen), wanted[chosen])
     blocks = [rows.read_block(number) for number in range(len(rows.blocks))]
     assert np.array_equal(np.concatenate(blocks), wanted)
+
+
+def test_what_is_held_out_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, held_out = np.arange(14, dtype=np.float32).reshape(7, 2), np.array([1, 4])
+    rows = MappedRows(x, held_out)
+    monkeypatch.setattr(streamed_rows, "_count_before", None)
+    assert np.array_equal(rows.take(np.array([1, 4, 0])), x[[2, 6, 0]])

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +70,17 @@ def test_rows_are_read_in_the_shape_of_a_model(tmp_path: Path) -> None:
     memory, streamed = both(tmp_path / "x.npy", tmp_path, x_shape=(3, 2), x_dtype="float32")
     assert streamed.x_shape == (3, 2)
     assert_equal(memory, streamed)
+
+
+@pytest.mark.parametrize("name", ["lists", "fixed bytes"])
+@pytest.mark.parametrize("write", [write_parquet, write_stream])
+def test_rows_of_a_table_are_read_in_the_shape_of_a_model(
+    tmp_path: Path, name: str, write: Callable[[pa.Table, Path], Path]
+) -> None:
+    np.save(tmp_path / "x.npy", BYTES)
+    memory, _ = both(tmp_path / "x.npy", tmp_path)
+    _, streamed = both(write(TABLES[name], tmp_path), tmp_path, x_shape=(3, 2), x_dtype="uint8")
+    assert_equal(memory, replace(streamed, source=memory.source))
 
 
 @pytest.fixture(params=[64 << 20, 12], ids=["row groups", "slices of row groups"])

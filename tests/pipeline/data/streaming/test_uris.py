@@ -1,19 +1,29 @@
 """Data at a URI, in memory and streamed, are the data of a folder."""
 
+import atexit
+import json
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
+from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from pipeline.data.dataset import load_dataset
 from pipeline.data.plan import Resources
+from pipeline.data.splits import Dataset
 from pipeline.data.streaming.loading import load_streamed
 from pipeline.data.streaming.measuring import measure_source
 from serving.errors import DataRefused, UsageRefused
+from serving.io.filesystems import locate
 from tests.pipeline.data.streaming.sources import (
     BYTES,
     FLOATS,
@@ -25,6 +35,8 @@ from tests.pipeline.data.streaming.sources import (
     write_arrow,
     write_parquet_parts,
 )
+
+Array = NDArray[Any]
 
 
 @pytest.fixture
@@ -111,4 +123,90 @@ def test_a_part_at_a_uri_that_changes_is_refused(tmp_path: Path, bucket: str) ->
     last_of_part0 = 22 // 7
     data.train.x.read_block(last_of_part0)
     with pytest.raises(DataRefused, match=r"part1\.parquet is gone"):
-        [data.train.x.read_block(block) for block in range(len(data.train.x.blocks))]
+        every_row(data)
+
+
+def every_row(data: Dataset) -> Array:
+    """Read all rows to train on, which are streamed."""
+    assert not isinstance(data.train.x, np.ndarray)
+    return np.concatenate([data.train.x.read_block(n) for n in range(len(data.train.x.blocks))])
+
+
+def write_again(uri: str, x: Array, suffix: str) -> str:
+    """Write a file of the same size at the same place."""
+    path = f"{uri}/x{suffix}"
+    with fsspec.filesystem("memory").open(path, "wb") as file:
+        if suffix == ".csv":
+            csv.write_csv(pa.table({"a": x}), file)
+        else:
+            np.save(file, x[:, None])
+    return path
+
+
+def load(source: str, tmp_path: Path) -> set[float]:
+    resources = Resources(memory=1, cache=tmp_path / "cache")
+    data = load_streamed(source, resources, valid_fraction=0.1, test_fraction=0.1)
+    rows = every_row(data)
+    return {float(x) for x in (*rows[:, 0], *data.valid.x[:, 0], *data.test.x[:, 0])}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npy"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_that_is_written_again_is_read_again(
+    tmp_path: Path, bucket: str, suffix: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the file system tells neither a time of change nor a checksum of it."""
+    monkeypatch.setattr("pipeline.data.streaming.first_pass_cache.LEAST_BYTES", 0)
+    if not told:
+        monkeypatch.setattr(MemoryFileSystem, "modified", AbstractFileSystem.modified)
+    for first in (100.5, 300.5):
+        x = np.arange(40) + first
+        path = write_again(bucket, x, suffix)
+        assert load(path, tmp_path) == {*x}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_cannot_be_told_from_others_is_deleted_at_the_end(
+    tmp_path: Path, bucket: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_end: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", lambda act, *given: at_end.append(partial(act, *given)))
+    monkeypatch.setattr("pipeline.data.streaming.first_pass_cache.LEAST_BYTES", 0)
+    if not told:
+        monkeypatch.setattr(MemoryFileSystem, "modified", AbstractFileSystem.modified)
+    load(write_again(bucket, np.arange(40) + 0.5, ".csv"), tmp_path)
+    kept = {path.suffix for path in (tmp_path / "cache").iterdir()}
+    assert kept == {".npy", ".json", *([".npz"] if told else [])}
+    for act in at_end:
+        act()
+    assert len([*(tmp_path / "cache").iterdir()]) == (3 if told else 0)
+
+
+def test_a_file_at_a_uri_that_is_written_again_in_training_is_refused(
+    tmp_path: Path, bucket: str
+) -> None:
+    parquet.write_table(pa.table({"a": FLOATS[:, 0]}), tmp_path / "x.parquet")
+    upload(tmp_path, bucket)
+    data = load_streamed(bucket, Resources(memory=1), valid_fraction=0.1, test_fraction=0.1)
+    assert not isinstance(data.train.x, np.ndarray)
+    upload(tmp_path, bucket)
+    with pytest.raises(DataRefused, match=r"x\.parquet has changed .* or it was written again"):
+        every_row(data)
+
+
+@pytest.mark.parametrize("field", ["ETag", "Last-Modified", "generation"])
+def test_a_file_system_tells_a_file_by_what_it_knows(
+    bucket: str, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of HTTP knows what the server tells, and that of memory when a file was written."""
+    location = locate(write_again(bucket, np.arange(4), ".npy"))
+    version = location.version(location.info())
+    write_again(bucket, np.arange(4), ".npy")
+    assert version != location.version(location.info()) != ""
+    monkeypatch.setattr(MemoryFileSystem, "modified", AbstractFileSystem.modified)
+    assert location.version(location.info()) == ""
+    info = MemoryFileSystem.info
+    for told in ("one", "two"):
+        tell = lambda system, path, told=told: {**info(system, path), field: told}  # noqa: E731
+        monkeypatch.setattr(MemoryFileSystem, "info", tell)
+        assert json.loads(location.version(location.info())) == {field: told}
