@@ -10,11 +10,12 @@ from serving.cpu import limit_spinning
 
 limit_spinning()
 
-from tests.benchmarks.scale import memory, parity, processes, resume, throughput  # noqa: E402  after the spin limit
+from tests.benchmarks.scale import answers, memory, parity, processes, resume, throughput  # noqa: E402  after the spin limit
 
 MEASUREMENTS: dict[str, Callable[[], Iterator[object]]] = {
     "memory": memory.measure,
     "throughput": throughput.measure,
+    "answers": answers.measure,
     "resume": resume.measure,
     "processes": processes.measure,
     "parity": parity.measure,
