@@ -168,8 +168,8 @@ def observing(settings: "Settings", rows: Any, options: Mapping[str, Any]) -> "O
     from serving.live.challenger import ChallengerFollower, server_id
     from serving.live.observing import Observing
     from serving.live.options import ObserverOptions
-    from serving.server.granian_adapter import block_signals
     from serving.server.logging_config import configure
+    from serving.server.worker_pool import block_signals
 
     challenger = settings.folder / "challenger.json" if options["shadow"] else None
     sums = settings.folder / "live_sums.json"

@@ -17,6 +17,8 @@ from serving.http2.headers import HeadReader, check_fields, malformed
 from serving.http2.sender import Sender
 from serving.http2.stream import Owner, Parts, Stream
 from serving.http2.tokens import Tokens
+from serving.transport.limits import GREETING_S, REQUEST_S
+from serving.transport.progress import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -33,15 +35,14 @@ class Connection(asyncio.Protocol):
         self._reader = FrameReader(self._frame)
         self._since = self.time()
         """When the connection was opened, or began to close."""
-        self._moved = (0, self._since)
-        """Bytes that had left, and when the last of them did."""
+        self._progress = Progress(self._since)
         self._last = 0
         self._last_taken = NEVER
         self._uncredited = 0
         self._tokens = Tokens(self._since)
         self._pinged = self._since
         self._stuck = self._draining = self._closing = False
-        self.idle, self._seen = False, -1
+        self.idle, self._seen = 0, -1
         """Whether it has had no stream, or taken nothing, for a second; its last stream then."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -49,13 +50,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._write = self._transport.write
         self.sender = Sender(self._transport)
-        self._server.admit(self)
-        self._write(limits.HELLO)
+        if self._server.admit(self):
+            self._write(limits.HELLO)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell the streams."""
         self._end_all()
-        self._server.connections.discard(self)
+        self._server.forget(self)
 
     def eof_received(self) -> None:
         """End: a client that says no more does not read for long, either."""
@@ -91,8 +92,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._spend()
         except StreamFault as fault:
-            stream = self.streams.pop(number, None)
-            if stream is not None:
+            if stream := self.streams.pop(number, None):
                 self._end(stream)
             self._spend()
             self._write(frames.number_frame(frames.RST_STREAM, number, fault.code))
@@ -161,14 +161,10 @@ class Connection(asyncio.Protocol):
         if not stream.closed:
             stream.finished()
 
-    def _priority(self, flags: int, number: int, payload: bytes) -> None:
-        self._spend()
-
     def _rst_stream(self, flags: int, number: int, payload: bytes) -> None:
         self._check_known(number)
         self._spend()
-        stream = self.streams.pop(number, None)
-        if stream is not None:
+        if stream := self.streams.pop(number, None):
             self._end(stream)
 
     def _settings(self, flags: int, number: int, payload: bytes) -> None:
@@ -190,9 +186,6 @@ class Connection(asyncio.Protocol):
         else:
             self._write(frames.frame(frames.PING, frames.ACK, payload=payload))
 
-    def _goaway(self, flags: int, number: int, payload: bytes) -> None:
-        self._spend()
-
     def _window_update(self, flags: int, number: int, payload: bytes) -> None:
         increment = frames.NUMBER.unpack(payload)[0] & NEVER
         stream = self.streams.get(number)
@@ -208,8 +201,8 @@ class Connection(asyncio.Protocol):
     def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "a client pushes nothing")
 
-    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
-        """Pay for it; the frame reader has taken its content."""
+    def _pay(self, flags: int, number: int, payload: bytes) -> None:
+        """Pay for a frame that says nothing; a CONTINUATION has been read before."""
         self._spend()
 
     def _spend(self, tokens: int = 1) -> None:
@@ -277,11 +270,20 @@ class Connection(asyncio.Protocol):
         stream.lost()
 
     def _end_all(self) -> None:
-        self._closing, self.idle = True, False
+        self._closing, self.idle = True, 0
         self.budget.set_unsent(self, 0)
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             self._end(stream)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are calls to answer."""
+        return bool(self.streams)
+
+    def give_way(self) -> None:
+        """End, to make room: at once, if the client does not read."""
+        self.abort() if self.streams else self.close(Code.NO_ERROR)
 
     def drain(self) -> None:
         """Ask the client to open no more streams; those that it has opened are answered."""
@@ -294,10 +296,10 @@ class Connection(asyncio.Protocol):
         """Go on when the client has seen that the server drains, and has answered the ping."""
         if self._draining and self._last_taken == NEVER:
             self._last_taken = self._last
-            if self.streams:
-                self._write(frames.goaway_frame(self._last, Code.NO_ERROR))
-            else:
+            if not self.streams:
                 self.close(Code.NO_ERROR)
+                return
+            self._write(frames.goaway_frame(self._last, Code.NO_ERROR))
 
     def close(self, code: Code, message: str = "") -> None:
         """Say why, and end the connection once the client has read all that was written."""
@@ -316,35 +318,33 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """End the connection if its client does not go on; called each second."""
-        if (self._closing or not self._reader.greeted) and now - self._since > limits.GREETING_S:
+        if (self._closing or not self._reader.greeted) and now - self._since > GREETING_S:
             self.abort()
             return
         if now - self._pinged > limits.PING_S:
             self._pinged = now
             self._write(frames.frame(frames.PING, payload=bytes(8)))
         left = self.sender.sent - self._transport.get_write_buffer_size()
-        if not self._stuck or left - self._moved[0] >= limits.PROGRESS:
-            self._moved = (left, now)
-        elif now - self._moved[1] > limits.PROGRESS_S:
+        if not self._progress.look(left, self._stuck, now):
             self.abort()
             return
-        stopped = not self.streams or now - self._moved[1] >= limits.IDLE_S
-        self.idle, self._seen = stopped and self._seen == self._last, self._last
+        stopped = not self.streams or self._progress.stands(now)
+        self.idle, self._seen = int(stopped and self._seen == self._last), self._last
         for stream in [*self.streams.values()]:
-            if not stream.ended and now - stream.since > limits.REQUEST_S:
+            if not stream.ended and now - stream.since > REQUEST_S:
                 stream.overdue()
 
 
 _READERS = (
     Connection._data,
     Connection._headers,
-    Connection._priority,
+    Connection._pay,
     Connection._rst_stream,
     Connection._settings,
     Connection._push_promise,
     Connection._ping,
-    Connection._goaway,
+    Connection._pay,
     Connection._window_update,
-    Connection._continuation,
+    Connection._pay,
 )
 """What reads each frame, by its type."""

@@ -1,4 +1,4 @@
-"""What a client may do, and for how long; and the frames that announce it."""
+"""What a client of HTTP/2 may do, beside the limits of all clients; and the frames that say so."""
 
 from serving.http2 import frames
 
@@ -11,14 +11,6 @@ STREAM_WINDOW = 2**20
 CONNECTION_WINDOW = 2**24
 MAX_UNSENT = 2**25
 """Bytes of answers that a connection may hold back and still open streams."""
-GREETING_S = 10.0
-"""Seconds within which a client greets, and takes the last bytes of a connection."""
-REQUEST_S = 30.0
-"""Seconds within which a request arrives."""
-PROGRESS, PROGRESS_S = 2**14, 30.0
-"""Bytes of its answers that a client takes at least, and within how many seconds."""
-IDLE_S = 1.0
-"""Seconds in which a client takes nothing, after which it gives way to a new connection."""
 PING_S = 600.0
 """Seconds between two pings of the server: TCP then finds out that a client is gone."""
 TOKENS = 1000

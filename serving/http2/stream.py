@@ -116,13 +116,15 @@ class Owner(Protocol):
     """The server of a connection, as its connection sees it."""
 
     budget: Budget
-    connections: set[Any]
 
     def time(self) -> float:
         """Return the time of the event loop."""
 
-    def admit(self, connection: Any, /) -> None:
+    def admit(self, connection: Any, /) -> bool:
         """Take a connection, or end it if there are too many."""
+
+    def forget(self, connection: Any, /) -> None:
+        """Drop a connection that has ended."""
 
     def read_head(self, fields: Fields, /) -> Any:
         """Make of header fields what a stream needs of them."""

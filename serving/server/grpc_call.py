@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 
 from serving.errors import BodyTimeout, DeadlineExceeded, NotReady, Overloaded, VaeError
 from serving.http2.headers import write_block
-from serving.http2.limits import REQUEST_S
 from serving.http2.stream import Carrier, Stream
 from serving.server.grpc_wire import (
     ANSWER,
@@ -24,6 +23,7 @@ from serving.server.grpc_wire import (
     size_of,
     status_fields,
 )
+from serving.transport.limits import REQUEST_S
 
 _MOST_UNSENT = 2**20
 """Bytes of a stream's replies that may wait for its client before the next reply is made."""

@@ -109,11 +109,10 @@ class GrpcServer:
         budget = Budget(MAX_RECEIVED * max_bytes, MAX_UNSENT)
         self._http2 = Http2Server(read_head, partial(Call, self), budget, max_calls)
 
-    async def start(self, address: str, certificate: tuple[Path, Path] | None) -> None:
-        """Listen at `host:port`, over TLS if given files of a certificate chain and its key."""
+    async def start(self, host: str, port: int, certificate: tuple[Path, Path] | None) -> None:
+        """Listen, over TLS if given files of a certificate chain and its private key."""
         self.loop = asyncio.get_running_loop()
-        host, _, port = address.rpartition(":")
-        await self._http2.start(host.strip("[]"), int(port), certificate)
+        await self._http2.start(host, port, certificate)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, end streams that wait, and give calls in progress time to end."""

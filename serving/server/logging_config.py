@@ -49,16 +49,6 @@ def configure(log_format: LogFormat) -> None:
     logging.getLogger("serving").setLevel(logging.INFO)
 
 
-def granian_config(log_format: LogFormat) -> dict[str, object]:
-    """Return a configuration that does the same for granian, whose lines would go to stdout."""
-    formatter = JsonFormatter if log_format == "json" else PlainFormatter
-    handler = {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}
-    return {
-        "formatters": {"line": {"()": formatter}},
-        "handlers": {"console": handler, "access": handler},
-    }
-
-
 def log_answer(logger: logging.Logger, text: str, request_id: str, started: float) -> None:
     """Log an answer, with the id of its request and the milliseconds since `started`."""
     ms = round((time.perf_counter() - started) * 1e3, 3)

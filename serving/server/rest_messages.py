@@ -1,10 +1,11 @@
 """The values of the REST side: a route, a request whose route is known, an answer, and limits."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from serving.errors import DataRefused
+from serving.http1.exchange import Exchange
 from serving.protocol.http_body import JSON
 
 Headers = list[tuple[str, str]]
@@ -33,10 +34,9 @@ class Limits:
 
 @dataclass(slots=True)
 class Request:
-    """A request whose route is known: granian's headers and protocol, and path parameters."""
+    """A request, and the path parameters of its route once that is known."""
 
-    headers: Any
-    protocol: Any
+    exchange: Exchange
     name: str = ""
     version: str = ""
     file: str = ""
@@ -45,15 +45,20 @@ class Request:
     held: int = 0
     """Bytes of its body that are counted as in memory."""
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return its header fields, by their names in lower case."""
+        return self.exchange.head.headers
 
-def header_of(headers: Any, name: str) -> str | None:
+
+def header_of(headers: Mapping[str, str], name: str) -> str | None:
     """Return the value of a header, or None if there is none.
 
     Raises:
-        DataRefused: it is not ASCII; granian gives None for it, as if it were absent.
+        DataRefused: it is not ASCII: two readers might take it for different things.
     """
-    value: str | None = headers.get(name)
-    if value is None and name in headers:
+    value = headers.get(name)
+    if value is not None and not value.isascii():
         raise DataRefused(f"the header {name} must be ASCII")
     return value
 

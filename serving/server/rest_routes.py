@@ -42,11 +42,11 @@ async def infer(server: RestServer, request: Request) -> Answer:
             operation, request.version, body, header_length, served.columns
         )
         with server.tracer.span(request.headers, operation.name) as span:
-            response = await server.infer(decoded, request.protocol)
+            response = await service.infer(decoded)
             span.annotate(response.version, decoded)
         started = time.perf_counter()
         size = sum(each.nbytes for each in response.outputs.values())
-        server.connections.check(size, time.monotonic())
+        server.check_room(size)
         content, length = encode_response(response, binary)
         service.counters.observe("encode", operation.name, time.perf_counter() - started)
         kind = JSON if length is None else BINARY

@@ -1,28 +1,30 @@
-"""The REST side of the server, an RSGI application: read HTTP, call `Service`, answer over HTTP.
+"""The REST side of the server: take requests on the event loop, and give each its answer.
 
-RSGI is granian's own interface; over ASGI the same application answers a third fewer requests.
+`serving.server.rest_routes` has the table of routes, and the function that answers each.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from urllib.parse import unquote
 
 import orjson
 
 from serving.errors import ClientLeft, MethodNotAllowed, NotFound, Overloaded, VaeError
+from serving.http1.exchange import Exchange
+from serving.http1.server import Http1Server
 from serving.protocol.http_body import JSON
-from serving.protocol.messages import InferRequest, InferResponse
 from serving.server.auth import Access
 from serving.server.cors import Cors
 from serving.server.live_file import LiveFile
 from serving.server.logging_config import log_answer
 from serving.server.request_body import BodyReader
-from serving.server.rest_connections import RestConnections
 from serving.server.rest_messages import Answer, Headers, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
@@ -31,37 +33,15 @@ from serving.server.tracing import Tracer
 LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-_SMALL_DIGITS = 4  # digits of a Content-Length below 10,000 bytes
 _KNOWN_PATHS = 64  # whose routes are not looked for again
-LARGE = 2**12
-"""Bytes of an answer that are counted until they have left; the kernel takes smaller ones."""
 _MAX_MESSAGE = 300
 """Characters of an error; some tell what was sent, which may be long."""
 _REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
 _REFUSAL_HEADERS = [("content-type", JSON), *Overloaded.headers]
 
 
-class _Done:
-    """An awaitable that is done."""
-
-    def __await__(self) -> Generator[None]:
-        yield from ()
-
-
-_DONE = _Done()
-
-
-class Scope(Protocol):
-    """The facts about a request that granian passes over RSGI."""
-
-    method: str
-    path: str
-    headers: Any
-    client: str
-
-
 class RestServer:
-    """Answers HTTP requests: the RSGI application that granian calls.
+    """Answers HTTP requests on the event loop that starts it, over `serving.http1`.
 
     Args:
         service: the inference service that all transports share.
@@ -72,7 +52,7 @@ class RestServer:
         cors: the origins whose pages may use the server.
         host: the name or address that the server listens on.
         access_log: whether to log every request.
-        connections: the connections that requests arrive on.
+        max_connections: connections at a time.
         live: what the observer of the live rows knows.
     """
 
@@ -87,7 +67,7 @@ class RestServer:
         cors: Cors | None = None,
         host: str = "",
         access_log: bool = False,
-        connections: RestConnections | None = None,
+        max_connections: int = 1024,
         live: LiveFile | None = None,
     ) -> None:
         self.service = service
@@ -95,43 +75,66 @@ class RestServer:
         self.cors = cors or Cors()
         self.host = host
         self.bodies = BodyReader(limits)
-        self.connections = connections or RestConnections(0, 0)
         self.live = live or LiveFile()
         self._routes = [(route, _pattern(route.path)) for route in routes]
         self._find = lru_cache(_KNOWN_PATHS)(self._find_route)
-        self._counted = [pattern for route, pattern in self._routes if route.counted]
         self.tracer = tracer
         self.access_log = access_log
         self._refuses_at_once = not (access.api_key or access_log or self.cors.origins)
 
-    def __rsgi__(self, scope: Scope, protocol: Any) -> Awaitable[None]:
-        """Answer one request; refuse an inference within microseconds when the server is full."""
-        if self.service.full and self._refuses_at_once:
-            length = scope.headers.get("content-length")
-            # a small body has been buffered already; a larger one must be read before an answer
-            if scope.method == "POST" and length and len(length) <= _SMALL_DIGITS:
-                for pattern in self._counted:
-                    if match := pattern.fullmatch(scope.path):
-                        return self._refuse(match["name"], protocol)
-        return self._answer(scope, protocol)
+        self._http1 = Http1Server(self.handle, self._refuse_malformed, max_connections)
 
-    def _refuse(self, name: str, protocol: Any) -> Awaitable[None]:
+    async def start(self, host: str, port: int, certificate: tuple[Path, Path] | None) -> None:
+        """Listen, over TLS if given files of a certificate chain and its private key."""
+        await self._http1.start(host, port, certificate)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new requests, and give those in progress `grace_s` seconds to end."""
+        await self._http1.stop(grace_s)
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request; refuse an inference within microseconds when the server is full."""
+        if self.service.full and self._refuses_at_once and exchange.complete:
+            head = exchange.head
+            with contextlib.suppress(VaeError):
+                route, names = self._find(head.method, path_of(head.target))
+                if route.counted:
+                    self._refuse(names["name"], exchange)
+                    return
+        # with a name, since asyncio would write one for each
+        exchange.task = asyncio.Task(self.answer(exchange), name="request")
+
+    def _refuse(self, name: str, exchange: Exchange) -> None:
         if name in OPERATIONS:
             self.service.counters.add("requests", name, "rest", Overloaded.status)
-        protocol.response_bytes(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL)
-        return _DONE
+        exchange.respond(Overloaded.status, _REFUSAL_HEADERS, _REFUSAL, close=self.service.draining)
 
-    async def _answer(self, scope: Scope, protocol: Any) -> None:
-        headers = scope.headers
-        request = Request(headers, protocol, started=time.perf_counter())
+    def _refuse_malformed(self, exchange: Exchange, status: int, reason: str) -> None:
+        answer = _error(status, reason)
+        exchange.respond(status, [("content-type", JSON)], answer.body, close=True)
+
+    def check_room(self, size: int) -> None:
+        """Check that there is room for an answer of so many bytes.
+
+        Raises:
+            Overloaded: clients do not take the answers that are there.
+        """
+        self._http1.check_room(size)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        head = exchange.head
+        headers = head.headers
+        request = Request(exchange, started=time.perf_counter())
         given = headers.get("x-request-id")
         request.id = given if given and _REQUEST_ID.fullmatch(given) else ""
         route = None
+        path = path_of(head.target)
         try:
-            if self.cors.origins and scope.method == "OPTIONS" and self.cors.is_preflight(headers):
-                answer = self._preflight(scope)
+            if self.cors.origins and head.method == "OPTIONS" and self.cors.is_preflight(headers):
+                answer = self._preflight(path, headers)
             else:
-                route, names = self._find(scope.method, scope.path)
+                route, names = self._find(head.method, path)
                 request.name, request.version = names.get("name", ""), names.get("version", "")
                 request.file = names.get("file", "")
                 if self.access.api_key and not route.open:
@@ -139,6 +142,8 @@ class RestServer:
                 answer = await route.handler(self, request)
         except VaeError as err:
             answer = self._refusal(request, err)
+        except asyncio.CancelledError:
+            answer = self._refusal(request, ClientLeft("the client closed the connection"))
         except Exception:
             request.id = request.id or uuid.uuid4().hex
             LOG.exception("internal error", extra={"request_id": request.id})
@@ -148,18 +153,17 @@ class RestServer:
         if route is not None and route.counted:
             self.service.record("rest", request.name, answer.status, request.started)
         if self.access_log:
-            text = f"{scope.method} {scope.path} {answer.status}"
+            text = f"{head.method} {path} {answer.status}"
             log_answer(LOG, text, request.id, request.started)
-        protocol.response_bytes(answer.status, self._headers(request, answer), answer.body)
-        if (size := len(answer.body)) >= LARGE:
-            self.connections.answered(scope.client, size, time.monotonic())
+        fields = self._headers(request, answer)
+        exchange.respond(answer.status, fields, answer.body, close=self.service.draining)
 
-    def _preflight(self, scope: Scope) -> Answer:
-        methods = [route.method for route, pattern in self._routes if pattern.fullmatch(scope.path)]
+    def _preflight(self, path: str, headers: Mapping[str, str]) -> Answer:
+        methods = [route.method for route, pattern in self._routes if pattern.fullmatch(path)]
         if not methods:
-            raise _no_path(scope.path)
+            raise _no_path(path)
         methods += ["HEAD"] if "GET" in methods else []
-        return Answer(status=204, headers=self.cors.preflight(scope.headers, methods))
+        return Answer(status=204, headers=self.cors.preflight(headers, methods))
 
     def _find_route(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return a path's route, and what stands for the names in it."""
@@ -187,27 +191,17 @@ class RestServer:
             headers += self.cors.headers(request.headers.get("origin"))
         if request.id:
             headers.append(("x-request-id", request.id))
-        if self.service.draining:
-            headers.append(("connection", "close"))
         return headers
 
-    async def infer(self, decoded: InferRequest, protocol: Any) -> InferResponse:
-        """Run a request; take it out of the queue when its client closes the connection.
 
-        Raises:
-            ClientLeft: the client closed the connection.
-        """
-        answer = self.service.infer(decoded)
-        if not self.service.served.batcher.running:  # it will not be queued
-            return await answer
-        task = asyncio.ensure_future(answer)
-        left = asyncio.ensure_future(protocol.client_disconnect())
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            left.cancel()
-            return task.result()
-        task.cancel()
-        raise ClientLeft("the client closed the connection")
+@lru_cache(4 * _KNOWN_PATHS)
+def path_of(target: bytes) -> str:
+    """Return the path of a request's target, decoded (RFC 9112, section 3.2; RFC 3986)."""
+    path = target.partition(b"?")[0]
+    if path[:1] != b"/":  # a whole address, as proxies get it
+        _, _, rest = path.partition(b"://")
+        path = rest[rest.find(b"/") :] if b"/" in rest else path
+    return unquote(path.decode("latin-1"), errors="replace")
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -14,21 +14,17 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.bundle import Bundle
 from serving.champion import Follow, Refusal, choose_follow, named_version, open_named
 from serving.errors import UsageRefused, VaeError, VerificationFailed
 from serving.mlflow_store import connect
 from serving.server import logging_config
-from serving.server.granian_adapter import GranianServer, block_signals
 from serving.server.settings import Settings
 from serving.server.shared_counters import SharedCounters
 from serving.server.version_follower import WATCH_INTERVAL_S, ServedVersion, VersionFollower
+from serving.server.worker_pool import WorkerPool, block_signals
 from serving.source import Source, open_cached, open_source, parse_reference, remember
-
-if TYPE_CHECKING:
-    from serving.server.worker import Worker
 
 LOG = logging.getLogger(__name__)
 START_S = 60.0
@@ -75,12 +71,12 @@ def run_server(
             settings.verify_key,
         )
         threading.Thread(target=follower.run, name="follower", daemon=True).start()
-    server = GranianServer(settings, counters)
+    pool = WorkerPool(settings, counters, partial(_run_worker, settings))
     threading.Thread(
         target=_announce, args=(counters, settings, partial(started, source)), daemon=True
     ).start()
     with observing or nullcontext():
-        server.run_workers(partial(_make_worker, settings))
+        pool.serve()
 
 
 def open_first(reference: str, verify_key: Path | None = None, follow: Follow = "alias") -> Source:
@@ -153,14 +149,14 @@ def _self_check(
         sender.send(None)
 
 
-def _make_worker(settings: Settings, index: int) -> "Worker":
-    from serving.server.worker import Worker
+def _run_worker(settings: Settings, index: int) -> None:
+    from serving.server.worker import run_worker
 
-    return Worker(settings, index)
+    run_worker(settings, index)
 
 
 def resolve_host(host: str) -> str:
-    """Return the address of a host name, since granian takes addresses only."""
+    """Return the first address of a host name: all workers listen there, on both ports."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError as err:

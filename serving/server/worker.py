@@ -5,8 +5,8 @@ import gc
 import logging
 import math
 import os
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from serving.bundle import open_bundle
@@ -16,7 +16,6 @@ from serving.server import logging_config
 from serving.server.grpc_calls import METHODS
 from serving.server.grpc_server import GrpcServer
 from serving.server.live_file import LiveFile
-from serving.server.rest_connections import RestConnections
 from serving.server.rest_routes import ROUTES
 from serving.server.rest_server import RestServer
 from serving.server.sampling import RowSampler
@@ -30,7 +29,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Worker:
-    """The RSGI application that granian runs in one process.
+    """Serves one version at a time, in one process.
 
     Args:
         settings: what the parent passes to its workers.
@@ -53,10 +52,8 @@ class Worker:
         self._service.sampler = RowSampler(settings.live, self._counters)
         self._changed_ns = 0
         self._retry_at = math.inf
-        self._stopping_grpc: asyncio.Future[None] | None = None
         self._version = self._read_version()
         self._service.serve(self._load(self._version))
-        self._connections = RestConnections(settings.port, settings.max_connections)
         self._rest = RestServer(
             self._service,
             ROUTES,
@@ -66,26 +63,9 @@ class Worker:
             cors=settings.cors,
             host=settings.host,
             access_log=settings.access_log,
-            connections=self._connections,
+            max_connections=settings.max_connections,
             live=LiveFile(settings.live_file),
         )
-        self.__rsgi__ = self._rest.__rsgi__
-        self._grpc: GrpcServer | None = None
-        self._watching: asyncio.Task[None] | None = None
-
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start gRPC and the watch for new versions; granian listens for HTTP once this returns."""
-        loop.run_until_complete(self._start())
-        gc.freeze()  # objects made so far live on: the collector need not visit them again
-        gc.set_threshold(50_000, 20, 100)
-        self._watching = loop.create_task(self._watch())
-
-    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Stop gRPC; all requests over HTTP have been answered."""
-        loop.run_until_complete(self._stop())
-
-    async def _start(self) -> None:
-        settings = self._settings
         self._grpc = GrpcServer(
             self._service,
             METHODS,
@@ -95,16 +75,19 @@ class Worker:
             max_calls=settings.max_connections,
             access_log=settings.access_log,
         )
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        await self._grpc.start(f"{host}:{settings.grpc_port}", settings.tls)
-        self._counters.set("ready", value=1)
 
-    async def _stop(self) -> None:
+    async def run(self) -> None:
+        """Serve until the parent asks for the end, or has ended."""
+        settings = self._settings
+        await self._rest.start(settings.host, settings.port, settings.tls)
+        await self._grpc.start(settings.host, settings.grpc_port, settings.tls)
+        self._counters.set("ready", value=1)
+        gc.freeze()  # objects made so far live on: the collector need not visit them again
+        gc.set_threshold(50_000, 20, 100)
+        await self._watch()
+        drain_s = settings.drain_s
+        await asyncio.gather(self._rest.stop(drain_s), self._grpc.stop(drain_s))
         self._counters.set("ready", value=0)
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._stopping_grpc is not None:
-            await self._stopping_grpc
         self._tracer.close()
 
     def _read_version(self) -> ServedVersion:
@@ -129,26 +112,20 @@ class Worker:
 
     async def _watch(self) -> None:
         """Switch to each new version; end when the parent asks for it, or has ended."""
-        while not (self._counters.get("stopping") or os.getppid() != self._settings.parent):
+        while not self._counters.get("stopping"):
+            if os.getppid() != self._settings.parent:
+                LOG.error("the parent process has ended: stopping")
+                return
             await asyncio.sleep(WATCH_INTERVAL_S)
             self._counters.set("queued_rows", value=self._service.served.batcher.queued)
             self._counters.set("queued_bytes", value=self._rest.bodies.held)
             try:
-                self._connections.watch(time.monotonic())
                 await self._take_up_new_version()
             except Exception:
                 LOG.exception(
                     "cannot look for a new version: still serving version %s",
                     self._service.served.version,
                 )
-        if self._grpc is not None:  # granian stops HTTP itself, at the same time
-            grace_s = max(self._settings.drain_s - 1, 0.1)
-            self._stopping_grpc = asyncio.ensure_future(self._grpc.stop(grace_s))
-        if os.getppid() != self._settings.parent:
-            LOG.error("the parent process has ended: stopping")
-            os.kill(os.getpid(), signal.SIGTERM)
-        # blocked until now: a whole process group may get SIGTERM, and workers must drain first
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     async def _take_up_new_version(self) -> None:
         changed = self._settings.version_file.stat().st_mtime_ns != self._changed_ns
@@ -170,3 +147,18 @@ class Worker:
             self._service.serve(loaded)
             self._version = version
             LOG.info("serving version %s", loaded.version)
+
+
+def run_worker(settings: Settings, index: int) -> None:
+    """Serve in this process, as the worker of this number, until the server stops."""
+    worker = Worker(settings, index)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(worker.run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

@@ -4,6 +4,7 @@ import pytest
 
 from serving.http2 import frames, limits
 from serving.http2.frames import Code
+from serving.transport.limits import GREETING_S, PROGRESS, PROGRESS_S, REQUEST_S
 from tests.serving.http2.wire import (
     ANSWER,
     BLOCK,
@@ -186,8 +187,8 @@ def test_a_client_that_reads_nothing_is_cut_off_in_time() -> None:
     for wire in (slow, dead):
         wire.send(GREETING, headers(1, end=True))
     for server.now in range(0, 120, 5):
-        slow.send(frames.number_frame(frames.WINDOW_UPDATE, 0, limits.PROGRESS // 4))
-        slow.send(frames.number_frame(frames.WINDOW_UPDATE, 1, limits.PROGRESS // 4))
+        slow.send(frames.number_frame(frames.WINDOW_UPDATE, 0, PROGRESS // 4))
+        slow.send(frames.number_frame(frames.WINDOW_UPDATE, 1, PROGRESS // 4))
         for wire in (slow, dead):
             wire.connection.check(server.now)
     assert (slow.transport.aborted, dead.transport.aborted) == (False, True)
@@ -202,7 +203,7 @@ def test_a_client_that_does_not_take_from_the_socket_is_cut_off() -> None:
     wire.transport.buffered = 70_000
     wire.send(headers(1, end=True))
     assert server.budget.unsent == 71_000
-    for server.now in (0.0, limits.PROGRESS_S, limits.PROGRESS_S + 1):
+    for server.now in (0.0, PROGRESS_S, PROGRESS_S + 1):
         assert not wire.transport.aborted
         wire.connection.check(server.now)
     assert wire.transport.aborted
@@ -220,9 +221,9 @@ def test_what_the_socket_refused_is_sent_when_it_takes_more(wire: Wire) -> None:
 def test_a_client_that_does_not_greet_is_cut_off(server: Server) -> None:
     wire = server.connect()
     wire.send(frames.PREFACE)
-    wire.connection.check(limits.GREETING_S)
+    wire.connection.check(GREETING_S)
     assert not wire.transport.aborted
-    wire.connection.check(limits.GREETING_S + 1)
+    wire.connection.check(GREETING_S + 1)
     assert wire.transport.aborted
 
 
@@ -232,7 +233,7 @@ def test_a_request_that_does_not_arrive_is_overdue(wire: Wire, server: Server) -
     for stream in server.streams:
         stream.overdue = lambda number=stream.number: late.append(number)  # type: ignore
     wire.send(data(3, b"", end=True))
-    wire.connection.check(limits.REQUEST_S + 1)
+    wire.connection.check(REQUEST_S + 1)
     assert late == [1]
 
 
@@ -281,7 +282,7 @@ def test_a_client_that_says_no_more_is_closed_in_time(wire: Wire, server: Server
     wire.connection.eof_received()
     assert server.streams[0].was_lost
     assert wire.transport.closed
-    wire.connection.check(limits.GREETING_S + 1)
+    wire.connection.check(GREETING_S + 1)
     assert wire.transport.aborted
 
 

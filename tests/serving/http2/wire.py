@@ -80,7 +80,7 @@ class Server:
 
     def __init__(self, respond: Callable[[Recorded], None] = echo, max_unsent: int = 2**27) -> None:
         self.budget = Budget(2**27, max_unsent)
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}
         self.streams: list[Recorded] = []
         self.respond = respond
         self.now = 0.0
@@ -88,8 +88,12 @@ class Server:
     def time(self) -> float:
         return self.now
 
-    def admit(self, connection: Connection) -> None:
-        self.connections.add(connection)
+    def admit(self, connection: Connection) -> bool:
+        self.connections[connection] = None
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        self.connections.pop(connection, None)
 
     def read_head(self, fields: Fields) -> Fields:
         return fields

@@ -27,9 +27,7 @@ GROWTH_BYTES = 64 * MIB
 @contextlib.contextmanager
 def serve_strictly(folder: Path) -> Iterator[Running]:
     """Start a server whose headers and bodies have the same short timeout."""
-    shorten = (
-        f"import serving.server.granian_adapter as s; s.HEADER_TIMEOUT_MS = {TIMEOUT_S * 1000}; "
-    )
+    shorten = f"import serving.transport.limits as limits; limits.REQUEST_S = {TIMEOUT_S}; "
     command = (
         sys.executable,
         "-c",

@@ -34,7 +34,7 @@ def test_a_signal_to_all_processes_drains_like_one_to_the_parent(
         assert slow.finish().startswith(b"HTTP/1.1 200")
         assert running.process.wait(20) == 0
     log = running.log.read_text()
-    assert "Unexpected exit" not in log
+    assert "ended with exit code" not in log
     assert "Traceback" not in log
 
 

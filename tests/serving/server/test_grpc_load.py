@@ -55,8 +55,9 @@ async def held(engine: Engine, folder: Path) -> AsyncIterator[Held]:
         batcher = Batcher(compute, {}, executor, 100, counters)
         service.serve(LoadedVersion(engine, batcher, "bundle", "1"))
         server = GrpcServer(service, METHODS, Access(), Tracer(), max_bytes=2**20, max_calls=64)
-        address = f"127.0.0.1:{free_port('127.0.0.1', 0, '--grpc-port')}"
-        await server.start(address, None)
+        port = free_port("127.0.0.1", 0, "--grpc-port")
+        await server.start("127.0.0.1", port, None)
+        address = f"127.0.0.1:{port}"
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 infer = method(channel, "ModelInfer")

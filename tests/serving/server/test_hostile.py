@@ -141,7 +141,7 @@ def test_malformed_headers_are_400(strict: Running, lines: bytes) -> None:
 def test_a_header_that_is_not_ascii_is_not_passed_over(
     strict: Running, http: httpx.Client, path: str, header: str
 ) -> None:
-    """granian gives None for it: the body would be read in another way, or its origin trusted."""
+    """The body would be read in another way than a proxy reads it, or its origin trusted."""
     head = f"POST /v2/{path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{header}: ".encode()
     head += b"\xff\r\nTransfer-Encoding: chunked\r\nTrailer: a\r\n\r\n"
     received = send(strict, head + b"2\r\n{}\r\n0\r\na: b\r\n\r\n")

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -28,6 +28,7 @@ from serving.server.tracing import Tracer
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 from tests.serving.server.asking import CASES, body, over_grpc, wait_for
+from tests.serving.server.visit import Visit
 
 SECRET = "/home/me/password=hunter2"
 INFER = "/v2/models/encode/infer"
@@ -70,7 +71,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, slow_tier: None) -> Writte
         wait_for("it is logged", lambda: "ModelInfer" in running.log.read_text())
         (worker,) = running.children()
         os.kill(worker, signal.SIGKILL)
-        wait_for("it is noticed", lambda: "Unexpected exit" in running.log.read_text())
+        wait_for("it is noticed", lambda: "ended with exit code" in running.log.read_text())
         wait_for("it is replaced", lambda: httpx.get(f"{running.rest}/v2").status_code == 200)
         return finish(running)
 
@@ -113,9 +114,10 @@ def test_the_access_log_has_calls_of_grpc(written: Written) -> None:
     assert [line for line in written.parsed() if "ModelInfer" in line["message"]]
 
 
-def test_granian_logs_in_the_same_form(written: Written) -> None:
-    (line,) = [line for line in written.parsed() if "Unexpected exit" in line["message"]]
-    assert (line["level"], line["logger"]) == ("error", "_granian")
+def test_a_worker_that_died_is_told(written: Written) -> None:
+    (line,) = [line for line in written.parsed() if "ended with exit code" in line["message"]]
+    assert line["message"] == "worker 0 ended with exit code -9"
+    assert (line["level"], line["logger"]) == ("error", "serving.server.worker_pool")
 
 
 @pytest.fixture(scope="module")
@@ -162,25 +164,6 @@ class Broken:
         raise RuntimeError(SECRET)
 
 
-@dataclass(slots=True)
-class Exchange:
-    """An HTTP request as granian hands it to the server, and its answer."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    client: str = "127.0.0.1:5000"
-    answers: list[tuple[int, Mapping[str, str], bytes]] = field(default_factory=list)
-
-    async def __call__(self) -> bytes:
-        """Return the body."""
-        return b"{}"
-
-    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Keep the answer."""
-        self.answers.append((status, dict(headers), body))
-
-
 @pytest.fixture
 def logged() -> Iterator[list[logging.LogRecord]]:
     """Collect what the package's loggers write."""
@@ -203,17 +186,14 @@ def test_an_unexpected_error_shows_only_an_id(
 ) -> None:
     broken: Any = Broken()
     server = RestServer(broken, ROUTES, Access(), Limits(), Tracer())
-    exchange = Exchange(method, path, {"x-request-id": given} if given else {})
-
-    async def ask() -> None:
-        await server.__rsgi__(exchange, exchange)
-
-    asyncio.run(ask())
-    ((status, headers, content),) = exchange.answers
-    key = headers["x-request-id"]
-    assert (status, json.loads(content)) == (500, {"error": f"internal error, request {key}"})
+    visit = Visit(method, path, {"x-request-id": given} if given else {}, b"{}")
+    asyncio.run(visit.to(server))
+    assert visit.answers == 1
+    key = visit.headers["x-request-id"]
+    expected = (500, {"error": f"internal error, request {key}"})
+    assert (visit.status, json.loads(visit.content)) == expected
     assert key == given or re.fullmatch("[0-9a-f]{32}", key)
-    assert SECRET.encode() not in content
+    assert SECRET.encode() not in visit.content
     (record,) = logged
     assert record.levelname == "ERROR"
     assert vars(record)["request_id"] == key
@@ -228,9 +208,9 @@ def test_an_unexpected_error_behind_grpc_shows_only_an_id(
         broken: Any = Broken()
         server = GrpcServer(broken, METHODS, Access(), Tracer(), max_bytes=2**20, max_calls=8)
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        await server.start(address, None)
-        async with grpc.aio.insecure_channel(address) as channel:
+            port = probe.getsockname()[1]
+        await server.start("127.0.0.1", port, None)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call: Any = channel.unary_unary(
                 "/inference.GRPCInferenceService/ServerMetadata",
                 request_serializer=pb.ServerMetadataRequest.SerializeToString,

@@ -32,7 +32,7 @@ BODY = b'{"parameters": {"seed": 3}}'
         ("OPTIONS *", 404),
         ("TRACE /v2", 405),
         ("PROPFIND /v2", 405),
-        ("post /v2/models/sample/infer", 405),
+        ("post /v2/models/sample/infer", 400),
         ("QUERY /v2/models/sample/infer", 405),
     ],
 )

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -25,6 +24,7 @@ from serving.server.tracing import Tracer
 from tests.serving.running import Running
 from tests.serving.server.arrays import Arrays
 from tests.serving.server.rest_requests import body_of
+from tests.serving.server.visit import Visit
 
 
 @pytest.mark.parametrize(
@@ -59,28 +59,7 @@ def first_line(server: Running, *lines: str) -> bytes:
 
 def test_a_body_that_is_declared_too_large_is_not_read(server: Running) -> None:
     line = first_line(server, f"Content-Length: {16 * 2**20 + 1}")
-    assert line == b"HTTP/1.1 413 Payload Too Large\r\n"
-
-
-class Visit:
-    """A request as granian hands it to the server, made without granian."""
-
-    def __init__(self, body: bytes, path: str = "/v2/models/decode/infer") -> None:
-        self.body = body
-        self.left = asyncio.Event()
-        self.status = self.reads = 0
-        headers = {"content-length": str(len(body))}
-        self.scope = SimpleNamespace(method="POST", path=path, headers=headers)
-
-    async def __call__(self) -> bytes:
-        self.reads += 1
-        return self.body
-
-    async def client_disconnect(self) -> None:
-        await self.left.wait()
-
-    def response_bytes(self, status: int, headers: object, body: bytes) -> None:
-        self.status = status
+    assert line.startswith(b"HTTP/1.1 413 ")
 
 
 class Stalled:
@@ -109,7 +88,7 @@ class Stalled:
         return task
 
     async def answer(self, visit: Visit) -> None:
-        await self.rest.__rsgi__(visit.scope, visit)
+        await visit.to(self.rest)
 
 
 @pytest.fixture
@@ -128,7 +107,8 @@ def stalled(engine: Engine, tmp_path: Path) -> Iterator[Callable[[int], Stalled]
 
 
 def decoding(rows: int, path: str = "/v2/models/decode/infer") -> Visit:
-    return Visit(body_of({"z": np.zeros((rows, 3), np.float32)})[0], path)
+    body = body_of({"z": np.zeros((rows, 3), np.float32)})[0]
+    return Visit("POST", path, {"content-length": str(len(body))}, body)
 
 
 def test_a_client_that_leaves_is_counted_and_not_computed(
@@ -138,7 +118,7 @@ def test_a_client_that_leaves_is_counted_and_not_computed(
         first, second, third = (decoding(rows) for rows in (1, 7, 2))
         tasks = [await server.come(first, 0), await server.come(second, 7)]
         tasks.append(await server.come(third, 9))
-        second.left.set()
+        second.leave()
         await tasks[1]
         assert server.counters.total("requests", "decode", "rest", 499) == 1
         server.go.set()
@@ -190,7 +170,7 @@ def test_a_request_is_in_progress_until_its_answer_is_compressed(
 
         monkeypatch.setattr(rest_routes, "compress", spy)
         visit = decoding(50)
-        visit.scope.headers["accept-encoding"] = "gzip"
+        visit.exchange.head.headers["accept-encoding"] = "gzip"
         server.go.set()
         await server.answer(visit)
         assert visit.status == 200
