@@ -1,41 +1,38 @@
-"""One connection of HTTP/1.1: requests are parsed as they arrive, and answered one after the other.
+"""One connection of HTTP/1.1: its requests are answered one after the other, in their order.
 
-A request that breaks the protocol is answered with 4xx, and ends its connection, since nobody can
-tell where the next one begins (RFC 9112, section 2.2).
+Reading stops while answers wait for the client, or requests for their turn, so that a client can
+make the server hold only so much. A request that is refused for its form ends the connection.
 """
 
 import asyncio
-import logging
 import socket
 from collections import deque
-from functools import lru_cache
 from typing import Any, Protocol, cast
-
-from httptools import (
-    HttpParserCallbackError,
-    HttpParserError,
-    HttpParserUpgrade,
-    HttpRequestParser,
-)
 
 from serving.errors import ClientLeft, DataRefused
 from serving.http1.answers import CONTINUE, has_content, write_head
 from serving.http1.exchange import Exchange, Fields, Head
-from serving.http1.limits import BODY_AHEAD, HEAD_BYTES, LINGER_BYTES, LINGER_S, MAX_WAITING
-from serving.transport.limits import IDLE_S, REQUEST_S
+from serving.http1.limits import (
+    BODY_AHEAD,
+    CHUNK,
+    LINGER_BYTES,
+    LINGER_S,
+    MAX_BESIDE,
+    MAX_WAITING,
+)
+from serving.http1.request_parser import RequestParser
+from serving.transport.limits import IDLE_S
 from serving.transport.progress import Progress
 
-LOG = logging.getLogger(__name__)
 _SILENT = 2
 """How ready a client that has sent nothing is to give way to another; one that is idle: 1."""
-_FIELD = 32
-"""Bytes that a header field counts beside its name and value, as in HTTP/2."""
-_LONG_HEAD = f"the line and header fields of a request may have {HEAD_BYTES} bytes: send less"
 _BROKEN_BODY = "the chunks of the body are broken"
 
 
 class Owner(Protocol):
     """The server of a connection, as its connection sees it."""
+
+    head_s: float
 
     def time(self) -> float:
         """Return the time of the event loop."""
@@ -61,12 +58,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Owner) -> None:
         self._server = server
-        self._parser = HttpRequestParser(self)
-        self._headers: dict[str, str] = {}
-        self._target = b""
-        self._in_head = False
-        self._head_read = self._head_size = 0
-        """Bytes that have arrived of the head, and those of its parts that are complete."""
+        self._parser = RequestParser(self)
         self._receiving: Exchange | None = None
         """The exchange whose body is arriving."""
         self._waiting: deque[Exchange | tuple[int, str]] = deque()
@@ -74,18 +66,18 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         """The exchange that is being answered."""
         self._reading, self._paused = True, False
-        self._begun = self._broken = self._draining = self._ended = False
+        self._begun = self._draining = self._ended = False
         self._since = server.time()
         """When the last head began, or the end."""
         self._progress = Progress(self._since)
-        self._sent = self._dropped = 0
+        self._sent = self._dropped = self._beside = 0
         self.idle = _SILENT
         """How ready it is to give way to a new connection."""
 
     @property
     def busy(self) -> bool:
         """Whether there is something to answer."""
-        return self._current is not None or bool(self._waiting) or self._in_head
+        return self._current is not None or bool(self._waiting) or self._parser.in_head
 
     @property
     def unsent(self) -> int:
@@ -115,17 +107,18 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived."""
-        if self._broken or self._ended:
+        if self._parser.broken or self._ended:
             self._drop(len(data))
             return
         self.idle = 0
-        if self._in_head:
-            self._head_read += len(data)
-        self._parse(data)
-        if self._in_head and max(self._head_read, self._head_size) > HEAD_BYTES:
-            self._refuse(431, _LONG_HEAD)
+        self._beside += len(data)
+        self._parser.feed(data)
+        if self._receiving is not None and self._beside > MAX_BESIDE:
+            self._parser.refuse(400, "")  # it is the body that is refused
         if self._waiting:
             self._begin()
+        elif not (self.busy or self._receiving):
+            self._drop(len(data))  # empty lines
 
     def pause_writing(self) -> None:
         """Answer nothing more: the client does not take what it has asked for."""
@@ -137,80 +130,44 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._begin()
 
-    def _parse(self, data: bytes) -> None:
-        try:
-            while data:
-                try:
-                    self._parser.feed_data(data)
-                    return
-                except HttpParserUpgrade as offer:  # h2c, say: go on with HTTP/1.1
-                    data = data[offer.args[0] :]
-        except HttpParserCallbackError:
-            LOG.exception("internal error in a connection")
-            self.abort()
-        except HttpParserError as err:
-            self._refuse(400, f"the request is malformed: {err}")
+    # requests, as the parser finds them
 
-    # what the parser calls
+    def begun(self) -> None:
+        """Note that a request begins."""
+        self._begun, self._since = True, self._server.time()
 
-    def on_message_begin(self) -> None:
-        """Begin a head."""
-        if self._broken:
-            return
-        self._in_head, self._headers, self._target = True, {}, b""
-        self._head_read = self._head_size = 0
-        self._since = self._server.time()
-        self._begun = True
-
-    def on_url(self, part: bytes) -> None:
-        """Take a part of the target."""
-        self._target += part
-        self._head_size += len(part)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header field; in a body's end, it is a trailer, which is dropped."""
-        if not self._in_head:
-            return
-        self._head_size += len(name) + len(value) + _FIELD
-        key, text = _name_of(name), value.decode("latin-1")
-        before = self._headers.get(key)
-        self._headers[key] = text if before is None else f"{before}, {text}"
-
-    def on_headers_complete(self) -> None:
+    def opened(self, head: Head) -> None:
         """Take a request, whose body may follow."""
-        if self._broken:
+        if len(self._waiting) == MAX_WAITING:
+            self._parser.refuse(429, f"{MAX_WAITING} requests wait: read their answers first")
             return
-        self._in_head = False
-        parser, headers = self._parser, self._headers
-        version = parser.get_http_version()
-        if self._head_size > HEAD_BYTES:
-            self._refuse(431, _LONG_HEAD)
-            return
-        if len(self._waiting) >= MAX_WAITING:
-            self._refuse(429, f"{MAX_WAITING} requests wait: read their answers first")
-            return
-        if version == "1.1" and ("host" not in headers or "," in headers["host"]):
-            self._refuse(400, "a request needs one header Host")
-            return
-        method = parser.get_method().decode()
-        keeps = parser.should_keep_alive()
-        exchange = Exchange(self, Head(method, self._target, headers, version, keeps))
-        self._receiving = exchange
-        self._waiting.append(exchange)
+        self._receiving = Exchange(self, head)
+        self._beside = 0
+        self._waiting.append(self._receiving)
 
-    def on_body(self, part: bytes) -> None:
+    def received(self, part: bytes) -> None:
         """Take a part of the body."""
         if self._receiving is not None:
             self._receiving.received(part)
+            self._beside = max(0, self._beside - CHUNK * len(part))
             if self._receiving.ahead > BODY_AHEAD:
                 self._pace()
 
-    def on_message_complete(self) -> None:
+    def completed(self) -> None:
         """Note that the body has arrived."""
         exchange, self._receiving = self._receiving, None
         if exchange is not None:
             exchange.finished()
-            self._broken = self._broken or not exchange.head.keeps  # it said that no more follows
+            if not exchange.head.keeps:
+                self._parser.broken = True  # the client has said that no more follows
+
+    def refused(self, status: int, reason: str) -> None:
+        """Refuse the body that is arriving, or what follows after what was asked before."""
+        exchange, self._receiving = self._receiving, None
+        if exchange is None:
+            self._waiting.append((status, reason))
+        else:
+            exchange.fail(DataRefused(_BROKEN_BODY))
 
     # answers
 
@@ -225,17 +182,6 @@ class Connection(asyncio.Protocol):
                 self._current = Exchange(self, Head())
                 self._server.refuse(self._current, *found)
         self._pace()
-
-    def _refuse(self, status: int, reason: str) -> None:
-        """Read no further; say why after what was asked before."""
-        if self._broken:
-            return
-        self._broken, self._in_head = True, False
-        exchange, self._receiving = self._receiving, None
-        if exchange is None:
-            self._waiting.append((status, reason))
-        else:
-            exchange.fail(DataRefused(_BROKEN_BODY))
 
     def answer(
         self, exchange: Exchange, status: int, fields: Fields, body: bytes, close: bool
@@ -284,10 +230,10 @@ class Connection(asyncio.Protocol):
     def _drop(self, size: int) -> None:
         self._dropped += size
         if self._dropped > LINGER_BYTES:
-            if self._ended:
-                self._transport.close()
-            else:
+            if self.busy and not self._ended:
                 self._pace()
+            else:
+                self._transport.close()
 
     def _end(self, linger: bool = False) -> None:
         """Close once all has left, and if told to, once the client has sent what it was sending."""
@@ -321,8 +267,9 @@ class Connection(asyncio.Protocol):
         if gone or not self._progress.look(self._sent - unsent, unsent > 0, now):
             self.abort()
             return
-        if self._in_head and now - self._since > REQUEST_S:
-            self._refuse(408, f"the request's head did not arrive within {REQUEST_S:g} s")
+        head_s = self._server.head_s
+        if self._parser.in_head and now - self._since > head_s:
+            self._parser.refuse(408, f"the head of the request did not arrive within {head_s:g} s")
             self._begin()
         if self._begun:
             answering = self._current is not None or self._waiting
@@ -337,8 +284,3 @@ class Connection(asyncio.Protocol):
     def stuck_since(self) -> float:
         """Return when the client took the last of its answers."""
         return self._progress.at
-
-
-@lru_cache(256)
-def _name_of(name: bytes) -> str:
-    return name.decode("latin-1").lower()

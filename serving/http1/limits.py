@@ -6,6 +6,10 @@ MAX_WAITING = 128
 """Requests that a client may send before the first of them is answered (pipelining)."""
 BODY_AHEAD = 2**18
 """Bytes of a body that are read before the application takes any."""
+CHUNK = 8
+"""Bytes that each byte of a body may take on its way: a chunk of one byte takes six."""
+MAX_BESIDE = 2**16
+"""Bytes beside those: extensions of chunks, and trailers."""
 LINGER_S, LINGER_BYTES = 2.0, 2**20
 """How long, and how much, is still read of a request that was answered early: closing at once would
 reset the connection, and the client might lose the answer (RFC 9112, section 9.6)."""

@@ -16,6 +16,7 @@ class Http1Server(Listener[Connection]):
         handle: answers a request, at once or by a task that it puts into the exchange.
         refuse: answers a request that breaks the protocol, with this status and reason.
         max_connections: connections at a time.
+        head_s: seconds within which the head of a request must arrive.
     """
 
     def __init__(
@@ -23,10 +24,12 @@ class Http1Server(Listener[Connection]):
         handle: Callable[[Exchange], None],
         refuse: Callable[[Exchange, int, str], None],
         max_connections: int,
+        head_s: float = 30.0,
     ) -> None:
         super().__init__(lambda: Connection(self), "http/1.1", max_connections)
         self.handle = handle
         self.refuse = refuse
+        self.head_s = head_s
         self._unsent = self._handed = 0
         """Bytes that clients had not taken at the last look, and bytes of answers since then."""
         self._looked = float("-inf")

@@ -104,6 +104,14 @@ class Batcher:
         self.running = False
         """Whether a run is in progress in the thread."""
         self._scheduled = False
+        self._known_loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop; asyncio asks the system for it, each time anew."""
+        if self._known_loop is None:
+            self._known_loop = asyncio.get_running_loop()
+        return self._known_loop
 
     def submit(
         self,
@@ -124,7 +132,7 @@ class Batcher:
             raise Overloaded(
                 f"{self.queued} rows wait, of at most {self._max_rows}: try again in a moment"
             )
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         waiting = QueuedRequest(inputs, rows, deadline, time.perf_counter(), loop.create_future())
         self._queues.setdefault((operation, num_samples), deque()).append(waiting)
         self.queued += cost
@@ -181,8 +189,9 @@ class Batcher:
                 self._finish(operation, batch, started, rows, outputs)
             return
         self.running = True
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._executor, self._join_and_compute, operation, batch)
+        future = self._loop.run_in_executor(
+            self._executor, self._join_and_compute, operation, batch
+        )
         future.add_done_callback(
             lambda done: self._finish(
                 operation, batch, started, rows, done.exception() or done.result()
@@ -228,4 +237,4 @@ class Batcher:
 
     def _schedule(self) -> None:
         self._scheduled = True
-        asyncio.get_running_loop().call_soon(self._next)
+        self._loop.call_soon(self._next)

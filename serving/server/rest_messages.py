@@ -29,7 +29,7 @@ class Limits:
     total_bytes: int = 256 * 2**20
     """Bytes of all bodies in memory at a time."""
     body_s: float = 30.0
-    """Seconds within which a body must arrive."""
+    """Seconds within which a body must arrive, and before it the head of the request."""
 
 
 @dataclass(slots=True)

@@ -82,10 +82,14 @@ class RestServer:
         self.access_log = access_log
         self._refuses_at_once = not (access.api_key or access_log or self.cors.origins)
 
-        self._http1 = Http1Server(self.handle, self._refuse_malformed, max_connections)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http1 = Http1Server(
+            self.handle, self._refuse_malformed, max_connections, limits.body_s
+        )
 
     async def start(self, host: str, port: int, certificate: tuple[Path, Path] | None) -> None:
         """Listen, over TLS if given files of a certificate chain and its private key."""
+        self._loop = asyncio.get_running_loop()
         await self._http1.start(host, port, certificate)
 
     async def stop(self, grace_s: float) -> None:
@@ -101,8 +105,8 @@ class RestServer:
                 if route.counted:
                     self._refuse(names["name"], exchange)
                     return
-        # with a name, since asyncio would write one for each
-        exchange.task = asyncio.Task(self.answer(exchange), name="request")
+        # with a name and a loop, since asyncio would write and look for one each time
+        exchange.task = asyncio.Task(self.answer(exchange), loop=self._loop, name="request")
 
     def _refuse(self, name: str, exchange: Exchange) -> None:
         if name in OPERATIONS:

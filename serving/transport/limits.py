@@ -3,7 +3,7 @@
 GREETING_S = 10.0
 """Seconds within which a client takes part in a TLS handshake, or greets over HTTP/2."""
 REQUEST_S = 30.0
-"""Seconds within which a request of gRPC, and the head of one of HTTP/1.1, arrives."""
+"""Seconds within which a request of gRPC arrives."""
 PROGRESS, PROGRESS_S = 2**14, 30.0
 """Bytes of its answers that a client takes at least, and within how many seconds."""
 IDLE_S = 1.0

@@ -1,17 +1,14 @@
 """A server with small limits for hostile clients, and the check that it stays unharmed."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 
 from serving.engine import Engine
-from tests.serving import running
 from tests.serving.conftest import SEALED
 from tests.serving.running import Running, serve
 from tests.serving.server.raw_sockets import forget_peak, held, memory
@@ -27,18 +24,9 @@ GROWTH_BYTES = 64 * MIB
 @contextlib.contextmanager
 def serve_strictly(folder: Path) -> Iterator[Running]:
     """Start a server whose headers and bodies have the same short timeout."""
-    shorten = f"import serving.transport.limits as limits; limits.REQUEST_S = {TIMEOUT_S}; "
-    command = (
-        sys.executable,
-        "-c",
-        f"{shorten}from pipeline.cli.main import main; main()",
-        "serve",
-    )
     arguments = "--drain 1 --timeout 1 --max-queue 64 --max-body-mb 1 --max-requests 32".split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "SERVE", command)
-        with serve(folder, SEALED, *arguments) as server:
-            yield server
+    with serve(folder, SEALED, *arguments) as server:
+        yield server
 
 
 @contextlib.contextmanager

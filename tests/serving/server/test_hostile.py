@@ -65,8 +65,9 @@ def test_headers_have_a_timeout(strict: Running) -> None:
     """A client that sends one byte at a time cannot keep its connection open."""
     started = time.monotonic()
     with connected(strict) as connection, contextlib.suppress(OSError):
+        head = iter(GET.replace(b"\r\n\r\n", b"\r\nA: " + b"b" * 1000))
         while time.monotonic() - started < 5 * TIMEOUT_S:
-            connection.sendall(b"G")
+            connection.sendall(bytes([next(head)]))
             connection.settimeout(0.1)
             with contextlib.suppress(TimeoutError):
                 if connection.recv(100) == b"":
@@ -134,7 +135,6 @@ def test_malformed_headers_are_400(strict: Running, lines: bytes) -> None:
     [
         ("models/sample/infer", "Inference-Header-Content-Length"),
         ("models/sample/infer", "Content-Encoding"),
-        ("repository/models/sample/unload", "Inference-Header-Content-Length"),
         ("repository/models/sample/unload", "Origin"),
     ],
 )
