@@ -5,8 +5,8 @@ extension. The header `Inference-Header-Content-Length` gives the length of the 
 the body is one raw tensor.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +29,12 @@ from serving.protocol.messages import (
     Array,
     InferRequest,
     InferResponse,
+    Layouts,
     Parameter,
     datatype_of,
     from_bytes,
     from_values,
+    read_layouts,
     refuse_many,
     refuse_unsupported,
 )
@@ -40,6 +42,9 @@ from serving.protocol.messages import (
 JSON = "application/json"
 BINARY = "application/octet-stream"
 HEADER_LENGTH = "inference-header-content-length"
+_DIGITS = 12
+_SHORT, _SMALL = 2**10, 2**19
+"""Bytes of JSON, and of tensors behind it, of which it is remembered what the JSON says."""
 _BEFORE_NUMBERS = 512
 """Bytes at the start of a request, within which most have the names of their JSON."""
 
@@ -75,6 +80,33 @@ def decode_request(
         if split == 0:
             return _raw_request(operation, version, body), BinaryOutputs(default=True)
         head, tail = body[:split], memoryview(body)[split:]
+        if not columns and split <= _SHORT and len(tail) <= _SMALL:
+            if known := _read_head(head, len(tail)):
+                request, binary, layouts = known
+                inputs = read_layouts(layouts, body, split)
+                return request._replace(
+                    model=operation.name, version=version, inputs=inputs
+                ), binary
+    request, binary = _decode(head, tail, columns, operation)
+    return request._replace(model=operation.name, version=version), binary
+
+
+@lru_cache(128)
+def _read_head(head: bytes, size: int) -> tuple[InferRequest, BinaryOutputs, Layouts] | None:
+    """Read the JSON before tensors that are all in binary, which most clients repeat.
+
+    It is read with as many zeros behind it; None if a tensor is in the JSON itself.
+    """
+    request, binary = _decode(head, memoryview(bytes(size)))
+    layouts = tuple((n, a.dtype, a.shape, a.size, a.nbytes) for n, a in request.inputs.items())
+    whole = sum(layout[-1] for layout in layouts) == size
+    return (request._replace(inputs={}), binary, layouts) if whole else None
+
+
+def _decode(
+    head: bytes, tail: memoryview, columns: Collection[str] = (), operation: Operation | None = None
+) -> tuple[InferRequest, BinaryOutputs]:
+    """Read a request of the operation, which only `columns` need."""
     content = load_object(head)
     parameters = parameters_of(content, "the request")
     given_id = content.get("id")
@@ -82,19 +114,13 @@ def decode_request(
     entries = _list(content, "inputs")
     refuse_many(entries, "inputs", len(columns))
     gaps = bool(columns)
-    if columns:
+    if columns and operation:
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         columns = columns_sent(operation, columns, names, parameters)
     booleans = _holds(head, b"true", b"u") or _holds(head, b"false", b"l")
     inputs = _decode_tensors(entries, tail, columns, booleans=booleans, gaps=gaps)
-    request = InferRequest(
-        model=operation.name,
-        version=version,
-        id="" if given_id is None else _text(given_id, "id"),
-        inputs=inputs,
-        outputs=[*(binary.named or ())],
-        parameters=parameters,
-    )
+    text = "" if given_id is None else _text(given_id, "id")
+    request = InferRequest("", inputs, "", text, [*(binary.named or ())], parameters)
     if columns:
         request = request._replace(
             columns={name: array for name, array in inputs.items() if name in columns},
@@ -127,11 +153,8 @@ def encode_response(response: InferResponse, binary: BinaryOutputs) -> tuple[byt
                 )
             output["data"] = np.ascontiguousarray(array).reshape(-1)
         outputs.append(output)
-    content: dict[str, Any] = {
-        "model_name": response.model,
-        "model_version": response.version,
-        "outputs": outputs,
-    }
+    content: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    content["outputs"] = outputs
     if response.id:
         content["id"] = response.id
     if response.parameters:
@@ -187,7 +210,8 @@ def _holds(head: bytes, word: bytes, letter: bytes) -> bool:
 
 
 def _header_length(text: str, length: int) -> int:
-    if re.fullmatch("[0-9]{1,12}", text) is None or int(text) > length:
+    digits = text.isascii() and text.isdigit() and len(text) <= _DIGITS
+    if not digits or int(text) > length:
         raise DataRefused(
             f"Inference-Header-Content-Length must be from 0 to the body's {length}, "
             f"got {text[:20]!r}"
@@ -231,9 +255,8 @@ def _decode_tensors(
                 raise DataRefused(f"{name} has neither data nor a binary_data_size")
             datatype, shape, values = entry.get("datatype"), entry.get("shape"), entry["data"]
             if name in columns:
-                arrays[name] = read_values(
-                    name, datatype, shape, values, parameters.get(CONTENT_TYPE)
-                )
+                kind = parameters.get(CONTENT_TYPE)
+                arrays[name] = read_values(name, datatype, shape, values, kind)
             else:
                 arrays[name] = from_values(
                     name, datatype, shape, values, booleans=booleans, gaps=gaps and name == "x"

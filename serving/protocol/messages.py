@@ -49,6 +49,10 @@ _FROM_LIST: Mapping[np.dtype[Any], Callable[[list[Any]], Any]] = {
 """Convert a flat list of numbers to bytes, several times faster than numpy, or raise."""
 
 
+Layouts = Sequence[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
+"""Name, dtype, shape, values and bytes of tensors that follow each other."""
+
+
 class InferRequest(NamedTuple):
     """A request of one operation; `outputs` names the outputs wanted, and is empty for all."""
 
@@ -140,6 +144,16 @@ def from_bytes(name: str, datatype: object, shape: object, content: memoryview) 
         )
     tensor = np.frombuffer(content, dtype).reshape(sizes)
     return tensor if tensor.flags.aligned else tensor.copy()
+
+
+def read_layouts(layouts: Layouts, body: bytes, start: int) -> dict[str, Array]:
+    """Make arrays from the bytes of a body, which has been checked to hold them from `start` on."""
+    arrays = {}
+    for name, dtype, shape, size, nbytes in layouts:
+        tensor = np.frombuffer(body, dtype, size, start).reshape(shape)
+        arrays[name] = tensor if tensor.flags.aligned else tensor.copy()
+        start += nbytes
+    return arrays
 
 
 def from_values(
