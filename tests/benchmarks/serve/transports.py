@@ -1,26 +1,23 @@
 """Our transports around nothing: `python -m tests.benchmarks.serve.transports PORT GRPC_PORT`.
 
-Granian and `serving.http2`, with the settings of `vae serve`, read a request and answer with as
-many bytes as its path ends with. No server on these transports can be faster.
+`serving.http1` and `serving.http2`, as in a worker of `vae serve`, read a request and answer with
+as many bytes as its path ends with. No server on these transports can be faster.
 """
 
 import asyncio
-import multiprocessing
 import signal
 import sys
-import tempfile
-from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
 
+import uvloop
+
+from serving.http1.exchange import Exchange
+from serving.http1.server import Http1Server
 from serving.http2.budget import Budget
 from serving.http2.headers import Fields
 from serving.http2.server import Http2Server
 from serving.http2.stream import Carrier, Stream
-from serving.server.granian_adapter import GranianServer
 from serving.server.grpc_wire import ANSWER, OK_TRAILERS, PREFIX, prefix
-from tests.serving.server.settings import make_settings
 
 HEADERS = [("content-type", "application/octet-stream")]
 
@@ -51,31 +48,30 @@ class Echo(Stream):
         self.send(self._message, headers=ANSWER, trailers=OK_TRAILERS)
 
 
-class Application:
-    """What granian runs, with the server of HTTP/2 beside it."""
-
-    def __init__(self, grpc_port: int, index: int) -> None:
-        self._grpc_port = grpc_port
-        self._http2 = Http2Server(message_of, Echo, Budget(2**28, 2**27), 1024)
-
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_until_complete(self._http2.start("127.0.0.1", self._grpc_port, None))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the adapter blocks it
-
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        if scope.method == "POST":
-            await protocol()
-        protocol.response_bytes(200, HEADERS, body_of(scope.path))
+def refuse(exchange: Exchange, status: int, reason: str) -> None:
+    """Answer a request that breaks the protocol."""
+    exchange.respond(status, close=True)
 
 
-def main(port: int, grpc_port: int) -> None:
+async def serve(port: int, grpc_port: int) -> None:
     """Answer until a signal comes."""
-    multiprocessing.set_start_method("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        settings = replace(make_settings(Path(folder), port=port), max_connections=1024)
-        server = GranianServer(settings, settings.open_counters(0))
-        server.run_workers(partial(Application, grpc_port))
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.read()
+        exchange.respond(200, HEADERS, body_of(exchange.head.target.decode()))
+
+    def handle(exchange: Exchange) -> None:
+        exchange.task = asyncio.Task(answer(exchange), loop=loop, name="echo")
+
+    http1 = Http1Server(handle, refuse, 1024)
+    http2 = Http2Server(message_of, Echo, Budget(2**28, 2**27), 1024)
+    await http1.start("127.0.0.1", port, None)
+    await http2.start("127.0.0.1", grpc_port, None)
+    await ended.wait()
+    await asyncio.gather(http1.stop(1.0), http2.stop(1.0))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))

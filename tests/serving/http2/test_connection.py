@@ -199,7 +199,7 @@ def test_a_lost_connection_tells_its_streams(server: Server) -> None:
     wire.send(GREETING, headers(1), headers(3, end=True))
     wire.connection.connection_lost(None)
     assert all(stream.was_lost and stream.closed for stream in server.streams)
-    assert server.connections == set()
+    assert server.connections == {}
     server.streams[1].send(b"late", headers=ANSWER, trailers=TRAILERS)
 
 

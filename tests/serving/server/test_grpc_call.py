@@ -28,7 +28,6 @@ class Calls:
     def __init__(self, *, streams: bool = False, max_received: int = 2**20) -> None:
         self.loop = asyncio.get_running_loop()
         self.budget = Budget(max_received, 2**24)
-        self.connections: set[Any] = set()
         self.max_bytes = MOST
         self.stopping = False
         self.full: VaeError | None = None
@@ -45,8 +44,11 @@ class Calls:
         self.connection.connection_made(cast(Any, self.transport))
         self.connection.data_received(GREETING)
 
-    def admit(self, connection: Connection) -> None:
-        self.connections.add(connection)
+    def admit(self, connection: Connection) -> bool:
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        pass
 
     async def one(self, call: Call, message: Content) -> None:
         self.got.append(len(message))
