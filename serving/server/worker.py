@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ from serving.server.tracing import open_tracer
 from serving.server.version_follower import RETRY_S, WATCH_INTERVAL_S, ServedVersion
 
 LOG = logging.getLogger(__name__)
+SWITCH_S = 0.0005
+"""Seconds after which the event loop lets the thread go on that has ended a run: Python's own 5 ms
+would be the delay of most requests to a model whose runs are long."""
 
 
 class Worker:
@@ -151,6 +155,7 @@ class Worker:
 
 def run_worker(settings: Settings, index: int) -> None:
     """Serve in this process, as the worker of this number, until the server stops."""
+    sys.setswitchinterval(SWITCH_S)
     worker = Worker(settings, index)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(worker.run())
