@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from serving.errors import BodyTimeout, DeadlineExceeded, NotReady, Overloaded, VaeError
@@ -23,6 +24,7 @@ from serving.server.grpc_wire import (
     size_of,
     status_fields,
 )
+from serving.server.turns import Turns
 from serving.transport.limits import REQUEST_S
 
 _MOST_UNSENT = 2**20
@@ -48,12 +50,13 @@ class CallServer(Protocol):
     max_bytes: int
     stopping: bool
     streams: "set[Call]"
+    turns: Turns
 
     def find(self, path: str) -> BoundMethod:
         """Return what answers the calls of a path."""
 
     def refuse_at_once(self, message: Content) -> VaeError | None:
-        """Return why an inference is refused before its message is read, if it is."""
+        """Return why to refuse an inference without a task, or None if it needs one."""
 
 
 class Call(Stream):
@@ -127,7 +130,16 @@ class Call(Stream):
         except VaeError as err:
             self.refuse(err)
             return
-        if self._method.counted and (full := self._server.refuse_at_once(message)):
+        if self._method.counted:
+            self._server.turns.take(self._loop, partial(self._begin, message))
+        else:
+            self._run(message)
+
+    def _begin(self, message: Content, refuse: bool) -> None:
+        """Begin an inference, or refuse it, unless nobody waits for it any more."""
+        if self.closed:
+            return
+        if refuse and (full := self._server.refuse_at_once(message)):
             self.refuse(full)  # never raised: it is shared, and would keep this frame
         else:
             self._run(message)

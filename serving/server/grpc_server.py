@@ -27,6 +27,7 @@ from serving.server.grpc_wire import CallRefused, Content, read_head
 from serving.server.logging_config import log_answer
 from serving.server.service import Service
 from serving.server.tracing import Tracer
+from serving.server.turns import Turns
 
 LOG = logging.getLogger(__name__)
 MAX_MESSAGE = 1000
@@ -99,6 +100,7 @@ class GrpcServer:
         """Whether streams must end."""
         self.streams: set[Call] = set()
         """Those in progress."""
+        self.turns = Turns(service.room)
         self._calls = Admission(max_calls)
         self._streams = Admission(max(1, max_calls // 2))
         self._bound = {
@@ -131,11 +133,11 @@ class GrpcServer:
         return self._bound.get(path, _UNKNOWN)
 
     def refuse_at_once(self, message: Content) -> VaeError | None:
-        """Return the refusal of an inference that would be refused for want of room.
+        """Return the refusal of an inference without a task; None if it needs one.
 
-        It costs a fraction of a refusal that a task finds.
+        It costs a fraction of one that a task finds.
         """
-        if not self.service.full or self.access.api_key or self.access_log:
+        if self.access.api_key or self.access_log:
             return None
         self.service.record("grpc", _asked(pb.ModelInferRequest, message), Overloaded.status, 0.0)
         admission = self.service.admission
@@ -192,7 +194,7 @@ async def _refuse_unknown(call: Call, content: Content) -> None:
     call.refuse(CallRefused(f"no method {call.head.path[:100]!r}: reflection describes those here"))
 
 
-_NO_ROOM = Overloaded("too many rows wait: try again in a moment")
+_NO_ROOM = Overloaded("too many requests wait: try again in a moment")
 _UNKNOWN = BoundMethod(_refuse_unknown, streams=True)  # it does not wait for a message
 
 

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -29,6 +29,7 @@ from serving.server.rest_messages import Answer, Headers, Limits, Request, Route
 from serving.server.service import Service
 from serving.server.shared_counters import OPERATIONS
 from serving.server.tracing import Tracer
+from serving.server.turns import Turns
 
 LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -83,13 +84,13 @@ class RestServer:
         self._refuses_at_once = not (access.api_key or access_log or self.cors.origins)
 
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns = Turns(service.room)
         self._http1 = Http1Server(
             self.handle, self._refuse_malformed, max_connections, limits.body_s
         )
 
     async def start(self, host: str, port: int, certificate: tuple[Path, Path] | None) -> None:
         """Listen, over TLS if given files of a certificate chain and its private key."""
-        self._loop = asyncio.get_running_loop()
         await self._http1.start(host, port, certificate)
 
     async def stop(self, grace_s: float) -> None:
@@ -97,16 +98,26 @@ class RestServer:
         await self._http1.stop(grace_s)
 
     def handle(self, exchange: Exchange) -> None:
-        """Answer a request; refuse an inference within microseconds when the server is full."""
-        if self.service.full and self._refuses_at_once and exchange.complete:
-            head = exchange.head
-            with contextlib.suppress(VaeError):
-                route, names = self._find(head.method, path_of(head.target))
-                if route.counted:
-                    self._refuse(names["name"], exchange)
-                    return
-        # with a name and a loop, since asyncio would write and look for one each time
-        exchange.task = asyncio.Task(self.answer(exchange), loop=self._loop, name="request")
+        """Answer a request: at once, or an inference that has arrived when its turn comes."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        if exchange.complete and (name := self._inference(exchange)):
+            self._turns.take(self._loop, partial(self._begin, exchange, name))
+        else:
+            self._begin(exchange)
+
+    def _inference(self, exchange: Exchange) -> str:
+        """Return the name of the operation, if it is to be run."""
+        with contextlib.suppress(VaeError):
+            route, names = self._find(exchange.head.method, path_of(exchange.head.target))
+            if route.counted:
+                return names["name"]
+        return ""
+
+    def _begin(self, exchange: Exchange, name: str = "", refuse: bool = False) -> None:
+        if refuse and self._refuses_at_once:
+            self._refuse(name, exchange)
+        else:  # with a name and a loop, since asyncio would write and look for one each time
+            exchange.task = asyncio.Task(self.answer(exchange), loop=self._loop, name="request")
 
     def _refuse(self, name: str, exchange: Exchange) -> None:
         if name in OPERATIONS:

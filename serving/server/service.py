@@ -142,6 +142,10 @@ class Service:
         """Whether to refuse a new request before it is read."""
         return self.admission.full or (self._served is not None and self._served.batcher.full)
 
+    def room(self) -> int:
+        """Return how many more requests would be accepted now."""
+        return 0 if self.full else self.admission.most - self.admission.under_way
+
     @property
     def ready(self) -> bool:
         """Whether the server takes requests."""

@@ -12,5 +12,8 @@ CHECK_S = 1.0
 """Seconds between two looks at all connections."""
 GOODBYE_S = 1.0
 """Seconds in which clients without calls may say that they know of the end."""
+LISTENERS = 8
+"""Sockets that listen at the port: libuv takes one connection of each in a turn of the loop, so
+that a client would wait for many turns behind a crowd of others."""
 BACKLOG = 1024
 """Connections that wait in the kernel to be taken."""

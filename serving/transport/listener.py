@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from serving.transport.limits import BACKLOG, CHECK_S, GOODBYE_S, GREETING_S
+from serving.transport.limits import BACKLOG, CHECK_S, GOODBYE_S, GREETING_S, LISTENERS
 
 
 class Served(Protocol):
@@ -57,7 +57,7 @@ class Listener(Generic[Made]):
         """The time of the event loop, once it listens."""
         self.connections: dict[Made, None] = {}
         """In the order in which they came."""
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._checking: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int, certificate: tuple[Path, Path] | None) -> None:
@@ -65,15 +65,18 @@ class Listener(Generic[Made]):
         loop = asyncio.get_running_loop()
         self.time = loop.time
         context = None if certificate is None else _tls(*certificate, self._protocol)
-        self._listener = await loop.create_server(
-            self._make,
-            host,
-            port,
-            ssl=context,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=None if context is None else GREETING_S,
-            reuse_port=hasattr(socket, "SO_REUSEPORT") or None,  # workers share the port
-        )
+        shared = hasattr(socket, "SO_REUSEPORT")  # by all workers, too
+        for _ in range(LISTENERS if shared else 1):
+            listener = await loop.create_server(
+                self._make,
+                host,
+                port,
+                ssl=context,
+                backlog=BACKLOG,
+                ssl_handshake_timeout=None if context is None else GREETING_S,
+                reuse_port=shared or None,
+            )
+            self._listeners.append(listener)
         self._checking = loop.call_later(CHECK_S, self._check)
 
     def admit(self, connection: Made) -> bool:
@@ -103,8 +106,8 @@ class Listener(Generic[Made]):
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new connections and requests; give those in progress `grace_s` seconds to end."""
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in [*self.connections]:
             connection.drain()
         now = self.time()

@@ -173,16 +173,21 @@ def offer(
     grpc: bool = False,
     arrivals: Arrivals = "poisson",
     drop: bool = False,
+    settle_s: float = 0.0,
 ) -> Offered:
     """Send `rate` requests a second.
 
-    If no connection is free, a request waits, or is not sent if `drop`.
+    If no connection is free, a request waits, or is not sent if `drop`. The server has `settle_s`
+    seconds to take the connections before the first request.
     """
     count = max(round(rate * seconds), 1)
     gaps = np.ones(count) if arrivals == "even" else np.random.default_rng(0).exponential(1, count)
     due = (np.cumsum(gaps) * (seconds / gaps.sum())).tolist()
     pool = _Pool(connections, port, request, grpc=grpc)
     at = unsent = 0
+    settled = perf_counter() + settle_s
+    while (left := settled - perf_counter()) > 0:
+        pool.turn(0.0, left)
     gc.collect()
     gc.disable()  # a garbage collection takes longer than an answer
     now, start = 0.0, perf_counter()

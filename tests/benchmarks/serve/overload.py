@@ -4,13 +4,15 @@
 request that is due while all connections wait for an answer is not sent, and counted. One core in
 Python offers some ten thousand requests a second: ten times the peak where an answer takes
 milliseconds to compute, as a score of many draws does. Of answers that take less than a refusal of
-all the rest, one core cannot ask for ten times the peak; what was reached is printed.
+all the rest, one core cannot ask for ten times the peak: for these the server gets a part of its
+core alone, calm or not. What was reached is printed.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +30,8 @@ from tests.benchmarks.serve.inputs import Array, Inputs, prepare_inputs
 from tests.benchmarks.serve.load import two_cores
 from tests.benchmarks.serve.noise import Quiet
 from tests.benchmarks.serve.openloop import ask, offer
-from tests.benchmarks.serve.servers import Server, running
+from tests.benchmarks.serve.servers import NotMeasured, Server, running
+from tests.benchmarks.serve.slow import slowed
 from tests.benchmarks.serve.wires import (
     HEADER_LENGTH,
     V2_BINARY,
@@ -40,10 +43,17 @@ from tests.benchmarks.serve.wires import (
 )
 
 FACTOR = 10
-WORST = 3
+SLOW = 24
+"""Part of its core that the server gets where an answer is cheap."""
+SETTLE_S = 4.0
+"""Seconds in which a slow server takes the connections of the flood."""
+WORST = 5
 """Limit of the p99 of accepted requests, as a multiple of the calm p99."""
 CONNECTIONS = 1000
 """Below the 1,024 that our server holds, so that it refuses requests, not connections."""
+CHEAP_CONNECTIONS = 320
+"""Ten times those of the peak, where a refusal costs as much as an answer: each waits for all
+others of its turn."""
 CALM_CONNECTIONS = 32
 CALM_S = 10
 
@@ -57,12 +67,15 @@ class Flood:
     """Draws of `score`; 0 stands for `reconstruct`."""
     most: int
     """Requests that the server admits at a time; the connections of its peak."""
+    slow: int = 1
+    """The server gets one part of so many of its core."""
 
     @property
     def name(self) -> str:
         """Return operation and wire format."""
         what = f"score of {self.draws} draws" if self.draws else "reconstruct"
-        return f"{what}, one row, {self.wire.name}"
+        core = f", on 1/{self.slow} of a core" if self.slow > 1 else ""
+        return f"{what}, one row, {self.wire.name}{core}"
 
     @property
     def server(self) -> Peer:
@@ -72,18 +85,22 @@ class Flood:
 
 FLOODS = (
     *(Flood(wire, draws=200, most=6) for wire in (V2_BINARY, V2_JSON, V2_GRPC)),
+    *(Flood(wire, draws=0, most=AT_PEAK, slow=SLOW) for wire in (V2_BINARY, V2_GRPC)),
     Flood(V2_BINARY, draws=0, most=AT_PEAK),
 )
 
 
-def measure(inputs: Inputs, quiet: Quiet, seconds: float) -> Iterator[str]:
+def measure(
+    inputs: Inputs, quiet: Quiet, seconds: float, floods: Iterable[Flood] = FLOODS
+) -> Iterator[str]:
     """Return a few lines for each overload, each on a new server."""
-    for flood in FLOODS:
+    for flood in floods:
         yield f"{flood.name}; --max-requests {flood.most}"
         with running(flood.server, inputs, quiet.cores[0]) as server:
             try:
-                yield from lines(server, flood, inputs, quiet, seconds)
-            except (ValueError, KeyError, OSError) as err:
+                with slowed(server.processes(), flood.slow) if flood.slow > 1 else nullcontext():
+                    yield from lines(server, flood, inputs, quiet, seconds)
+            except (ValueError, KeyError, OSError, NotMeasured) as err:
                 yield f"  not measured: {type(err).__name__}: {err}"
 
 
@@ -102,7 +119,11 @@ def lines(
     calm = partial(load, top / 2, CALM_S, connections=CALM_CONNECTIONS)
     before, _ = quiet.measure(calm, server)
     rss_before = server.rss_mib()
-    run = partial(load, FACTOR * top, seconds, connections=CONNECTIONS, drop=True)
+    connections = CHEAP_CONNECTIONS if flood.slow > 1 else CONNECTIONS
+    settle_s = SETTLE_S if flood.slow > 1 else 0.0
+    run = partial(
+        load, FACTOR * top, seconds, connections=connections, drop=True, settle_s=settle_s
+    )
     many, others = quiet.once(run, server)
     rss_flood = server.rss_mib()
     after, rss_after = calm(), server.rss_mib()
@@ -119,7 +140,7 @@ def lines(
     )
     yield (
         f"  offered   {many.sent_s:,.0f} requests/s for {seconds:.0f} s, {reached:.3g}x "
-        f"the peak (wanted {FACTOR}x), on {CONNECTIONS} connections; "
+        f"the peak (wanted {FACTOR}x), on {connections} connections; "
         f"{many.unsent:,} due when none was free, not sent; others took {others:.2f} cores"
     )
     yield (
@@ -191,12 +212,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20, help="of the flood")
     parser.add_argument("--full", action="store_true", help="120 seconds")
     parser.add_argument("--preset", default="seed", help="of the model")
+    parser.add_argument("--cheap", action="store_true", help="only the cheapest request, slowed")
     given = parser.parse_args()
     quiet = Quiet(two_cores())
     inputs = prepare_inputs(given.preset)
     os.sched_setaffinity(0, {quiet.cores[1]})
     seconds = 120 if given.full else given.seconds
-    for line in measure(inputs, quiet, seconds):
+    floods = tuple(each for each in FLOODS if each.slow > 1) if given.cheap else FLOODS
+    for line in measure(inputs, quiet, seconds, floods):
         print(line, flush=True)
 
 

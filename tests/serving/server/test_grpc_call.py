@@ -16,6 +16,7 @@ from serving.http2.connection import Connection
 from serving.http2.headers import write_block
 from serving.server.grpc_call import BoundMethod, Call
 from serving.server.grpc_wire import CallHead, Content, prefix, read_head
+from serving.server.turns import Turns
 from tests.serving.http2.wire import GREETING, REQUEST, Transport, data, headers
 
 BLOCK = write_block([(name.encode(), value.encode()) for name, value in REQUEST])
@@ -31,6 +32,7 @@ class Calls:
         self.max_bytes = MOST
         self.stopping = False
         self.full: VaeError | None = None
+        self.turns = Turns(lambda: 0 if self.full else 1)
         self.tasks: list[Any] = []
         self.go = asyncio.Event()
         self.go.set()
@@ -265,6 +267,7 @@ def test_the_refusal_that_calls_share_does_not_keep_them() -> None:
         calls._method = calls._method._replace(counted=True)
         calls.full = Overloaded("full")
         await calls.send(headers(1, BLOCK), data(1, prefix(10) + bytes(10), end=True))
+        await asyncio.sleep(0)  # its turn
         assert calls.calls[0].status == "RESOURCE_EXHAUSTED"
         assert calls.full.__traceback__ is None
 

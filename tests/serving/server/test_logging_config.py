@@ -160,6 +160,10 @@ class Broken:
     def record(self, *arguments: object) -> None:
         """Count nothing."""
 
+    def room(self) -> int:
+        """Accept a request."""
+        return 1
+
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(SECRET)
 

@@ -1,5 +1,6 @@
 """A request that reaches `RestServer` without a socket, and its answer."""
 
+import asyncio
 from collections.abc import Mapping
 
 from serving.errors import ClientLeft
@@ -24,8 +25,8 @@ class Visit:
     async def to(self, server: RestServer) -> None:
         """Let a server answer it."""
         server.handle(self.exchange)
-        if self.exchange.task is not None:
-            await self.exchange.task
+        while not self.answers:
+            await asyncio.sleep(0)
 
     def leave(self) -> None:
         """Close the connection."""
