@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._reading, self._paused = True, False
         self._begun = self._draining = self._ended = False
         self._since = server.time()
-        """When the last head began, or the end."""
+        """When the last head began, or was read on after a pause, or the end."""
         self._progress = Progress(self._since)
         self._sent = self._dropped = self._beside = 0
         self.idle = _SILENT
@@ -76,7 +76,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to answer."""
+        """Whether there is something to answer, or an answer that the client has not taken."""
+        return self._asked or self.unsent > 0
+
+    @property
+    def _asked(self) -> bool:
         return self._current is not None or bool(self._waiting) or self._parser.in_head
 
     @property
@@ -94,30 +98,28 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell what answers."""
-        self._ended = True
+        self._leave()
         self._server.forget(self)
-        exchange, self._current = self._current, None
-        self._waiting.clear()
-        if exchange is not None:
-            exchange.lost(ClientLeft("the client closed the connection"))
 
     def eof_received(self) -> None:
         """End: a client that says no more does not read for long, either."""
-        self.connection_lost(None)
+        self._since = self._server.time()
+        self._leave()  # not forgotten: it may be that the client never takes what is unsent
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived."""
         if self._parser.broken or self._ended:
             self._drop(len(data))
             return
-        self.idle = 0
         self._beside += len(data)
         self._parser.feed(data)
+        if self._begun:
+            self.idle = 0
         if self._receiving is not None and self._beside > MAX_BESIDE:
             self._parser.refuse(400, "")  # it is the body that is refused
         if self._waiting:
             self._begin()
-        elif not (self.busy or self._receiving):
+        elif not (self._asked or self._receiving):
             self._drop(len(data))  # empty lines
 
     def pause_writing(self) -> None:
@@ -195,17 +197,18 @@ class Connection(asyncio.Protocol):
         head = write_head(version, status, fields, len(body), keeps)
         parts = (head, body) if body and has_content(method, status) else (head,)
         size = sum(map(len, parts))
-        self._sent += size
-        self._server.sent(size)
         self._write(parts)
+        self._sent += size
         if not keeps:
             self._end(linger=not exchange.complete)
         elif self._waiting:
             asyncio.get_running_loop().call_soon(self._begin)
+        self._server.sent(size)
 
     def proceed(self) -> None:
         """Tell a client that waits for this to send the body."""
-        self._write((CONTINUE,))
+        if not self._ended:
+            self._write((CONTINUE,))
 
     def taken(self) -> None:
         """Go on reading, since what had arrived of a body was taken."""
@@ -223,6 +226,7 @@ class Connection(asyncio.Protocol):
         if reading != self._reading and not self._transport.is_closing():
             self._reading = reading
             if reading:
+                self._since = self._server.time()
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
@@ -230,7 +234,7 @@ class Connection(asyncio.Protocol):
     def _drop(self, size: int) -> None:
         self._dropped += size
         if self._dropped > LINGER_BYTES:
-            if self.busy and not self._ended:
+            if self._asked and not self._ended:
                 self._pace()
             else:
                 self._transport.close()
@@ -239,40 +243,52 @@ class Connection(asyncio.Protocol):
         """Close once all has left, and if told to, once the client has sent what it was sending."""
         self._ended, self._since = True, self._server.time()
         self._waiting.clear()
-        if linger and self._transport.can_write_eof():
-            self._transport.write_eof()
-            self._pace()
-        else:
+        if not linger:
             self._transport.close()
+            return
+        if self._transport.can_write_eof():  # over TLS, the answer alone says that it is the last
+            self._transport.write_eof()
+        self._pace()
+
+    def _leave(self) -> None:
+        """Answer nothing more: the client has gone."""
+        self._ended = True
+        self._waiting.clear()
+        exchange, self._current = self._current, None
+        if exchange is not None:
+            exchange.lost(ClientLeft("the client closed the connection"))
 
     def drain(self) -> None:
         """Answer what was asked, and close."""
         self._draining = True
-        if not (self.busy or self._ended):
+        if not (self._asked or self._ended):
             self._end()
 
     def give_way(self) -> None:
         """End, to make room."""
+        self.idle = 0  # it does so once
         self.abort()
 
     def abort(self) -> None:
         """End at once."""
-        self._ended = True
+        self._leave()
         self._transport.abort()
 
     def check(self, now: float) -> None:
         """End the connection if its client does not go on; called each second."""
         unsent = self.unsent
-        gone = self._ended and not unsent and now - self._since > LINGER_S
-        if gone or not self._progress.look(self._sent - unsent, unsent > 0, now):
+        if not self._progress.look(self._sent - unsent, unsent > 0, now):
             self.abort()
             return
+        if self._ended and not unsent and now - self._since > LINGER_S:
+            self._transport.close()
+            return
         head_s = self._server.head_s
-        if self._parser.in_head and now - self._since > head_s:
+        if self._parser.in_head and self._reading and now - self._since > head_s:
             self._parser.refuse(408, f"the head of the request did not arrive within {head_s:g} s")
             self._begin()
         if self._begun:
-            answering = self._current is not None or self._waiting
+            answering = self._current is not None or self._waiting or unsent
             still = self.stands(now) if answering else now - self._since >= IDLE_S
             self.idle = int(still)
 

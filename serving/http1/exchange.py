@@ -124,9 +124,11 @@ class Exchange:
     async def _more(self) -> None:
         if self._error is not None:
             raise self._error
-        if not self._proceeded and self.head.headers.get("expect", "").lower() == "100-continue":
-            self._connection.proceed()
-        self._proceeded = True
+        if not self._proceeded:
+            self._proceeded = True
+            expected = self.head.headers.get("expect", "").lower()
+            if expected == "100-continue" and self.head.version != "1.0":
+                self._connection.proceed()
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

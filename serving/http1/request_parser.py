@@ -21,6 +21,9 @@ from serving.http1.limits import HEAD_BYTES
 LOG = logging.getLogger(__name__)
 _FIELD = 32
 """Bytes that a header field counts beside its name and value, as in HTTP/2."""
+_LONG = 64
+"""Bytes of a header field's name that is not remembered."""
+_VERSIONS = ("1.1", "1.0")
 _LONG_HEAD = f"the line and header fields of a request may have {HEAD_BYTES} bytes: send less"
 
 
@@ -93,9 +96,11 @@ class RequestParser:
         Java's client offers HTTP/2 in this way, and curl if it is told to (RFC 9110, section 7.8).
         """
         self._headers.pop("upgrade", None)
+        method, version = self._parser.get_method().decode(), self._parser.get_http_version()
+        line = f"{method} {self._target.decode('latin-1')} HTTP/{version}\r\n"
         lines = [f"{name}: {value}\r\n" for name, value in self._headers.items()]
-        line = self._parser.get_method() + b" " + self._target + b" HTTP/1.1\r\n"
-        return line + "".join((*lines, "\r\n")).encode("latin-1")
+        self._parser = HttpRequestParser(self)  # the old one may take no more
+        return "".join((line, *lines, "\r\n")).encode("latin-1")
 
     # what httptools calls
 
@@ -115,7 +120,8 @@ class RequestParser:
         """Take a header field; behind a body it is a trailer, which is dropped."""
         if self.in_head:
             self._size += len(name) + len(value) + _FIELD
-            key, text = _name_of(name), value.decode("latin-1")
+            key = _name_of(name) if len(name) < _LONG else _lower(name)
+            text = value.decode("latin-1").rstrip(" \t")
             before = self._headers.get(key)
             self._headers[key] = text if before is None else f"{before}, {text}"
 
@@ -130,15 +136,22 @@ class RequestParser:
             self.refuse(431, _LONG_HEAD)
         elif method == b"CONNECT":
             self.refuse(501, "this is no proxy")
+        elif version not in _VERSIONS:
+            self.refuse(505, f"HTTP/1.1 and HTTP/1.0 are spoken here, got HTTP/{version}")
         elif parser.should_upgrade():
             pass  # the parser stops here
-        elif version == "1.1" and ("host" not in headers or "," in headers["host"]):
+        elif "," in headers.get("host", "," if version == "1.1" else ""):
             self.refuse(400, "a request needs one header Host")
+        elif version == "1.0" and "transfer-encoding" in headers:
+            self.refuse(400, "HTTP/1.0 has no transfer-encoding")  # a proxy may see no body here
         else:
             keeps = parser.should_keep_alive()
             self._sink.opened(Head(method.decode(), self._target, headers, version, keeps))
 
 
-@lru_cache(256)
-def _name_of(name: bytes) -> str:
+def _lower(name: bytes) -> str:
     return name.decode("latin-1").lower()
+
+
+_name_of = lru_cache(256)(_lower)
+"""Remembers the names of header fields; nobody may fill the memory with long ones."""

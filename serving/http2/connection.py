@@ -283,7 +283,8 @@ class Connection(asyncio.Protocol):
 
     def give_way(self) -> None:
         """End, to make room: at once, if the client does not read."""
-        self.abort() if self.streams else self.close(Code.NO_ERROR)
+        reads = not (self.streams or self._transport.get_write_buffer_size())
+        self.close(Code.NO_ERROR) if reads else self.abort()
 
     def drain(self) -> None:
         """Ask the client to open no more streams; those that it has opened are answered."""
@@ -298,16 +299,15 @@ class Connection(asyncio.Protocol):
             self._last_taken = self._last
             if not self.streams:
                 self.close(Code.NO_ERROR)
-                return
-            self._write(frames.goaway_frame(self._last, Code.NO_ERROR))
+            else:
+                self._write(frames.goaway_frame(self._last, Code.NO_ERROR))
 
     def close(self, code: Code, message: str = "") -> None:
         """Say why, and end the connection once the client has read all that was written."""
         if not self._closing:
             self._since = self.time()
             self._end_all()
-            last = min(self._last, self._last_taken)
-            self._write(frames.goaway_frame(last, code, message))
+            self._write(frames.goaway_frame(min(self._last, self._last_taken), code, message))
             self.budget.set_unsent(self, self._transport.get_write_buffer_size())
             self._transport.close()
 

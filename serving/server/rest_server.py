@@ -35,6 +35,8 @@ LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _KNOWN_PATHS = 64  # whose routes are not looked for again
+_SHORT = 2**8
+"""Characters of a path that is remembered: longer ones could fill the memory."""
 _MAX_MESSAGE = 300
 """Characters of an error; some tell what was sent, which may be long."""
 _REFUSAL = orjson.dumps({"error": "too many requests are in progress: try again in a moment"})
@@ -108,7 +110,7 @@ class RestServer:
     def _inference(self, exchange: Exchange) -> str:
         """Return the name of the operation, if it is to be run."""
         with contextlib.suppress(VaeError):
-            route, names = self._find(exchange.head.method, path_of(exchange.head.target))
+            route, names = self._route(exchange.head.method, path_of(exchange.head.target))
             if route.counted:
                 return names["name"]
         return ""
@@ -149,7 +151,7 @@ class RestServer:
             if self.cors.origins and head.method == "OPTIONS" and self.cors.is_preflight(headers):
                 answer = self._preflight(path, headers)
             else:
-                route, names = self._find(head.method, path)
+                route, names = self._route(head.method, path)
                 request.name, request.version = names.get("name", ""), names.get("version", "")
                 request.file = names.get("file", "")
                 if self.access.api_key and not route.open:
@@ -180,6 +182,9 @@ class RestServer:
         methods += ["HEAD"] if "GET" in methods else []
         return Answer(status=204, headers=self.cors.preflight(headers, methods))
 
+    def _route(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        return (self._find if len(path) <= _SHORT else self._find_route)(method, path)
+
     def _find_route(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return a path's route, and what stands for the names in it."""
         methods = []
@@ -209,14 +214,20 @@ class RestServer:
         return headers
 
 
-@lru_cache(4 * _KNOWN_PATHS)
 def path_of(target: bytes) -> str:
     """Return the path of a request's target, decoded (RFC 9112, section 3.2; RFC 3986)."""
+    return _known_path(target) if len(target) <= _SHORT else _path(target)
+
+
+def _path(target: bytes) -> str:
     path = target.partition(b"?")[0]
     if path[:1] != b"/":  # a whole address, as proxies get it
-        _, _, rest = path.partition(b"://")
-        path = rest[rest.find(b"/") :] if b"/" in rest else path
+        _, found, rest = path.partition(b"://")
+        path = b"/" + rest.partition(b"/")[2] if found else path
     return unquote(path.decode("latin-1"), errors="replace")
+
+
+_known_path = lru_cache(4 * _KNOWN_PATHS)(_path)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -57,12 +57,15 @@ class WorkerPool:
         """
         before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         try:
-            self._workers = [self._start(index) for index in range(self._settings.workers)]
+            for index in range(self._settings.workers):
+                self._workers.append(self._start(index))  # at once: if a start fails, they end
             crashed = self._watch()
             self._stop()
         finally:
             for worker in self._workers:
                 worker.kill()
+            for worker in self._workers:
+                worker.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if crashed:

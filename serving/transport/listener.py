@@ -28,7 +28,7 @@ class Served(Protocol):
         """Let the client send no more requests; those that it has sent are answered."""
 
     def give_way(self) -> None:
-        """End it, to make room for another."""
+        """End it, to make room for another; afterwards it is not idle, but on its way out."""
 
     def abort(self) -> None:
         """End it at once."""
@@ -87,7 +87,6 @@ class Listener(Generic[Made]):
                 connection.abort()
                 return False
             idle.give_way()
-            self.forget(idle)
         self.connections[connection] = None
         return True
 
