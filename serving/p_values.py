@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from serving.bundle import HELD_OUT, Bundle
 from serving.combined_score import CombinedScore, read_combined
 from serving.drift import held_out_samples
+from serving.early_combined_score import EarlyCombinedScore, read_early
 from serving.errors import UsageRefused, VerificationFailed
 from serving.operations import By
 
@@ -40,7 +41,7 @@ class HeldOutScores:
     scores: Mapping[str, Array]
     """Arrays (rows,) by the names of the outputs of `score`, `column_max` and `combined`; and
     `column_log_likelihood` (some rows, columns) of tables, which early bundles do not hold."""
-    combined: CombinedScore | None = None
+    combined: CombinedScore | EarlyCombinedScore | None = None
     """How `combined` follows from other scores, if the model has it."""
 
     def arrays(self) -> dict[str, Array]:
@@ -62,7 +63,7 @@ def read_held_out_scores(bundle: Bundle) -> HeldOutScores | None:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             content = dict(arrays)
         num_samples, seed = (int(content.pop(name)) for name in _COUNTS)
-        combined = read_combined(content)
+        combined = read_combined(content) or read_early(content)
     except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as err:
         raise VerificationFailed(f"cannot read {path}: {err!r}") from err
     return HeldOutScores(num_samples, seed, content, combined)

@@ -189,9 +189,10 @@ def export(
     dataset: "Dataset",
     precision: Precision = "float32",
 ) -> "Bundle":
-    """Write the bundle; int8 takes its ranges from the training rows."""
+    """Write the bundle; int8 takes its ranges from the training rows, and mixed tables centres."""
     from pipeline.export.bundle_export import export_bundle
     from pipeline.export.quantization import calibrate
+    from pipeline.export.row_centres import find_centres
     from serving.operations import operation_table, portable_forms
 
     model = checkpoint.model
@@ -201,6 +202,7 @@ def export(
     graphs = len(table) - 1 + len(portable_forms(table))  # a sample takes the decoder's
     say(f"exporting {graphs} graphs, {precision}, to {out}")
     ranges = calibrate(checkpoint.model, dataset.sample) if precision == "int8" else None
+    distance = find_centres(model.mixed.schema, dataset.sample) if model.mixed else None
     with progress(graphs, "graphs") as bar:
         return export_bundle(
             out,
@@ -209,6 +211,7 @@ def export(
             dataset.test.x,
             precision=precision,
             ranges=ranges,
+            distance=distance,
             advance=bar.advance,
         )
 

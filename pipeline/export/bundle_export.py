@@ -53,6 +53,7 @@ from serving.files import check_output_folder, staged_folder
 from serving.io.images import write_grid, write_pairs
 from serving.noise import draw_rows, noise_vectors
 from serving.operations import Operation, operation_table, portable_forms
+from serving.row_distance import RowDistance
 from serving.value_range import MAX_BYTE, Range, picture_range, to_brightness
 
 GOLDEN_ROWS = 8
@@ -71,11 +72,13 @@ def export_bundle(
     *,
     precision: Precision = "float32",
     ranges: Ranges | None = None,
+    distance: RowDistance | None = None,
     advance: Callable[[int], None] = lambda graphs: None,
 ) -> Bundle:
     """Write the bundle to `out`, which must not exist; `x` are held-out rows.
 
     `int8` needs the `ranges` that `pipeline.export.quantization.calibrate` found on training rows.
+    `distance` is what `pipeline.export.row_centres.find_centres` found on those of a mixed table.
     `advance` receives the number of graphs done since its last call.
     """
     check_output_folder(out)
@@ -99,7 +102,7 @@ def export_bundle(
         write_noise_graphs(folder, model.latent_dim, math.prod(model.x_shape), metadata)
         (folder / METRICS).write_text(json.dumps(dict(metrics), indent=1, allow_nan=False))
         (folder / GOLDEN).write_bytes(_golden_bytes(reduced, forms, x))
-        held_out = score_held_out(reduced, operations["score"], x)
+        held_out = score_held_out(reduced, operations["score"], x, distance)
         (folder / HELD_OUT).write_bytes(npz_bytes(held_out.arrays()))
         if has_pictures(model.x_shape, checkpoint.x_dtype, checkpoint.data):
             values = picture_range(checkpoint.x_dtype, checkpoint.data.get("range", (0, MAX_BYTE)))

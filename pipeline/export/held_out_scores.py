@@ -18,6 +18,7 @@ from serving.drift import SCORE_SEED, held_out_samples
 from serving.noise import draw_eps
 from serving.operations import Operation
 from serving.p_values import HeldOutScores, smallest_lift
+from serving.row_distance import RowDistance
 
 MOST_ROWS = 10_000
 MOST_CELLS, LEAST_ROWS = 200_000, 1000
@@ -28,10 +29,13 @@ _DECODED_VALUES = 2**20
 """Values of those at a time, so that wide rows do not fill memory."""
 
 
-def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
+def score_held_out(
+    model: VAE, score: Operation, x: Array, distance: RowDistance | None = None
+) -> HeldOutScores:
     """Score the rows, or `MOST_ROWS` of them by a fixed random choice.
 
-    Rows with a score that is not finite are left out, as `vae score` sets them aside.
+    Those of a mixed table have the score `combined` if the `distance` from its training rows is
+    given. Rows with a score that is not finite are left out, as `vae score` sets them aside.
     """
     x = _choose(x, MOST_ROWS)
     model = copy.deepcopy(model).float()  # the weights of fp16 are half numbers
@@ -45,13 +49,13 @@ def score_held_out(model: VAE, score: Operation, x: Array) -> HeldOutScores:
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     finite = np.isfinite([values for values in scores.values() if values.ndim == 1]).all(0)
     scores = {name: values[finite] for name, values in scores.items()}
-    cells, combined = scores.pop("column_log_likelihood", None), None
-    if cells is not None:
-        gaps = np.isnan(x[finite])
-        combined, scores["combined"] = fit_combined(scores["consistency"], cells, gaps)
+    if (cells := scores.pop("column_log_likelihood", None)) is not None:
         scores["column_log_likelihood"] = _choose(
             cells, max(LEAST_ROWS, MOST_CELLS // cells.shape[1])
         )
+    combined = None
+    if distance is not None:
+        combined, scores["combined"] = fit_combined(scores["consistency"], x[finite], distance)
     return HeldOutScores(num_samples, SCORE_SEED, scores, combined)
 
 

@@ -58,7 +58,8 @@ vae score rows.{suffix} scores/ --model bundle --num-samples 16 --seed 7
 ```
 
 `held_out.npz`, if it is there, has the scores of held-out rows, from which `vae score` finds the \
-p-value of a new row, and `vae monitor` since when rows have drifted.
+p-value of a new row, and `vae monitor` since when rows have drifted. Of a mixed table it also \
+holds centres of training rows, each the mean of two or more.
 
 In Python, with the serving package (no torch):
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from serving.bundle import Bundle
 from serving.combined_score import CombinedScore
+from serving.early_combined_score import EarlyCombinedScore
 from serving.errors import UsageRefused
 from serving.operations import By, Tensor
 from serving.p_values import PValues, check_by, choose_score, read_held_out_scores
@@ -61,7 +62,7 @@ class ResultColumns:
         self.choice = choice
         self.by: By | None = None
         self.p_values: PValues | None = None
-        self._combined: CombinedScore | None = None
+        self._combined: CombinedScore | EarlyCombinedScore | None = None
         """Makes the score that rows are compared by, if it is that one."""
         self.without_p_values = ""
         """Why there are none."""
@@ -86,8 +87,7 @@ class ResultColumns:
         """
         found = [to_arrow(outputs[item.name], arrow_type(item)) for item in self._outputs]
         if self._combined is not None:
-            cells = outputs["column_log_likelihood"], np.isnan(x)
-            outputs = {**outputs, "combined": self._combined(outputs["consistency"], *cells)}
+            outputs = {**outputs, "combined": self._combined(outputs, x)}
         if self.by in _COMPUTED:
             found.append(pa.array(choose_score(self.by, outputs)))
         if self.p_values is not None and self.by is not None:

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     type=click.Choice(get_args(By)),
     show_default="combined for tables of mixed columns, else elbo",
     help="Score that p-values and the report compare rows by; latent is minus the KL, column_max "
-    "the lowest column_lift, combined weighs consistency and column_log_likelihood",
+    "the lowest column_lift, combined joins consistency and the distance from the training rows",
 )
 @click.option(
     "--fdr",

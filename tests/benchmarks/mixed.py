@@ -26,6 +26,7 @@ from pipeline.config import Config, configure
 from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
+from pipeline.export.row_centres import find_centres
 from pipeline.model.checkpoint import Checkpoint
 from pipeline.training.loop import TrainHooks, train
 from serving.batch.job import describe_job, run_job
@@ -160,7 +161,10 @@ def prepare(
         model, config, "float32", model.settings.likelihood, dataset.describe(), git
     )
     metrics = evaluate(model, dataset.test.x, nll_samples=1, seed=0).to_json()
-    bundle = export_bundle(folder / "bundle", checkpoint, metrics, dataset.test.x)
+    distance = find_centres(dataset.schema, dataset.sample) if dataset.schema else None
+    bundle = export_bundle(
+        folder / "bundle", checkpoint, metrics, dataset.test.x, distance=distance
+    )
     return Trained(folder, bundle, dataset, config, model.px.x_width)
 
 

@@ -17,6 +17,7 @@ from pipeline.cli.main import cli
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
+from pipeline.export.row_centres import find_centres
 from serving.bundle import METRICS, Bundle
 from serving.drift import MIXED_SCORE_SAMPLES
 from serving.engine import Engine
@@ -46,7 +47,9 @@ def bundle(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     checkpoint = train_checkpoint(data, config)
     metrics = evaluate(checkpoint.model, data.test.x, nll_samples=4, seed=0)
     out = tmp_path_factory.mktemp("mixed") / "bundle"
-    return export_bundle(out, checkpoint, metrics.to_json(), data.test.x)
+    assert data.schema is not None
+    distance = find_centres(data.schema, data.sample)
+    return export_bundle(out, checkpoint, metrics.to_json(), data.test.x, distance=distance)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_held_out_rows_are_scored_with_more_draws_by_the_cells_too(
     assert held_out.scores["elbo"].mean() == pytest.approx(held["elbo_mean"], rel=1e-5)
     # a row that is compared with itself too differs by little
     assert held_out.combined is not None
-    among_all = held_out.combined(found["consistency"], cells, np.isnan(data.test.x))
+    among_all = held_out.combined(found, data.test.x)
     assert held_out.scores["combined"] == pytest.approx(among_all, abs=0.8)
     assert np.corrcoef(held_out.scores["combined"], among_all)[0, 1] > 0.99
 
@@ -169,7 +172,7 @@ def test_p_values_are_those_of_the_chosen_score(
 
 def _combine(held_out: HeldOutScores, scores: Mapping[str, Array], x: Array) -> Array:
     assert held_out.combined is not None
-    return held_out.combined(scores["consistency"], scores["column_log_likelihood"], np.isnan(x))
+    return held_out.combined(scores, x)
 
 
 def test_with_other_draws_rows_are_compared_by_consistency(

@@ -17,6 +17,7 @@ from pipeline.cli.main import cli
 from pipeline.data.dataset import load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
+from pipeline.export.row_centres import find_centres
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import DataRefused, UsageRefused
@@ -63,7 +64,9 @@ def bundle(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     checkpoint, data = trained
     metrics = evaluate(checkpoint.model, data.test.x, nll_samples=4, seed=0)
     out = tmp_path_factory.mktemp("bundle") / "bundle"
-    return export_bundle(out, checkpoint, metrics.to_json(), data.test.x)
+    assert data.schema is not None
+    distance = find_centres(data.schema, data.sample)
+    return export_bundle(out, checkpoint, metrics.to_json(), data.test.x, distance=distance)
 
 
 def score(path: Path, bundle: Bundle, *options: str) -> tuple[Result, Path]:

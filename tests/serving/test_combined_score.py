@@ -1,4 +1,4 @@
-"""The score of contradictory cells and of rare rows in one, beside a direct computation."""
+"""The score of contradictory cells and of distant rows in one, beside a direct computation."""
 
 import math
 from typing import Any
@@ -6,35 +6,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.combined_score import WEIGHT, fit_combined, read_combined
+from serving.combined_score import fit_combined, read_combined
 from serving.p_values import PValues
+from serving.row_distance import CellCodes, RowDistance
 
 Array = np.ndarray[Any, Any]
+WIDTH = 4
 
 
-def rows_of(count: int, seed: int, gaps: float = 0.2, width: int = 4) -> tuple[Array, Array, Array]:
-    """Draw consistency, log-likelihoods of cells, and gaps."""
+def rows_of(count: int, seed: int) -> tuple[Array, Array]:
+    """Draw consistency with ties, and rows of numbers with gaps."""
     generator = np.random.default_rng(seed)
-    cells = generator.standard_normal((count, width)).round(1).astype(np.float32)  # with ties
-    consistency = generator.standard_normal(count).astype(np.float32)
-    return consistency, cells, generator.random((count, width)) < gaps
+    consistency = generator.standard_normal(count).round(1).astype(np.float32)
+    is_gap = generator.random((count, WIDTH)) < 0.2
+    x = np.where(is_gap, np.nan, generator.standard_normal((count, WIDTH))).astype(np.float32)
+    return consistency, x
 
 
-def round_down(count: int) -> int:
-    """Return the largest power of 2 to a quarter, rounded to a whole number, up to a count."""
-    powers = {round(2 ** (quarter / 4)) for quarter in range(56)}
-    return max((power for power in powers if power <= count), default=0)
+def distance_from(seed: int) -> RowDistance:
+    """From 20 rows of their own, as from those of a training."""
+    zeros, ones = np.zeros(WIDTH), np.ones(WIDTH)
+    codes = CellCodes(np.zeros(WIDTH, np.int64), zeros, zeros, zeros, ones)
+    return RowDistance(codes, codes.encode(rows_of(20, seed)[1]))
 
 
-def of_cells(held: Array, held_gaps: Array, cells: Array, gaps: Array) -> float:
-    """The sum of 1 + log p over the cells of one row."""
-    total = 0.0
-    for own, column, own_gap, column_gaps in zip(cells, held.T, gaps, held_gaps.T, strict=True):
-        seen = column[~column_gaps]
-        if not own_gap:
-            up_to = round_down(int((seen <= own).sum()))
-            total += 1 + math.log((1 + up_to) / (1 + len(seen)))
-    return total
+FAR = distance_from(5)
 
 
 def log_p(held: Array, value: float) -> float:
@@ -42,21 +38,16 @@ def log_p(held: Array, value: float) -> float:
 
 
 def test_a_new_row_is_compared_with_all_and_a_held_out_row_with_the_others() -> None:
-    consistency, cells, gaps = held = rows_of(60, 0)
-    score, own = fit_combined(*held)
-    sums = np.zeros(60)
+    consistency, x = rows_of(60, 0)
+    score, own = fit_combined(consistency, x, FAR)
+    near = -FAR(x)
     for row in range(60):
         rest = np.arange(60) != row
-        sums[row] = of_cells(cells[rest], gaps[rest], cells[row], gaps[row])
-    for row in range(60):
-        rest = np.arange(60) != row
-        expected = log_p(consistency[rest], consistency[row])
-        expected += WEIGHT * log_p(sums[rest] + 1e-9, sums[row] + 2e-9)
+        expected = log_p(consistency[rest], consistency[row]) + log_p(near[rest], near[row])
         assert own[row] == pytest.approx(expected, abs=1e-6)
-    new = rows_of(30, 1)
-    for row, found in enumerate(score(*new)):
-        total = of_cells(cells, gaps, new[1][row], new[2][row])
-        expected = log_p(consistency, new[0][row]) + WEIGHT * log_p(sums + 1e-9, total + 2e-9)
+    new, new_x = rows_of(30, 1)
+    for row, found in enumerate(score({"consistency": new}, new_x)):
+        expected = log_p(consistency, new[row]) + log_p(near, -FAR(new_x)[row])
         assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -64,8 +55,9 @@ def test_a_new_row_is_compared_with_all_and_a_held_out_row_with_the_others() -> 
 def test_p_values_of_rows_like_the_held_out_ones_are_uniform(held: int) -> None:
     found = []
     for seed in range(400):
-        score, own = fit_combined(*rows_of(held, 2 * seed))
-        found.append(PValues(own)(score(*rows_of(20, 2 * seed + 1))))
+        score, own = fit_combined(*rows_of(held, 2 * seed), distance_from(1000 + seed))
+        consistency, x = rows_of(20, 2 * seed + 1)
+        found.append(PValues(own)(score({"consistency": consistency}, x)))
     p = np.concatenate(found)
     for level in (0.05, 0.1, 0.25, 0.5, 0.75):
         assert (p <= level).mean() == pytest.approx(
@@ -74,43 +66,37 @@ def test_p_values_of_rows_like_the_held_out_ones_are_uniform(held: int) -> None:
 
 
 def test_either_kind_of_row_is_found_and_a_row_that_is_both_comes_first() -> None:
-    score, own = fit_combined(*rows_of(400, 0, gaps=0))
-    consistency, cells, gaps = rows_of(4, 1, gaps=0)
-    consistency[:], cells[:] = 0, 0
-    consistency[[1, 3]], cells[[2, 3]] = -9, -2
-    usual, contradictory, rare, both = score(consistency, cells, gaps)
-    assert both < contradictory < rare < np.quantile(own, 0.2) < usual
+    score, own = fit_combined(*rows_of(400, 0), FAR)
+    consistency, x = np.zeros(4, np.float32), np.full((4, WIDTH), 0.5, np.float32)
+    consistency[[1, 3]], x[[2, 3]] = -9, 6
+    usual, contradictory, far, both = score({"consistency": consistency}, x)
+    assert both < min(contradictory, far)
+    assert max(contradictory, far) < np.quantile(own, 0.2) < usual
 
 
-def test_a_gap_says_nothing_and_what_stands_in_it_changes_nothing() -> None:
-    held = rows_of(100, 0)
-    score, _ = fit_combined(*held)
-    consistency, cells, gaps = rows_of(50, 1)
-    other = np.where(gaps, np.float32(-99), cells)
-    assert (score(consistency, other, gaps) == score(consistency, cells, gaps)).all()
-    score, own = fit_combined(held[0], np.where(held[2], -99, held[1]).astype(np.float32), held[2])
-    assert (own == fit_combined(*held)[1]).all()
-    assert (score(consistency, other, gaps) == score(consistency, cells, gaps)).all()
-
-
-def test_a_column_of_gaps_alone_and_a_single_held_out_row_have_scores() -> None:
-    consistency, cells, gaps = rows_of(20, 0)
-    gaps[:, 1] = True
-    score, own = fit_combined(consistency, cells, gaps)
-    assert np.isfinite(own).all()
-    assert np.isfinite(score(*rows_of(20, 1))).all()
-    score, own = fit_combined(*rows_of(1, 0, gaps=0))
-    assert np.isfinite(own).all()
-    assert np.isfinite(score(*rows_of(5, 1))).all()
+def test_a_single_held_out_row_is_enough() -> None:
+    score, own = fit_combined(*rows_of(1, 0), FAR)
+    assert own == 0  # there is no other that it could be less usual than
+    consistency, x = rows_of(5, 1)
+    found = score({"consistency": consistency}, x)
+    assert set((found / math.log(1 / 2)).round(4).tolist()) <= {0, 1, 2}
 
 
 def test_it_is_read_as_it_was_written() -> None:
-    consistency, cells, gaps = rows_of(50, 0)
-    score, _ = fit_combined(consistency, cells, gaps)
+    consistency, x = rows_of(50, 0)
+    score, _ = fit_combined(consistency, x, FAR)
     arrays = {"consistency": consistency, "elbo": consistency, **score.arrays()}
     found = read_combined(arrays)
     assert found is not None
-    new = rows_of(30, 1)
-    assert (found(*new) == score(*new)).all()
+    new, new_x = rows_of(30, 1)
+    assert (found({"consistency": new}, new_x) == score({"consistency": new}, new_x)).all()
     assert list(arrays) == ["consistency", "elbo"]
     assert read_combined(arrays) is None
+
+
+def test_a_part_that_is_missing_is_named() -> None:
+    score, _ = fit_combined(*rows_of(50, 0), FAR)
+    arrays = {"consistency": rows_of(50, 0)[0], **score.arrays()}
+    del arrays["combined.nearness"]
+    with pytest.raises(KeyError, match="nearness"):
+        read_combined(arrays)
