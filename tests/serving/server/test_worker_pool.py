@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -89,9 +90,15 @@ def in_parallel(act: Callable[[], None]) -> Iterator[None]:
 class Pool:
     """A pool whose processes a test can see."""
 
-    def __init__(self, folder: Path, workers: int, run: Callable[[Settings, int], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        run: Callable[[Settings, int], None],
+        drain_s: float = 1000,
+    ) -> None:
         self.folder = folder
-        self.settings = make_settings(folder, workers=workers)
+        self.settings = replace(make_settings(folder, workers=workers), drain_s=drain_s)
         self.counters = SharedCounters(folder / "counters", 32, 0)
         self.pool = WorkerPool(self.settings, self.counters, partial(run, self.settings))
         self.made: list[BaseProcess] = []
@@ -203,7 +210,6 @@ def test_one_that_dies_again_later_is_started_again(
 
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     pool = Pool(tmp_path, 2, stay)
-    object.__setattr__(pool.settings, "drain_s", 1000)
 
     def act() -> None:
         pool.wait_for("start-0-0", "start-1-0")
@@ -221,8 +227,7 @@ def test_workers_that_outlast_the_drain_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_pool, "_LATE_S", 0.1)
-    pool = Pool(tmp_path, 1, stay)
-    object.__setattr__(pool.settings, "drain_s", 0.1)
+    pool = Pool(tmp_path, 1, stay, drain_s=0.1)
 
     def act() -> None:
         pool.wait_for("start-0-0")
