@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._since = server.time()
         """When the last head began, or was read on after a pause, or the end."""
         self._progress = Progress(self._since)
-        self._sent = self._dropped = self._beside = 0
+        self._sent = self._last = self._dropped = self._beside = 0
         self.idle = _SILENT
         """How ready it is to give way to a new connection."""
 
@@ -88,6 +88,12 @@ class Connection(asyncio.Protocol):
         """Return the bytes of answers that the client has not taken."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def held(self) -> int:
+        """Return the bytes of answers in memory: one stays as a whole until all of it has left."""
+        unsent = self.unsent
+        return max(unsent, self._last) if unsent else 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
@@ -99,6 +105,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell what answers."""
         self._leave()
+        self._parser.end()
         self._server.forget(self)
 
     def eof_received(self) -> None:
@@ -198,7 +205,7 @@ class Connection(asyncio.Protocol):
         parts = (head, body) if body and has_content(method, status) else (head,)
         size = sum(map(len, parts))
         self._write(parts)
-        self._sent += size
+        self._sent, self._last = self._sent + size, size
         if not keeps:
             self._end(linger=not exchange.complete)
         elif self._waiting:

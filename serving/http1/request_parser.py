@@ -90,6 +90,11 @@ class RequestParser:
             self.broken, self.in_head = True, False
             self._sink.refused(status, reason)
 
+    def end(self) -> None:
+        """Read no more, and let go of the sink: a circle would live until it is collected."""
+        self.broken, self.in_head = True, False
+        del self._sink, self._parser, self.on_body, self.on_message_complete
+
     def _without_upgrade(self) -> bytes:
         """Write the last head again without its offer of another protocol, which is not taken.
 

@@ -30,14 +30,14 @@ class Http1Server(Listener[Connection]):
         self.handle = handle
         self.refuse = refuse
         self.head_s = head_s
-        self._unsent = self._handed = 0
-        """Bytes that clients had not taken at the last look, and bytes of answers since then."""
+        self._held = self._handed = 0
+        """Bytes of answers in memory at the last look, and those since then."""
         self._looked = float("-inf")
 
     def sent(self, size: int) -> None:
         """Count the bytes of an answer."""
         self._handed += size
-        if self._unsent + self._handed > MAX_UNSENT and self.time() - self._looked > LOOK_S:
+        if self._held + self._handed > MAX_UNSENT and self.time() - self._looked > LOOK_S:
             self.check()
 
     def check_room(self, size: int) -> None:
@@ -46,22 +46,22 @@ class Http1Server(Listener[Connection]):
         Raises:
             Overloaded: clients do not take what is there.
         """
-        if size <= SMALL or self._unsent + self._handed + size <= MAX_HELD:
+        if size <= SMALL or self._held + self._handed + size <= MAX_HELD:
             return
         self.check()  # most of what was handed over may have left
-        if self._unsent + size > MAX_HELD:
+        if self._held + size > MAX_HELD:
             raise Overloaded("too many bytes of answers are in memory: try again in a moment")
 
     def check(self) -> None:
         """Look at all connections; if they hold too much, end those that are stuck."""
         super().check()
         now = self._looked = self.time()
-        self._handed, self._unsent = 0, sum(each.unsent for each in self.connections)
-        if self._unsent <= MAX_UNSENT:
+        self._handed, self._held = 0, sum(each.held for each in self.connections)
+        if self._held <= MAX_UNSENT:
             return
         stuck = [each for each in self.connections if each.stands(now)]
-        for connection in sorted(stuck, key=lambda each: (each.stuck_since, -each.unsent)):
-            if self._unsent <= MAX_UNSENT:
+        for connection in sorted(stuck, key=lambda each: (each.stuck_since, -each.held)):
+            if self._held <= MAX_UNSENT:
                 return
-            self._unsent -= connection.unsent
+            self._held -= connection.held
             connection.abort()

@@ -102,7 +102,22 @@ def test_a_client_that_reads_is_not_ended_for_others(held: Held) -> None:
     assert not peer.transport.aborted
 
 
+def test_an_answer_counts_as_a_whole_until_all_of_it_has_left(held: Held) -> None:
+    """The rest of it cannot be kept without the whole."""
+    held.size = MAX_HELD - SMALL - 1024
+    peer = Peer(held)
+    peer.ask()
+    peer.transport.unsent = 1
+    held.http1.check()
+    held.http1.check_room(SMALL)
+    with pytest.raises(Overloaded):
+        held.http1.check_room(SMALL + 1025)
+    peer.read()
+    held.http1.check_room(MAX_HELD)
+
+
 def test_large_answers_are_refused_until_clients_have_read(held: Held) -> None:
+    held.size = 8 * MIB - 1024  # with its head, no more than is unsent
     peers = [Peer(held) for _ in range(7)]
     for peer in peers:
         peer.ask()
