@@ -17,6 +17,7 @@ from pipeline.parity.check import check_parity
 from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
 from serving.mlflow_store import connect
+from tests.mixed_tables import make_dataset
 from tests.shared import make_once
 
 torch.set_num_threads(1)
@@ -150,6 +151,18 @@ def sealed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def sealed_table(trained_table: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a checked bundle of a model of a table, which no test may change."""
     return share_bundle(tmp_path_factory, "sealed_table", trained_table)
+
+
+@pytest.fixture(scope="session")
+def trained_mixed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    settings = {"epochs": 30, "fit_sizes": False}
+    return share_checkpoint(tmp_path_factory, "trained_mixed", make_dataset(1200), **settings)
+
+
+@pytest.fixture(scope="session")
+def sealed_mixed(trained_mixed: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return a checked bundle of a model of a mixed table, which no test may change."""
+    return share_bundle(tmp_path_factory, "sealed_mixed", trained_mixed)
 
 
 @pytest.fixture(scope="session")
