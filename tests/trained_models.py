@@ -11,12 +11,14 @@ from pipeline.data.dataset import Dataset, load_dataset
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.export.bundle_export import export_bundle
 from pipeline.export.quantization import calibrate
+from pipeline.export.row_centres import find_centres
 from pipeline.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.parity.bundle_report import add_report
 from pipeline.parity.check import check_parity
 from pipeline.training.loop import train
 from serving.bundle import Bundle, open_bundle
 from serving.mlflow_store import connect
+from tests.mixed_tables import make_dataset
 from tests.shared import make_once
 
 torch.set_num_threads(1)
@@ -89,7 +91,10 @@ def make_bundle(out: Path, trained: Trained, precision: Precision = "float32") -
     ranges = calibrate(checkpoint.model, dataset.sample) if precision == "int8" else None
     metrics = evaluate(checkpoint.model, dataset.test.x, nll_samples=4, seed=0)
     rows = metrics.to_json(), dataset.test.x
-    bundle = export_bundle(out, checkpoint, *rows, precision=precision, ranges=ranges)
+    distance = find_centres(dataset.schema, dataset.sample) if dataset.schema else None
+    bundle = export_bundle(
+        out, checkpoint, *rows, precision=precision, ranges=ranges, distance=distance
+    )
     report = check_parity(bundle, checkpoint.model, dataset.test.x)
     return add_report(bundle, report)
 
@@ -150,6 +155,18 @@ def sealed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def sealed_table(trained_table: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return a checked bundle of a model of a table, which no test may change."""
     return share_bundle(tmp_path_factory, "sealed_table", trained_table)
+
+
+@pytest.fixture(scope="session")
+def trained_mixed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    settings = {"epochs": 30, "fit_sizes": False}
+    return share_checkpoint(tmp_path_factory, "trained_mixed", make_dataset(1200), **settings)
+
+
+@pytest.fixture(scope="session")
+def sealed_mixed(trained_mixed: Trained, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Return a checked bundle of a model of a mixed table, which no test may change."""
+    return share_bundle(tmp_path_factory, "sealed_mixed", trained_mixed)
 
 
 @pytest.fixture(scope="session")

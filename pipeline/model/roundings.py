@@ -26,6 +26,7 @@ class Roundings:
     def __init__(self, model: VAE) -> None:
         self.model = model
         self._copies: dict[tuple[object, ...], VAE] = {}
+        self._drawn: dict[tuple[torch.dtype, bool], VAE] = {}
         self._memory = _Memory()
 
     def get(
@@ -36,13 +37,21 @@ class Roundings:
         Any `draw` but 0 rounds each weight in another way, so that the errors fall anew: by one
         rounding of float32 away from where it is, or to the one or other neighbour in TF32. What
         runs under `PlainFunctions`, which change what a network may call, says so by `plain`.
-        Other draws are seldom used twice, so that they are neither kept nor remember anything.
+        Other draws are seldom used twice, so that they remember nothing, and that the next draw
+        takes the place of the one before: a copy takes longer to make than it is used.
         """
         if draw:
-            return _round(self.model, dtype, draw, tf32=tf32)
+            if (dtype, tf32) not in self._drawn:
+                self._drawn[dtype, tf32] = _copy(self.model, dtype, tf32=tf32)
+            rounded = self._drawn[dtype, tf32]
+            for weight, own in zip(rounded.parameters(), self.model.parameters(), strict=True):
+                weight.copy_(own)
+            _round_weights(rounded, draw, tf32=tf32)
+            return rounded
         key = (dtype, tf32, plain)
         if key not in self._copies:
-            rounded = _round(self.model, dtype, draw, tf32=tf32)
+            rounded = _copy(self.model, dtype, tf32=tf32)
+            _round_weights(rounded, draw, tf32=tf32)
             for name in ("encoder", "decoder"):
                 network = _Remembered(getattr(rounded, name), (*key, name), self._memory)
                 setattr(rounded, name, network)
@@ -91,8 +100,17 @@ def _size(outputs: Outputs) -> int:
     return sum(part.nbytes for part in parts)
 
 
-def _round(model: VAE, dtype: torch.dtype, draw: int, *, tf32: bool = False) -> VAE:
-    model = copy.deepcopy(model).to(dtype)
+def _copy(model: VAE, dtype: torch.dtype, *, tf32: bool) -> VAE:
+    """Copy a model; with `tf32`, products round what comes in: sums stay float32, as on a GPU."""
+    copied = copy.deepcopy(model).to(dtype)
+    if tf32:
+        for layer in product_layers(copied).values():
+            layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
+    return copied
+
+
+def _round_weights(model: VAE, draw: int, *, tf32: bool) -> None:
+    """Round the weights of a copy, of TF32 those of products alone."""
     if draw:
         generator = torch.Generator().manual_seed(draw)
         if tf32:
@@ -100,8 +118,8 @@ def _round(model: VAE, dtype: torch.dtype, draw: int, *, tf32: bool = False) -> 
         else:
             _move_weights(model, generator)
     if tf32:
-        _round_products(model)
-    return model
+        for layer in product_layers(model).values():
+            layer.weight.copy_(round_to_tf32(layer.weight))
 
 
 def _move_weights(model: VAE, generator: torch.Generator) -> None:
@@ -123,13 +141,6 @@ def _round_by_chance(model: VAE, generator: torch.Generator) -> None:
 def round_to_tf32(values: Tensor) -> Tensor:
     """Round float32 to nearest with the ten bits of mantissa that tensor cores keep."""
     return ((values.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def _round_products(model: VAE) -> None:
-    """Round both factors of every matrix product to TF32; sums stay float32, as on a GPU."""
-    for layer in product_layers(model).values():
-        layer.weight.copy_(round_to_tf32(layer.weight))
-        layer.register_forward_pre_hook(lambda _, inputs: (round_to_tf32(inputs[0]),))
 
 
 def product_layers(model: VAE) -> dict[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:

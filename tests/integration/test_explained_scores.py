@@ -15,9 +15,6 @@ from pyarrow import parquet
 
 from pipeline.cli.main import cli
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.export.bundle_export import export_bundle
-from pipeline.export.row_centres import find_centres
 from serving.bundle import METRICS, Bundle
 from serving.drift import MIXED_SCORE_SAMPLES
 from serving.engine import Engine
@@ -25,10 +22,10 @@ from serving.errors import UsageRefused
 from serving.io.arrow_cells import decode_batch
 from serving.noise import draw_eps
 from serving.p_values import FlagCounter, HeldOutScores, read_held_out_scores
-from tests.mixed_tables import SCHEMA, draw_rows, make_dataset
+from tests.mixed_tables import SCHEMA, draw_rows
 from tests.serving.batch.jobs import read
 from tests.serving.batch.reports import Page
-from tests.trained_models import tiny_config, train_checkpoint
+from tests.trained_models import Trained
 
 Array = NDArray[Any]
 ROWS, CHANGED = 600, 60
@@ -36,20 +33,13 @@ NAMES = [column.name for column in SCHEMA.columns]
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    return make_dataset(1200)
+def data(trained_mixed: Trained) -> Dataset:
+    return trained_mixed[1]
 
 
 @pytest.fixture(scope="module")
-def bundle(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Without a report of parity, which takes longer than all the rest."""
-    config = tiny_config(data, likelihood="mixed", epochs=30, fit_sizes=False)
-    checkpoint = train_checkpoint(data, config)
-    metrics = evaluate(checkpoint.model, data.test.x, nll_samples=4, seed=0)
-    out = tmp_path_factory.mktemp("mixed") / "bundle"
-    assert data.schema is not None
-    distance = find_centres(data.schema, data.sample)
-    return export_bundle(out, checkpoint, metrics.to_json(), data.test.x, distance=distance)
+def bundle(sealed_mixed: Bundle) -> Bundle:
+    return sealed_mixed
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from tests.pipeline.registry.versions import champion, promote_with, register
 from tests.serving.live.observed import live as live_status
 from tests.serving.running import serve
 from tests.serving.server.asking import wait_for
-from tests.trained_models import Trained, make_bundle, tiny_config, train_checkpoint
+from tests.shared import make_once
+from tests.trained_models import Trained, share_bundle, share_checkpoint
 
 DEGREES = 15
 TRAIN, TEST, LIVE = 4000, 500, 3000
@@ -41,14 +42,19 @@ def write_idx(path: Path, x: np.ndarray) -> None:
         file.write(x.tobytes())
 
 
-def train_on(folder: Path, train: np.ndarray, test: np.ndarray) -> tuple[Bundle, Trained]:
+def train_on(
+    tmp_path_factory: pytest.TempPathFactory, name: str, train: np.ndarray, test: np.ndarray
+) -> tuple[Bundle, Trained]:
     """Train on some digits; hold out others, which are the same for all models."""
-    folder.mkdir()
-    write_idx(folder / "train-images-idx3-ubyte", train)
-    write_idx(folder / "t10k-images-idx3-ubyte", test)
+
+    def write(folder: Path) -> None:
+        write_idx(folder / "train-images-idx3-ubyte", train)
+        write_idx(folder / "t10k-images-idx3-ubyte", test)
+
+    folder = make_once(tmp_path_factory, f"{name}-digits", write)
     dataset = load_dataset(str(folder), valid_fraction=0.1, test_fraction=0.1)
-    trained = train_checkpoint(dataset, tiny_config(dataset, **SMALL)), dataset
-    return make_bundle(folder / "bundle", trained), trained
+    trained = share_checkpoint(tmp_path_factory, f"{name}-net", dataset, **SMALL)
+    return share_bundle(tmp_path_factory, f"{name}-bundle", trained), trained
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +73,9 @@ def models(
 ) -> dict[str, tuple[Bundle, Trained]]:
     """A model of upright digits, and one of turned digits; both hold out the same, upright."""
     train, test, _ = digits
-    folder = tmp_path_factory.mktemp("models")
     return {
-        "upright": train_on(folder / "upright", train, test),
-        "turned": train_on(folder / "turned", turn(train), test),
+        "upright": train_on(tmp_path_factory, "upright", train, test),
+        "turned": train_on(tmp_path_factory, "turned", turn(train), test),
     }
 
 

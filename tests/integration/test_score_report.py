@@ -14,8 +14,6 @@ from click.testing import Result
 from pyarrow import dataset, parquet
 from scipy import stats
 
-from pipeline.evaluation.evaluate import evaluate
-from pipeline.export.bundle_export import export_bundle
 from serving.bundle import Bundle
 from serving.engine import Engine
 from serving.errors import VaeError
@@ -94,11 +92,10 @@ def test_an_unknown_run_is_refused_before_any_row_is_scored(
     assert not (tmp_path / "scores").exists()
 
 
-def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Trained) -> None:
-    checkpoint, rows = trained_table
-    metrics = evaluate(checkpoint.model, rows.test.x, nll_samples=1, seed=0)
-    bundle = export_bundle(tmp_path / "bundle", checkpoint, metrics.to_json(), rows.test.x)
-    x = rows.test.x.copy()
+def test_rows_of_a_table_are_shown_as_features(
+    tmp_path: Path, trained_table: Trained, sealed_table: Bundle
+) -> None:
+    x = trained_table[1].test.x.copy()
     x[17, 3] = 9000.5  # far from the others
     names = ["speed", "load", "heat", "flow"]
     table = pa.table(
@@ -109,7 +106,7 @@ def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Tr
         tmp_path / "x.parquet",
         tmp_path / "scores",
         "--model",
-        bundle.path,
+        sealed_table.path,
         "--id",
         "who",
         "--report",
@@ -122,7 +119,7 @@ def test_rows_of_a_table_are_shown_as_features(tmp_path: Path, trained_table: Tr
     assert words[9] == "w17"
     assert words[14:18] == [f"{value:.4g}" for value in x[17]]
     assert words[18] == "reconstruction"
-    expected = Engine(bundle).reconstruct(x[17:18])[0]
+    expected = Engine(sealed_table).reconstruct(x[17:18])[0]
     assert words[19:23] == [f"{value:.4g}" for value in expected]
     line = re.search(r"<tr class=\"mild\">(.*?)</tr>", page.text)
     assert line

@@ -2,8 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -13,13 +13,15 @@ from onnx import numpy_helper
 
 from pipeline.data.dataset import Dataset
 from pipeline.model.vae import VAE
-from pipeline.parity import row_counts
+from pipeline.parity import check, row_counts
 from pipeline.parity.check import check_parity
 from pipeline.parity.comparison_result import Rule
+from pipeline.parity.comparisons import Case, make_cases
+from pipeline.parity.row_counts import RowCounts
+from pipeline.parity.settings import SettingPlan
 from pipeline.parity.weights import NETS as NETS_PARTS
 from pipeline.parity.weights import weight_faults
 from serving.bundle import Bundle, open_bundle
-from tests.mixed_tables import make_dataset
 from tests.pipeline.parity.mutations import (
     MIXED_MUTATIONS,
     MUTATIONS,
@@ -38,8 +40,14 @@ NETS: Mapping[str, Mapping[str, object]] = {
     "convolutional": {"model": "conv", "hidden_dims": (6, 6)},
     "recurrent": {"model": "tests.own_nets:lstm"},
     "attention": {"model": "tests.own_nets:attention"},
-    "mixed": {},
+    "mixed": {"fit_sizes": False},
 }
+SEALED = {
+    "dense": ("trained", "sealed"),
+    "table": ("trained_table", "sealed_table"),
+    "mixed": ("trained_mixed", "sealed_mixed"),
+}
+"""The fixtures of nets that other modules use too."""
 EACH_NET = [
     pytest.param(net, id=net, marks=[] if net == "dense" else pytest.mark.slow) for net in NETS
 ]
@@ -56,22 +64,52 @@ class Subject:
     model: VAE
     x: np.ndarray
     others: list[VAE]
+    cases: dict[RowCounts, Sequence[Case]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
 def subject(
-    request: pytest.FixtureRequest,
-    images: Dataset,
-    table: Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, images: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Subject:
     net = str(request.param)
-    data = {"table": table, "mixed": make_dataset()}.get(net, images)
-    trained = share_checkpoint(tmp_path_factory, f"{net}-net", data, **NETS[net])
-    bundle = share_bundle(tmp_path_factory, f"{net}-bundle", trained)
-    configs = (tiny_config(data, seed=s, epochs=s, **NETS[net]) for s in (9, 1, 2, 3, 4))
-    others = [train_checkpoint(data, config).model for config in configs]
-    return Subject(bundle, trained[0].model, data.test.x, others)
+    if net in SEALED:
+        trained, bundle = map(request.getfixturevalue, SEALED[net])
+    else:
+        trained = share_checkpoint(tmp_path_factory, f"{net}-net", images, **NETS[net])
+        bundle = share_bundle(tmp_path_factory, f"{net}-bundle", trained)
+    checkpoint, data = trained
+    settings = ({**NETS[net], "seed": number, "epochs": number} for number in (9, 1, 2, 3, 4))
+    others = [train_checkpoint(data, tiny_config(data, **each)).model for each in settings]
+    return Subject(bundle, checkpoint.model, data.test.x, others)
+
+
+@pytest.fixture
+def cases_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute torch's results once for all corruptions of a subject, since they change only graphs.
+
+    Most of a check's time goes there.
+    """
+
+    def known(
+        plans: Sequence[SettingPlan],
+        bundle: Bundle,
+        model: VAE,
+        x: np.ndarray,
+        counts: RowCounts,
+    ) -> Sequence[Case]:
+        if counts not in subject.cases:
+            subject.cases[counts] = [*make_cases(plans, bundle, model, x, counts)]
+            for array in arrays_of(subject.cases[counts]):
+                array.flags.writeable = False
+        return subject.cases[counts]
+
+    monkeypatch.setattr(check, "make_cases", known)
+
+
+def arrays_of(cases: Iterable[Case]) -> Iterator[np.ndarray]:
+    for case in cases:
+        for values in (case.inputs, case.exact, *case.rounded.values()):
+            yield from values.values()
 
 
 @pytest.fixture
@@ -81,6 +119,7 @@ def copied(subject: Subject, tmp_path: Path) -> Bundle:
     return open_bundle(tmp_path / "bundle")
 
 
+@pytest.mark.usefixtures("cases_once")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 @pytest.mark.parametrize("subject", IMAGES, indirect=True)
 def test_a_corruption_is_caught_by_its_rule(
@@ -92,6 +131,7 @@ def test_a_corruption_is_caught_by_its_rule(
         assert broken.keys() == {mutation.rule}
 
 
+@pytest.mark.usefixtures("cases_once")
 @pytest.mark.parametrize(
     "mutation",
     # the bound of a table is a few nats: six roundings of it are less than the goal of 1e-5 nats
@@ -107,6 +147,7 @@ def test_a_corruption_of_a_model_of_a_table_is_caught_by_its_rule(
     assert mutation.rule in broken, broken
 
 
+@pytest.mark.usefixtures("cases_once")
 @pytest.mark.parametrize("mutation", MIXED_MUTATIONS, ids=lambda mutation: mutation.name)
 @pytest.mark.parametrize("subject", [EACH_NET[-1]], indirect=True)
 def test_a_corruption_of_a_mixed_table_is_seen_in_its_values(
@@ -122,7 +163,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_counts, "WIDE_FLOPS", 0)
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("wide", "cases_once")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 @pytest.mark.parametrize("subject", [WIDE], indirect=True)
 def test_a_corruption_of_a_wide_model_is_caught_by_its_rule(
