@@ -97,11 +97,12 @@ class Grpc:
             block += b"\0" + _text(name) + _text(value)
         self._block, self._body = block, request.body
         self._stream = -1
-        self._received, self._message = b"", b""
+        self._received = b""
+        self._message: list[bytes] = []
 
     def request(self) -> bytes:
         self._stream += 2
-        self._message = b""
+        self._message = []
         frames = [_frame(_HEADERS, _END_HEADERS, self._stream, self._block)]
         for at in range(0, len(self._body), _FRAME):
             last = _END_STREAM if at + _FRAME >= len(self._body) else 0
@@ -109,24 +110,28 @@ class Grpc:
         return b"".join(frames)
 
     def feed(self, data: bytes) -> tuple[bytes, Answer | None]:
-        self._received += data
+        # each byte is copied once: a client that takes long would be part of the latency
+        received = self._received + data if self._received else data
         back, answer = b"", None
-        while len(self._received) >= 9:
-            size = int.from_bytes(self._received[:3], "big")
-            if len(self._received) < 9 + size:
+        at, end = 0, len(received)
+        while at + 9 <= end:
+            stop = at + 9 + int.from_bytes(received[at : at + 3], "big")
+            if stop > end:
                 break
-            kind, flags = self._received[3], self._received[4]
-            stream = int.from_bytes(self._received[5:9], "big")
-            payload, self._received = self._received[9 : 9 + size], self._received[9 + size :]
+            kind, flags = received[at + 3], received[at + 4]
+            stream = int.from_bytes(received[at + 5 : at + 9], "big")
+            payload, at = received[at + 9 : stop], stop
             if kind in (_SETTINGS, _PING) and not flags & _ACK:
                 back += _frame(kind, _ACK, 0, payload if kind == _PING else b"")
             elif kind == _GOAWAY:
                 raise ConnectionResetError("the server sent GOAWAY")
             elif stream == self._stream and kind in (_DATA, _HEADERS):
-                self._message += payload if kind == _DATA else b""
+                if kind == _DATA:
+                    self._message.append(payload)
                 if flags & _END_STREAM:
                     status = 200 if self._message else REFUSED_GRPC
-                    answer = Answer(status, b"", self._message)
+                    answer = Answer(status, b"", b"".join(self._message))
+        self._received = received[at:]
         return back, answer
 
 

@@ -80,7 +80,7 @@ class Connection:
 
     def receive(self) -> Answer | None:
         """Read what has arrived; raise `ConnectionError` if the server has closed it."""
-        data = self.socket.recv(2**16)
+        data = self.socket.recv(2**18)
         if not data:
             raise ConnectionResetError("closed")
         back, answer = self.exchange.feed(data)
