@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from pipeline.model.column_units import (
     LARGEST,
     LOG_TWO_PI,
+    QUANTILES,
     SEEN_RANGE,
     Limits,
     TwoParameters,
@@ -25,8 +25,6 @@ HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
-QUANTILES = tuple(NormalDist().inv_cdf((place + 0.5) / 8) for place in range(8))
-"""The middles of eight equally likely parts of a standard normal distribution."""
 
 
 class _Numbers(TwoParameters):
