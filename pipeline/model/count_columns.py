@@ -53,6 +53,10 @@ class Counts(TwoParameters):
         logs = (steady_log(u + 1) - self.shift) / self.unit
         return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
+    def expected_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network would read of means, which need not be whole numbers."""
+        return self.inputs(x.clamp(min=0), torch.ones_like(x))
+
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each count."""
         log_mean, log_size = params.to(u.dtype).chunk(2, -1)

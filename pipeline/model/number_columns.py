@@ -40,6 +40,10 @@ class _Numbers(TwoParameters):
         """Return the values, those of cells that stand far out made less; a gap is 0 already."""
         return u.clamp(-SEEN_RANGE, SEEN_RANGE)
 
+    def expected_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network would read of means in the data's units."""
+        return self.inputs(self.standardize(x), torch.ones_like(x))
+
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-density of each value in the module's units."""
         loc, log_scale = params.to(u.dtype).chunk(2, -1)
@@ -67,6 +71,10 @@ class _Numbers(TwoParameters):
         means = torch.stack([self._to_data(point) for point in points]).mean(0)
         x = (weights.unsqueeze(-1) * means).sum(1)
         return Drawn(x, torch.ones_like(x))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Convert values to the module's units."""
+        raise NotImplementedError
 
     def _to_data(self, u: Tensor) -> Tensor:
         raise NotImplementedError
