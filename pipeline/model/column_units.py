@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ LARGEST = 1e6
 SEEN_RANGE = 5.0
 """Largest distance that the encoder sees, so that one odd cell does not decide all latents."""
 LOG_TWO_PI = math.log(2 * math.pi)
+QUANTILES = tuple(NormalDist().inv_cdf((place + 0.5) / 8) for place in range(8))
+"""The middles of eight equally likely parts of a standard normal distribution."""
 
 
 def mean_and_spread(values: Values) -> tuple[float, float]:

@@ -41,6 +41,9 @@ class ColumnsOfKind(Protocol):
     def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return what the network reads, (batch, x_width): zeros for a cell that is not seen."""
 
+    def expected_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network would read of means in the data's units; words have none."""
+
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-density or log-probability of each value."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.model.column_units import (
     LOG_TWO_PI,
+    QUANTILES,
     SEEN_RANGE,
     Limits,
     TwoParameters,
@@ -17,6 +18,9 @@ from pipeline.model.column_units import (
 )
 from pipeline.model.inversion import Drawn, draw_count
 from pipeline.model.steady_log import steady_log
+
+LEAST_SIZE = 0.03
+"""Of a smaller size, all `QUANTILES` of a rate would be 0."""
 
 
 class Counts(TwoParameters):
@@ -49,6 +53,10 @@ class Counts(TwoParameters):
         logs = (steady_log(u + 1) - self.shift) / self.unit
         return logs.clamp(-SEEN_RANGE, SEEN_RANGE) * seen
 
+    def expected_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network would read of means, which need not be whole numbers."""
+        return self.inputs(x.clamp(min=0), torch.ones_like(x))
+
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-probability of each count."""
         log_mean, log_size = params.to(u.dtype).chunk(2, -1)
@@ -73,8 +81,18 @@ class Counts(TwoParameters):
         return draw_count(self.mean(params), size, noise)
 
     def impute(self, params: Tensor, weights: Tensor, limits: Limits) -> Drawn:
-        """Return the mean of the mixture; the mean of each draw is within the limits."""
-        means = self.mean(params).maximum(limits[0]).minimum(limits[1])
+        """Return the mean of the mixture.
+
+        A count is a Poisson variable whose rate has a gamma distribution. The mean of each draw is
+        that of the rate's `QUANTILES` (Wilson & Hilferty, 1931), scaled to the mean of the count
+        and each held within the limits. Where the size is small and nearly all counts are 0, the
+        mean alone would follow from a tail that no row has.
+        """
+        size = params.chunk(2, -1)[1].clamp(*self.log_size_range).exp().clamp(min=LEAST_SIZE)
+        roots = (1 - 1 / (9 * size) + noise / (3 * size.sqrt()) for noise in QUANTILES)
+        rates = torch.stack([root.clamp(min=0).pow(3) for root in roots])
+        rates = self.mean(params) * rates / rates.mean(0)
+        means = rates.maximum(limits[0]).minimum(limits[1]).mean(0)
         x = (weights.unsqueeze(-1) * means).sum(1)
         return Drawn(x, torch.ones_like(x))
 

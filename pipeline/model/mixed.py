@@ -21,6 +21,7 @@ from pipeline.model.columns import ColumnsOfKind
 from pipeline.model.count_columns import Counts
 from pipeline.model.inversion import Drawn
 from pipeline.model.number_columns import Positives, Reals
+from pipeline.model.remainder import MAX_FEATURES, Remainder
 from pipeline.model.word_columns import Words
 from serving.errors import DataRefused
 from serving.schema import Kind, Schema
@@ -75,6 +76,7 @@ class Mixed(nn.Module):
         self.register_buffer("order", torch.tensor(np.argsort(places)))
         self.register_buffer("gap", torch.tensor(gaps))
         self.reference = CellReference([schema.columns[i] for i in places])
+        self.remainder = self._make_remainder()
         self.x_width = sum(module.x_width for module in self.modules_of_kinds()) + len(places)
         self.params_width = sum(module.params_width for module in self.modules_of_kinds())
         # these follow from the schema, and are too large to save for thousands of columns
@@ -106,7 +108,7 @@ class Mixed(nn.Module):
         x = x.index_select(-1, self.places)
         seen = ~x.isnan()
         known = torch.where(seen, x, 1.0)  # any value that all kinds can hold
-        pairs = zip(self.modules_of_kinds(), self._split_columns(known), strict=True)
+        pairs = zip(self.modules_of_kinds(), self.split_columns(known), strict=True)
         values = torch.cat([module.standardize(part) for module, part in pairs], -1)
         return torch.cat([torch.where(seen, values, self.gap), seen.to(x.dtype)], -1)
 
@@ -115,8 +117,8 @@ class Mixed(nn.Module):
         values, seen = self._split_rows(rows)
         triples = zip(
             self.modules_of_kinds(),
-            self._split_columns(values),
-            self._split_columns(seen),
+            self.split_columns(values),
+            self.split_columns(seen),
             strict=True,
         )
         return torch.cat([*(module.inputs(u, shown) for module, u, shown in triples), seen], -1)
@@ -150,7 +152,7 @@ class Mixed(nn.Module):
         triples = zip(
             self.modules_of_kinds(),
             self.split_params(params),
-            self._split_columns(values),
+            self.split_columns(values),
             strict=True,
         )
         found = [module.log_prob(own, u) for module, own, u in triples]
@@ -166,7 +168,7 @@ class Mixed(nn.Module):
         return (density - self._log_units(values)) * seen
 
     def _log_units(self, values: Tensor) -> Tensor:
-        pairs = zip(self.modules_of_kinds(), self._split_columns(values), strict=True)
+        pairs = zip(self.modules_of_kinds(), self.split_columns(values), strict=True)
         return torch.cat([module.log_unit(u) for module, u in pairs], -1)
 
     def mean(self, params: Tensor) -> Tensor:
@@ -190,31 +192,19 @@ class Mixed(nn.Module):
         triples = zip(
             self.modules_of_kinds(),
             self.split_params(params),
-            self._split_columns(noise),
+            self.split_columns(noise),
             strict=True,
         )
-        return self._join_drawn(module.draw(own, part) for module, own, part in triples)
-
-    def impute(self, params: Tensor, weights: Tensor) -> Drawn:
-        """Return the mean of numbers and the mode of words over weighted draws, (batch, columns).
-
-        Words that are numbers give their median, and means are within the range of training.
-
-        `params` are (batch, num_samples, params_width); the `weights` (batch, num_samples) of a row
-        sum to 1.
-        """
-        words = torch.zeros(len(self.places) - self.reference.numbers)
-        low, high = (
-            self._split_columns(torch.cat([limit, words]).to(params.dtype))
-            for limit in self.reference.limits()
-        )
-        limits = zip(low, high, strict=True)
-        triples = zip(self.modules_of_kinds(), self.split_params(params), limits, strict=True)
-        return self._join_drawn(module.impute(own, weights, pair) for module, own, pair in triples)
+        return self.join_drawn(module.draw(own, part) for module, own, part in triples)
 
     def modules_of_kinds(self) -> list[ColumnsOfKind]:
         """Return the module of each kind that the schema has."""
         return [cast(ColumnsOfKind, part) for part in self.parts.values()]
+
+    @property
+    def words(self) -> Words | None:
+        """The module of words, if the table has any."""
+        return cast(Words, self.parts["words"]) if "words" in self.parts else None
 
     def split_params(self, params: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters of each kind."""
@@ -228,11 +218,19 @@ class Mixed(nn.Module):
         """Return 1 for each cell that is seen, else 0; columns as in `cell_log_prob`."""
         return self._split_rows(rows)[1]
 
+    def _make_remainder(self) -> Remainder | None:
+        words = sum(len(column.words) + 1 for column in self.schema.columns if column.words)
+        numbers = self.reference.numbers
+        features = 2 * numbers + words
+        fits = features <= MAX_FEATURES
+        return Remainder(numbers, features, numbers + words) if fits else None
+
     def _split_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         values, seen = rows.chunk(2, -1)
         return values, seen
 
-    def _split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
+    def split_columns(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns of each kind, of those that stand as they do inside."""
         return torch.split(values, self._sizes, -1)
 
     def _find_owners(self) -> list[int]:
@@ -242,13 +240,14 @@ class Mixed(nn.Module):
             owners += [start + owner for owner in module.owners]
         return owners
 
-    def _join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
+    def join_drawn(self, drawn: Iterable[Drawn]) -> Drawn:
+        """Join what each kind gives, in the order of the schema."""
         parts = zip(*drawn, strict=True)
         return Drawn(*(self.in_order(torch.cat(part, -1)) for part in parts))
 
     def _training_values(self, train: Array) -> Iterator[tuple[ColumnsOfKind, list[Values]]]:
         """Yield each module, and the values of its columns that are not gaps."""
-        parts = self._split_columns(self.places[None])
+        parts = self.split_columns(self.places[None])
         for module, places in zip(self.modules_of_kinds(), parts, strict=True):
             columns = (train[:, place] for place in places[0].tolist())
             yield module, [column[~np.isnan(column)].astype(np.float64) for column in columns]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from pipeline.model.column_units import (
     LARGEST,
     LOG_TWO_PI,
+    QUANTILES,
     SEEN_RANGE,
     Limits,
     TwoParameters,
@@ -25,8 +25,6 @@ HEAVY = 20.0
 """Distance from the median, in units of the quartiles', from which on tails are heavy."""
 LOG_SCALE_RANGE = (-4.0, 4.0)
 """The lower end keeps columns of few distinct numbers from a density without bounds."""
-QUANTILES = tuple(NormalDist().inv_cdf((place + 0.5) / 8) for place in range(8))
-"""The middles of eight equally likely parts of a standard normal distribution."""
 
 
 class _Numbers(TwoParameters):
@@ -41,6 +39,10 @@ class _Numbers(TwoParameters):
     def inputs(self, u: Tensor, seen: Tensor) -> Tensor:
         """Return the values, those of cells that stand far out made less; a gap is 0 already."""
         return u.clamp(-SEEN_RANGE, SEEN_RANGE)
+
+    def expected_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network would read of means in the data's units."""
+        return self.inputs(self.standardize(x), torch.ones_like(x))
 
     def log_prob(self, params: Tensor, u: Tensor) -> Tensor:
         """Return the log-density of each value in the module's units."""
@@ -69,6 +71,10 @@ class _Numbers(TwoParameters):
         means = torch.stack([self._to_data(point) for point in points]).mean(0)
         x = (weights.unsqueeze(-1) * means).sum(1)
         return Drawn(x, torch.ones_like(x))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Convert values to the module's units."""
+        raise NotImplementedError
 
     def _to_data(self, u: Tensor) -> Tensor:
         raise NotImplementedError

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
+from pipeline.model.filling import fill
 from pipeline.model.inversion import Drawn
 from pipeline.model.network_precision import run_network
 from pipeline.model.vae import VAE, Posterior
@@ -115,7 +116,7 @@ def impute(
     log_weights = terms.log_weights()
     log_weights = log_weights - log_weights.amax(-1, keepdim=True)
     log_weights = log_weights - log_weights.exp().sum(-1, keepdim=True).log()
-    filled = model.mixed.impute(terms.params, even_weights(log_weights.exp()))
+    filled = fill(model.mixed, terms.params, even_weights(log_weights.exp()), x)
     return filled, log_weights, terms.z
 
 

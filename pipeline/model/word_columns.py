@@ -10,6 +10,7 @@ from pipeline.model.column_units import LARGEST, Limits, Values
 from pipeline.model.inversion import Drawn, draw_code
 from serving.schema import Column
 
+TINY = 1e-12
 LOGIT_RANGE = 30.0
 """Largest absolute logit: no exponential or its sum leaves float32."""
 
@@ -157,16 +158,29 @@ class Words(nn.Module):
 
         It is one of those that can be written.
         """
+        return self.choose(self.shares(params, weights))
+
+    def shares(self, params: Tensor, weights: Tensor) -> Tensor:
+        """Return the probabilities of the mixture, (batch, params_width)."""
         masses = self._masses(params)
         members = self.members.to(params.dtype)
         shares = masses / (masses @ members @ members.T)
-        mixed = (weights.unsqueeze(-1) * shares).sum(1)[..., self.places]
-        mixed = torch.where(self.own, mixed, -1.0)
-        code, gap = mixed.argmax(-1).to(params.dtype), _gap_of_largest(mixed)
+        return (weights.unsqueeze(-1) * shares).sum(1)
+
+    def choose(self, shares: Tensor) -> Drawn:
+        """Return the code of the largest share, or the median of numbers, of those to be written.
+
+        Shares (batch, params_width) may be off: below 0, and those of a column may not sum to 1.
+        """
+        low = (self.writable.to(shares.dtype) - 1) * LARGEST
+        mixed = torch.where(self.own, (shares + low)[..., self.places], -LARGEST)
+        code, gap = mixed.argmax(-1).to(shares.dtype), _gap_of_largest(mixed)
         if not len(self.number_places):
             return Drawn(code, gap)
-        owners = self.number_owners.to(params.dtype)
-        median, median_gap = self._median(mixed.clamp(min=0).flatten(-2))
+        owners = self.number_owners.to(shares.dtype)
+        held = mixed.clamp(min=0)
+        held = held / held.sum(-1, keepdim=True).clamp(min=TINY)
+        median, median_gap = self._median(held.flatten(-2))
         code, gap = (part * (1 - owners.sum(0)) for part in (code, gap))
         return Drawn(code + median @ owners, gap + median_gap @ owners)
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from pipeline.training.beginning import begin_training
 from pipeline.training.binarization import binarize_batch
 from pipeline.training.feeds import open_feed
 from pipeline.training.processes import ALONE, Processes
+from pipeline.training.remainder import fit_remainder
 from pipeline.training.resident import place_rows
 from pipeline.training.schedules import (
     kl_weight_at,
@@ -133,7 +135,7 @@ def continue_training(
             stop()  # a stop waits for a step, so that what was computed is logged
             _save(state, hooks)
             hooks.log(state.epoch - 1, state.history[-1])
-    return _result(state)
+    return _result(state, dataset)
 
 
 def train_step(state: TrainState, batch: Batch, steps: int) -> None:
@@ -255,11 +257,14 @@ def _save(state: TrainState, hooks: TrainHooks) -> None:
     hooks.save(state)
 
 
-def _result(state: TrainState) -> TrainResult:
+def _result(state: TrainState, dataset: Dataset) -> TrainResult:
     state.model.load_state_dict(state.best_weights)
     model = state.model.cpu().eval()
     fix_weights(model)
     model.requires_grad_(False)
+    if model.mixed:
+        rows = np.concatenate([dataset.sample, dataset.valid.x])
+        fit_remainder(model, rows, state.settings.seed)
     history = tuple(state.history)
     longer = _advise_longer(state)
     return TrainResult(model, history, state.best_epoch, state.seconds, longer)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from pipeline.model.cell_reference import CellReference
 from pipeline.model.column_units import LARGEST
@@ -71,6 +72,31 @@ def test_the_mean_of_a_count_is_held_to_the_counts_of_training() -> None:
     both = torch.tensor([[[math.log(3.0), 0.0], [12.0, 0.0]]], dtype=torch.float64)
     halves = torch.full((1, 2), 0.5, dtype=torch.float64)
     assert float(px.impute(both, halves, limits(0, 9)).x) == pytest.approx((3 + 9) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mean", "size", "largest", "close"),
+    [(7.0, 2.0, 900.0, 1e-6), (30.0, 0.5, 51.0, 0.07), (90.0, 4.0, 120.0, 0.02)],
+    ids=["no limit", "skewed", "broad"],
+)
+def test_a_count_is_filled_by_the_mean_of_what_training_may_have_had(
+    mean: float, size: float, largest: float, close: float
+) -> None:
+    px = Counts([Column(name="x", kind="count")])
+    found = px.impute(params(math.log(mean), math.log(size)), ONE, limits(0, largest)).x
+    counts = np.arange(100_000)
+    shares = stats.nbinom(size, size / (size + mean)).pmf(counts)
+    held = float(shares @ np.minimum(counts, largest))
+    assert float(found) == pytest.approx(held, rel=close)
+
+
+def test_counts_that_are_nearly_all_0_are_not_filled_from_their_tail() -> None:
+    px = Counts([Column(name="x", kind="count")])
+    own = params(16.0, -5.0)  # nine of ten are 0; held to 51, the mean would be 51
+    found = float(px.impute(own, ONE, limits(0, 51)).x)
+    size, mean = math.exp(-5), math.exp(16)
+    share_of_0 = (size / (size + mean)) ** size
+    assert 0 < found < 1.2 * (1 - share_of_0) * 51
 
 
 def test_a_category_of_numbers_is_filled_by_its_median_and_one_of_text_by_its_mode() -> None:
