@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pipeline.config import Precision
 from pipeline.model.bernoulli import Bernoulli
-from pipeline.model.operations import EPS, Array, run_reference
+from pipeline.model.operations import EPS, Array, rows_at_once, run_reference
 from pipeline.model.perceptron import MlpEncoder
 from pipeline.model.roundings import product_layers
 from pipeline.model.vae import VAE
@@ -241,9 +241,19 @@ def unambiguous_rows(
     counts as halfway within four times the error of torch's float32 on unambiguous rows.
     """
     rows = len(next(iter(inputs.values())))
-    settled = np.ones(rows, bool)
     if not any(isinstance(layer, QuantizedLinear) for layer in reduced.modules()):
-        return np.flatnonzero(settled)
+        return np.arange(rows)
+    step = rows_at_once(reduced.x_shape, operation)  # so that a layer has all rows in one call
+    parts = [
+        _settled(reduced, operation, {n: array[at : at + step] for n, array in inputs.items()})
+        for at in range(0, rows, step)
+    ]
+    return np.flatnonzero(np.concatenate(parts)) if parts else np.arange(0)
+
+
+def _settled(reduced: VAE, operation: Operation, inputs: Mapping[str, Array]) -> NDArray[np.bool_]:
+    rows = len(next(iter(inputs.values())))
+    settled = np.ones(rows, bool)
     exact, rounded = (
         _roundings(reduced, operation, inputs, dtype) for dtype in (torch.float64, torch.float32)
     )
@@ -254,7 +264,7 @@ def unambiguous_rows(
         steps = values / a.scale
         doubtful = np.abs(steps - np.floor(steps) - 0.5) * a.scale <= noise
         settled &= ~(doubtful & (steps > a.bounds[0]) & (steps < a.bounds[1])).any(1)
-    return np.flatnonzero(settled)
+    return settled
 
 
 def _roundings(

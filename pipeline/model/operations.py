@@ -179,6 +179,14 @@ def derive_tolerances(
     return found
 
 
+def rows_at_once(x_shape: tuple[int, ...], operation: Operation) -> int:
+    """Return how many rows `run_reference` takes at a time: copies of all would fill gigabytes."""
+    most = _VALUES // torch.Size(x_shape).numel()
+    if operation.copies > 1:
+        most = min(most, _COPIES // operation.copies)
+    return max(1, most)
+
+
 @torch.no_grad()
 def run_reference(
     model: VAE | Roundings,
@@ -196,9 +204,7 @@ def run_reference(
     function = FUNCTIONS[operation.label]
     rounded = _roundings(model).get(dtype, draw, tf32=tf32, plain=operation.portable)
     tensors = tuple(_as_tensors(operation, inputs, dtype))
-    # the copies of all rows at once would fill gigabytes
-    copies = _COPIES // operation.copies if operation.copies > 1 else len(tensors[0])
-    step = max(1, min(copies, _VALUES // torch.Size(rounded.x_shape).numel()))
+    step = rows_at_once(rounded.x_shape, operation)
     parts = [
         function(rounded, *part)
         for part in zip(*(torch.split(t, step) for t in tensors), strict=True)

@@ -25,6 +25,7 @@ from pipeline.export.quantization import (
     convert_precision,
     unambiguous_rows,
 )
+from pipeline.model import operations
 from pipeline.model.net_spec import Nets, NetSpec
 from pipeline.model.perceptron import MlpDecoder, MlpEncoder
 from pipeline.model.vae import VAE
@@ -264,6 +265,11 @@ def test_a_row_at_a_tie_is_not_settled(trained: Trained, sealed: Bundle) -> None
     scale = abs(h) / 1.5  # row 7 stands between two steps
     tie = set_quantized(model, -127 * scale, 128 * scale)
     assert 7 not in unambiguous_rows(tie, decode, {"z": z})
+    with pytest.MonkeyPatch.context() as patch:  # rows that are not taken all at once
+        patch.setattr(operations, "_VALUES", 20 * int(np.prod(model.x_shape)))
+        assert unambiguous_rows(model, decode, {"z": z}).tolist() == list(range(50))
+        assert 7 not in (found := unambiguous_rows(tie, decode, {"z": z}))
+        assert {*range(20, 50)} <= {*found.tolist()}
     beyond = set_quantized(model, -1e-6, 1e-6)  # every activation takes the end of the range
     assert unambiguous_rows(beyond, decode, {"z": z}).size >= 49
 
