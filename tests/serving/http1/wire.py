@@ -8,6 +8,7 @@ import h11
 
 from serving.http1.connection import Connection
 from serving.http1.exchange import Exchange, Head
+from tests.serving.transport.owner import Owner
 
 GET = b"GET /a HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: test\r\n"
@@ -69,27 +70,16 @@ class Transport:
         self.aborted = True
 
 
-class Server:
+class Server(Owner):
     """Keeps the exchanges of connections, and lets `respond` answer each."""
 
     def __init__(self, respond: Callable[[Exchange], None] = lambda exchange: None) -> None:
+        super().__init__()
         self.respond = respond
         self.exchanges: list[Exchange] = []
-        self.connections: dict[Connection, None] = {}
         self.refusals: list[tuple[int, str]] = []
         self.head_s = 30.0
-        self.now = 0.0
         self.bytes = 0
-
-    def time(self) -> float:
-        return self.now
-
-    def admit(self, connection: Connection) -> bool:
-        self.connections[connection] = None
-        return True
-
-    def forget(self, connection: Connection) -> None:
-        self.connections.pop(connection, None)
 
     def handle(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)

@@ -9,6 +9,7 @@ from serving.http2.connection import Connection
 from serving.http2.frames import Code
 from serving.http2.headers import Fields, write_block
 from serving.http2.stream import Carrier, Stream
+from tests.serving.transport.owner import Owner
 
 MIB = 2**20
 REQUEST = [
@@ -75,25 +76,14 @@ def echo(stream: Recorded) -> None:
     stream.send(stream.body, headers=ANSWER, trailers=TRAILERS)
 
 
-class Server:
+class Server(Owner):
     """Makes the streams of connections, and one connection."""
 
     def __init__(self, respond: Callable[[Recorded], None] = echo, max_unsent: int = 2**27) -> None:
+        super().__init__()
         self.budget = Budget(2**27, max_unsent)
-        self.connections: dict[Connection, None] = {}
         self.streams: list[Recorded] = []
         self.respond = respond
-        self.now = 0.0
-
-    def time(self) -> float:
-        return self.now
-
-    def admit(self, connection: Connection) -> bool:
-        self.connections[connection] = None
-        return True
-
-    def forget(self, connection: Connection) -> None:
-        self.connections.pop(connection, None)
 
     def read_head(self, fields: Fields) -> Fields:
         return fields
