@@ -69,7 +69,8 @@ class Connection(asyncio.Protocol):
         self._begun = self._draining = self._ended = False
         self._since = server.time()
         """When the last head began, or was read on after a pause, or the end."""
-        self._progress = Progress(self._since)
+        self.progress = Progress(self._since)
+        """Whether the client takes its answers."""
         self._sent = self._last = self._dropped = self._beside = 0
         self.idle = _SILENT
         """How ready it is to give way to a new connection."""
@@ -284,7 +285,7 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """End the connection if its client does not go on; called each second."""
         unsent = self.unsent
-        if not self._progress.look(self._sent - unsent, unsent > 0, now):
+        if not self.progress.look(self._sent - unsent, unsent > 0, now):
             self.abort()
             return
         if self._ended and not unsent and now - self._since > LINGER_S:
@@ -296,14 +297,5 @@ class Connection(asyncio.Protocol):
             self._begin()
         if self._begun:
             answering = self._current is not None or self._waiting or unsent
-            still = self.stands(now) if answering else now - self._since >= IDLE_S
+            still = self.progress.stands(now) if answering else now - self._since >= IDLE_S
             self.idle = int(still)
-
-    def stands(self, now: float) -> bool:
-        """Whether the client takes nothing of the answers that wait for it."""
-        return self._progress.stands(now)
-
-    @property
-    def stuck_since(self) -> float:
-        """Return when the client took the last of its answers."""
-        return self._progress.at

@@ -59,8 +59,8 @@ class Http1Server(Listener[Connection]):
         self._handed, self._held = 0, sum(each.held for each in self.connections)
         if self._held <= MAX_UNSENT:
             return
-        stuck = [each for each in self.connections if each.stands(now)]
-        for connection in sorted(stuck, key=lambda each: (each.stuck_since, -each.held)):
+        stuck = [each for each in self.connections if each.progress.stands(now)]
+        for connection in sorted(stuck, key=lambda each: (each.progress.at, -each.held)):
             if self._held <= MAX_UNSENT:
                 return
             self._held -= connection.held

@@ -84,7 +84,6 @@ class RestServer:
         self.tracer = tracer
         self.access_log = access_log
         self._refuses_at_once = not (access.api_key or access_log or self.cors.origins)
-
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns = Turns(service.room)
         self._http1 = Http1Server(
